@@ -1,0 +1,75 @@
+"""fastllm: train, tune, run and understand language models on a CPU.
+
+Every gradient is written by hand, every hot loop compiled by Numba, and every kernel has a NumPy twin.
+
+    import fastllm
+
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=256), seed=0)
+    loss = model.loss_and_gradients(tokens, targets)
+    fastllm.AdamW(model).step(learning_rate=1e-3)
+
+Names are imported when they are first used, so that `import fastllm` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_HOME = {
+    "AdamW": "optimizers",
+    "Adam": "optimizers",
+    "ByteTokenizer": "tokenizers",
+    "CharacterTokenizer": "tokenizers",
+    "Chat": "generation",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "FastllmError": "errors",
+    "FormatError": "errors",
+    "GenerationConfig": "generation",
+    "Lion": "optimizers",
+    "Model": "model",
+    "ModelConfig": "config",
+    "SGD": "optimizers",
+    "Schedule": "schedules",
+    "Score": "layers.score",
+    "Trainer": "training",
+    "TrainingError": "errors",
+    "WordTokenizer": "tokenizers",
+    "beam_search": "generation",
+    "clip_gradients": "optimizers",
+    "generate": "generation",
+    "load": "checkpoint",
+    "load_tokenizer": "tokenizers",
+    "preset": "config",
+    "save": "checkpoint",
+    "stream": "generation",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'fastllm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+if TYPE_CHECKING:
+    from .checkpoint import load, save
+    from .config import ModelConfig, preset
+    from .errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
+    from .generation import Chat, GenerationConfig, beam_search, generate, stream
+    from .layers.score import Score
+    from .model import Model
+    from .optimizers import SGD, Adam, AdamW, Lion, clip_gradients
+    from .schedules import Schedule
+    from .tokenizers import ByteTokenizer, CharacterTokenizer, WordTokenizer, load_tokenizer
+    from .training import Trainer

@@ -1,0 +1,29 @@
+"""Writing a file so that a reader finds the old one or the new one whole, never a part of either."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends, its file takes the place of `path`.
+
+    When the block raises (a full disk, Ctrl-C), the temporary file goes and `path` stays as it was.
+    Raises OSError where the folder is missing or can't be written.
+
+        with replacing("notes.txt") as temporary:
+            temporary.write_text("all or nothing")
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""The command line: `fastllm COMMAND`, each command in a module of its own, imported when it is called.
+
+A command's module has `configure(parser)` and `run(arguments) -> exit status`. Exit status 0 is success,
+1 failure, 2 wrong use, 130 interrupted. Errors are one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import ConfigError, FastllmError
+
+COMMANDS = {
+    "demo": "train a small model on the data that comes along, and chat with it",
+    "train": "train a model on your own text or dialogues",
+    "generate": "continue a text",
+    "chat": "talk with a model",
+    "eval": "loss, perplexity and accuracy of a model on a file",
+    "plot": "draw a run's curves",
+    "bench": "time kernels and training steps against their NumPy twins",
+    "warmup": "compile all kernels now, so that later commands start at once",
+    "doctor": "show versions, CPU features, threads and caches, and what is wrong",
+}
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser; only the chosen command's module is imported, so `--help` is quick."""
+    parser = argparse.ArgumentParser(
+        prog="fastllm",
+        description="Train, tune and run language models on this CPU.",
+        epilog="example: fastllm demo",
+    )
+    parser.add_argument("--version", action="version", version=f"fastllm {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        if name == chosen:
+            module = importlib.import_module(f".{name}", __name__)
+            sub = commands.add_parser(
+                name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            module.configure(sub)
+        else:
+            commands.add_parser(name, help=summary)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if word in COMMANDS), None)
+    arguments = _parser(chosen).parse_args(words)
+    try:
+        module = importlib.import_module(f".{arguments.command}", __name__)
+        return module.run(arguments) or 0
+    except KeyboardInterrupt:
+        print("\nfastllm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone (head, less)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ConfigError as error:
+        return _fail(error, 2)
+    except (FastllmError, OSError, ValueError, MemoryError) as error:
+        return _fail(error, 1)
+
+
+def _fail(error: BaseException, status: int) -> int:
+    message = " ".join(str(error).split()) or type(error).__name__
+    print(f"fastllm: error: {message}", file=sys.stderr)
+    return status

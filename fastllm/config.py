@@ -1,0 +1,237 @@
+"""What a model is: a frozen description from which all shapes follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+
+NORMS = ("layernorm", "rms_norm")
+NORM_POSITIONS = ("pre", "post")
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu")
+POSITIONS = ("learned", "rope", "sinusoidal", "none")
+ROPE_SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, ...], what: str) -> None:
+    """Raise ConfigError for the first key of `given` that is not among `known`, naming the nearest."""
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"{what} has no key {key!r}; {fix}")
+
+
+def _require(condition: bool, rule: str, received: object, fix: str) -> None:
+    if not condition:
+        raise ConfigError(f"{rule}; got {received!r}; {fix}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer.
+
+    vocab_size       V, number of tokens
+    width            C, floats a token is represented by
+    hidden           F, width of the feed-forward layer
+    layers           number of blocks
+    heads            H, query heads
+    context          longest sequence, in tokens
+    kv_heads         K, key/value heads; divides heads; None: as many as heads
+    head_size        D; None: width // heads
+    norm             "layernorm" or "rms_norm"
+    norm_position    "pre": x + f(norm(x));  "post": norm(x + f(x))
+    norm_eps         added to the variance
+    norm_bias        whether LayerNorm has a bias
+    final_norm       a norm between the last block and the head
+    activation       "relu", "gelu" (erf), "gelu_tanh", "silu" or "swiglu" (gated: a third matrix)
+    positions        "learned", "rope", "sinusoidal" (fixed, added) or "none"
+    rope_theta       base of RoPE's frequencies
+    rope_interleaved RoPE pairs columns (2i, 2i+1) instead of (i, i + D/2)
+    rope_scaling     None, {"type": "linear", "factor": f}, or {"type": "llama3", "factor", "low_freq_factor",
+                     "high_freq_factor", "original_max_position_embeddings"}
+    attention_bias   bias of query, key and value
+    attention_output a linear layer after attention; without it heads * head_size must equal width
+    attention_output_bias  None: as attention_bias
+    feed_forward_bias
+    tied_head        the head's weight is the token embedding's
+    head_bias
+    dropout          probability at the embedding and at each branch's end, in training only
+    initial_std      standard deviation of random weights; None: 1 / sqrt(inputs), 0.02 for embeddings
+
+    Raises ConfigError, which names rule, value and fix.
+    """
+
+    vocab_size: int
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    context: int
+    kv_heads: int | None = None
+    head_size: int | None = None
+    norm: str = "layernorm"
+    norm_position: str = "pre"
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
+    final_norm: bool = True
+    activation: str = "gelu_tanh"
+    positions: str = "learned"
+    rope_theta: float = 10000.0
+    rope_interleaved: bool = False
+    rope_scaling: Mapping[str, Any] | None = None
+    attention_bias: bool = True
+    attention_output: bool = True
+    attention_output_bias: bool | None = None
+    feed_forward_bias: bool = True
+    tied_head: bool = True
+    head_bias: bool = False
+    dropout: float = 0.0
+    initial_std: float | None = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "hidden", "layers", "heads", "context"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            _require(whole, f"{name} must be a whole number > 0", value, f"give {name}=1 or more")
+        for name in ("norm_bias", "final_norm", "rope_interleaved", "attention_bias", "attention_output",
+                     "feed_forward_bias", "tied_head", "head_bias"):  # fmt: skip
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name} must be true or false", value, f"give {name}=True or False")
+        for name, choices in (
+            ("norm", NORMS),
+            ("norm_position", NORM_POSITIONS),
+            ("activation", ACTIVATIONS),
+            ("positions", POSITIONS),
+        ):
+            value = getattr(self, name)
+            _require(value in choices, f"{name} must be one of {', '.join(choices)}", value, "choose one of them")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            fine = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+            _require(fine, f"{name} must be a finite number > 0", value, "norm_eps is usually 1e-5, rope_theta 1e4")
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
+        if self.head_size is None:
+            divides = self.width % self.heads == 0
+            _require(divides, "width must be a multiple of heads", (self.width, self.heads), "or give head_size")
+            object.__setattr__(self, "head_size", self.width // self.heads)
+        if self.attention_output_bias is None:
+            object.__setattr__(self, "attention_output_bias", self.attention_bias and self.attention_output)
+        assert self.kv_heads is not None and self.head_size is not None
+        for name in ("kv_heads", "head_size"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"{name} must be a whole number > 0", value, "or leave it out")
+        _require(
+            self.heads % self.kv_heads == 0,
+            "heads must be a multiple of kv_heads",
+            (self.heads, self.kv_heads),
+            "each key/value head serves the same number of query heads",
+        )
+        _require(
+            self.attention_output or self.heads * self.head_size == self.width,
+            "without attention_output, heads * head_size must equal width",
+            (self.heads, self.head_size, self.width),
+            "set attention_output=True",
+        )
+        _require(
+            self.attention_output or not self.attention_output_bias,
+            "attention_output_bias needs attention_output",
+            self.attention_output_bias,
+            "leave it out",
+        )
+        _require(
+            self.positions != "rope" or self.head_size % 2 == 0,
+            "RoPE turns pairs of columns, so head_size must be even",
+            self.head_size,
+            "choose an even head_size",
+        )
+        _require(
+            isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1,
+            "dropout must be at least 0 and below 1",
+            self.dropout,
+            "0 turns it off",
+        )
+        _require(
+            self.initial_std is None
+            or (isinstance(self.initial_std, (int, float)) and math.isfinite(self.initial_std) and self.initial_std > 0),
+            "initial_std must be a finite number > 0, or None",
+            self.initial_std,
+            "0.02 is GPT-2's",
+        )
+        if self.rope_scaling is not None:
+            self._check_rope_scaling(dict(self.rope_scaling))
+
+    def _check_rope_scaling(self, scaling: dict[str, Any]) -> None:
+        kind = scaling.get("type")
+        _require(kind in ROPE_SCALINGS, f"rope_scaling's type must be one of {', '.join(ROPE_SCALINGS)}", kind, "or None")
+        needed = ROPE_SCALINGS[str(kind)]
+        reject_unknown_keys(scaling, ("type", *needed), "rope_scaling")
+        for name in needed:
+            value = scaling.get(name)
+            fine = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+            _require(fine, f"rope_scaling needs {name}, a finite number > 0", value, f"{kind} takes {', '.join(needed)}")
+
+    @property
+    def qkv_width(self) -> int:
+        """Columns of queries, keys and values side by side: (H + 2K) * D."""
+        return (self.heads + 2 * self.kv_heads) * self.head_size  # type: ignore[operator]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-ready values."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.rope_scaling is not None:
+            fields["rope_scaling"] = dict(self.rope_scaling)
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
+        """The reverse of to_dict. Raises ConfigError for an unknown or missing key."""
+        reject_unknown_keys(fields, [field.name for field in dataclasses.fields(cls)], "the model's configuration")
+        for field in dataclasses.fields(cls):
+            if field.default is dataclasses.MISSING and field.name not in fields:
+                raise ConfigError(f"the model's configuration needs {field.name}; got {', '.join(fields) or 'nothing'}")
+        return cls(**fields)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The small system this library grew from: three post-norm blocks, attention without output projection.
+    "rustgpt": dict(
+        width=128, hidden=256, layers=3, heads=1, context=80, norm_position="post", final_norm=False,
+        activation="relu", attention_bias=False, attention_output=False, tied_head=False, head_bias=True,
+        initial_std=None,
+    ),
+    # GPT-2 124M (Radford et al. 2019).
+    "gpt2": dict(vocab_size=50257, width=768, hidden=3072, layers=12, heads=12, context=1024),
+    # A Llama-style model of 15 million parameters (Touvron et al. 2023; sizes as in TinyStories models).
+    "llama": dict(
+        vocab_size=32000, width=288, hidden=768, layers=6, heads=6, kv_heads=2, context=256, norm="rms_norm",
+        activation="swiglu", positions="rope", attention_bias=False, feed_forward_bias=False,
+    ),
+    # A good small default for one's own text: Llama's parts at nanoGPT's CPU size.
+    "nano": dict(
+        width=128, hidden=384, layers=4, heads=4, context=128, norm="rms_norm", activation="swiglu",
+        positions="rope", attention_bias=False, feed_forward_bias=False,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str, **overrides: Any) -> ModelConfig:
+    """A named configuration, with changes: preset("nano", vocab_size=256, layers=6).
+
+    Names: rustgpt, gpt2, llama, nano. rustgpt and nano need vocab_size.
+    Raises ConfigError for an unknown name or key.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), list(PRESETS), n=1)
+        fix = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}"
+        raise ConfigError(f"there is no preset {name!r}; {fix}")
+    return ModelConfig.from_dict({**PRESETS[name], **overrides})

@@ -1,0 +1,21 @@
+"""The errors fastllm raises on purpose. Each message is one line: the rule; what was received; the fix."""
+
+
+class FastllmError(Exception):
+    """Any error of fastllm's own; catch this one to catch them all."""
+
+
+class ConfigError(FastllmError, ValueError):
+    """A configuration has an unknown key or a value that breaks a rule."""
+
+
+class FormatError(FastllmError, ValueError):
+    """A file is not what it should be: foreign, truncated or contradictory."""
+
+
+class DataError(FastllmError, ValueError):
+    """A text or data set can't be used as it is."""
+
+
+class TrainingError(FastllmError, RuntimeError):
+    """Training can't go on, for example because the loss is no longer finite."""

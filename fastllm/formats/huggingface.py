@@ -1,0 +1,180 @@
+"""Hugging Face's names for the parameters of GPT-2 and Llama, and ours, both ways.
+
+    GPT-2    transformer.h.0.attn.c_attn.weight (C, 3C)   blocks.0.attention.query | key | value.weight (C, C)
+    Llama    model.layers.0.self_attn.q_proj.weight       blocks.0.attention.query.weight, the same array
+
+GPT-2's linear weights are (in, out), and its query, key and value are one tensor. Llama's are (out, in), laid
+out for RoPE on the halves (i, i + D/2) of a head. Numbers only change places, so gradients map as their
+parameters do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from reprlib import repr as brief
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.config import ModelConfig
+from fastllm.errors import FormatError
+from fastllm.formats.huggingface_config import config_from_huggingface, model_type
+from fastllm.parameters import Shapes, parameter_shapes
+
+__all__ = ["config_from_huggingface", "from_huggingface", "to_huggingface"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# Causal masks and RoPE's frequencies, which older checkpoints hold beside the parameters.
+BUFFERS = re.compile(
+    r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)
+
+
+class Module(NamedTuple):
+    """A module of theirs, by its name, and ours that it holds, stacked along the outputs. "{}" is the layer.
+
+    Its tensors are .weight and .bias, as far as the model has them.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool = False  # the weight is (in, out)
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint: a module's weight or bias in one layer."""
+
+    name: str
+    ours: tuple[str, ...]
+    transposed: bool
+
+
+MODULES = {
+    "gpt2": (
+        Module("transformer.wte", ("embedding.token",)),
+        Module("transformer.wpe", ("embedding.position",)),
+        Module("transformer.h.{}.ln_1", ("blocks.{}.attention_norm",)),
+        Module(
+            "transformer.h.{}.attn.c_attn",
+            ("blocks.{}.attention.query", "blocks.{}.attention.key", "blocks.{}.attention.value"),
+            transposed=True,
+        ),
+        Module("transformer.h.{}.attn.c_proj", ("blocks.{}.attention.output",), transposed=True),
+        Module("transformer.h.{}.ln_2", ("blocks.{}.feed_forward_norm",)),
+        Module("transformer.h.{}.mlp.c_fc", ("blocks.{}.feed_forward.up",), transposed=True),
+        Module("transformer.h.{}.mlp.c_proj", ("blocks.{}.feed_forward.down",), transposed=True),
+        Module("transformer.ln_f", ("final_norm",)),
+        Module("lm_head", ("head",)),
+    ),
+    "llama": (
+        Module("model.embed_tokens", ("embedding.token",)),
+        Module("model.layers.{}.input_layernorm", ("blocks.{}.attention_norm",)),
+        Module("model.layers.{}.self_attn.q_proj", ("blocks.{}.attention.query",)),
+        Module("model.layers.{}.self_attn.k_proj", ("blocks.{}.attention.key",)),
+        Module("model.layers.{}.self_attn.v_proj", ("blocks.{}.attention.value",)),
+        Module("model.layers.{}.self_attn.o_proj", ("blocks.{}.attention.output",)),
+        Module("model.layers.{}.post_attention_layernorm", ("blocks.{}.feed_forward_norm",)),
+        Module("model.layers.{}.mlp.gate_proj", ("blocks.{}.feed_forward.gate",)),
+        Module("model.layers.{}.mlp.up_proj", ("blocks.{}.feed_forward.up",)),
+        Module("model.layers.{}.mlp.down_proj", ("blocks.{}.feed_forward.down",)),
+        Module("model.norm", ("final_norm",)),
+        Module("lm_head", ("head",)),
+    ),
+}
+
+
+def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[np.float32]]:
+    """Parameters by our names from a checkpoint's tensors: float32, views where nothing is to be cast.
+
+    config   as config_from_huggingface gives it
+    tensors  the prefix "transformer." or "model." may be missing, as in checkpoints of a model without head
+
+    Raises FormatError for a missing, unknown or non-float tensor and for a wrong shape.
+    """
+    modules = MODULES[model_type(config)]
+    prefix = modules[0].theirs.partition(".")[0] + "."
+    given = {}
+    for name, array in tensors.items():
+        whole_name = name if name.startswith((prefix, "lm_head.")) else prefix + name
+        if not _is_spare(whole_name, config):
+            given[whole_name] = array
+    if config.layers > len(given):  # else a damaged config.json could ask for names without end
+        raise FormatError(
+            f"a model of {config.layers} layers must have more tensors than that; got {len(given)}; "
+            "use the config.json that belongs to the weights"
+        )
+    shapes = _shapes(config)
+    layout = _layout(config, shapes)
+    _check(given, {tensor.name: _stored_shape(tensor, shapes) for tensor in layout})
+    parameters: dict[str, NDArray[np.float32]] = {}
+    for name, ours, transposed in layout:
+        stacked = given[name].T if transposed else given[name]
+        ends = np.cumsum([shapes[part][0] for part in ours])
+        for part, array in zip(ours, np.split(stacked, ends[:-1]), strict=True):
+            parameters[part] = array.astype(np.float32, copy=False)
+    return parameters
+
+
+def to_huggingface(config: ModelConfig, parameters: Arrays) -> dict[str, NDArray[Any]]:
+    """A checkpoint's tensors from parameters by our names: C-contiguous, views where nothing moves.
+
+    Raises FormatError for a model that Hugging Face has no name for, for a missing, unknown or non-float
+    parameter and for a wrong shape.
+    """
+    shapes = _shapes(config)
+    layout = _layout(config, shapes)
+    _check(parameters, shapes)
+    tensors = {}
+    for name, ours, transposed in layout:
+        parts = [parameters[part] for part in ours]
+        stacked = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        tensors[name] = np.ascontiguousarray(stacked.T if transposed else stacked)
+    return tensors
+
+
+def _shapes(config: ModelConfig) -> Shapes:
+    decayed, others = parameter_shapes(config)
+    return decayed | others
+
+
+def _layout(config: ModelConfig, shapes: Shapes) -> list[Tensor]:
+    """The tensors of this model."""
+    layout = []
+    for theirs, ours, transposed in MODULES[model_type(config)]:
+        for layer in range(config.layers if "{}" in theirs else 1):
+            for kind in ("weight", "bias"):
+                names = tuple(f"{name.format(layer)}.{kind}" for name in ours)
+                if names[0] in shapes:
+                    layout.append(Tensor(f"{theirs.format(layer)}.{kind}", names, transposed))
+    return layout
+
+
+def _stored_shape(tensor: Tensor, shapes: Shapes) -> tuple[int, ...]:
+    parts = [shapes[part] for part in tensor.ours]
+    shape = (sum(part[0] for part in parts), *parts[0][1:])
+    return shape[::-1] if tensor.transposed else shape
+
+
+def _is_spare(name: str, config: ModelConfig) -> bool:
+    """Whether a checkpoint may hold the tensor though the model has no use for it."""
+    return BUFFERS.fullmatch(name) is not None or (config.tied_head and name == "lm_head.weight")
+
+
+def _check(given: Arrays, shapes: Shapes) -> None:
+    """Raise FormatError unless given are float arrays with exactly these names and shapes."""
+    missing = [name for name in shapes if name not in given]
+    unknown = [name for name in given if name not in shapes]
+    if missing or unknown:
+        raise FormatError(
+            f"the weights must be those of the configuration; got {len(unknown)} others ({brief(unknown)}) "
+            f"and not {len(missing)} ({brief(missing)}); use the configuration that belongs to them"
+        )
+    for name, shape in shapes.items():
+        if given[name].shape != shape or not np.issubdtype(given[name].dtype, np.floating):
+            raise FormatError(
+                f"{name} must be float, of shape {shape}; got {given[name].dtype}, {given[name].shape}; "
+                "use the configuration that belongs to the weights"
+            )

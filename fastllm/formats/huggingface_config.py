@@ -1,0 +1,196 @@
+"""Hugging Face's config.json of GPT-2 and Llama as our configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from reprlib import repr as brief
+from typing import Any, NamedTuple
+
+from fastllm.config import ROPE_SCALINGS, ModelConfig
+from fastllm.errors import ConfigError, FormatError
+
+Json = Mapping[str, Any]
+
+GPT2_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+
+
+class Architecture(NamedTuple):
+    """What Hugging Face calls a model_type.
+
+    fixed      fields of ours that are the same in every such model
+    read       config.json -> the other fields
+    related    the fields of ours that follow from others, as a given configuration must have them
+    """
+
+    fixed: Json
+    read: Callable[[Json], Json]
+    related: Callable[[ModelConfig], Json]
+
+
+def config_from_huggingface(config: Json) -> ModelConfig:
+    """The model that a parsed config.json describes.
+
+    Keys that don't touch the computation are passed over. Dropout is a choice of training: it stays 0.
+
+    Raises FormatError for an architecture or feature that fastllm lacks, a missing key, an impossible value.
+    """
+    architecture = ARCHITECTURES[_choice(config, "model_type", None, ARCHITECTURES)]
+    try:
+        return ModelConfig(**architecture.fixed, **architecture.read(config))
+    except ConfigError as error:
+        raise FormatError(f"config.json describes no model that fastllm can make: {error}") from error
+
+
+def model_type(config: ModelConfig) -> str:
+    """Hugging Face's name for models like this. Raises FormatError where it has none."""
+    differences = []
+    for name, architecture in ARCHITECTURES.items():
+        needed = {**architecture.fixed, **architecture.related(config)}
+        wrong = [f"{field}={value}" for field, value in needed.items() if getattr(config, field) != value]
+        if not wrong:
+            return name
+        differences.append(f"{name} has {', '.join(wrong)}")
+    raise FormatError(
+        f"Hugging Face must have a name for the model; got one of another kind: {'; '.join(differences)}; "
+        "keep it in fastllm's own format"
+    )
+
+
+def _read_gpt2(config: Json) -> Json:
+    _require(config, "scale_attn_weights", True)
+    _require(config, "scale_attn_by_inverse_layer_idx", False)
+    _require(config, "add_cross_attention", False)
+    width = _size(config, "n_embd")
+    return {
+        "vocab_size": _size(config, "vocab_size"),
+        "width": width,
+        "hidden": _size(config, "n_inner", 4 * width),
+        "layers": _size(config, "n_layer"),
+        "heads": _size(config, "n_head"),
+        "context": _size(config, "n_positions"),
+        "norm_eps": _number(config, "layer_norm_epsilon", 1e-5),
+        "activation": GPT2_ACTIVATIONS[_choice(config, "activation_function", "gelu_new", GPT2_ACTIVATIONS)],
+        "tied_head": config.get("tie_word_embeddings", True),
+    }
+
+
+def _related_gpt2(config: ModelConfig) -> Json:
+    known = config.activation in GPT2_ACTIVATIONS.values()
+    return {
+        "activation": config.activation if known else "gelu_tanh",
+        "kv_heads": config.heads,
+        "head_size": config.width / config.heads,  # exactly: heads that don't fill the width are not GPT-2's
+    }
+
+
+def _read_llama(config: Json) -> Json:
+    _require(config, "hidden_act", "silu")
+    heads, width = _size(config, "num_attention_heads"), _size(config, "hidden_size")
+    return {
+        "vocab_size": _size(config, "vocab_size"),
+        "width": width,
+        "hidden": _size(config, "intermediate_size"),
+        "layers": _size(config, "num_hidden_layers"),
+        "heads": heads,
+        "context": _size(config, "max_position_embeddings"),
+        "kv_heads": _size(config, "num_key_value_heads", heads),
+        "head_size": _size(config, "head_dim", width // heads),
+        "norm_eps": _number(config, "rms_norm_eps", 1e-6),
+        "attention_bias": config.get("attention_bias", False),
+        "feed_forward_bias": config.get("mlp_bias", False),
+        "tied_head": config.get("tie_word_embeddings", False),
+        **_read_rope(config),
+    }
+
+
+def _related_llama(config: ModelConfig) -> Json:
+    return {"attention_output_bias": config.attention_bias}
+
+
+def _read_rope(config: Json) -> Json:
+    """Theta and scaling: in rope_parameters since transformers 5, before in rope_theta and rope_scaling."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise FormatError(f"RoPE's parameters must be an object; got {brief(rope)}; mend config.json")
+    defaults = {
+        "rope_type": rope.get("type", "default"),  # its older name
+        "original_max_position_embeddings": config["max_position_embeddings"],
+    }
+    rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
+    _require(rope, "partial_rotary_factor", 1.0)
+    kind = _choice(rope, "rope_type", None, ("default", *ROPE_SCALINGS))
+    scaling = None
+    if kind != "default":
+        scaling = {"type": kind, **{key: _number(rope, key) for key in ROPE_SCALINGS[kind]}}
+    return {"rope_theta": _number(rope, "rope_theta", 10000.0), "rope_scaling": scaling}
+
+
+def _size(config: Json, key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value  # null, too, asks for the default
+    if not isinstance(value, int) or value < 1:
+        raise FormatError(f"{key} must be a whole number > 0; got {brief(value)}; mend config.json")
+    return value
+
+
+def _number(config: Json, key: str, default: float | None = None) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, (int, float)) or not 0 < value < sys.float_info.max:
+        raise FormatError(f"{key} must be a finite number > 0; got {brief(value)}; mend config.json")
+    return value
+
+
+def _choice(config: Json, key: str, default: str | None, choices: Collection[str]) -> str:
+    value = config.get(key, default)
+    if not isinstance(value, str) or value not in choices:
+        raise FormatError(
+            f"{key} must be one of {', '.join(choices)}; got {brief(value)}; use a model of these"
+        )
+    return value
+
+
+def _require(config: Json, key: str, only: object) -> None:
+    """Raise FormatError where a switch is set to what fastllm does not compute."""
+    if config.get(key, only) != only:
+        raise FormatError(f"{key} must be {only}; got {brief(config[key])}; use a model without that feature")
+
+
+ARCHITECTURES = {
+    "gpt2": Architecture(
+        {
+            "norm": "layernorm",
+            "norm_position": "pre",
+            "norm_bias": True,
+            "final_norm": True,
+            "positions": "learned",
+            "attention_bias": True,
+            "attention_output": True,
+            "attention_output_bias": True,
+            "feed_forward_bias": True,
+            "head_bias": False,
+        },
+        _read_gpt2,
+        _related_gpt2,
+    ),
+    "llama": Architecture(
+        {
+            "norm": "rms_norm",
+            "norm_position": "pre",
+            "final_norm": True,
+            "activation": "swiglu",
+            "positions": "rope",
+            "rope_interleaved": False,
+            "attention_output": True,
+            "head_bias": False,
+        },
+        _read_llama,
+        _related_llama,
+    ),
+}

@@ -1,0 +1,86 @@
+"""A conversation with a model, in the format it was tuned on.
+
+<user> question <assistant> answer <end> <user> question <assistant> ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastllm.generation.config import GenerationConfig
+from fastllm.generation.generate import decode_pieces, generate_tokens
+from fastllm.generation.sampling import Sampler
+
+if TYPE_CHECKING:
+    from fastllm.model import Model
+    from fastllm.tokenizers import Tokenizer
+
+
+class Chat:
+    """Asks a model question after question; it sees the earlier turns as far as its context holds them.
+
+    config, options  as for `generate`, for every answer
+
+    `turns` holds each question and its answer as (question, answer). The oldest whole turns are left out of
+    the prompt when it would leave less than `max_tokens`, or a quarter of the context if that is less, to
+    the answer; they stay in `turns`.
+
+        chat = fastllm.Chat(model, tokenizer, temperature=0.7)
+        for piece in chat.ask("How do mountains form?"):
+            print(piece, end="", flush=True)
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, config: GenerationConfig | None = None, **options: Any
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = GenerationConfig.of(config, options)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns and start again from the seed."""
+        self.turns: list[tuple[str, str]] = []
+        self._sampler = Sampler(self.config)
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The pieces of the answer; the turn joins `turns` when the last is read or the iterator closed.
+
+        Raises ValueError, at once, if the question has no tokens or doesn't fit into the context alone.
+        """
+        end_ids = [self.tokenizer.end_id, self.tokenizer.user_id]
+        tokens = generate_tokens(
+            self.model, self._prompt(question), self.config, end_ids=end_ids, sampler=self._sampler
+        )
+        return self._answer(question, decode_pieces(self.tokenizer, [], tokens, self.config.stop))
+
+    def _answer(self, question: str, pieces: Iterator[str]) -> Iterator[str]:
+        answer = ""
+        try:
+            for piece in pieces:
+                answer += piece
+                yield piece
+        finally:
+            self.turns.append((question, answer))
+
+    def _prompt(self, question: str) -> list[int]:
+        tokenizer, context = self.tokenizer, self.model.config.context
+        encoded = tokenizer.encode(question).tolist()
+        if not encoded:
+            raise ValueError(f"a question must hold at least one token; got {question!r}. Ask something.")
+        prompt = [tokenizer.user_id, *encoded, tokenizer.assistant_id]
+        if len(prompt) > context:
+            raise ValueError(
+                f"a question must fit into the model's context of {context} tokens; got {len(prompt)} with "
+                "the two that mark the roles. Ask a shorter one."
+            )
+        quarter = context // 4
+        room = context - min(quarter, self.config.max_tokens or quarter)
+        for earlier, answer in reversed(self.turns):
+            turn = [tokenizer.user_id, *tokenizer.encode(earlier).tolist(), tokenizer.assistant_id]
+            turn += [*tokenizer.encode(answer).tolist(), tokenizer.end_id]
+            if len(turn) + len(prompt) > room:
+                break
+            prompt = turn + prompt
+        return prompt

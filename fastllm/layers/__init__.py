@@ -1,0 +1,1 @@
+"""Layers: thin classes that own views of the parameters and call kernels."""

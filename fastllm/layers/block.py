@@ -1,0 +1,94 @@
+"""A transformer block: attention, then feed-forward, each on a branch beside the residual stream.
+
+    pre-norm   x = x + attention(norm(x));    x = x + feed_forward(norm(x))      (GPT-2, Llama)
+    post-norm  x = norm(x + attention(x));    x = norm(x + feed_forward(x))      (Vaswani et al. 2017)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..parameters import Parameters
+from .attention import Attention
+from .backend import Backend
+from .batch import Batch
+from .dropout import Dropout
+from .feed_forward import FeedForward
+from .norm import Norm
+from .workspace import Workspace
+
+
+class Block:
+    """One block. `middle` and `end` are the residual stream after attention and after feed-forward."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: ModelConfig,
+        parameters: Parameters,
+        gradients: Parameters,
+        workspace: Workspace,
+        layer: int,
+    ) -> None:
+        self._kernels = backend.kernels
+        self._is_pre = config.norm_position == "pre"
+        shared = (backend, config, parameters, gradients, workspace)
+        self.attention_norm = Norm(*shared, f"blocks.{layer}.attention_norm")
+        self.attention = Attention(*shared, layer)
+        self.feed_forward_norm = Norm(*shared, f"blocks.{layer}.feed_forward_norm")
+        self.feed_forward = FeedForward(*shared, layer)
+        self.attention_dropout = Dropout(backend, config.dropout, site=2 * layer + 1)
+        self.feed_forward_dropout = Dropout(backend, config.dropout, site=2 * layer + 2)
+        self.middle = workspace.rows(config.width)
+        self.end = workspace.rows(config.width)
+        self._dbranch = workspace.shared("dbranch", config.width)
+        self._dropped = workspace.shared("ddropped", config.width)
+
+    def forward(self, x: np.ndarray, batch: Batch) -> np.ndarray:
+        """The stream after this block, from the stream x (N, C) before it; x must stay for backward."""
+        middle, end = self.middle.array, self.end.array
+        if self._is_pre:
+            self._attend(middle, self.attention_norm.forward(x), x, batch)
+            self._feed(end, self.feed_forward_norm.forward(middle), middle, batch)
+            return end
+        self._attend(middle, x, x, batch)
+        normed = self.attention_norm.forward(middle)
+        self._feed(end, normed, normed, batch)
+        return self.feed_forward_norm.forward(end)
+
+    def backward(self, dstream: np.ndarray, x: np.ndarray, batch: Batch) -> None:
+        """Turn dstream (N, C) from the gradient after this block into that before it, in place."""
+        dbranch, dropped = self._dbranch.array, self._dropped.array
+        if self._is_pre:
+            dout = self.feed_forward_dropout.backward(dropped, dstream, batch)
+            self.feed_forward.backward(dbranch, dout, self.feed_forward_norm.out.array, None)
+            self.feed_forward_norm.backward(dstream, dbranch, self.middle.array, dstream)
+            dout = self.attention_dropout.backward(dropped, dstream, batch)
+            self.attention.backward(dbranch, dout, self.attention_norm.out.array, None, batch)
+            self.attention_norm.backward(dstream, dbranch, x, dstream)
+            return
+        self.feed_forward_norm.backward(dbranch, dstream, self.end.array)
+        dout = self.feed_forward_dropout.backward(dropped, dbranch, batch)
+        self.feed_forward.backward(dstream, dout, self.attention_norm.out.array, dbranch)
+        self.attention_norm.backward(dbranch, dstream, self.middle.array)
+        dout = self.attention_dropout.backward(dropped, dbranch, batch)
+        self.attention.backward(dstream, dout, x, dbranch, batch)
+
+    def _attend(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray, batch: Batch) -> None:
+        """out = residual + dropout(attention(x)); without dropout the sum rides along in the product."""
+        if self.attention_dropout.is_on(batch):
+            self.attention.forward(out, x, None, batch)
+            self.attention_dropout.forward(out, batch)
+            self._kernels.add(out, out, residual)
+        else:
+            self.attention.forward(out, x, residual, batch)
+
+    def _feed(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray, batch: Batch) -> None:
+        """out = residual + dropout(feed_forward(x))."""
+        if self.feed_forward_dropout.is_on(batch):
+            self.feed_forward.forward(out, x, None)
+            self.feed_forward_dropout.forward(out, batch)
+            self._kernels.add(out, out, residual)
+        else:
+            self.feed_forward.forward(out, x, residual)

@@ -1,0 +1,51 @@
+"""The position-wise feed-forward layer: up, activation (or gate), down."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..parameters import Parameters
+from .backend import Backend
+from .linear import Linear
+from .workspace import Workspace
+
+
+class FeedForward:
+    """out = activation(x W_up) W_down, or (silu(x W_gate) * (x W_up)) W_down."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: ModelConfig,
+        parameters: Parameters,
+        gradients: Parameters,
+        workspace: Workspace,
+        layer: int,
+    ) -> None:
+        name, k = f"blocks.{layer}.feed_forward", backend.kernels
+        inner = (f"{name}.gate", f"{name}.up") if config.activation == "swiglu" else (f"{name}.up",)
+        self.up = Linear(backend, parameters, gradients, *inner)
+        self.down = Linear(backend, parameters, gradients, f"{name}.down")
+        self._activate = getattr(k, f"{config.activation}_forward")
+        self._activate_backward = getattr(k, f"{config.activation}_backward")
+        before = config.hidden * len(inner)
+        self.before = workspace.rows(before)
+        self.after = workspace.rows(config.hidden)
+        self._dbefore = workspace.shared("dbefore", before)
+        self._dafter = workspace.shared("dafter", config.hidden)
+
+    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None) -> None:
+        """out (N, C) from x (N, C), plus residual (N, C) if given."""
+        self.up.forward(self.before.array, x)
+        self._activate(self.after.array, self.before.array)
+        self.down.forward(out, self.after.array, residual)
+
+    def backward(self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None) -> None:
+        """dx (N, C) from dout (N, C) and forward's x, plus dresidual if given."""
+        dbefore, dafter = self._dbefore.array, self._dafter.array
+        self.down.backward_weight(dout, self.after.array)
+        self.down.backward_input(dafter, dout)
+        self._activate_backward(dbefore, dafter, self.before.array)
+        self.up.backward_weight(dbefore, x)
+        self.up.backward_input(dx, dbefore, dresidual)

@@ -1,0 +1,55 @@
+"""Normalisation layers: LayerNorm and RMSNorm with one interface."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..parameters import Parameters
+from .backend import Backend
+from .workspace import Workspace
+
+
+class Norm:
+    """LayerNorm or RMSNorm, as config.norm says. Keeps the output and each row's statistics."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: ModelConfig,
+        parameters: Parameters,
+        gradients: Parameters,
+        workspace: Workspace,
+        name: str,
+    ) -> None:
+        self._backend = backend
+        self._is_rms = config.norm == "rms_norm"
+        self._eps = config.norm_eps
+        self.weight, self.dweight = parameters[f"{name}.weight"], gradients[f"{name}.weight"]
+        self.bias = parameters.get(f"{name}.bias", backend.no_row)
+        self.dbias = gradients.get(f"{name}.bias", backend.no_row)
+        self.out = workspace.rows(config.width)
+        self.mean = workspace.rows(None)
+        self.rstd = workspace.rows(None)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """The normalised rows of x (N, C): this layer's own array, valid until the next forward."""
+        k, out = self._backend.kernels, self.out.array
+        if self._is_rms:
+            k.rms_norm_forward(out, self.rstd.array, x, self.weight, self._eps)
+        else:
+            k.layernorm_forward(out, self.mean.array, self.rstd.array, x, self.weight, self.bias, self._eps)
+        return out
+
+    def backward(
+        self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None = None
+    ) -> None:
+        """dx (N, C) from dout (N, C) and forward's x, plus dresidual if given (it may be dx itself)."""
+        b, k = self._backend, self._backend.kernels
+        added = b.no_matrix if dresidual is None else dresidual
+        if self._is_rms:
+            k.rms_norm_backward(dx, self.dweight, dout, x, self.weight, self.rstd.array, added, b.rms_partials)
+        else:
+            k.layernorm_backward(
+                dx, self.dweight, self.dbias, dout, x, self.weight, self.mean.array, self.rstd.array, added, b.partials
+            )

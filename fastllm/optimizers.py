@@ -1,0 +1,192 @@
+"""Optimizers: each holds its moments in flat buffers beside the parameters and updates all in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from .model import Model
+
+
+def gradient_norm(model: Model) -> float:
+    """The L2 norm of all gradients together."""
+    backend = model._backend
+    return math.sqrt(backend.kernels.squared_norm(backend.norm_partials, model.gradients.flat))
+
+
+def clip_scale(norm: float, max_norm: float) -> float:
+    """What to multiply gradients of this norm by, so that it is at most max_norm; max_norm 0 never clips."""
+    return max_norm / norm if 0 < max_norm < norm else 1.0
+
+
+def clip_gradients(model: Model, max_norm: float) -> float:
+    """Scale all gradients so that their global norm is at most max_norm; returns the norm before.
+
+    The Trainer does the same without a pass of its own: it hands clip_scale to Optimizer.step.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0; got {max_norm}; leave the call out for no clipping")
+    norm = gradient_norm(model)
+    factor = clip_scale(norm, max_norm)
+    if factor < 1:
+        model._backend.kernels.scale(model.gradients.flat, factor)
+    return norm
+
+
+class Optimizer:
+    """What all optimizers share: the step count, their moments, and which parameters decay."""
+
+    moments: tuple[str, ...] = ()
+
+    def __init__(self, model: Model, weight_decay: float = 0.0) -> None:
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
+        self._model = model
+        self._kernels = model._backend.kernels
+        self.weight_decay = weight_decay
+        self.steps = 0
+        self._moments = [np.zeros_like(model.parameters.flat) for _ in self.moments]
+
+    def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
+        """Update all parameters once.
+
+        gradient_scale  gradients count this many times: clip_scale, or 1 / batches accumulated
+        """
+        self.steps += 1
+        parameters, gradients = self._model.parameters, self._model.gradients
+        decayed = parameters.decayed if self.weight_decay else 0
+        # Matrices decay; norms, biases and embeddings, which stand behind them, do not.
+        for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
+            if part != slice(0, 0):
+                moments = [moment[part] for moment in self._moments]
+                self._update(
+                    parameters.flat[part], moments, gradients.flat[part], gradient_scale, learning_rate, decay
+                )
+
+    def _update(
+        self,
+        parameters: np.ndarray,
+        moments: list[np.ndarray],
+        gradients: np.ndarray,
+        scale: float,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        raise NotImplementedError
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The moments and the step count, to go on later. The arrays are not copies."""
+        named = dict(zip(self.moments, self._moments, strict=True))
+        return {**named, "steps": np.array([self.steps], np.int64)}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """The reverse of state(). Raises ValueError if it is of another optimizer or model."""
+        expected = {name: (array.shape, array.dtype) for name, array in self.state().items()}
+        received = {name: (array.shape, array.dtype) for name, array in state.items()}
+        if expected != received:
+            raise ValueError(
+                f"an optimizer's state must be of the same optimizer and model; expected {expected}, got {received}; "
+                "start a new run"
+            )
+        for name, moment in zip(self.moments, self._moments, strict=True):
+            moment[...] = state[name]
+        self.steps = int(state["steps"][0])
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1; got {value}; usual are 0.9 to 0.999")
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017): see kernels/adam.py."""
+
+    moments = ("first", "second")
+
+    def __init__(
+        self,
+        model: Model,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(model, weight_decay)
+        for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
+            _check_fraction(name, beta)
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0; got {eps}; usual is 1e-8")
+        self.betas, self.eps = betas, eps
+
+    def _update(
+        self,
+        parameters: np.ndarray,
+        moments: list[np.ndarray],
+        gradients: np.ndarray,
+        scale: float,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        self._kernels.adamw(
+            parameters, *moments, gradients, scale, learning_rate, *self.betas, self.eps, weight_decay, self.steps
+        )
+
+
+class Adam(AdamW):
+    """Adam (Kingma and Ba 2014), without weight decay: AdamW has that."""
+
+    def __init__(
+        self, model: Model, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        super().__init__(model, betas, eps)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum: see kernels/sgd.py."""
+
+    moments = ("velocity",)
+
+    def __init__(self, model: Model, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(model, weight_decay)
+        _check_fraction("momentum", momentum)
+        self.momentum = momentum
+
+    def _update(
+        self,
+        parameters: np.ndarray,
+        moments: list[np.ndarray],
+        gradients: np.ndarray,
+        scale: float,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        self._kernels.sgd(parameters, *moments, gradients, scale, learning_rate, self.momentum, weight_decay)
+
+
+class Lion(Optimizer):
+    """Lion (Chen et al. 2023): see kernels/lion.py. Its learning rate is 3 to 10 times smaller than Adam's."""
+
+    moments = ("momentum",)
+
+    def __init__(
+        self, model: Model, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(model, weight_decay)
+        for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
+            _check_fraction(name, beta)
+        self.betas = betas
+
+    def _update(
+        self,
+        parameters: np.ndarray,
+        moments: list[np.ndarray],
+        gradients: np.ndarray,
+        scale: float,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        self._kernels.lion(parameters, *moments, gradients, scale, learning_rate, *self.betas, weight_decay)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "lion": Lion}

@@ -1,0 +1,149 @@
+"""All parameters of a model in one flat buffer, with a named view for each.
+
+So the gradients' norm is one reduction, an optimizer's update one pass and a checkpoint one write. The buffer
+begins with the matrices, which weight decay shrinks, and ends with what it leaves alone (norms, biases,
+embeddings). Query, key and value follow one another, as do gate and up, so that one matrix product serves all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from .config import ModelConfig
+
+ALIGNMENT = 64  # bytes: a cache line
+Shapes = dict[str, tuple[int, ...]]
+
+
+def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
+    """Names and shapes in buffer order: those that weight decay applies to, and the others."""
+    c, f, d = config.width, config.hidden, config.head_size
+    assert d is not None and config.kv_heads is not None
+    queries, keys = config.heads * d, config.kv_heads * d
+    decayed: Shapes = {}
+    others: Shapes = {"embedding.token.weight": (config.vocab_size, c)}
+    if config.positions == "learned":
+        others["embedding.position.weight"] = (config.context, c)
+
+    def norm(name: str) -> None:
+        others[f"{name}.weight"] = (c,)
+        if config.norm == "layernorm" and config.norm_bias:
+            others[f"{name}.bias"] = (c,)
+
+    for i in range(config.layers):
+        block = f"blocks.{i}"
+        attention, feed_forward = f"{block}.attention", f"{block}.feed_forward"
+        norm(f"{block}.attention_norm")
+        for name, outputs in (("query", queries), ("key", keys), ("value", keys)):
+            decayed[f"{attention}.{name}.weight"] = (outputs, c)
+            if config.attention_bias:
+                others[f"{attention}.{name}.bias"] = (outputs,)
+        if config.attention_output:
+            decayed[f"{attention}.output.weight"] = (c, queries)
+        if config.attention_output_bias:
+            others[f"{attention}.output.bias"] = (c,)
+        norm(f"{block}.feed_forward_norm")
+        for name in ("gate", "up") if config.activation == "swiglu" else ("up",):
+            decayed[f"{feed_forward}.{name}.weight"] = (f, c)
+            if config.feed_forward_bias:
+                others[f"{feed_forward}.{name}.bias"] = (f,)
+        decayed[f"{feed_forward}.down.weight"] = (c, f)
+        if config.feed_forward_bias:
+            others[f"{feed_forward}.down.bias"] = (c,)
+    if config.final_norm:
+        norm("final_norm")
+    if not config.tied_head:
+        decayed["head.weight"] = (config.vocab_size, c)
+    if config.head_bias:
+        others["head.bias"] = (config.vocab_size,)
+    return decayed, others
+
+
+class Parameters(Mapping[str, np.ndarray]):
+    """A flat buffer and its named views. Read `parameters[name]`, write in place: `parameters[name][...] = x`.
+
+    flat     (P,)  the whole buffer
+    decayed  the first so many floats are what weight decay applies to
+    """
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
+        decayed, others = parameter_shapes(config)
+        self.decayed = sum(int(np.prod(shape)) for shape in decayed.values())
+        size = self.decayed + sum(int(np.prod(shape)) for shape in others.values())
+        self.flat = _aligned(size, np.dtype(dtype))
+        self._views: dict[str, np.ndarray] = {}
+        self._offsets: dict[str, int] = {}
+        offset = 0
+        for name, shape in (decayed | others).items():
+            stop = offset + int(np.prod(shape))
+            self._views[name] = self.flat[offset:stop].reshape(shape)
+            self._offsets[name] = offset
+            offset = stop
+
+    def joined(self, *names: str) -> np.ndarray:
+        """One view over neighbours, stacked along the first axis: (sum of outputs, inputs). No copy."""
+        start = self._offsets[names[0]]
+        stop = start + sum(self._views[name].size for name in names)
+        return self.flat[start:stop].reshape(-1, *self._views[names[0]].shape[1:])
+
+    def load(self, arrays: Mapping[str, Any]) -> None:
+        """Copy arrays of the same names and shapes into the buffer; nothing is copied if one is wrong.
+
+        Raises ValueError for a missing or unknown name, a wrong shape, or a value that is not finite.
+        """
+        missing = [name for name in self if name not in arrays]
+        unknown = [name for name in arrays if name not in self._views]
+        if missing or unknown:
+            raise ValueError(
+                f"a checkpoint must hold exactly this model's parameters; missing: {missing[:3] or 'none'}, "
+                f"unknown: {unknown[:3] or 'none'}; use the configuration it was saved with"
+            )
+        for name, view in self.items():
+            array = np.asarray(arrays[name])
+            if array.shape != view.shape:
+                raise ValueError(
+                    f"{name} must have shape {view.shape}; got {array.shape}; use the configuration it was saved with"
+                )
+            if not np.isfinite(array.astype(np.float32, copy=False)).all():
+                raise ValueError(f"{name} must be finite; got NaN or infinity; the file is damaged: use another")
+        for name, view in self.items():
+            view[...] = arrays[name]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros, the first at a cache line's start."""
+    raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+def initialise(parameters: Parameters, config: ModelConfig, seed: int) -> None:
+    """Random weights: normal with config.initial_std, or 1 / sqrt(inputs); norms 1, biases 0.
+
+    Matrices that write to the residual stream get 1 / sqrt(2 * layers) of that (GPT-2), in pre-norm models.
+    """
+    rng = np.random.default_rng(seed)
+    for name, view in parameters.items():
+        if name.endswith("bias"):
+            view[...] = 0
+        elif "norm" in name:
+            view[...] = 1
+        else:
+            embedding = name.startswith("embedding.")
+            std = config.initial_std or (0.02 if embedding else view.shape[1] ** -0.5)
+            if config.norm_position == "pre" and name.endswith(("output.weight", "down.weight")):
+                std *= (2 * config.layers) ** -0.5
+            view[...] = rng.standard_normal(view.shape, dtype=np.float32) * np.float32(std)

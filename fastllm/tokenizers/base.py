@@ -1,0 +1,192 @@
+"""What every tokenizer does: text to ids, ids back to text, one id at a time when it streams.
+
+Special tokens mark the ends and the speakers of texts. A program puts their ids where they belong
+(`tokenizer.end_id`); no text a user types ever turns into one, not even the text "<end>".
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from reprlib import repr as brief
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.atomic import replacing
+from fastllm.errors import DataError
+
+UNKNOWN, END, USER, ASSISTANT = "<unk>", "<end>", "<user>", "<assistant>"
+
+FILE_FORMAT = "fastllm-tokenizer"
+FILE_VERSION = 1
+
+
+def check_text(text: object) -> None:
+    """Raise TypeError unless text is a str, DataError where it holds half of a surrogate pair."""
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str; got {type(text).__name__}; pass one str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"U+{ord(text[error.start]):04X}"
+        raise DataError(
+            f"text must be valid Unicode; got the lone surrogate {surrogate} at position {error.start}; "
+            'clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+        ) from None
+
+
+class Tokenizer(ABC):
+    """Maps text to token ids 0 .. vocab_size - 1 and back.
+
+    tokens        the token of each id, as text
+    begin_id      what the model expects before every text, None for nothing
+    end_id, user_id, assistant_id    ids of the control tokens
+    unknown_id    id of "<unk>", None where every text has its own ids
+    """
+
+    name: ClassVar[str]
+    """How files and command lines call this kind of tokenizer."""
+    fields: ClassVar[tuple[str, ...]] = ("tokens",)
+    """The lists that the file on disk holds, which are what the constructor takes."""
+    end_token: ClassVar[str] = END
+    begin_id: int | None = None
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        """Raises TypeError for a token that is no str, ValueError for one that is repeated or damaged."""
+        self.tokens = list(tokens)
+        self._ids: dict[str, int] = {}
+        for position, token in enumerate(self.tokens):
+            if not isinstance(token, str):
+                raise TypeError(
+                    f"tokens must be str; got {type(token).__name__} at position {position}; "
+                    "build the tokenizer again"
+                )
+            check_text(token)
+            first = self._ids.setdefault(token, position)
+            if first != position:
+                raise ValueError(
+                    f"tokens must be distinct; got {brief(token)} at positions {first} and {position}; "
+                    "build the tokenizer again"
+                )
+        self.end_id = self.id_of(self.end_token)
+        self.unknown_id = self._ids.get(UNKNOWN)
+        self.control_ids = frozenset(
+            self._ids[token] for token in (self.end_token, USER, ASSISTANT) if token in self._ids
+        )
+
+    @classmethod
+    @abstractmethod
+    def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
+        """Make a tokenizer for texts like these, special tokens included.
+
+        max_size         the largest vocab_size allowed; None for no limit
+        minimum_count    tokens seen fewer times are left out
+
+        Raises TypeError for anything but strings, DataError for texts without a usable token, ValueError
+        for a limit out of range.
+        """
+
+    @abstractmethod
+    def stream(self, skip_special: bool = True) -> TextStream:
+        """Start a text that grows with every id pushed."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> NDArray[np.int32]:
+        """Ids of a text that has been checked."""
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Ids (N,) int32 of the text, without any special token but "<unk>".
+
+        Raises TypeError for anything but a str, DataError (a ValueError) for a lone surrogate.
+        """
+        check_text(text)
+        return self._encode(text)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of ids (N,), an array or any iterable of integers.
+
+        skip_special    leave out end, user and assistant tokens; "<unk>" stands for a word and is shown
+
+        Raises TypeError for an id that is no integer, ValueError for one out of range.
+        """
+        stream = self.stream(skip_special)
+        return "".join(map(stream.push, ids)) + stream.flush()
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def user_id(self) -> int:
+        """Marks what a user says; ValueError where the vocabulary has no such token and so can't chat."""
+        return self.id_of(USER)
+
+    @property
+    def assistant_id(self) -> int:
+        """Marks what the assistant says; ValueError as for user_id."""
+        return self.id_of(ASSISTANT)
+
+    def id_of(self, token: str) -> int:
+        """The id of a token, special ones included; ValueError where the vocabulary lacks it."""
+        if token not in self._ids:
+            raise ValueError(
+                f"the token must be one of the vocabulary's {self.vocab_size}; got {brief(token)}; "
+                "use encode() for text"
+            )
+        return self._ids[token]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokenizer as JSON; the file is replaced whole or not at all. Raises OSError."""
+        document: dict[str, Any] = {"format": FILE_FORMAT, "version": FILE_VERSION, "type": self.name}
+        document |= {field: getattr(self, field) for field in self.fields}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.vocab_size} tokens>"
+
+
+class TextStream(ABC):
+    """Text from ids, piece by piece: all that push returned, joined, and then flush, is the decoded text.
+
+    A piece depends on its id and the ids before, never on what comes next, so it can be shown at once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._tokens = tokenizer.tokens
+        self._hidden = tokenizer.control_ids if skip_special else frozenset()
+        self._position = 0
+
+    @abstractmethod
+    def _text(self, token_id: int) -> str:
+        """What this id adds to the text."""
+
+    def push(self, token_id: int) -> str:
+        """What this id adds to the text, often "" in the middle of a character.
+
+        Raises TypeError unless it is an integer, ValueError unless it is in 0 .. vocab_size - 1.
+        """
+        try:
+            token_id = operator.index(token_id)
+        except TypeError:
+            raise TypeError(
+                f"token ids must be integers; got {type(token_id).__name__} at position {self._position}; "
+                "pass the ids of one text, as encode() gives them"
+            ) from None
+        if not 0 <= token_id < len(self._tokens):
+            raise ValueError(
+                f"token ids must be in 0 .. {len(self._tokens) - 1}; "
+                f"got {token_id} at position {self._position}; "
+                "decode with the tokenizer that encoded the text"
+            )
+        self._position += 1
+        return self.flush() if token_id in self._hidden else self._text(token_id)
+
+    def flush(self) -> str:
+        """What is still held back when no more ids come."""
+        return ""

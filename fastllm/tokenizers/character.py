@@ -1,0 +1,48 @@
+"""Characters as tokens: one for each Unicode code point of the text, as Python counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.tokenizers.base import TextStream
+from fastllm.tokenizers.vocabulary import SPECIAL_TOKENS, VocabularyTokenizer
+
+
+class CharacterTokenizer(VocabularyTokenizer):
+    """One token a character, white space included; decode(encode(text)) == text where all are known.
+
+    >>> tokenizer = CharacterTokenizer.build(["hello"])
+    >>> tokenizer.decode(tokenizer.encode("hole!"))
+    'hole<unk>'
+    """
+
+    name = "character"
+    unit = "character"
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        super().__init__(tokens)
+        points = [ord(character) for character in self.tokens[len(SPECIAL_TOKENS) :]]
+        # code point -> id; the last entry answers for every code point beyond the largest known
+        self._id_of_point = np.full(max(points, default=0) + 2, self.unknown_id, dtype=np.int32)
+        self._id_of_point[points] = np.arange(len(SPECIAL_TOKENS), self.vocab_size)
+
+    @staticmethod
+    def _split(text: str) -> list[str]:
+        return list(text)
+
+    def _encode(self, text: str) -> NDArray[np.int32]:
+        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        return self._id_of_point.take(points, mode="clip")
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        return CharacterStream(self, skip_special)
+
+
+class CharacterStream(TextStream):
+    """Writes tokens one after another."""
+
+    def _text(self, token_id: int) -> str:
+        return self._tokens[token_id]

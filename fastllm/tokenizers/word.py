@@ -1,0 +1,93 @@
+"""Words and punctuation marks as tokens, and the spaces between them put back by the rules of English.
+
+Encoding splits at white space (as Unicode has it), and each ASCII punctuation mark is a token of its own:
+"Don't go, Ann!" gives Don ' t go , Ann !. Which white space stood between them is forgotten.
+
+Decoding writes one space or none before a token. Only that token and those before it decide, so that text
+can be shown while it is generated. The rules restore regular English exactly: words joined by apostrophes and
+hyphens, plural possessives, straight double quotes, brackets, $5, 5%, 3.14, 1,000 and 10:30. They can't
+restore 'single quotes' and dashes - such as these - inside a sentence, negative numbers, lists such as
+100, 200, abbreviations such as e.g., or a number that opens a sentence just after a number.
+There only the spaces differ: two words never touch, so for every text of known words
+encode(decode(encode(text))) == encode(text).
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.tokenizers.base import TextStream
+from fastllm.tokenizers.vocabulary import VocabularyTokenizer
+
+ASCII_PUNCTUATION = r"!-/:-@\[-`{-~"
+TOKEN = re.compile(rf"[{ASCII_PUNCTUATION}]|[^\s{ASCII_PUNCTUATION}]+")
+
+NO_SPACE_BEFORE = frozenset(".,!?;:)]}%")
+NO_SPACE_AFTER = frozenset("([{$#~")
+INSIDE_WORDS = frozenset("'-/@_^\\")  # no space on either side...
+APART = frozenset(".,!?;:&+=<>*|`")  # ...but a space between one of these and one of INSIDE_WORDS
+CONTRACTIONS = frozenset(("s", "t", "re", "ve", "ll", "d", "m"))
+
+
+class WordTokenizer(VocabularyTokenizer):
+    """One token a word or ASCII punctuation mark; upper and lower case differ.
+
+    >>> tokenizer = WordTokenizer.build(["The sun is a star.", "Isn't it?"])
+    >>> tokenizer.decode(tokenizer.encode("Isn't the sun a star?"))
+    "Isn't <unk> sun a star?"
+    """
+
+    name = "word"
+    unit = "word or ASCII punctuation mark"
+
+    @staticmethod
+    def _split(text: str) -> list[str]:
+        return TOKEN.findall(text)
+
+    def _encode(self, text: str) -> NDArray[np.int32]:
+        unknown = self.unknown_id
+        return np.array([self._ids.get(token, unknown) for token in self._split(text)], dtype=np.int32)
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        return WordStream(self, skip_special)
+
+
+class WordStream(TextStream):
+    """Writes tokens one after another, with a space before each that wants one."""
+
+    _last = ""  # the token written last
+    _before = ""  # the token before that one
+    _quoting = False  # inside straight double quotes
+
+    def _text(self, token_id: int) -> str:
+        token = self._tokens[token_id]
+        spaced = self._spaced(token)
+        self._quoting ^= token == '"'
+        self._before, self._last = self._last, token
+        return f" {token}" if spaced else token
+
+    def _spaced(self, token: str) -> bool:
+        """Whether a space stands before the token."""
+        last = self._last
+        if not last or last in NO_SPACE_AFTER or token in NO_SPACE_BEFORE:
+            return False
+        if token == '"':
+            return not self._quoting
+        if last == '"' and self._quoting:
+            return False
+        if token in INSIDE_WORDS:
+            return last in APART
+        if last == "'":
+            # the dogs' tails, but the dog's tail and O'Brien
+            return self._before.lower().endswith("s") and token.lower() not in CONTRACTIONS
+        return last not in INSIDE_WORDS and not self._continues_number(token)
+
+    def _continues_number(self, token: str) -> bool:
+        """Whether the token goes on with a number: the 14 of 3.14, the 30 of 10:30, the 000 of 1,000."""
+        whole = self._before
+        if not (whole.isdecimal() and token.isdecimal()):
+            return False
+        return self._last in (".", ":") or (self._last == "," and len(whole) <= 3 and len(token) == 3)

@@ -1,0 +1,124 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..datasets import Dataset
+from ..errors import TrainingError
+from ..layers.score import Score
+from ..model import Model
+from ..optimizers import Optimizer, clip_scale, gradient_norm
+from ..schedules import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one update did.
+
+    step           number of updates so far, this one counted
+    tokens         tokens read in this update
+    score          loss and accuracy before the update
+    gradient_norm  global L2 norm, before clipping
+    learning_rate  used in this update
+    seconds        this update took
+    """
+
+    step: int
+    tokens: int
+    score: Score
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+Callback = Callable[[Step], None]
+
+
+class Trainer:
+    """Trains a model on a data set.
+
+    schedule    learning rate by step
+    steps       number of updates
+    max_norm    gradients are clipped to this global L2 norm; 0: never
+    accumulate  each batch is computed in so many parts, to save memory; the result is the same
+    seed        of dropout's masks
+    callbacks   called with a Step after every update
+
+    The batch of a step, its masks and its learning rate follow from the step's number. So a trainer that is
+    given the parameters, the optimizer's state and `step` of another goes on as that would have, bit by bit.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        dataset: Dataset,
+        schedule: Schedule,
+        steps: int,
+        max_norm: float = 1.0,
+        accumulate: int = 1,
+        seed: int = 0,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        if not 0 <= max_norm < math.inf:
+            raise ValueError(f"max_norm must be finite and not negative; got {max_norm}; 0 never clips")
+        if accumulate < 1 or steps < 1:
+            raise ValueError(f"accumulate and steps must be 1 or more; got {accumulate} and {steps}; raise them")
+        self.model = model
+        self.optimizer = optimizer
+        self.dataset = dataset
+        self.schedule = schedule
+        self.steps = steps
+        self.max_norm = max_norm
+        self.accumulate = accumulate
+        self.seed = seed
+        self.callbacks = list(callbacks)
+        self.step = 0
+
+    def train(self, until: int | None = None) -> None:
+        """Go on to update number `until` (None: the last).
+
+        Raises TrainingError when loss or gradients are no longer finite; the parameters are then those of
+        the last good update.
+        """
+        model = self.model
+        while self.step < (self.steps if until is None else min(until, self.steps)):
+            began = time.perf_counter()
+            batch = self.dataset.batch(self.step)
+            model.zero_gradients()
+            score = Score()
+            for number, part in enumerate(batch.split(self.accumulate)):
+                score += model.score_and_gradients(
+                    part.tokens, part.targets, part.starts, batch.target_count, self._dropout_seed(number)
+                )
+            norm = gradient_norm(model)
+            if not math.isfinite(score.total) or not math.isfinite(norm):
+                raise TrainingError(
+                    f"loss and gradients must stay finite; got loss {score.loss:.4g} and gradient norm {norm:.4g} at "
+                    f"step {self.step + 1}; lower the learning rate or clip harder"
+                )
+            rate = self.schedule(self.step)
+            self.optimizer.step(rate, clip_scale(norm, self.max_norm))
+            self.step += 1
+            done = Step(self.step, len(batch.tokens), score, norm, rate, time.perf_counter() - began)
+            for callback in self.callbacks:
+                callback(done)
+
+    def _dropout_seed(self, part: int) -> int | None:
+        """A number of its own for each part of each step."""
+        if not self.model.config.dropout:
+            return None
+        return (self.seed << 48) + self.step * self.accumulate + part
+
+
+def evaluate(model: Model, dataset: Dataset) -> Score:
+    """Loss and accuracy over a whole data set."""
+    score = Score()
+    for batch in dataset.in_order():
+        if batch.target_count:
+            score += model.score(batch.tokens, batch.targets, batch.starts)
+    return score

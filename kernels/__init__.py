@@ -1,0 +1,91 @@
+"""Compiled kernels: the arithmetic of training and decoding, forward and backward.
+
+The contract, the same for all of them:
+
+- Arguments: what is written first, then what is read, then scalars. Nothing is returned, but a reduction may
+  return its scalar.
+- Arrays are float32, C-contiguous and of the shapes in the docstring; ids, targets, starts and positions are
+  int32. An optional array that is not there is passed empty. Nothing is checked here: layers do that.
+- Gradients of activations are overwritten, gradients of parameters are added to.
+- No memory is taken: scratch is passed in, from `matmul_scratch` or `attention_scratch`.
+- The bits of a result do not depend on the number of threads.
+- Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
+
+N rows (packed tokens), S sequences, C width, F hidden, V vocabulary, H heads, K key/value heads, D head size.
+"""
+
+from .activation import (
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    relu_backward,
+    relu_forward,
+    silu_backward,
+    silu_forward,
+)
+from .adam import adamw
+from .attention import attention_backward, attention_forward, attention_scratch
+from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
+from .dropout import dropout_backward, dropout_forward
+from .embedding import embedding_backward, embedding_forward
+from .gradient_norm import scale, squared_norm
+from .jit import cache_directory
+from .kv_cache import attention_decode, kv_cache_write
+from .layernorm import layernorm_backward, layernorm_forward
+from .linear import linear_backward_input, linear_backward_weight, linear_forward
+from .lion import lion
+from .matmul import matmul, matmul_scratch
+from .residual import add
+from .rms_norm import rms_norm_backward, rms_norm_forward
+from .rope import rope_backward, rope_forward
+from .rows import gather_rows, scatter_rows
+from .sgd import sgd
+from .softmax import softmax_backward, softmax_forward
+from .swiglu import swiglu_backward, swiglu_forward
+
+__all__ = [
+    "adamw",
+    "add",
+    "attention_backward",
+    "attention_decode",
+    "attention_forward",
+    "attention_scratch",
+    "cache_directory",
+    "cross_entropy_forward",
+    "cross_entropy_forward_backward",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "gather_rows",
+    "gelu_backward",
+    "gelu_forward",
+    "gelu_tanh_backward",
+    "gelu_tanh_forward",
+    "kv_cache_write",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+    "lion",
+    "matmul",
+    "matmul_scratch",
+    "relu_backward",
+    "relu_forward",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rope_backward",
+    "rope_forward",
+    "scale",
+    "scatter_rows",
+    "sgd",
+    "silu_backward",
+    "silu_forward",
+    "softmax_backward",
+    "softmax_forward",
+    "squared_norm",
+    "swiglu_backward",
+    "swiglu_forward",
+]

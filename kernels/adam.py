@@ -1,0 +1,46 @@
+"""Adam with decoupled weight decay (Kingma and Ba 2014, arXiv:1412.6980; Loshchilov and Hutter 2017, arXiv:1711.05101).
+
+    g = gradient * gradient_scale
+    m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2
+    w = w (1 - learning_rate * weight_decay) - learning_rate * m_hat / (sqrt(v_hat) + eps)
+    m_hat = m / (1 - beta1^step)         v_hat = v / (1 - beta2^step)
+
+One pass: each of the four arrays is read once and three are written once. Clipping rides along in gradient_scale.
+"""
+
+import numpy as np
+
+from .jit import chunk_count, inline, kernel, prange
+
+
+@inline
+def _update(parameters, first, second, gradients, scale, step_size, beta1, beta2, eps, root, keep, chunk, chunks):
+    size = parameters.shape[0]
+    rest1, rest2 = np.float32(1) - beta1, np.float32(1) - beta2
+    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+        g = gradients[i] * scale
+        m = beta1 * first[i] + rest1 * g
+        v = beta2 * second[i] + rest2 * g * g
+        first[i] = m
+        second[i] = v
+        parameters[i] = parameters[i] * keep - step_size * m / (np.sqrt(v) * root + eps)
+
+
+@kernel(parallel=True)
+def adamw(
+    parameters, first, second, gradients, gradient_scale, learning_rate, beta1, beta2, eps, weight_decay, step
+):
+    """One update of parameters (P,) and the moments first, second (P,) from gradients (P,).
+
+    step  counts from 1
+    """
+    step_size = np.float32(learning_rate / (1.0 - beta1**step))
+    root = np.float32(1.0 / np.sqrt(1.0 - beta2**step))
+    keep = np.float32(1.0 - learning_rate * weight_decay)
+    scale, b1, b2, e = np.float32(gradient_scale), np.float32(beta1), np.float32(beta2), np.float32(eps)
+    chunks = chunk_count(parameters.shape[0])
+    if chunks == 1:
+        _update(parameters, first, second, gradients, scale, step_size, b1, b2, e, root, keep, 0, 1)
+        return
+    for chunk in prange(chunks):
+        _update(parameters, first, second, gradients, scale, step_size, b1, b2, e, root, keep, chunk, chunks)

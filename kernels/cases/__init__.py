@@ -1,0 +1,16 @@
+"""One table for tests and benchmarks: for every kernel its arguments, sizes, tolerance and cost.
+
+Each builder in these files is named after its kernel and makes the arguments, in call order and in float32,
+from a random generator and a size. Arrays to be written start as NaN (integers as -1), arrays to be added to
+or changed in place as noise, so that a kernel which leaves an element out, or overwrites where it should add,
+is caught. Size names follow the kernels' shapes: rows N, width C or F, vocabulary V, parameters P.
+
+    case = CASES["softmax_forward"]
+    arguments = case.build(np.random.default_rng(0), **case.sizes[0])
+    reference.softmax_forward(**arguments)
+"""
+
+from . import attention, elementwise, optimizers, products, rows  # noqa: F401  each enters its cases in CASES
+from .case import CASES, Case, Scratch, with_scratch
+
+__all__ = ["CASES", "Case", "Scratch", "with_scratch"]

@@ -1,0 +1,100 @@
+"""Cases of the matrix product and the linear maps."""
+
+from itertools import product
+
+from .case import Scratch, case, normal, optional, unwritten
+
+MATMUL = [
+    {"m": m, "n": n, "k": k, "transpose_a": a, "transpose_b": b, "accumulate": accumulate}
+    for m, n, k in [(1, 1, 1), (7, 65, 33), (65, 31, 300)]
+    for a, b, accumulate in product([False, True], repeat=3)
+]
+MATMUL_REALISTIC = {
+    "rustgpt 78x384x128": {"m": 78, "n": 384, "k": 128},
+    "gpt2 256x3072x768": {"m": 256, "n": 3072, "k": 768},
+}
+LINEAR = [
+    {"rows": 1, "inputs": 1, "outputs": 1},
+    {"rows": 1, "inputs": 128, "outputs": 533, "bias": False},
+    {"rows": 7, "inputs": 65, "outputs": 31, "residual": True},
+    {"rows": 65, "inputs": 7, "outputs": 130, "bias": False, "residual": True},
+    {"rows": 131, "inputs": 300, "outputs": 65},
+]
+LINEAR_REALISTIC = {
+    "rustgpt 78x128x384": {"rows": 78, "inputs": 128, "outputs": 384},
+    "nano 1024x384x1536": {"rows": 1024, "inputs": 384, "outputs": 1536},
+    "gpt2 256x768x3072": {"rows": 256, "inputs": 768, "outputs": 3072},
+}
+
+
+@case(
+    MATMUL,
+    MATMUL_REALISTIC,
+    terms=lambda s: s.k,
+    flops=lambda s: 2 * s.m * s.n * s.k,
+    written=("out",),
+)
+def matmul(rng, m, n, k, transpose_a=False, transpose_b=False, accumulate=False):
+    return {
+        "out": normal(rng, m, n) if accumulate else unwritten(m, n),
+        "a": normal(rng, k, m) if transpose_a else normal(rng, m, k),
+        "b": normal(rng, n, k) if transpose_b else normal(rng, k, n),
+        "transpose_a": transpose_a,
+        "transpose_b": transpose_b,
+        "accumulate": accumulate,
+        "scratch": Scratch.MATMUL,
+    }
+
+
+@case(
+    LINEAR,
+    LINEAR_REALISTIC,
+    terms=lambda s: s.inputs,
+    flops=lambda s: 2 * s.rows * s.inputs * s.outputs,
+    written=("out",),
+)
+def linear_forward(rng, rows, inputs, outputs, bias=True, residual=False):
+    return {
+        "out": unwritten(rows, outputs),
+        "x": normal(rng, rows, inputs),
+        "weight": normal(rng, outputs, inputs),
+        "bias": optional(rng, bias, outputs),
+        "residual": optional(rng, residual, rows, outputs),
+        "scratch": Scratch.MATMUL,
+    }
+
+
+@case(
+    LINEAR,
+    LINEAR_REALISTIC,
+    terms=lambda s: s.outputs,
+    flops=lambda s: 2 * s.rows * s.inputs * s.outputs,
+    written=("dx",),
+    forward="linear_forward",
+)
+def linear_backward_input(rng, rows, inputs, outputs, bias=True, residual=False):
+    return {
+        "dx": unwritten(rows, inputs),
+        "dout": normal(rng, rows, outputs),
+        "weight": normal(rng, outputs, inputs),
+        "residual": optional(rng, residual, rows, inputs),
+        "scratch": Scratch.MATMUL,
+    }
+
+
+@case(
+    LINEAR,
+    LINEAR_REALISTIC,
+    terms=lambda s: s.rows,
+    flops=lambda s: 2 * s.rows * s.inputs * s.outputs,
+    updated=("dweight", "dbias"),
+    forward="linear_forward",
+)
+def linear_backward_weight(rng, rows, inputs, outputs, bias=True, residual=False):
+    return {
+        "dweight": normal(rng, outputs, inputs),
+        "dbias": optional(rng, bias, outputs),
+        "dout": normal(rng, rows, outputs),
+        "x": normal(rng, rows, inputs),
+        "scratch": Scratch.MATMUL,
+    }

@@ -1,0 +1,87 @@
+"""Cross-entropy of logits against one right token a row.
+
+    loss = log sum exp(logits) - logits[target]          dlogits = scale * (softmax(logits) - onehot(target))
+
+scale is 1 / number of targets for a mean. The head calls this on a chunk of rows at a time, so the logits of
+a whole batch are never in memory, and rows without a target are never computed.
+"""
+
+import numpy as np
+
+from .elementary import exp
+from .jit import chunk_count, inline, kernel, prange
+
+
+@inline
+def _row_statistics(logits, n, target):
+    """Largest logit, sum of exp(logit - largest), and whether the target is the first largest."""
+    top = logits[n, 0]
+    for v in range(logits.shape[1]):
+        top = logits[n, v] if logits[n, v] > top else top
+    total = np.float32(0)
+    for v in range(logits.shape[1]):
+        total += exp(logits[n, v] - top)
+    is_first = logits[n, target] == top
+    if is_first:
+        for v in range(target):
+            if logits[n, v] == top:
+                is_first = False
+    return top, total, is_first
+
+
+@inline
+def _forward_rows(losses, correct, logits, targets, start, stop):
+    for n in range(start, stop):
+        target = targets[n]
+        top, total, is_first = _row_statistics(logits, n, target)
+        losses[n] = np.log(total) + top - logits[n, target]
+        correct[n] = np.int32(is_first)
+
+
+@kernel(parallel=True)
+def cross_entropy_forward(losses, correct, logits, targets):
+    """The loss of each row.
+
+    losses  (R,)  written
+    correct (R,)  int32, written: 1 where the largest logit (the first of equals) is the target's
+    logits  (R, V)
+    targets (R,)  int32, each in 0 .. V-1
+    """
+    rows = logits.shape[0]
+    chunks = chunk_count(logits.size)
+    if chunks == 1:
+        _forward_rows(losses, correct, logits, targets, 0, rows)
+        return
+    for chunk in prange(chunks):
+        _forward_rows(losses, correct, logits, targets, rows * chunk // chunks, rows * (chunk + 1) // chunks)
+
+
+@inline
+def _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop):
+    for n in range(start, stop):
+        target = targets[n]
+        top, total, is_first = _row_statistics(logits, n, target)
+        losses[n] = np.log(total) + top - logits[n, target]
+        correct[n] = np.int32(is_first)
+        factor = np.float32(scale) / total
+        # exp a second time: cheaper than writing it in the first pass and reading it again
+        for v in range(logits.shape[1]):
+            dlogits[n, v] = exp(logits[n, v] - top) * factor
+        dlogits[n, target] -= np.float32(scale)
+
+
+@kernel(parallel=True)
+def cross_entropy_forward_backward(losses, correct, dlogits, logits, targets, scale):
+    """Loss and gradient of each row; as cross_entropy_forward, and
+
+    dlogits (R, V)  written; may be logits itself
+    scale           what the gradient of each row's loss is multiplied by
+    """
+    rows = logits.shape[0]
+    chunks = chunk_count(logits.size)
+    if chunks == 1:
+        _both_rows(losses, correct, dlogits, logits, targets, scale, 0, rows)
+        return
+    for chunk in prange(chunks):
+        start, stop = rows * chunk // chunks, rows * (chunk + 1) // chunks
+        _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop)

@@ -1,0 +1,55 @@
+"""Dropout from a counter-based generator (Srivastava et al. 2014; Salmon et al. 2011; Steele et al. 2014).
+
+Element i has its own random number, a function of (seed, offset + i) alone: nothing is stored for backward,
+and threads need no streams of their own.
+
+    z = seed + (offset + i + 1) * GOLDEN mod 2^64, then SplitMix64's mixing; u = the top 24 bits / 2^24
+    out = x / (1 - p) where u >= p, else 0          dx = the same applied to dout
+"""
+
+import numpy as np
+
+from .jit import chunk_count, inline, kernel, prange
+
+U = np.uint64
+GOLDEN = U(0x9E3779B97F4A7C15)
+MIX_1, MIX_2 = U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
+
+
+@inline
+def _uniform(seed, counter):
+    z = seed + (counter + U(1)) * GOLDEN
+    z = (z ^ (z >> U(30))) * MIX_1
+    z = (z ^ (z >> U(27))) * MIX_2
+    z = z ^ (z >> U(31))
+    return np.float32(np.int32(z >> U(40))) * np.float32(2.0**-24)
+
+
+@inline
+def _drop(out, x, probability, seed, offset, chunk, chunks):
+    flat_out, flat_x = out.reshape(-1), x.reshape(-1)
+    size = flat_x.shape[0]
+    scale = np.float32(1.0 / (1.0 - probability))
+    threshold = np.float32(probability)
+    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+        is_kept = _uniform(U(seed), U(offset) + U(i)) >= threshold
+        flat_out[i] = flat_x[i] * scale if is_kept else np.float32(0)
+
+
+@kernel(parallel=True)
+def dropout_forward(out, x, probability, seed, offset):
+    """out (N, C): each element of x zeroed with probability, else scaled by 1 / (1 - probability).
+
+    seed, offset  integers >= 0; use an offset grown by x.size for the next array
+    """
+    chunks = chunk_count(x.size)
+    if chunks == 1:
+        _drop(out, x, probability, seed, offset, 0, 1)
+        return
+    for chunk in prange(chunks):
+        _drop(out, x, probability, seed, offset, chunk, chunks)
+
+
+def dropout_backward(dx, dout, probability, seed, offset):
+    """dx (N, C) from dout, with the probability, seed and offset of forward; dx may be dout itself."""
+    dropout_forward(dx, dout, probability, seed, offset)

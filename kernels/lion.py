@@ -1,0 +1,36 @@
+"""Lion (Chen et al. 2023, arXiv:2302.06675): the sign of an interpolated momentum, decoupled weight decay.
+
+    g = gradient * gradient_scale
+    w = w (1 - learning_rate * weight_decay) - learning_rate * sign(beta1 m + (1 - beta1) g)
+    m = beta2 m + (1 - beta2) g
+"""
+
+import numpy as np
+
+from .jit import chunk_count, inline, kernel, prange
+
+
+@inline
+def _update(parameters, momentum, gradients, scale, rate, beta1, beta2, keep, chunk, chunks):
+    size = parameters.shape[0]
+    zero, rest1, rest2 = np.float32(0), np.float32(1) - beta1, np.float32(1) - beta2
+    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+        g = gradients[i] * scale
+        u = beta1 * momentum[i] + rest1 * g
+        step = rate if u > zero else (-rate if u < zero else zero)
+        parameters[i] = parameters[i] * keep - step
+        momentum[i] = beta2 * momentum[i] + rest2 * g
+
+
+@kernel(parallel=True)
+def lion(parameters, momentum, gradients, gradient_scale, learning_rate, beta1, beta2, weight_decay):
+    """One update of parameters (P,) and momentum (P,) from gradients (P,)."""
+    scale, rate = np.float32(gradient_scale), np.float32(learning_rate)
+    b1, b2 = np.float32(beta1), np.float32(beta2)
+    keep = np.float32(1.0 - learning_rate * weight_decay)
+    chunks = chunk_count(parameters.shape[0])
+    if chunks == 1:
+        _update(parameters, momentum, gradients, scale, rate, b1, b2, keep, 0, 1)
+        return
+    for chunk in prange(chunks):
+        _update(parameters, momentum, gradients, scale, rate, b1, b2, keep, chunk, chunks)

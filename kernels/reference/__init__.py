@@ -1,0 +1,77 @@
+"""The NumPy twin of every kernel: the same file, function and arguments, written from the formula.
+
+A twin computes in the dtype of its arrays: float32 to run a model, float64 to judge the kernels.
+Twins share nothing with the kernels or each other, and ignore the scratch they are given.
+"""
+
+from .activation import (
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    relu_backward,
+    relu_forward,
+    silu_backward,
+    silu_forward,
+)
+from .adam import adamw
+from .attention import attention_backward, attention_forward
+from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
+from .dropout import dropout_backward, dropout_forward
+from .embedding import embedding_backward, embedding_forward
+from .gradient_norm import scale, squared_norm
+from .kv_cache import attention_decode, kv_cache_write
+from .layernorm import layernorm_backward, layernorm_forward
+from .linear import linear_backward_input, linear_backward_weight, linear_forward
+from .lion import lion
+from .matmul import matmul
+from .residual import add
+from .rms_norm import rms_norm_backward, rms_norm_forward
+from .rope import rope_backward, rope_forward
+from .rows import gather_rows, scatter_rows
+from .sgd import sgd
+from .softmax import softmax_backward, softmax_forward
+from .swiglu import swiglu_backward, swiglu_forward
+
+__all__ = [
+    "adamw",
+    "add",
+    "attention_backward",
+    "attention_decode",
+    "attention_forward",
+    "cross_entropy_forward",
+    "cross_entropy_forward_backward",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "gather_rows",
+    "gelu_backward",
+    "gelu_forward",
+    "gelu_tanh_backward",
+    "gelu_tanh_forward",
+    "kv_cache_write",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "linear_forward",
+    "lion",
+    "matmul",
+    "relu_backward",
+    "relu_forward",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rope_backward",
+    "rope_forward",
+    "scale",
+    "scatter_rows",
+    "sgd",
+    "silu_backward",
+    "silu_forward",
+    "softmax_backward",
+    "softmax_forward",
+    "squared_norm",
+    "swiglu_backward",
+    "swiglu_forward",
+]

@@ -1,0 +1,51 @@
+"""Affine map of rows, weight stored (outputs, inputs) as in torch.nn.Linear.
+
+    out     = x @ weight.T + bias + residual
+    dx      = dout @ weight
+    dweight += dout.T @ x        dbias += sum over rows of dout
+Back-propagation: Rumelhart, Hinton, Williams 1986, doi:10.1038/323533a0.
+"""
+
+
+def linear_forward(out, x, weight, bias, residual, scratch):
+    """Map each row of x.
+
+    out       (N, O)  written
+    x         (N, I)
+    weight    (O, I)
+    bias      (O,), or empty for none
+    residual  (N, O), or empty for none
+    """
+    product = x @ weight.T
+    if bias.size:
+        product += bias
+    if residual.size:
+        product += residual
+    out[...] = product
+
+
+def linear_backward_input(dx, dout, weight, residual, scratch):
+    """Gradient of linear_forward by x.
+
+    dx        (N, I)  overwritten
+    dout      (N, O)
+    weight    (O, I)
+    residual  (N, I) gradient arriving at x by another way, or empty for none
+    """
+    product = dout @ weight
+    if residual.size:
+        product += residual
+    dx[...] = product
+
+
+def linear_backward_weight(dweight, dbias, dout, x, scratch):
+    """Gradients of linear_forward by its parameters.
+
+    dweight  (O, I)  added to
+    dbias    (O,)    added to, or empty for none
+    dout     (N, O)
+    x        (N, I)
+    """
+    dweight += dout.T @ x
+    if dbias.size:
+        dbias += dout.sum(axis=0)

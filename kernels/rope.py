@@ -1,0 +1,65 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
+
+A head's D columns form D/2 pairs; at position t pair i is turned by the angle t * frequency_i:
+
+    (a, b) -> (a cos - b sin, a sin + b cos)
+
+Pairs are (i, i + D/2), as Hugging Face's Llama has them, or (2i, 2i + 1), as the paper, llama2.c and GGUF
+have them ("interleaved"). Weights made for one give plausible nonsense with the other. Backward turns back.
+"""
+
+import numpy as np
+
+from .jit import chunk_count, inline, kernel, prange
+
+FORWARD, BACKWARD = np.float32(1), np.float32(-1)
+
+
+@inline
+def _rotate_rows(qkv, cos, sin, positions, heads, interleaved, direction, start, stop):
+    pairs = cos.shape[1]
+    step = 2 if interleaved else 1
+    gap = 1 if interleaved else pairs
+    for n in range(start, stop):
+        t = positions[n]
+        for h in range(heads):
+            base = h * 2 * pairs
+            for i in range(pairs):
+                first = base + i * step
+                a = qkv[n, first]
+                b = qkv[n, first + gap]
+                s = sin[t, i] * direction
+                qkv[n, first] = a * cos[t, i] - b * s
+                qkv[n, first + gap] = a * s + b * cos[t, i]
+
+
+@inline
+def _rotate(qkv, cos, sin, positions, heads, interleaved, direction, chunk, chunks):
+    rows = qkv.shape[0]
+    start, stop = rows * chunk // chunks, rows * (chunk + 1) // chunks
+    _rotate_rows(qkv, cos, sin, positions, heads, interleaved, direction, start, stop)
+
+
+@kernel(parallel=True)
+def _rope(qkv, cos, sin, positions, heads, interleaved, direction):
+    chunks = chunk_count(qkv.size)
+    if chunks == 1:
+        _rotate(qkv, cos, sin, positions, heads, interleaved, direction, 0, 1)
+        return
+    for chunk in prange(chunks):
+        _rotate(qkv, cos, sin, positions, heads, interleaved, direction, chunk, chunks)
+
+
+def rope_forward(qkv, cos, sin, positions, heads, interleaved):
+    """Rotate the first heads * D columns of qkv (N, W) in place: the queries and keys.
+
+    cos, sin  (T, D/2)  of every position and pair
+    positions (N,)      row n stands at positions[n] < T
+    heads               query heads + key heads
+    """
+    _rope(qkv, cos, sin, positions, heads, interleaved, FORWARD)
+
+
+def rope_backward(dqkv, cos, sin, positions, heads, interleaved):
+    """Turn the gradients of the first heads * D columns back, in place; arguments as in rope_forward."""
+    _rope(dqkv, cos, sin, positions, heads, interleaved, BACKWARD)

@@ -1,0 +1,32 @@
+"""Stochastic gradient descent with momentum (Polyak 1964), weight decay added to the gradient as PyTorch does.
+
+    g = gradient * gradient_scale + weight_decay * w
+    velocity = momentum * velocity + g          w = w - learning_rate * velocity
+"""
+
+import numpy as np
+
+from .jit import chunk_count, inline, kernel, prange
+
+
+@inline
+def _update(parameters, velocity, gradients, gradient_scale, learning_rate, momentum, weight_decay, chunk, chunks):
+    size = parameters.shape[0]
+    scale, rate = np.float32(gradient_scale), np.float32(learning_rate)
+    keep, decay = np.float32(momentum), np.float32(weight_decay)
+    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+        velocity[i] = keep * velocity[i] + (gradients[i] * scale + decay * parameters[i])
+        parameters[i] -= rate * velocity[i]
+
+
+@kernel(parallel=True)
+def sgd(parameters, velocity, gradients, gradient_scale, learning_rate, momentum, weight_decay):
+    """One update of parameters (P,) and velocity (P,) from gradients (P,)."""
+    chunks = chunk_count(parameters.shape[0])
+    if chunks == 1:
+        _update(parameters, velocity, gradients, gradient_scale, learning_rate, momentum, weight_decay, 0, 1)
+        return
+    for chunk in prange(chunks):
+        _update(
+            parameters, velocity, gradients, gradient_scale, learning_rate, momentum, weight_decay, chunk, chunks
+        )

@@ -1,0 +1,59 @@
+"""Gated unit of Llama's feed-forward (Shazeer 2020, arXiv:2002.05202).
+
+    out = silu(gate) * up          silu(g) = g s, s = 1 / (1 + exp(-g))
+    dgate = dout * up * s (1 + g (1 - s))          dup = dout * silu(gate)
+
+gate and up come from one product and lie side by side: gate_up (N, 2F), gate first.
+"""
+
+import numpy as np
+
+from .elementary import sigmoid
+from .jit import chunk_count, inline, kernel, prange
+
+F = np.float32
+
+
+@inline
+def _forward_rows(out, gate_up, start, stop):
+    hidden = out.shape[1]
+    for n in range(start, stop):
+        for f in range(hidden):
+            gate = gate_up[n, f]
+            out[n, f] = gate * sigmoid(gate) * gate_up[n, hidden + f]
+
+
+@kernel(parallel=True)
+def swiglu_forward(out, gate_up):
+    """out (N, F) from gate_up (N, 2F)."""
+    rows = out.shape[0]
+    chunks = chunk_count(out.size)
+    if chunks == 1:
+        _forward_rows(out, gate_up, 0, rows)
+        return
+    for chunk in prange(chunks):
+        _forward_rows(out, gate_up, rows * chunk // chunks, rows * (chunk + 1) // chunks)
+
+
+@inline
+def _backward_rows(dgate_up, dout, gate_up, start, stop):
+    hidden = dout.shape[1]
+    for n in range(start, stop):
+        for f in range(hidden):
+            gate = gate_up[n, f]
+            up = gate_up[n, hidden + f]
+            s = sigmoid(gate)
+            dgate_up[n, f] = dout[n, f] * up * s * (F(1) + gate * (F(1) - s))
+            dgate_up[n, hidden + f] = dout[n, f] * gate * s
+
+
+@kernel(parallel=True)
+def swiglu_backward(dgate_up, dout, gate_up):
+    """dgate_up (N, 2F) written, from dout (N, F) and forward's gate_up (N, 2F)."""
+    rows = dout.shape[0]
+    chunks = chunk_count(gate_up.size)
+    if chunks == 1:
+        _backward_rows(dgate_up, dout, gate_up, 0, rows)
+        return
+    for chunk in prange(chunks):
+        _backward_rows(dgate_up, dout, gate_up, rows * chunk // chunks, rows * (chunk + 1) // chunks)

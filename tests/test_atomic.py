@@ -1,0 +1,46 @@
+"""replacing: a file is the old one or the new one, whole, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from fastllm.atomic import replacing
+
+
+def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    for content in ("first", "second"):
+        with replacing(path) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == path.parent
+        assert path.read_text() == content
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt(), ValueError("bad")])
+def test_a_failure_leaves_the_old_file_alone(tmp_path: Path, failure: BaseException) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of the new")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX's")
+def test_the_file_gets_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with replacing(tmp_path / "replaced") as temporary:
+        temporary.touch()
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "replaced")]
+    assert modes[0] == modes[1]

@@ -1,0 +1,121 @@
+import pytest
+from generation_fakes import ScriptedModel, TableModel
+
+from fastllm.generation import Chat
+from fastllm.tokenizers import CharacterTokenizer, WordTokenizer
+
+TOKENIZER = CharacterTokenizer.build(["abcdefgh?!"])
+USER, ASSISTANT, END = TOKENIZER.user_id, TOKENIZER.assistant_id, TOKENIZER.end_id
+
+
+def ids(text):
+    return TOKENIZER.encode(text).tolist()
+
+
+def turn(question, answer):
+    return [USER, *ids(question), ASSISTANT, *ids(answer), END]
+
+
+def last(question):
+    return [USER, *ids(question), ASSISTANT]
+
+
+def answering(*answers, context=64, last_token=END):
+    return ScriptedModel(
+        *([*ids(answer), last_token] for answer in answers), vocab_size=TOKENIZER.vocab_size, context=context
+    )
+
+
+def test_every_prompt_holds_the_turns_before():
+    model = answering("abc", "de", "")
+    chat = Chat(model, TOKENIZER)
+    assert [list(chat.ask(question)) for question in ("a?", "b?", "c?")] == [["a", "b", "c"], ["d", "e"], []]
+    assert chat.turns == [("a?", "abc"), ("b?", "de"), ("c?", "")]
+    assert model.prompts == [
+        last("a?"),
+        turn("a?", "abc") + last("b?"),
+        turn("a?", "abc") + turn("b?", "de") + last("c?"),
+    ]
+
+
+def test_reset_forgets_all_turns():
+    model = answering("abc", "de")
+    chat = Chat(model, TOKENIZER)
+    list(chat.ask("a?"))
+    chat.reset()
+    list(chat.ask("b?"))
+    assert model.prompts[1] == last("b?")
+    assert chat.turns == [("b?", "de")]
+
+
+def test_oldest_turns_are_dropped_whole():
+    model = answering("aaaa", "bb", "cc", "d", context=32)  # a quarter of it, 8, is for the answer
+    chat = Chat(model, TOKENIZER)
+    for question in ("a?", "b?", "c?", "d?"):
+        list(chat.ask(question))
+    assert model.prompts[2] == turn("a?", "aaaa") + turn("b?", "bb") + last("c?")  # 9 + 7 + 4 of 24
+    assert model.prompts[3] == turn("b?", "bb") + turn("c?", "cc") + last("d?")  # 9 + 7 + 7 + 4 is too long
+    assert len(chat.turns) == 4
+
+
+@pytest.mark.parametrize(("max_tokens", "kept"), [(None, 1), (2, 2), (100, 1)])
+def test_room_is_left_for_the_answer(max_tokens, kept):
+    model = answering("c", context=24)
+    chat = Chat(model, TOKENIZER, max_tokens=max_tokens)
+    chat.turns = [("a?", "aaaa"), ("b?", "bbb")]
+    list(chat.ask("c?"))
+    assert model.prompts[0].count(END) == kept  # 9 + 8 + 4 tokens; 18, 22 and 18 fit
+
+
+def test_a_long_question_may_take_the_room_of_the_answer():
+    model = answering("abc", context=10)
+    assert "".join(Chat(model, TOKENIZER).ask("abcdefgh")) == "a"  # a prompt of 10 leaves one token
+
+
+@pytest.mark.parametrize(
+    ("question", "message"), [("", "at least one token; got ''"), ("a" * 9, "context of 10 tokens; got 11")]
+)
+def test_a_wrong_question_is_an_error_at_the_call(question, message):
+    chat = Chat(answering("abc", context=10), TOKENIZER)
+    with pytest.raises(ValueError, match=message):
+        chat.ask(question)
+    assert chat.turns == []
+
+
+def test_an_answer_ends_where_the_user_would_speak():
+    model = answering("ab", last_token=USER)
+    assert "".join(Chat(model, TOKENIZER).ask("a?")) == "ab"
+
+
+def test_stop_strings_end_an_answer():
+    chat = Chat(answering("abcdef"), TOKENIZER, stop="cd")
+    assert list(chat.ask("a?")) == ["a", "b"]
+    assert chat.turns == [("a?", "ab")]
+
+
+def test_an_answer_that_is_not_read_to_its_end_is_remembered_as_far_as_it_was_read():
+    chat = Chat(answering("abcdef"), TOKENIZER)
+    answer = chat.ask("a?")
+    assert next(answer) + next(answer) == "ab"
+    answer.close()
+    assert chat.turns == [("a?", "ab")]
+
+
+def test_answers_begin_without_a_space():
+    words = WordTokenizer.build(["Is it far? Yes, very far."])
+    model = ScriptedModel([*words.encode("Yes, very far."), words.end_id], vocab_size=words.vocab_size)
+    assert list(Chat(model, words).ask("Is it far?")) == ["Yes", ",", " very", " far", "."]
+
+
+def test_the_seed_decides_a_whole_conversation():
+    model = TableModel(TOKENIZER.vocab_size, context=120, scale=0.3)
+    chat = Chat(model, TOKENIZER, temperature=1.0, max_tokens=12, seed=5)
+
+    def conversation():
+        answers = ["".join(chat.ask("a?")) for _ in range(3)]
+        chat.reset()
+        return answers
+
+    first = conversation()
+    assert conversation() == first
+    assert len(set(first)) == 3

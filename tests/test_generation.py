@@ -1,0 +1,360 @@
+import dataclasses
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from generation_fakes import ScriptedModel, TableModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastllm.errors import ConfigError
+from fastllm.generation import GenerationConfig, beam_search, generate, generate_tokens, stream
+from fastllm.generation.sampling import log_softmax
+from fastllm.generation.stop import StopStrings
+from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, WordTokenizer
+
+CHARACTERS = CharacterTokenizer.build(["abcdefgh END"])
+WORDS = WordTokenizer.build(["The sun is a star, and stars are far."])
+
+
+def saying(tokenizer, *texts, end=True):
+    scripts = [[*tokenizer.encode(text).tolist(), *([tokenizer.end_id] if end else [])] for text in texts]
+    return ScriptedModel(*scripts, vocab_size=tokenizer.vocab_size)
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.01},
+        {"top_p": float("nan")},
+        {"seed": -1},
+        {"stop": ""},
+        {"stop": ("a", "")},
+        {"beams": 0},
+        {"beams": 2, "temperature": 0.5},
+        {"beams": 2, "stop": "."},
+        {"length_penalty": float("nan")},
+        {"length_penalty": 11},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_an_error_of_one_line(option):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}.*; got .+\. .+\.$") as caught:
+        GenerationConfig(**option)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"max_tokens": 1.5}, {"temperature": "hot"}, {"top_k": True}, {"beams": None}, {"stop": (1,)}],
+    ids=str,
+)
+def test_a_value_of_another_type_is_an_error_of_one_line(option):
+    with pytest.raises(TypeError, match=rf"{next(iter(option))} must be .*; got .+\. .+\.$"):
+        GenerationConfig(**option)
+
+
+def test_options_go_before_the_config():
+    config = GenerationConfig.of(GenerationConfig(temperature=0.5, top_k=3), {"top_k": 5})
+    assert (config.temperature, config.top_k) == (0.5, 5)
+    assert GenerationConfig.of(None, {}) == GenerationConfig()
+    assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.top_k = 4
+
+
+def test_an_unknown_option_names_the_closest():
+    with pytest.raises(ConfigError, match=r"got 'temprature'\. Did you mean 'temperature'\?"):
+        generate(TableModel(), CHARACTERS, "a", temprature=1)
+
+
+# --- tokens
+
+
+def greedy_without_cache(model, tokens, count):
+    tokens = list(tokens)
+    for _ in range(count):
+        tokens.append(int(np.argmax(model.next_logits(tokens))))
+    return tokens[-count:]
+
+
+def test_greedy_takes_the_most_probable_token():
+    model = TableModel(vocab_size=7, context=20, seed=3)
+    tokens = list(generate_tokens(model, [1, 2], max_tokens=12))
+    assert tokens == greedy_without_cache(model, [1, 2], 12)
+    assert len(set(tokens)) > 3
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"beams": 3}], ids=str)
+def test_generation_ends_when_the_context_is_full(options):
+    model = TableModel(context=8)
+    for length in range(1, 9):
+        assert len(list(generate_tokens(model, [1] * length, **options))) == 8 - length + 1
+        assert len(list(generate_tokens(model, [1] * length, max_tokens=1, **options))) == 1
+
+
+def test_no_token_is_decoded_in_vain():
+    model = TableModel(context=8)
+    list(generate_tokens(model, [1, 1], max_tokens=4))
+    assert model.decoded == 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "got"),
+    [([1] * 9, "got 9"), ([], r"shape \(0,\)"), ([[1]], r"shape \(1, 1\)"), ([0.5], "float64")],
+)
+def test_a_wrong_prompt_is_an_error_at_the_call(tokens, got):
+    with pytest.raises(ValueError, match=f"must .*{got}"):
+        generate_tokens(TableModel(context=8), tokens)
+
+
+def test_end_tokens_end_and_are_not_yielded():
+    model = ScriptedModel([3, 4, 2, 5], [3, 4, 2, 5], vocab_size=6)
+    assert list(generate_tokens(model, [1], end_ids=[2, 5])) == [3, 4]
+    assert list(generate_tokens(model, [1], end_ids=[5])) == [3, 4, 2]
+
+
+# --- text
+
+
+def test_the_text_ends_before_the_end_token():
+    model = saying(CHARACTERS, "cab")
+    assert generate(model, CHARACTERS, "ab") == "cab"
+    assert model.prompts == [CHARACTERS.encode("ab").tolist()]
+
+
+def test_an_empty_prompt_starts_from_the_end_token():
+    model = saying(CHARACTERS, "cab")
+    assert generate(model, CHARACTERS, "") == "cab"
+    assert model.prompts == [[CHARACTERS.end_id]]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 4}, {"beams": 4}], ids=str)
+def test_the_pieces_join_to_the_text(options):
+    model = TableModel(CHARACTERS.vocab_size, context=30, seed=1)
+    pieces = list(stream(model, CHARACTERS, "abc", **options))
+    assert "".join(pieces) == generate(model, CHARACTERS, "abc", **options)
+    assert len(pieces) > 5 and all(pieces)
+
+
+def test_pieces_come_as_they_are_generated():
+    model = saying(CHARACTERS, "abc")
+    pieces = stream(model, CHARACTERS, "a")
+    assert next(pieces) == "a" and model.decoded == 0
+    assert next(pieces) == "b" and model.decoded == 1
+
+
+def test_prompt_and_text_read_as_one():
+    prompt, text = "The sun is", " a star, and stars are far."
+    assert list(stream(saying(WORDS, text), WORDS, prompt)) == [
+        *(" a", " star", ",", " and", " stars", " are", " far", ".")
+    ]
+    assert generate(saying(WORDS, ", and"), WORDS, prompt) == ", and"
+
+
+def test_characters_of_several_bytes_stay_whole():
+    tokenizer = ByteTokenizer()
+    assert list(stream(saying(tokenizer, "aé→😀"), tokenizer, "é")) == ["a", "é", "→", "😀"]
+    assert generate(saying(tokenizer, "a😀"), tokenizer, "é", max_tokens=3) == "a\ufffd"
+
+
+def test_seeds():
+    model = TableModel(CHARACTERS.vocab_size, context=40, seed=1, scale=0.3)
+
+    def text(seed):
+        return generate(model, CHARACTERS, "abc", temperature=1.0, seed=seed)
+
+    assert text(1) == text(1) != text(2)
+    assert text(None) != text(None)
+
+
+def test_an_error_of_stream_comes_at_the_call():
+    with pytest.raises(ValueError, match="top_p"):
+        stream(TableModel(), CHARACTERS, "a", top_p=0)
+    with pytest.raises(ValueError, match="context of 8 tokens; got 9"):
+        stream(TableModel(context=8), CHARACTERS, "a" * 9)
+
+
+# --- stop strings
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("END", "abc "),
+        ("E", "abc "),
+        (("zzz", "ND", "bc "), "a"),
+        (("EF", "ENN"), "abc END def"),  # a beginning of both, neither of them
+        ("f", "abc END de"),
+        ("abc", ""),
+        ("def!", "abc END def"),  # still waiting when the text ends
+    ],
+)
+def test_the_text_ends_before_a_stop_string(stop, text):
+    assert generate(saying(CHARACTERS, "abc END def"), CHARACTERS, "a", stop=stop) == text
+
+
+def test_a_stop_string_is_never_shown_in_part():
+    pieces = stream(saying(CHARACTERS, "abEaENaEND"), CHARACTERS, "a", stop="END")
+    assert list(pieces) == ["a", "b", "Ea", "ENa"]
+
+
+def test_nothing_is_generated_after_a_stop_string():
+    model = saying(CHARACTERS, "abEND" + "a" * 20)
+    generate(model, CHARACTERS, "a", stop="END")
+    assert model.decoded == 4
+
+
+def test_a_stop_string_inside_a_token():
+    assert generate(saying(WORDS, "a star, and stars"), WORDS, "The", stop="ar, a") == " a st"
+
+
+short = st.text("ab", max_size=12)
+
+
+@given(short, st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.sets(st.integers(0, 12)))
+def test_the_borders_of_pieces_do_not_matter(text, stops, borders):
+    ends = [
+        (end, end - len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop)
+    ]
+    expected = text[: min(ends)[1]] if ends else text
+
+    watch = StopStrings(stops)
+    shown = ""
+    for start, end in pairwise([0, *sorted(borders), max(12, len(text))]):
+        shown += watch.push(text[start:end])
+        assert expected.startswith(shown)
+        if watch.found:
+            break
+    assert shown + watch.flush() == expected
+    assert watch.found == bool(ends)
+
+
+# --- beams
+
+
+def test_beam_search_gives_texts_with_scores():
+    model = TableModel(CHARACTERS.vocab_size, context=12, seed=2)
+    found = beam_search(model, CHARACTERS, "abc", beams=4, max_tokens=6)
+    assert len(found) == 4
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    assert generate(model, CHARACTERS, "abc", beams=4, max_tokens=6) == found[0][0]
+
+
+def test_a_better_beam_may_begin_with_a_less_probable_token():
+    model = TableModel(vocab_size=CHARACTERS.vocab_size, context=4, scale=0.0)
+    a, b, c, d = CHARACTERS.encode("abcd")
+    model.table[0, a, [b, c]] = 5.0, 4.9
+    model.table[1, c, d] = 20.0
+    assert generate(model, CHARACTERS, "a", max_tokens=2).startswith("b")
+    assert generate(model, CHARACTERS, "a", max_tokens=2, beams=2) == "cd"
+
+
+# --- the real model
+
+
+def real_model(backend="numpy", **changes):
+    import fastllm
+
+    sizes = {"vocab_size": 29, "width": 24, "hidden": 40, "layers": 2, "heads": 4, "context": 19}
+    model = fastllm.Model(fastllm.ModelConfig(**{**sizes, **changes}), seed=0, backend=backend)
+    random = np.random.default_rng(1)
+    for parameter in model.parameters.values():  # biases too, and logits of about 1
+        parameter[...] += random.normal(scale=0.2, size=parameter.shape)
+    return model
+
+
+VARIANTS = [
+    {"positions": "learned"},
+    {"positions": "sinusoidal"},
+    {"positions": "none"},
+    {"positions": "rope"},
+    {"positions": "rope", "rope_interleaved": True},
+    {"positions": "rope", "kv_heads": 2, "head_size": 8},
+    {"positions": "rope", "kv_heads": 1, "norm": "rms_norm", "norm_bias": False, "activation": "swiglu"},
+    {"heads": 1, "norm_position": "post", "final_norm": False, "attention_output": False, "tied_head": False},
+]
+
+# Cached and uncached logits are sums of the same float32 products in another order: some 100 products an
+# entry and a few layers, each within 6e-8 of itself.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def starts_of(*lengths):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_cached_equals_uncached(backend, variant):
+    model = real_model(backend, **variant)
+    tokens = np.random.default_rng(2).integers(0, 29, 19).astype(np.int32)
+    uncached = model.forward(tokens)
+    assert np.abs(uncached).max() > 0.5
+    for prompt in (1, 2, 11, 19):
+        cache = model.new_cache(1, 19)
+        logits = model.prefill(tokens[:prompt], starts_of(prompt), cache)
+        np.testing.assert_allclose(logits[0], uncached[prompt - 1], **CLOSE)
+        for n in range(prompt, 19):
+            logits = model.decode(tokens[n : n + 1], cache)
+            np.testing.assert_allclose(logits[0], uncached[n], **CLOSE)
+        assert cache.lengths.tolist() == [19]
+        with pytest.raises(ValueError, match=r"context|capacity|cache"):
+            model.decode(tokens[:1], cache)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_batch_equals_each_alone_and_slots_can_be_reordered(backend):
+    model = real_model(backend, positions="rope", kv_heads=2)
+    texts = [np.random.default_rng(n).integers(0, 29, 14).astype(np.int32) for n in range(3)]
+    lengths = (5, 1, 8)
+    cache = model.new_cache(3, 19)
+    prompts = np.concatenate([text[:n] for text, n in zip(texts, lengths, strict=True)])
+    logits = model.prefill(prompts, starts_of(*lengths), cache)
+    order = np.array([0, 1, 2], np.int32)
+    for step, swap in enumerate([(2, 0, 1), (0, 0, 1), (1, 2, 2)]):
+        for slot, text in enumerate(order):
+            expected = model.forward(texts[text][: lengths[text] + step])[-1]
+            np.testing.assert_allclose(logits[slot], expected, **CLOSE)
+        cache.reorder(np.array(swap, np.int32))
+        order = order[list(swap)]
+        following = [texts[text][lengths[text] + step] for text in order]
+        logits = model.decode(np.array(following, np.int32), cache)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_greedy_text_of_the_real_model(backend):
+    model = real_model(backend, positions="rope")
+    model.next_logits = lambda tokens: model.forward(np.array(tokens, np.int32))[-1]
+    assert list(generate_tokens(model, [3, 4, 5])) == greedy_without_cache(model, [3, 4, 5], 17)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_beam_search_of_the_real_model_equals_brute_force(backend):
+    model = real_model(backend, vocab_size=CHARACTERS.vocab_size - 6, context=6)
+    end, steps = CHARACTERS.end_id, 3
+    vocab_size = model.config.vocab_size
+    prompt = CHARACTERS.encode("a")
+    assert prompt[0] < vocab_size
+
+    def score(tokens):
+        logs = log_softmax(model.forward(np.array([*prompt, *tokens], np.int32)))
+        return sum(logs[i, token] for i, token in enumerate(tokens)) / len(tokens)
+
+    others = [token for token in range(vocab_size) if token != end]
+    sequences = [(*body, end) for n in range(steps) for body in product(others, repeat=n)]
+    sequences += list(product(others, repeat=steps))
+    best = sorted(((score(tokens), tokens) for tokens in sequences), reverse=True)[:20]
+
+    found = beam_search(model, CHARACTERS, "a", beams=vocab_size ** (steps - 1), max_tokens=steps)[:20]
+    np.testing.assert_allclose([s for _, s in found], [s for s, _ in best], **CLOSE)
+    assert found[0][0] == CHARACTERS.decode(best[0][1])

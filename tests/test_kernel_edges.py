@@ -1,0 +1,128 @@
+"""Where kernels tend to break: huge inputs, large means, ties, shared arrays. Kernels and twins alike."""
+
+import numpy as np
+import pytest
+
+from fastllm import kernels
+from fastllm.kernels import reference
+
+EPS = float(np.finfo(np.float32).eps)
+EXTREMES = np.array([[-1e4, -100, -20, -1e-30, 0, 1e-30, 20, 100, 1e4]], np.float32)
+NO_ARRAY = np.empty((0, 0), np.float32)
+
+
+@pytest.fixture(params=[kernels, reference], ids=["kernel", "twin"])
+def backend(request):
+    return request.param
+
+
+def nan(*shape):
+    return np.full(shape, np.nan, np.float32)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "gelu_tanh", "silu"])
+def test_activations_saturate(backend, name):
+    """Far from 0 all are x or 0, with slope 1 or 0."""
+    out, dx = nan(*EXTREMES.shape), nan(*EXTREMES.shape)
+    getattr(backend, f"{name}_forward")(out, EXTREMES)
+    getattr(backend, f"{name}_backward")(dx, np.ones_like(EXTREMES), EXTREMES)
+    far = np.abs(EXTREMES) >= 20
+    # silu(-20) is still -20 * exp(-20) = -4e-8
+    np.testing.assert_allclose(out[far], np.maximum(EXTREMES, 0)[far], rtol=EPS, atol=1e-7)
+    np.testing.assert_allclose(dx[far], (EXTREMES > 0)[far], rtol=EPS, atol=1e-7)
+    assert np.isfinite(out).all()
+    assert np.isfinite(dx).all()
+
+
+def test_relu_is_flat_at_zero(backend):
+    dx = nan(1, 3)
+    backend.relu_backward(dx, np.ones((1, 3), np.float32), np.array([[-0.0, 0.0, 1e-30]], np.float32))
+    np.testing.assert_array_equal(dx, [[0, 0, 1]])
+
+
+def test_swiglu_saturates(backend):
+    gate_up = np.concatenate([EXTREMES, np.full_like(EXTREMES, 2)], axis=1)
+    out, dgate_up = nan(*EXTREMES.shape), nan(*gate_up.shape)
+    backend.swiglu_forward(out, gate_up)
+    backend.swiglu_backward(dgate_up, np.ones_like(EXTREMES), gate_up)
+    np.testing.assert_allclose(out[:, [0, -1]], [[0, 2e4]], rtol=EPS)
+    assert np.isfinite(out).all()
+    assert np.isfinite(dgate_up).all()
+
+
+@pytest.mark.parametrize(
+    "row", [EXTREMES, np.full((1, 7), 1e4, np.float32), np.full((1, 7), -1e4, np.float32)]
+)
+def test_softmax_and_cross_entropy_of_huge_logits(backend, row):
+    out = nan(*row.shape)
+    backend.softmax_forward(out, row)
+    ties = np.sum(row == row.max())
+    np.testing.assert_allclose(out, (row == row.max()) / ties, rtol=8 * EPS, atol=0)
+
+    losses, correct, dlogits = nan(1), np.full(1, -1, np.int32), nan(*row.shape)
+    target = np.array([row.argmax()], np.int32)
+    backend.cross_entropy_forward_backward(losses, correct, dlogits, row, target, 1.0)
+    np.testing.assert_allclose(losses, np.log(ties), rtol=8 * EPS, atol=8 * EPS)
+    assert correct[0] == 1
+    assert dlogits.sum() == pytest.approx(0, abs=8 * EPS)
+
+
+def test_first_of_equal_logits_is_the_prediction(backend):
+    logits = np.array([[1, 3, 3, 2], [1, 3, 3, 2]], np.float32)
+    losses, correct = nan(2), np.full(2, -1, np.int32)
+    backend.cross_entropy_forward(losses, correct, logits, np.array([1, 2], np.int32))
+    np.testing.assert_array_equal(correct, [1, 0])
+
+
+def test_gradient_may_overwrite_logits(backend):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((7, 533), dtype=np.float32)
+    targets = rng.integers(0, 533, 7, dtype=np.int32)
+    losses, correct, dlogits = nan(7), np.full(7, -1, np.int32), nan(7, 533)
+    backend.cross_entropy_forward_backward(losses, correct, dlogits, logits, targets, 0.5)
+    losses_again, correct_again = nan(7), np.full(7, -1, np.int32)
+    backend.cross_entropy_forward_backward(losses_again, correct_again, logits, logits, targets, 0.5)
+    np.testing.assert_allclose(logits, dlogits, rtol=8 * EPS, atol=8 * EPS)
+    np.testing.assert_allclose(losses_again, losses, rtol=8 * EPS)
+    np.testing.assert_array_equal(correct_again, correct)
+
+
+def test_layernorm_of_rows_far_from_zero(backend):
+    """mean = 1000 deviations: E[x^2] - E[x]^2 in float32 would keep one digit of the variance."""
+    rng = np.random.default_rng(0)
+    x = 1000 + rng.standard_normal((7, 130), dtype=np.float32)
+    out, mean, rstd = nan(7, 130), nan(7), nan(7)
+    weight, bias = np.ones(130, np.float32), np.zeros(130, np.float32)
+    backend.layernorm_forward(out, mean, rstd, x, weight, bias, 1e-5)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(axis=1, keepdims=True)) / np.sqrt(exact.var(axis=1, keepdims=True) + 1e-5)
+    # One rounding of the mean moves all numbers of a row by 1000 * eps.
+    np.testing.assert_allclose(out, exact, atol=1000 * EPS, rtol=1000 * EPS)
+
+
+def test_rope_turns_back(backend):
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((7, 4 * 16), dtype=np.float32)
+    angle = rng.uniform(0, 6, (7, 8))
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    turned = qkv.copy()
+    backend.rope_forward(turned, cos, sin, np.arange(7, dtype=np.int32), 3, False)
+    np.testing.assert_array_equal(turned[:, 48:], qkv[:, 48:])
+    assert not np.allclose(turned[:, :48], qkv[:, :48])
+    backend.rope_backward(turned, cos, sin, np.arange(7, dtype=np.int32), 3, False)
+    np.testing.assert_allclose(turned, qkv, rtol=8 * EPS, atol=8 * EPS)
+
+
+def test_attention_sees_neither_the_future_nor_other_sequences(backend):
+    """Row 2 of sequences 0-3 and 4-6 changes itself and row 3 only."""
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((7, 3 * 16), dtype=np.float32)
+    starts = np.array([0, 4, 7], np.int32)
+    changed = qkv.copy()
+    changed[2] += 1
+    before, after = nan(7, 16), nan(7, 16)
+    for out, columns in [(before, qkv), (after, changed)]:
+        scratch = backend.attention_scratch(8) if backend is kernels else NO_ARRAY
+        backend.attention_forward(out, nan(7, 2), columns, starts, 2, 2, 8**-0.5, scratch)
+    np.testing.assert_array_equal(after[[0, 1, 4, 5, 6]], before[[0, 1, 4, 5, 6]])
+    assert (after[[2, 3]] != before[[2, 3]]).all()

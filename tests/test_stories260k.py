@@ -1,0 +1,72 @@
+"""A trained model of llama2.c writes the text that llama2.c writes, to the byte."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastllm
+from fastllm.formats.llama2c import read_llama2c
+from fastllm.tokenizers import Llama2cTokenizer
+
+STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
+TOKENS = 200  # that case0.txt was asked for
+
+pytestmark = pytest.mark.skipif(not STORIES.is_dir(), reason=f"the model stories260K is not in {STORIES}")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Llama2cTokenizer.read(STORIES / "tok512.bin")
+
+
+@pytest.fixture(scope="module", params=["numpy", "numba"])
+def model(request):
+    config, parameters = read_llama2c(STORIES / "stories260K.bin")
+    model = fastllm.Model(config, backend=request.param)
+    model.parameters.load(parameters)
+    return model
+
+
+@pytest.fixture(scope="module")
+def story():
+    text = (STORIES / "case0.txt").read_text(encoding="utf-8")
+    return text.removesuffix("\n")  # with which run.c ends its output
+
+
+@pytest.fixture(scope="module")
+def written(model, tokenizer):
+    """The ids of the most probable text, <s> first, as run.c writes it at temperature 0 from no prompt."""
+    ids = [tokenizer.begin_id]
+    cache = model.new_cache(1, TOKENS)
+    logits = model.prefill(np.array(ids), None, cache)
+    for _ in range(TOKENS):
+        token = int(logits[0].argmax())
+        if token in tokenizer.control_ids:
+            break
+        ids.append(token)
+        if len(ids) <= TOKENS:
+            logits = model.decode(np.array([token]), cache)
+    return ids
+
+
+def test_the_text(written, tokenizer, story):
+    assert tokenizer.decode(written) == story
+
+
+def test_the_first_tokens(written):
+    """case0.tokens.txt has a line of ids: "tokens 1 403 407 ..."."""
+    (line,) = (s for s in (STORIES / "case0.tokens.txt").read_text().splitlines() if s.startswith("tokens "))
+    ids = [int(word) for word in line.split()[1:]]
+    assert written[: len(ids)] == ids
+
+
+def test_training_forward_agrees(model, written):
+    """Each token is the most probable one after those before it, without the cache too."""
+    logits = model.forward(np.array(written[:-1]))
+    assert logits.argmax(axis=1).tolist() == written[1:]
+
+
+def test_the_story_is_encoded_as_it_was_written(tokenizer, story, written):
+    """One text has many spellings in tokens; this model was trained on those that encode makes."""
+    assert tokenizer.encode(story).tolist() == written[1:]
