@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .atomic import replacing
+from .dialogue import answer_tokens, question_tokens
 from .errors import DataError
 from .tokenizers.base import Tokenizer
 
@@ -252,8 +253,8 @@ def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, conte
     tokens: list[int] = []
     targets: list[int] = []
     for question, answer in zip(messages[-2::-2], messages[-1::-2], strict=True):  # the last turn first
-        prompt = [tokenizer.user_id, *tokenizer.encode(question["content"]), tokenizer.assistant_id]
-        reply = [*tokenizer.encode(answer["content"]), tokenizer.end_id]
+        prompt = question_tokens(tokenizer, question["content"])
+        reply = answer_tokens(tokenizer, answer["content"])
         if len(prompt) + len(reply) + len(tokens) > context + 1:
             break
         tokens = [*prompt, *reply, *tokens]

@@ -13,6 +13,7 @@ from .layers.embedding import Embedding
 from .layers.head import Head
 from .layers.kv_cache import KVCache
 from .layers.norm import Norm
+from .layers.rotary import rope_tables
 from .layers.score import Score
 from .layers.workspace import Workspace
 from .parameters import Parameters, initialise
@@ -47,7 +48,8 @@ class Model:
         self._workspace = Workspace(self._backend.dtype)
         shared = (self._backend, config, self.parameters, self.gradients, self._workspace)
         self.embedding = Embedding(*shared)
-        self.blocks = [Block(*shared, layer) for layer in range(config.layers)]
+        angles = rope_tables(config, self._backend.dtype)
+        self.blocks = [Block(*shared, layer, angles) for layer in range(config.layers)]
         self.final_norm = Norm(*shared, "final_norm") if config.final_norm else None
         self.head = Head(*shared)
         self._dstream = self._workspace.rows(config.width)

@@ -65,6 +65,12 @@ class Optimizer:
                     parameters.flat[part], moments, gradients.flat[part], gradient_scale, learning_rate, decay
                 )
 
+    def compile(self) -> None:
+        """Update no parameters: the kernels are compiled after it."""
+        nothing = self._model.parameters.flat[:0]
+        self._update(nothing, [nothing for _ in self._moments], nothing, 1.0, 1.0, 0.0)
+        self._kernels.squared_norm(self._model._backend.norm_partials, nothing)
+
     def _update(
         self,
         parameters: np.ndarray,

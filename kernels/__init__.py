@@ -30,7 +30,7 @@ from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm
-from .jit import cache_directory
+from .jit import cache_directory, watch_compilation
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward_input, linear_backward_weight, linear_forward
@@ -88,4 +88,5 @@ __all__ = [
     "squared_norm",
     "swiglu_backward",
     "swiglu_forward",
+    "watch_compilation",
 ]

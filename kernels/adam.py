@@ -14,9 +14,9 @@ from .jit import chunk_count, inline, kernel, prange
 
 
 @inline
-def _update(parameters, first, second, gradients, scale, step_size, beta1, beta2, eps, root, keep, chunk, chunks):
+def _update(parameters, first, second, gradients, scale, step_size, betas, eps, root, keep, chunk, chunks):
     size = parameters.shape[0]
-    rest1, rest2 = np.float32(1) - beta1, np.float32(1) - beta2
+    beta1, rest1, beta2, rest2 = betas
     for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
         g = gradients[i] * scale
         m = beta1 * first[i] + rest1 * g
@@ -37,10 +37,12 @@ def adamw(
     step_size = np.float32(learning_rate / (1.0 - beta1**step))
     root = np.float32(1.0 / np.sqrt(1.0 - beta2**step))
     keep = np.float32(1.0 - learning_rate * weight_decay)
-    scale, b1, b2, e = np.float32(gradient_scale), np.float32(beta1), np.float32(beta2), np.float32(eps)
+    scale, small = np.float32(gradient_scale), np.float32(eps)
+    # 1 - beta in float64: in float32 1 - 0.999 is off by 5e-5 of itself
+    betas = (np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2))
     chunks = chunk_count(parameters.shape[0])
     if chunks == 1:
-        _update(parameters, first, second, gradients, scale, step_size, b1, b2, e, root, keep, 0, 1)
+        _update(parameters, first, second, gradients, scale, step_size, betas, small, root, keep, 0, 1)
         return
     for chunk in prange(chunks):
-        _update(parameters, first, second, gradients, scale, step_size, b1, b2, e, root, keep, chunk, chunks)
+        _update(parameters, first, second, gradients, scale, step_size, betas, small, root, keep, chunk, chunks)

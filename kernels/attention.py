@@ -18,12 +18,14 @@ a (sequence, key/value head) backward, and writes only what is its own.
 """
 
 import numpy as np
-from numba import config
+from numba import config, types
 
 from .elementary import exp
-from .jit import inline, kernel, prange
+from .jit import inline, kernel, linked, prange
 from .matmul import multiply_panels, pack_rows, pack_transposed
-from .simd import LANES, TILE_COLUMNS, TILE_ROWS, advance, null, pointer
+from .simd import FLOATS, LANES, TILE_COLUMNS, TILE_ROWS, advance, null, pointer
+
+F, I = FLOATS, types.int64
 
 BLOCK = 64
 PADDED = (BLOCK + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
@@ -31,7 +33,10 @@ SERIAL_WORK = 500_000  # multiply-adds; see matmul.py
 
 
 def attention_scratch(head_size):
-    """Room for blocks of scores and packed panels, a row for each thread, for heads of head_size columns."""
+    """Room for blocks of scores and panels, a row for each thread, for heads of head_size columns; readies what
+    the kernels call.
+    """
+    linked.compile()
     columns = (head_size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
     spare = TILE_ROWS * max(BLOCK, head_size)
     size = 2 * BLOCK * PADDED + 2 * head_size * PADDED + 3 * BLOCK * columns + spare + 3 * BLOCK + 4 * LANES
@@ -47,7 +52,7 @@ def _work(starts, heads, size):
     return total * heads * size
 
 
-@kernel
+@linked(types.void(F, I, F, I, F, F, F, I, I, I, I, types.float32, F))
 def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, size, scale, scratch):
     """One head, queries first .. first + queries - 1 of a sequence.
 
@@ -103,7 +108,7 @@ def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, siz
         lse[i * lse_row] = top[i] + np.log(total[i])
 
 
-@kernel
+@inline
 def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
     """The tasks part, part + parts, ... of attention_forward."""
     size = out.shape[1] // heads
@@ -155,7 +160,7 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
         _forward_part(out, lse, qkv, starts, heads, kv_heads, rate, advance(room, part * size), part, parts)
 
 
-@kernel
+@linked(types.void(F, F, F, F, I, F, I, I, I, I, I, I, I, types.float32, F))
 def _backward_blocks(dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, length, size, scale, scratch):
     """One query head of one sequence: adds to its columns of dqkv. All addresses are the sequence's first row's."""
     padded = (size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
@@ -222,7 +227,7 @@ def _clear(dqkv, start, stop, column, size):
             dqkv[n, column + d] = np.float32(0)
 
 
-@kernel
+@inline
 def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
     """The tasks part, part + parts, ... of attention_backward."""
     size = out.shape[1] // heads

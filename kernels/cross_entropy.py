@@ -30,11 +30,17 @@ def _row_statistics(logits, n, target):
 
 
 @inline
+def _loss(top, total, logit):
+    # float64 for the difference: of two large float32 logits, no digit of the logarithm would be left
+    return np.log(total) + np.float32(np.float64(top) - np.float64(logit))
+
+
+@inline
 def _forward_rows(losses, correct, logits, targets, start, stop):
     for n in range(start, stop):
         target = targets[n]
         top, total, is_first = _row_statistics(logits, n, target)
-        losses[n] = np.log(total) + top - logits[n, target]
+        losses[n] = _loss(top, total, logits[n, target])
         correct[n] = np.int32(is_first)
 
 
@@ -61,7 +67,7 @@ def _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop):
     for n in range(start, stop):
         target = targets[n]
         top, total, is_first = _row_statistics(logits, n, target)
-        losses[n] = np.log(total) + top - logits[n, target]
+        losses[n] = _loss(top, total, logits[n, target])
         correct[n] = np.int32(is_first)
         factor = np.float32(scale) / total
         # exp a second time: cheaper than writing it in the first pass and reading it again

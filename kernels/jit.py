@@ -15,15 +15,19 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numba
-from numba import prange
+from llvmlite import binding
+from numba import prange, types
+from numba.core import event
+from numba.core.typing import Signature
 
-__all__ = ["cache_directory", "chunk_count", "inline", "kernel", "prange"]
+__all__ = ["cache_directory", "chunk_count", "inline", "kernel", "linked", "prange", "watch_compilation"]
 
-SAFE_MATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
+FLAGS = {"error_model": "numpy", "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}}
 FOLDER = Path(__file__).resolve().parent
 
 # A parallel region costs about 3.5 us to start (OpenMP layer), the time of a few thousand simple operations.
@@ -79,26 +83,67 @@ def kernel(function: Callable | None = None, *, parallel: bool = False) -> Calla
     """Compile on first call, with the flags of this library; `parallel` makes prange loops run on all threads."""
     if function is None:
         return lambda f: kernel(f, parallel=parallel)
+    with _cache_folder():
+        return numba.njit(function, parallel=parallel, cache=_CACHE is not None, **FLAGS)
+
+
+@contextmanager
+def _cache_folder() -> Iterator[None]:
+    """Let Numba use our folder for what is decorated within: other users of Numba in this process keep theirs."""
     before = numba.config.CACHE_DIR
-    # Numba reads the folder when it decorates. Set for that moment only: other users of Numba in this
-    # process keep theirs.
     numba.config.CACHE_DIR = str(_CACHE or "")
     try:
-        return numba.njit(
-            function,
-            parallel=parallel,
-            cache=_CACHE is not None,
-            error_model="numpy",
-            nogil=True,
-            fastmath=SAFE_MATH,
-        )
+        yield
     finally:
         numba.config.CACHE_DIR = before
 
 
+class Linked:
+    """Functions that kernels call by a symbol, as they would a C library's.
+
+    Numba copies what a kernel calls into the kernel, and optimises it there again: into a parallel kernel three
+    times. For the small functions of an elementwise kernel that is right. The matrix product, which a dozen
+    functions call, would be compiled thirty times: half a minute of the first start. So it and its kind are
+    compiled once, under a name, and LLVM's linker finds them.
+
+        linked = Linked()
+
+        @linked(types.void(types.int64))
+        def work(n): ...               # other kernels may call work
+
+        linked.compile()               # before the first of them runs
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, Signature, Callable]] = []
+        self._compiled: list[object] = []
+
+    def __call__(self, signature: Signature) -> Callable:
+        """A decorator for a function of pointers and numbers that returns nothing."""
+
+        def declare(function: Callable) -> types.ExternalFunction:
+            symbol = f"fastllm_{function.__name__}"
+            self._waiting.append((symbol, signature, function))
+            return types.ExternalFunction(symbol, signature)
+
+        return declare
+
+    def compile(self) -> None:
+        """Compile, or read from the cache, what is declared so far, in that order; a second call does nothing."""
+        for symbol, signature, function in self._waiting:
+            with _cache_folder():
+                compiled = numba.cfunc(signature, cache=_CACHE is not None, **FLAGS)(function)
+            binding.add_symbol(symbol, compiled.address)
+            self._compiled.append(compiled)  # keeps the machine code alive
+        self._waiting.clear()
+
+
+linked = Linked()
+
+
 def inline(function: Callable) -> Callable:
     """A scalar function for use inside kernels: compiled with the same flags, inlined by LLVM, not cached alone."""
-    return numba.njit(function, error_model="numpy", nogil=True, fastmath=SAFE_MATH)
+    return numba.njit(function, **FLAGS)
 
 
 @inline
@@ -108,3 +153,23 @@ def chunk_count(elements):
     It depends on the size alone, never on the threads, so partial sums are the same on any machine.
     """
     return min(MAX_CHUNKS, max(1, elements // ELEMENTS_PER_CHUNK))
+
+
+@contextmanager
+def watch_compilation(report: Callable[[str], None]) -> Iterator[None]:
+    """Call report(kernel's name) whenever a kernel of this library begins to compile, within the block.
+
+    A kernel that comes from the disk cache does not compile and is not reported.
+    """
+
+    class Listener(event.Listener):
+        def on_start(self, event: event.Event) -> None:
+            dispatcher = event.data["dispatcher"]
+            if Path(dispatcher.py_func.__code__.co_filename).parent == FOLDER:
+                report(dispatcher.py_func.__name__)
+
+        def on_end(self, event: event.Event) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Listener()):
+        yield

@@ -11,9 +11,10 @@ from .jit import chunk_count, inline, kernel, prange
 
 
 @inline
-def _update(parameters, momentum, gradients, scale, rate, beta1, beta2, keep, chunk, chunks):
+def _update(parameters, momentum, gradients, scale, rate, betas, keep, chunk, chunks):
     size = parameters.shape[0]
-    zero, rest1, rest2 = np.float32(0), np.float32(1) - beta1, np.float32(1) - beta2
+    zero = np.float32(0)
+    beta1, rest1, beta2, rest2 = betas
     for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
         g = gradients[i] * scale
         u = beta1 * momentum[i] + rest1 * g
@@ -26,11 +27,11 @@ def _update(parameters, momentum, gradients, scale, rate, beta1, beta2, keep, ch
 def lion(parameters, momentum, gradients, gradient_scale, learning_rate, beta1, beta2, weight_decay):
     """One update of parameters (P,) and momentum (P,) from gradients (P,)."""
     scale, rate = np.float32(gradient_scale), np.float32(learning_rate)
-    b1, b2 = np.float32(beta1), np.float32(beta2)
+    betas = (np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2))
     keep = np.float32(1.0 - learning_rate * weight_decay)
     chunks = chunk_count(parameters.shape[0])
     if chunks == 1:
-        _update(parameters, momentum, gradients, scale, rate, b1, b2, keep, 0, 1)
+        _update(parameters, momentum, gradients, scale, rate, betas, keep, 0, 1)
         return
     for chunk in prange(chunks):
-        _update(parameters, momentum, gradients, scale, rate, b1, b2, keep, chunk, chunks)
+        _update(parameters, momentum, gradients, scale, rate, betas, keep, chunk, chunks)

@@ -20,12 +20,24 @@ whatever the rectangle, so the bits do not depend on the number of threads.
 """
 
 import numpy as np
-from numba import config
+from numba import config, types
 
-from .jit import kernel, prange
+from .jit import kernel, linked, prange
 from .simd import (
-    LANES, TILE_COLUMNS, TILE_ROWS, advance, advance_optional, copy, never_inline, null, pointer, tile, transpose
+    FLOATS,
+    LANES,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    advance,
+    advance_optional,
+    copy,
+    null,
+    pointer,
+    tile,
+    transpose,
 )
+
+F, I, B = FLOATS, types.int64, types.boolean
 
 DEPTH = 256
 COLUMNS = 384
@@ -42,11 +54,12 @@ NO_ROW = np.empty(0, np.float32)
 
 
 def matmul_scratch():
-    """Room for packed panels, a row for each thread, to pass to the products below."""
+    """Room for packed panels, a row for each thread, to pass to the products below; readies what they call."""
+    linked.compile()
     return np.empty((config.NUMBA_NUM_THREADS, SCRATCH), np.float32)
 
 
-@kernel
+@linked(types.void(F, F, I, I, I))
 def pack_rows(panels, source, row, depth, columns):
     """Pack B[k, j] = source[k * row + j] into panels; floats beyond `columns` are zero."""
     for j in range(0, columns, TILE_COLUMNS):
@@ -64,7 +77,7 @@ def pack_rows(panels, source, row, depth, columns):
                     to[k * TILE_COLUMNS + v] = np.float32(0)
 
 
-@kernel
+@linked(types.void(F, F, I, I, I))
 def pack_transposed(panels, source, row, depth, columns):
     """Pack B[k, j] = source[j * row + k] into panels; floats beyond `columns` are zero."""
     for j in range(0, columns, TILE_COLUMNS):
@@ -86,7 +99,7 @@ def pack_transposed(panels, source, row, depth, columns):
                         to[k * TILE_COLUMNS + lane] = np.float32(0)
 
 
-@kernel
+@linked(types.void(F, F, I, I, I, I))
 def pack_a(panels, source, row, step, depth, rows):
     """Pack A[i, k] = source[i * row + k * step] into panels of TILE_ROWS; rows beyond `rows` are zero."""
     for i in range(0, rows, TILE_ROWS):
@@ -105,7 +118,7 @@ def pack_a(panels, source, row, step, depth, rows):
                     to[k * TILE_ROWS + r] = np.float32(0)
 
 
-@kernel
+@linked(types.void(F, I, F, I, I, I, F, I, I, I, F, I, F, F))
 def multiply_panels(
     c, c_row, a, a_row, a_step, a_tile, panels, rows, columns, depth, addend, addend_row, bias, spare
 ):
@@ -115,7 +128,6 @@ def multiply_panels(
     a_tile         floats from one tile of rows to the next: TILE_ROWS * a_row, or TILE_ROWS * depth if packed
     spare          scratch of TILE_ROWS * depth floats, for the last rows
     """
-    never_inline()
     for i in range(0, rows, TILE_ROWS):
         within = min(TILE_ROWS, rows - i)
         here, row, step = advance(a, i // TILE_ROWS * a_tile), a_row, a_step
@@ -139,7 +151,7 @@ def multiply_panels(
             )
 
 
-@kernel
+@linked(types.void(F, I, F, I, B, F, I, B, I, I, I, F, I, F, F))
 def multiply(
     c, c_row, a, a_row, a_transposed, b, b_row, b_transposed, rows, columns, depth, addend, addend_row, bias, scratch
 ):
@@ -148,7 +160,6 @@ def multiply(
     a_row, b_row  floats from one row in memory to the next
     scratch       SCRATCH floats
     """
-    never_inline()
     a_panels = advance(scratch, PANELS)
     spare = advance(a_panels, DEPTH * ROWS)
     for j in range(0, columns, COLUMNS):

@@ -25,6 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
+    "FLOATS",
     "LANES",
     "TILE_COLUMNS",
     "TILE_ROWS",
@@ -33,7 +34,6 @@ __all__ = [
     "copy",
     "float_from_bits",
     "fma",
-    "never_inline",
     "null",
     "pointer",
     "tile",
@@ -60,7 +60,7 @@ _FLOAT = ir.FloatType()
 _INT = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
-float32_pointer = types.CPointer(types.float32)
+FLOATS = types.CPointer(types.float32)
 
 
 def _at(builder, pointer, *offsets):
@@ -120,17 +120,6 @@ def _masked_store(builder, value, pointer, mask):
 
 
 @intrinsic
-def never_inline(typingctx):
-    """Said inside a function: LLVM compiles it once and calls it, instead of copying it into each caller."""
-
-    def codegen(context, builder, signature, arguments):
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
 def fma(typingctx, a, b, c):
     """a * b + c for scalars, rounded once; the compiler may vectorise it but not reorder it."""
 
@@ -157,13 +146,13 @@ def pointer(typingctx, array):
     def codegen(context, builder, signature, arguments):
         return cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
 
-    return float32_pointer(array), codegen
+    return FLOATS(array), codegen
 
 
 @intrinsic
 def null(typingctx):
     """The address that stands for no array."""
-    return float32_pointer(), lambda context, builder, signature, arguments: ir.Constant(_FLOAT.as_pointer(), None)
+    return FLOATS(), lambda context, builder, signature, arguments: ir.Constant(_FLOAT.as_pointer(), None)
 
 
 @intrinsic
@@ -173,7 +162,7 @@ def advance(typingctx, pointer, offset):
     def codegen(context, builder, signature, arguments):
         return builder.gep(arguments[0], [arguments[1]])
 
-    return float32_pointer(float32_pointer, types.int64), codegen
+    return FLOATS(FLOATS, types.int64), codegen
 
 
 @intrinsic
@@ -185,7 +174,7 @@ def advance_optional(typingctx, pointer, offset):
         none = ir.Constant(pointer.type, None)
         return builder.select(builder.icmp_unsigned("==", pointer, none), none, builder.gep(pointer, [offset]))
 
-    return float32_pointer(float32_pointer, types.int64), codegen
+    return FLOATS(FLOATS, types.int64), codegen
 
 
 @intrinsic
@@ -196,7 +185,7 @@ def copy(typingctx, to, source):
         _store(builder, _load(builder, arguments[1]), arguments[0])
         return context.get_dummy_value()
 
-    return types.void(float32_pointer, float32_pointer), codegen
+    return types.void(FLOATS, FLOATS), codegen
 
 
 @intrinsic
@@ -227,7 +216,7 @@ def transpose(typingctx, to, to_row, source, source_row):
             to = _at(builder, to, to_row)
         return context.get_dummy_value()
 
-    return types.void(float32_pointer, types.int64, float32_pointer, types.int64), codegen
+    return types.void(FLOATS, types.int64, FLOATS, types.int64), codegen
 
 
 @intrinsic
@@ -294,7 +283,7 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend,
         _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
         return context.get_dummy_value()
 
-    floats, size = float32_pointer, types.int64
+    floats, size = FLOATS, types.int64
     signature = types.void(floats, size, floats, size, size, floats, size, size, size, floats, size, floats)
     return signature, codegen
 

@@ -21,7 +21,7 @@ class FakeCache:
 
 
 class TableModel:
-    """logits after t_0 ... t_n = sum over i of 0.6 ** (n - i) * table[i, t_i]: every token and its place count."""
+    """logits after t_0 ... t_n = sum over i of 0.6 ** (n - i) * table[i, t_i]."""
 
     def __init__(self, vocab_size=5, context=8, seed=0, scale=1.0):
         self.config = SimpleNamespace(vocab_size=vocab_size, context=context)
@@ -47,7 +47,8 @@ class TableModel:
         return self._last_logits(cache)[: len(starts) - 1]
 
     def decode(self, tokens, cache):
-        assert tokens.dtype == np.int32 and tokens.shape == cache.lengths.shape
+        assert tokens.dtype == np.int32
+        assert tokens.shape == cache.lengths.shape
         self.decoded += 1
         cache.tokens[np.arange(len(tokens)), cache.lengths] = tokens  # IndexError when the cache is full
         cache.lengths += 1

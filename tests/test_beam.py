@@ -78,9 +78,10 @@ def test_equals_brute_force_when_nothing_is_pruned(seed, vocab_size, max_tokens,
 
 
 @settings(deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 6), penalties, st.sampled_from([0.3, 2.0]))
-def test_cache_and_early_stop_change_nothing(seed, beams, penalty, scale):
+@given(st.integers(0, 10**6), st.integers(1, 6), penalties, st.sampled_from([0.3, 2.0]), st.integers(0, 3))
+def test_cache_and_early_stop_change_nothing(seed, beams, penalty, scale, end_bias):
     model = TableModel(vocab_size=6, context=12, seed=seed, scale=scale)
+    model.table[:, :, END] += end_bias
     found = search(model, 10, beams=beams, length_penalty=penalty)
     assert_same(found, plain_search(model, 10, beams, penalty))
 
@@ -100,7 +101,7 @@ def test_no_end_token():
 def test_tokens_ruled_out_are_in_no_hypothesis():
     model = TableModel(vocab_size=4, context=6, seed=1)
     model.table[:, :, 2:] = -np.inf
-    found = search(model, 3, beams=4)
+    found = search(model, 3, beams=6)
     assert {token for hypothesis in found for token in hypothesis.tokens} == {1}
     assert len(found) == 4  # "", "1", "1 1" and "1 1 1"
 
@@ -121,6 +122,24 @@ def test_more_beams_find_a_better_hypothesis_than_greedy():
         scores.append([hypothesis.score for hypothesis in found])
     assert all(wide >= narrow for narrow, wide in zip(*scores, strict=True))
     assert sum(scores[1]) > sum(scores[0])
+
+
+def test_with_a_negative_penalty_the_next_token_is_the_best_chance():
+    log_probabilities = {(): {END: -2.4, 1: -0.1}, (1,): {END: -1.0, 1: -0.5}, (1, 1): {END: -0.05, 1: -4.0}}
+    model = TableModel(vocab_size=3, context=6)
+
+    def next_logits(tokens):
+        probability = np.zeros(3)
+        for token, value in log_probabilities.get(tuple(tokens[len(PROMPT) :]), {END: -1.0, 1: -1.0}).items():
+            probability[token] = np.exp(value)
+        probability[2] = 1 - probability.sum()  # what is left
+        return np.log(probability)
+
+    model.next_logits = next_logits
+    # after two tokens both places are taken, by -2.2 and -2.4; three tokens reach 3 * -0.65 = -1.95
+    found = search(model, 4, beams=2, length_penalty=-1.0)
+    assert [hypothesis.tokens for hypothesis in found] == [[1, 1], [1]]
+    np.testing.assert_allclose([hypothesis.score for hypothesis in found], [-1.95, -2.2])
 
 
 def test_stops_when_no_beam_can_catch_up():

@@ -108,7 +108,7 @@ def test_answers_begin_without_a_space():
 
 
 def test_the_seed_decides_a_whole_conversation():
-    model = TableModel(TOKENIZER.vocab_size, context=120, scale=0.3)
+    model = TableModel(TOKENIZER.vocab_size, context=120, scale=0.0)  # only the random numbers matter
     chat = Chat(model, TOKENIZER, temperature=1.0, max_tokens=12, seed=5)
 
     def conversation():

@@ -1,4 +1,6 @@
 import dataclasses
+import doctest
+import importlib
 from itertools import pairwise, product
 
 import numpy as np
@@ -48,18 +50,25 @@ def saying(tokenizer, *texts, end=True):
     ids=str,
 )
 def test_a_value_out_of_range_is_an_error_of_one_line(option):
-    with pytest.raises(ValueError, match=rf"{next(iter(option))}.*; got .+\. .+\.$") as caught:
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}.*; got .+; .+") as caught:
         GenerationConfig(**option)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "option",
-    [{"max_tokens": 1.5}, {"temperature": "hot"}, {"top_k": True}, {"beams": None}, {"stop": (1,)}],
+    [
+        {"max_tokens": 1.5},
+        {"temperature": "hot"},
+        {"top_k": True},
+        {"beams": None},
+        {"stop": (1,)},
+        {"stop": None},
+    ],
     ids=str,
 )
 def test_a_value_of_another_type_is_an_error_of_one_line(option):
-    with pytest.raises(TypeError, match=rf"{next(iter(option))} must be .*; got .+\. .+\.$"):
+    with pytest.raises(TypeError, match=rf"{next(iter(option))} must be .*; got .+; .+"):
         GenerationConfig(**option)
 
 
@@ -73,7 +82,7 @@ def test_options_go_before_the_config():
 
 
 def test_an_unknown_option_names_the_closest():
-    with pytest.raises(ConfigError, match=r"got 'temprature'\. Did you mean 'temperature'\?"):
+    with pytest.raises(ConfigError, match=r"got 'temprature'; did you mean 'temperature'\?"):
         generate(TableModel(), CHARACTERS, "a", temprature=1)
 
 
@@ -143,14 +152,15 @@ def test_the_pieces_join_to_the_text(options):
     model = TableModel(CHARACTERS.vocab_size, context=30, seed=1)
     pieces = list(stream(model, CHARACTERS, "abc", **options))
     assert "".join(pieces) == generate(model, CHARACTERS, "abc", **options)
-    assert len(pieces) > 5 and all(pieces)
+    assert len(pieces) > 5
+    assert all(pieces)
 
 
 def test_pieces_come_as_they_are_generated():
     model = saying(CHARACTERS, "abc")
     pieces = stream(model, CHARACTERS, "a")
-    assert next(pieces) == "a" and model.decoded == 0
-    assert next(pieces) == "b" and model.decoded == 1
+    assert (next(pieces), model.decoded) == ("a", 0)
+    assert (next(pieces), model.decoded) == ("b", 1)
 
 
 def test_prompt_and_text_read_as_one():
@@ -260,6 +270,13 @@ def test_a_better_beam_may_begin_with_a_less_probable_token():
 
 
 # --- the real model
+
+
+@pytest.mark.parametrize("module", ["config", "sampling", "stop", "generate", "chat"])
+def test_examples(module):
+    results = doctest.testmod(importlib.import_module(f"fastllm.generation.{module}"))
+    assert results.attempted
+    assert not results.failed
 
 
 def real_model(backend="numpy", **changes):

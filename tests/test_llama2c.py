@@ -1,4 +1,4 @@
-"""llama2.c's checkpoints: every tensor finds its name, and no damaged or foreign file does more than say so."""
+"""llama2.c's checkpoints: every tensor gets its name; a damaged or foreign file gives one clear error."""
 
 import struct
 
@@ -41,7 +41,8 @@ def checkpoint(*, tied=False, sizes=SIZES):
     """The bytes of a file with these tensors, whose header says sizes."""
     *others, vocabulary, context = sizes
     header = struct.pack("<7i", *others, vocabulary if tied else -vocabulary, context)
-    return header + b"".join(array.tobytes() for name, array in TENSORS if not (tied and name == "head.weight"))
+    arrays = [array for name, array in TENSORS if not (tied and name == "head.weight")]
+    return header + b"".join(array.tobytes() for array in arrays)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ SORT = Path(__file__).parents[2] / "shared" / "data" / "gpt-nano-sort"
 DIGITS = 6
 CONTEXT = 11  # six to sort and the first five sorted
 
-# Of the largest number in an activation. float32 rounds to 6e-8; through three blocks, on both sides, it comes
-# to 7e-7. The smallest mistake that must not pass, GELU by erf instead of tanh, makes 1e-4 at once, 1e-3 at last.
+# Of the largest number in an activation. float32 rounds to 6e-8; through three blocks, on both sides, that
+# comes to 7e-7. The smallest mistake that must not pass, GELU by erf instead of tanh, makes 1e-4 at once and
+# 1e-3 in the end.
 TOLERANCE = 1e-5
 
 pytestmark = pytest.mark.skipif(not SORT.is_dir(), reason=f"the model gpt-nano-sort is not in {SORT}")

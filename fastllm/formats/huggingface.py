@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,11 +95,11 @@ def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[
     """
     modules = MODULES[model_type(config)]
     prefix = modules[0].theirs.partition(".")[0] + "."
-    given = {}
-    for name, array in tensors.items():
-        whole_name = name if name.startswith((prefix, "lm_head.")) else prefix + name
-        if not _is_spare(whole_name, config):
-            given[whole_name] = array
+    if not any(name.startswith(prefix) for name in tensors):
+        tensors = {
+            name if name.startswith("lm_head.") else prefix + name: array for name, array in tensors.items()
+        }
+    given = {name: array for name, array in tensors.items() if not _is_spare(name, config)}
     if config.layers > len(given):  # else a damaged config.json could ask for names without end
         raise FormatError(
             f"a model of {config.layers} layers must have more tensors than that; got {len(given)}; "
@@ -167,11 +166,12 @@ def _check(given: Arrays, shapes: Shapes) -> None:
     """Raise FormatError unless given are float arrays with exactly these names and shapes."""
     missing = [name for name in shapes if name not in given]
     unknown = [name for name in given if name not in shapes]
-    if missing or unknown:
-        raise FormatError(
-            f"the weights must be those of the configuration; got {len(unknown)} others ({brief(unknown)}) "
-            f"and not {len(missing)} ({brief(missing)}); use the configuration that belongs to them"
-        )
+    for names, fault in (missing, "missing"), (unknown, "unknown"):
+        if names:
+            raise FormatError(
+                f"the weights must be those of the configuration; got {len(names)} {fault}, "
+                f"{', '.join(map(repr, names[:3]))}; use the configuration that belongs to them"
+            )
     for name, shape in shapes.items():
         if given[name].shape != shape or not np.issubdtype(given[name].dtype, np.floating):
             raise FormatError(

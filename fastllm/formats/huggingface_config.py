@@ -40,6 +40,10 @@ def config_from_huggingface(config: Json) -> ModelConfig:
     Keys that don't touch the computation are passed over. Dropout is a choice of training: it stays 0.
 
     Raises FormatError for an architecture or feature that fastllm lacks, a missing key, an impossible value.
+
+    >>> sizes = {"vocab_size": 61, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 4}
+    >>> config_from_huggingface({"model_type": "gpt2", **sizes}).hidden
+    64
     """
     architecture = ARCHITECTURES[_choice(config, "model_type", None, ARCHITECTURES)]
     try:
@@ -151,7 +155,7 @@ def _choice(config: Json, key: str, default: str | None, choices: Collection[str
     value = config.get(key, default)
     if not isinstance(value, str) or value not in choices:
         raise FormatError(
-            f"{key} must be one of {', '.join(choices)}; got {brief(value)}; use a model of these"
+            f"{key} must be one of {', '.join(choices)}; got {brief(value)}; use a model with one of these"
         )
     return value
 

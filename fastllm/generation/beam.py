@@ -28,20 +28,17 @@ class Hypothesis(NamedTuple):
 
 
 def search(
-    model: Model,
-    prompt: np.ndarray,
-    max_tokens: int,
-    config: GenerationConfig,
-    end_ids: Collection[int],
+    model: Model, prompt: np.ndarray, max_tokens: int, config: GenerationConfig, end_ids: Collection[int]
 ) -> list[Hypothesis]:
     """The best hypotheses, at most `config.beams`, best first.
 
-    prompt (N,) int32, N >= 1, N + max_tokens - 1 <= model.config.context; max_tokens here goes before
-    config's. A step looks at the best
-    continuations of all running hypotheses: of the first `beams`, those that end are finished, and the first
-    `beams` that don't end go on. At max_tokens every hypothesis ends. The search stops early only when no
-    running hypothesis can reach the worst finished one. With as many beams as there are prefixes of
-    max_tokens - 1 tokens it is exhaustive.
+    prompt      (N,) int32, N >= 1
+    max_tokens  in place of config's; N + max_tokens - 1 <= model.config.context
+
+    A step looks at the best continuations of all running hypotheses: of the first `beams`, those that end
+    are finished, and the first `beams` that don't end go on. At max_tokens every hypothesis ends. The search
+    stops early only when no running hypothesis can beat the worst finished one. With as many beams as there
+    are prefixes of max_tokens - 1 tokens it is exhaustive.
     """
     beams, length_penalty = config.beams, config.length_penalty
     cache = model.new_cache(beams, prompt.size + max_tokens - 1)

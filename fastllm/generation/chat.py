@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastllm.dialogue import answer_tokens, question_tokens
 from fastllm.generation.config import GenerationConfig
 from fastllm.generation.generate import decode_pieces, generate_tokens
 from fastllm.generation.sampling import Sampler
@@ -26,9 +27,13 @@ class Chat:
     the prompt when it would leave less than `max_tokens`, or a quarter of the context if that is less, to
     the answer; they stay in `turns`.
 
-        chat = fastllm.Chat(model, tokenizer, temperature=0.7)
-        for piece in chat.ask("How do mountains form?"):
-            print(piece, end="", flush=True)
+        >>> import fastllm
+        >>> tokenizer = fastllm.ByteTokenizer()
+        >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=tokenizer.vocab_size), seed=0)
+        >>> chat = fastllm.Chat(model, tokenizer, max_tokens=20)
+        >>> answer = "".join(chat.ask("How do mountains form?"))
+        >>> chat.turns == [("How do mountains form?", answer)]
+        True
     """
 
     def __init__(
@@ -66,20 +71,18 @@ class Chat:
 
     def _prompt(self, question: str) -> list[int]:
         tokenizer, context = self.tokenizer, self.model.config.context
-        encoded = tokenizer.encode(question).tolist()
-        if not encoded:
+        prompt = question_tokens(tokenizer, question)
+        if len(prompt) == 2:
             raise ValueError(f"a question must hold at least one token; got {question!r}. Ask something.")
-        prompt = [tokenizer.user_id, *encoded, tokenizer.assistant_id]
         if len(prompt) > context:
             raise ValueError(
                 f"a question must fit into the model's context of {context} tokens; got {len(prompt)} with "
-                "the two that mark the roles. Ask a shorter one."
+                "the two that mark the roles; ask a shorter one"
             )
         quarter = context // 4
         room = context - min(quarter, self.config.max_tokens or quarter)
         for earlier, answer in reversed(self.turns):
-            turn = [tokenizer.user_id, *tokenizer.encode(earlier).tolist(), tokenizer.assistant_id]
-            turn += [*tokenizer.encode(answer).tolist(), tokenizer.end_id]
+            turn = question_tokens(tokenizer, earlier) + answer_tokens(tokenizer, answer)
             if len(turn) + len(prompt) > room:
                 break
             prompt = turn + prompt

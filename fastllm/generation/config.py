@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -42,6 +43,7 @@ class GenerationConfig:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_type("stop", self.stop, Iterable, "a string or several")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         for name in ("max_tokens", "top_k", "seed"):
@@ -56,42 +58,42 @@ class GenerationConfig:
         # each condition is false for NaN too
         _check(
             self.max_tokens is None or self.max_tokens >= 1,
-            f"max_tokens must be 1 or more; got {self.max_tokens}. None generates until the context is full.",
+            f"max_tokens must be 1 or more; got {self.max_tokens}; None generates until the context is full",
         )
         _check(
             0 <= self.temperature < math.inf,
-            f"temperature must be finite and not negative; got {self.temperature}. "
-            "Use 0 for the most probable token, about 0.8 for variety.",
+            f"temperature must be finite and not negative; got {self.temperature}; "
+            "use 0 for the most probable token, about 0.8 for variety",
         )
         _check(
             self.top_k is None or self.top_k >= 0,
-            f"top_k must not be negative; got {self.top_k}. Use None or 0 to draw from all tokens.",
+            f"top_k must not be negative; got {self.top_k}; use None or 0 to draw from all tokens",
         )
         _check(
             0 < self.top_p <= 1,
-            f"top_p must be above 0 and at most 1; got {self.top_p}. "
-            "Use temperature=0 for the most probable token, top_p=1 to draw from all tokens.",
+            f"top_p must be above 0 and at most 1; got {self.top_p}; "
+            "use temperature=0 for the most probable token, top_p=1 to draw from all tokens",
         )
         _check(
             self.seed is None or self.seed >= 0,
-            f"seed must not be negative; got {self.seed}. Use None for a new seed each time.",
+            f"seed must not be negative; got {self.seed}; use None for a new seed each time",
         )
-        _check("" not in stop, "stop strings must not be empty; got ''. Use stop=() to stop at none.")
-        _check(self.beams >= 1, f"beams must be 1 or more; got {self.beams}. Use 1 for no beam search.")
+        _check("" not in stop, "stop strings must not be empty; got ''; use stop=() to stop at none")
+        _check(self.beams >= 1, f"beams must be 1 or more; got {self.beams}; use 1 for no beam search")
         _check(
             self.beams == 1 or self.temperature == 0,
-            f"beams above 1 need temperature=0; got beams={self.beams}, temperature={self.temperature}. "
-            "Use beams=1 to sample.",
+            f"beams above 1 need temperature=0; got beams={self.beams}, temperature={self.temperature}; "
+            "use beams=1 to sample",
         )
         _check(
             self.beams == 1 or not stop,
-            f"beams above 1 know no stop strings; got beams={self.beams}, stop={stop}. "
-            "Use beams=1, or cut the text afterwards.",
+            f"beams above 1 know no stop strings; got beams={self.beams}, stop={stop}; "
+            "use beams=1, or cut the text afterwards",
         )
         _check(
             -10 <= self.length_penalty <= 10,
-            f"length_penalty must be between -10 and 10; got {self.length_penalty}. "
-            "Use 0 to compare sums of log-probabilities, 1 to compare their means.",
+            f"length_penalty must be between -10 and 10; got {self.length_penalty}; "
+            "use 0 to compare sums of log-probabilities, 1 to compare their means",
         )
 
     @classmethod
@@ -102,8 +104,8 @@ class GenerationConfig:
             if name not in known:
                 closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ConfigError(
-                    f"a generation option must be one of {', '.join(known)}; got {name!r}. "
-                    f"Did you mean {closest!r}?"
+                    f"a generation option must be one of {', '.join(known)}; got {name!r}; "
+                    f"did you mean {closest!r}?"
                 )
         return dataclasses.replace(config or cls(), **options)
 
@@ -115,4 +117,4 @@ def _check(holds: bool, message: str) -> None:
 
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {wanted}; got {value!r}. See fastllm.GenerationConfig.")
+        raise TypeError(f"{name} must be {wanted}; got {value!r}; see fastllm.GenerationConfig")

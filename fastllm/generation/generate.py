@@ -34,6 +34,13 @@ def generate(
 
     Raises ValueError if the prompt exceeds the context or an option is out of range, FastllmError if the
     model's logits aren't finite.
+
+        >>> import fastllm
+        >>> tokenizer = fastllm.ByteTokenizer()
+        >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=tokenizer.vocab_size), seed=0)
+        >>> text = fastllm.generate(model, tokenizer, "Once", max_tokens=20, temperature=1.0, seed=3)
+        >>> text == "".join(fastllm.stream(model, tokenizer, "Once", max_tokens=20, temperature=1.0, seed=3))
+        True
     """
     return "".join(stream(model, tokenizer, prompt, config, **options))
 
@@ -122,14 +129,14 @@ def _fit(
     prompt = np.asarray(tokens)
     if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
         raise ValueError(
-            f"tokens must be one row of at least one token id; got shape {prompt.shape}, {prompt.dtype}. "
-            "Start an empty text with the end token."
+            f"tokens must be one row of at least one token id; got shape {prompt.shape}, {prompt.dtype}; "
+            "start an empty text with the end token"
         )
     context = model.config.context
     if prompt.size > context:
         raise ValueError(
-            f"a prompt must fit into the model's context of {context} tokens; got {prompt.size}. "
-            f"Shorten it, for example to its last {context // 2} tokens."
+            f"a prompt must fit into the model's context of {context} tokens; got {prompt.size}; "
+            f"shorten it, for example to its last {context // 2} tokens"
         )
     room = context - prompt.size + 1
     return prompt.astype(np.int32), min(room, config.max_tokens or room)

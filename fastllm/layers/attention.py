@@ -9,7 +9,7 @@ from ..parameters import Parameters
 from .backend import Backend
 from .batch import Batch
 from .linear import Linear
-from .rotary import rope_tables
+from .rotary import RopeTables
 from .workspace import Workspace
 
 
@@ -24,6 +24,7 @@ class Attention:
         gradients: Parameters,
         workspace: Workspace,
         layer: int,
+        angles: RopeTables | None,
     ) -> None:
         assert config.head_size is not None and config.kv_heads is not None
         self._backend = backend
@@ -37,10 +38,7 @@ class Attention:
         self.output_map = (
             Linear(backend, parameters, gradients, f"{name}.output") if config.attention_output else None
         )
-        self.angles: tuple[np.ndarray, np.ndarray] | None = None
-        if config.positions == "rope":
-            cos, sin = rope_tables(config)
-            self.angles = cos.astype(backend.dtype), sin.astype(backend.dtype)
+        self.angles = angles
         self._interleaved = config.rope_interleaved
         mixed = config.heads * config.head_size
         self.qkv = workspace.rows(config.qkv_width)

@@ -16,6 +16,7 @@ from .batch import Batch
 from .dropout import Dropout
 from .feed_forward import FeedForward
 from .norm import Norm
+from .rotary import RopeTables
 from .workspace import Workspace
 
 
@@ -30,12 +31,13 @@ class Block:
         gradients: Parameters,
         workspace: Workspace,
         layer: int,
+        angles: RopeTables | None,
     ) -> None:
         self._kernels = backend.kernels
         self._is_pre = config.norm_position == "pre"
         shared = (backend, config, parameters, gradients, workspace)
         self.attention_norm = Norm(*shared, f"blocks.{layer}.attention_norm")
-        self.attention = Attention(*shared, layer)
+        self.attention = Attention(*shared, layer, angles)
         self.feed_forward_norm = Norm(*shared, f"blocks.{layer}.feed_forward_norm")
         self.feed_forward = FeedForward(*shared, layer)
         self.attention_dropout = Dropout(backend, config.dropout, site=2 * layer + 1)

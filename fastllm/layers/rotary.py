@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..config import ModelConfig
 
@@ -30,10 +31,15 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     return frequencies * (keep + (1 - keep) / scaling["factor"])
 
 
-def rope_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of every position and pair, (context, D/2) float32."""
+RopeTables = tuple[np.ndarray, np.ndarray]
+
+
+def rope_tables(config: ModelConfig, dtype: DTypeLike = np.float32) -> RopeTables | None:
+    """cos and sin of every position and pair, (context, D/2) each, which all layers share; None without RoPE."""
+    if config.positions != "rope":
+        return None
     angles = np.outer(np.arange(config.context), rope_frequencies(config))
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
 def sinusoidal_table(config: ModelConfig) -> np.ndarray:

@@ -22,6 +22,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from mmap import ACCESS_READ, mmap
+from reprlib import repr as brief
 from typing import Self
 
 import numpy as np
@@ -37,6 +38,7 @@ ENTRY = struct.Struct("<fi")
 BEGIN_ID = 1
 FIRST_BYTE = 3
 FIRST_PIECE = FIRST_BYTE + 256
+FOREIGN = "copy the file again, or pass a tokenizer.bin of llama2.c"
 FIXED_TOKENS = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)))
 
 
@@ -65,7 +67,7 @@ class Llama2cTokenizer(Tokenizer):
         if tuple(tokens[:FIRST_PIECE]) != FIXED_TOKENS:
             raise ValueError(
                 f"tokens must begin with {', '.join(FIXED_TOKENS[:4])} and the other bytes; "
-                f"got {', '.join(map(repr, tokens[:4])) or 'none'} ...; pass a tokenizer.bin of llama2.c"
+                f"got {brief(list(tokens[:4]))}; pass a tokenizer.bin of llama2.c"
             )
         finite = sum(isinstance(score, (int, float)) and abs(score) <= sys.float_info.max for score in scores)
         if not len(tokens) == len(scores) == finite:
@@ -86,6 +88,8 @@ class Llama2cTokenizer(Tokenizer):
         """
         with open(path, "rb") as file:
             try:
+                if os.fstat(file.fileno()).st_size == 0:  # which can't be mapped
+                    raise ValueError(f"it must hold tokens; got 0 bytes; {FOREIGN}")
                 with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
                     return cls(*_parse(data))
             except ValueError as error:
@@ -157,21 +161,20 @@ class Llama2cStream(ByteStream):
 
 def _parse(data: mmap) -> tuple[list[str], list[float]]:
     """Tokens and scores of a tokenizer.bin; ValueError where it is none."""
-    foreign = "copy the file again, or pass a tokenizer.bin of llama2.c"
     if len(data) < LONGEST.size:
-        raise ValueError(f"it must have {LONGEST.size} bytes or more; got {len(data)}; {foreign}")
+        raise ValueError(f"it must have {LONGEST.size} bytes or more; got {len(data)}; {FOREIGN}")
     (longest,) = LONGEST.unpack_from(data)
     tokens: list[str] = []
     scores: list[float] = []
     position = LONGEST.size
     while position < len(data):
         if len(data) - position < ENTRY.size:
-            raise ValueError(f"it must end with a token; got {len(data) - position} bytes more; {foreign}")
+            raise ValueError(f"it must end with a token; got {len(data) - position} bytes more; {FOREIGN}")
         score, length = ENTRY.unpack_from(data, position)
         position += ENTRY.size
         most = min(longest, len(data) - position)
         if not 0 < length <= most:
-            raise ValueError(f"token {len(tokens)} must have 1 to {most} bytes; got {length}; {foreign}")
+            raise ValueError(f"token {len(tokens)} must have 1 to {most} bytes; got {length}; {FOREIGN}")
         token = data[position : position + length].decode()  # UnicodeDecodeError is a ValueError
         # the export frames <s> and </s> in newlines, to be seen when printed
         tokens.append(token.strip("\n") if token.strip("\n") in FIXED_TOKENS[1:3] else token)

@@ -1,0 +1,25 @@
+"""Benchmarks: contenders that do the same work, checked against each other, then timed in turns."""
+
+from .kernel import check_kernel, kernel_benchmark
+from .measure import Benchmark, CheckError, Contender, Timing, measure, settle
+from .report import Record, describe_machine, failure, records, write_json
+from .training_step import TRAINING_STEPS, random_examples, training_benchmark
+
+__all__ = [
+    "TRAINING_STEPS",
+    "Benchmark",
+    "CheckError",
+    "Contender",
+    "Record",
+    "Timing",
+    "check_kernel",
+    "describe_machine",
+    "failure",
+    "kernel_benchmark",
+    "measure",
+    "random_examples",
+    "records",
+    "settle",
+    "training_benchmark",
+    "write_json",
+]

@@ -1,0 +1,116 @@
+"""Timing contenders fairly in one process.
+
+Contenders take turns in blocks, not in calls. The kernels run on Numba's threads and NumPy's matrix product
+on BLAS's; for some 25 ms after their last work the threads of each pool spin, and take the cores away from
+the other's. Call by call, a kernel of 3 us and a product of 59 us need 26 ms together, which says nothing of
+either. So a block has one contender only, and begins with a pause that lets the other's threads fall asleep
+and one call that is not timed, which brings data and threads back.
+
+Blocks alternate because a CPU's clock wanders: a slow second then falls on all contenders alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import FastllmError
+
+PAUSE = 0.05  # seconds; OpenBLAS threads spin for 2^26 cycles, 25 ms or less
+MOST_CALLS = 500  # in a block; `scale` shrinks its numbers each time, and denormals would be slow
+
+
+class CheckError(FastllmError):
+    """A contender computes something else than it should, so its time would mean nothing."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the work.
+
+    run    does it once
+    reset  brings back what run changed; called before each block
+    """
+
+    name: str
+    run: Callable[[], object]
+    reset: Callable[[], object] = _nothing
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Some work and who competes for it.
+
+    contenders  those to compare, and last the one that they are compared with
+    check       raises CheckError unless all of them compute the same
+    flops       floating-point operations of one run; 0: unknown
+    bytes       memory traffic of one run that can't be avoided; 0: unknown
+    """
+
+    name: str
+    contenders: tuple[Contender, ...]
+    check: Callable[[], None]
+    flops: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one run: the very first, which compiles or loads kernels, and statistics over the rounds.
+
+    A round's time is the mean over its block.
+    """
+
+    first: float
+    median: float
+    p20: float
+    p80: float
+
+
+def settle() -> None:
+    """Wait until no thread of another contender spins."""
+    time.sleep(PAUSE)
+
+
+def measure(benchmark: Benchmark, rounds: int, block_seconds: float) -> dict[str, Timing]:
+    """Check, then time every contender once a round; timings by contender.
+
+    block_seconds  how long a contender runs in a round, at least one call
+    Raises CheckError.
+    """
+    first = {contender.name: _seconds(contender, 1) for contender in benchmark.contenders}
+    benchmark.check()
+    calls = {}
+    for contender in benchmark.contenders:
+        once = _block(contender, 1)
+        calls[contender.name] = max(1, min(MOST_CALLS, int(block_seconds / once)))
+    blocks: dict[str, list[float]] = {contender.name: [] for contender in benchmark.contenders}
+    for _ in range(rounds):
+        for contender in benchmark.contenders:
+            blocks[contender.name].append(_block(contender, calls[contender.name]))
+    return {
+        name: Timing(first[name], *map(float, np.percentile(seconds, (50, 20, 80))))
+        for name, seconds in blocks.items()
+    }
+
+
+def _block(contender: Contender, calls: int) -> float:
+    """Mean seconds of a call, in a block of this contender's alone."""
+    settle()
+    contender.reset()
+    contender.run()
+    return _seconds(contender, calls)
+
+
+def _seconds(contender: Contender, calls: int) -> float:
+    began = time.perf_counter()
+    for _ in range(calls):
+        contender.run()
+    return (time.perf_counter() - began) / calls

@@ -1,0 +1,103 @@
+"""A whole training step, as the Trainer does it: on the kernels against on their twins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ..config import ModelConfig, preset
+from ..datasets import Example, PackedBatch, pack
+from ..model import Model
+from ..optimizers import AdamW
+from ..schedules import Schedule
+from ..training import Trainer
+from .measure import Benchmark, CheckError, Contender
+
+# Relative error of the whole gradient. A float32 gradient has passed a few dozen sums of some hundred terms;
+# the square root of their product times the rounding unit (6e-8) is about 6e-6.
+TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A model and the lengths of the sequences it takes a step on."""
+
+    config: ModelConfig
+    lengths: Sequence[int]
+
+
+TRAINING_STEPS = {
+    "rustgpt 1x24": TrainingStep(preset("rustgpt", vocab_size=533), [24]),
+    "rustgpt 32 rows of 9 to 40": TrainingStep(preset("rustgpt", vocab_size=533), range(9, 41)),
+    "nanoGPT CPU 12x64": TrainingStep(
+        preset("gpt2", vocab_size=65, width=128, hidden=512, layers=4, heads=4, context=64), [64] * 12
+    ),
+}
+
+
+def random_examples(vocabulary: int, lengths: Iterable[int], seed: int) -> list[Example]:
+    """Sequences of random ids that a model reads so many tokens of; the target of each is the next."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, vocabulary, length + 1, dtype=np.int32) for length in lengths]
+    return [Example(row[:-1], row[1:]) for row in rows]
+
+
+class _OneBatch:
+    """A data set whose every batch is the same."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self._batch = batch
+
+    def batch(self, step: int) -> PackedBatch:
+        return self._batch
+
+    def in_order(self) -> Iterator[PackedBatch]:
+        yield self._batch
+
+
+def training_benchmark(name: str) -> Benchmark:
+    """The training step of that name: gradients, clipping at norm 1, AdamW."""
+    step = TRAINING_STEPS[name]
+    batch = pack(random_examples(step.config.vocab_size, step.lengths, seed=0))
+    return Benchmark(
+        name=f"training_step {name}",
+        contenders=tuple(_contender(backend, step.config, batch) for backend in ("numba", "numpy")),
+        check=partial(check_gradients, step.config, batch),
+        flops=_operations(step.config, batch),
+    )
+
+
+def check_gradients(config: ModelConfig, batch: PackedBatch) -> None:
+    """Raise CheckError unless loss and gradients on the kernels equal those on the twins in float64."""
+    model, twin = Model(config), Model(config, backend="numpy", dtype=np.float64)
+    loss, expected = (m.loss_and_gradients(batch.tokens, batch.targets, batch.starts) for m in (model, twin))
+    gradients, right = model.gradients.flat, twin.gradients.flat
+    error = float(np.linalg.norm(gradients - right) / np.linalg.norm(right))
+    if not abs(loss - expected) <= TOLERANCE * expected or not error <= TOLERANCE:
+        raise CheckError(
+            f"loss and gradients must equal the float64 twins' to {TOLERANCE:.0e}; got loss {loss:.6f} for "
+            f"{expected:.6f} and gradients off by {error:.1e}; report it, it is a bug"
+        )
+
+
+def _contender(backend: str, config: ModelConfig, batch: PackedBatch) -> Contender:
+    model = Model(config, backend=backend)
+    trainer = Trainer(model, AdamW(model), _OneBatch(batch), Schedule(peak=1e-4), steps=sys.maxsize)
+    return Contender(backend, lambda: trainer.train(until=trainer.step + 1))
+
+
+def _operations(config: ModelConfig, batch: PackedBatch) -> int:
+    """Six for each matrix element and token: two forward, four backward; so too for attention's products."""
+    assert config.head_size is not None
+    matrices = Model(config).parameters.decayed
+    if config.tied_head:
+        matrices += config.vocab_size * config.width
+    lengths = np.diff(batch.starts).astype(np.int64)
+    visible = int((lengths * (lengths + 1) // 2).sum())
+    return 6 * matrices * len(batch.tokens) + 12 * visible * config.layers * config.heads * config.head_size

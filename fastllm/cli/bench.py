@@ -1,0 +1,139 @@
+"""Time every kernel, and whole training steps, against their NumPy twins.
+
+Each kernel is first compared with its twin in float64; one that differs is reported as failed and not timed,
+and the exit status is 1. Contenders take turns in one process. ratio is the twin's time / the kernel's:
+below 1, the kernel loses. GB/s counts the memory traffic that can't be avoided.
+
+example: fastllm bench 'attention_*' training_step --json times.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import fnmatch
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from ..machine import THREAD_VARIABLES
+
+if TYPE_CHECKING:
+    from ..bench import Benchmark, Record
+
+TRAINING_STEP = "training_step"
+FULL = (15, 0.02)  # rounds, and seconds of a block
+QUICK = (3, 0.002)
+
+ROW = "{:<44} {:>10} {:>19} {:>10} {:>8} {:>8} {:>7}"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="kernels or training_step; * matches (default: all)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the results here")
+    parser.add_argument(
+        "--quick", action="store_true", help="one size of each, few rounds: to see that it works"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, metavar="N", help="of kernels and BLAS (default: all cores)"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.threads is not None:
+        _set_threads(arguments.threads)
+    from .. import bench
+
+    benchmarks = _benchmarks(arguments.names, arguments.quick)
+    print(bench.describe_machine())
+    print(ROW.format("case", "kernel ms", "p20 - p80", "twin ms", "ratio", "GFLOP/s", "GB/s"))
+    results: list[Record] = []
+    for benchmark in benchmarks:
+        try:
+            pair = bench.records(benchmark, bench.measure(benchmark, *(QUICK if arguments.quick else FULL)))
+        except bench.CheckError as error:
+            pair = bench.failure(benchmark, error)
+        print(_row(*pair), flush=True)
+        results += pair
+        if arguments.json:  # again each time: a run takes minutes, and what it has shall not be lost
+            bench.write_json(arguments.json, results)
+    print(*_summary(results), sep="\n")
+    return 1 if any(record.error for record in results) else 0
+
+
+def _set_threads(count: int) -> None:
+    """Both pools take the number of their threads from the environment, when they are loaded."""
+    loaded = [name for name in ("numpy", "numba") if name in sys.modules]
+    if loaded:
+        raise ConfigError(
+            f"--threads must come before numpy and numba are loaded; got {loaded}; use a new process"
+        )
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
+
+
+def _benchmarks(patterns: list[str], quick: bool) -> Iterator[Benchmark]:
+    """The benchmarks of these names, each made when its turn comes, for together they need much memory."""
+    from .. import bench
+    from ..kernels.cases import CASES
+
+    labels = {name: list(case.realistic) for name, case in CASES.items()}
+    labels[TRAINING_STEP] = list(bench.TRAINING_STEPS)
+    for pattern in patterns:
+        if not fnmatch.filter(labels, pattern):
+            near = difflib.get_close_matches(pattern, labels, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(labels)}"
+            raise ConfigError(f"NAME must be a kernel or {TRAINING_STEP}; got {pattern!r}; {fix}")
+    chosen = [name for name in labels if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ["*"])]
+
+    def make(name: str, label: str) -> Benchmark:
+        return (
+            bench.training_benchmark(label)
+            if name == TRAINING_STEP
+            else bench.kernel_benchmark(CASES[name], label)
+        )
+
+    return (make(name, label) for name in chosen for label in labels[name][: 1 if quick else None])
+
+
+def _row(kernel: Record, twin: Record) -> str:
+    if kernel.error:
+        return f"{kernel.case:<44} FAILED: {kernel.error}"
+    return ROW.format(
+        kernel.case,
+        _number(kernel.median_ms),
+        f"{_number(kernel.p20_ms)} - {_number(kernel.p80_ms)}",
+        _number(twin.median_ms),
+        f"{kernel.ratio:.2f}x",
+        _number(kernel.gflops),
+        _number(kernel.gbytes_per_s),
+    )
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count; - for what isn't known."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _summary(results: list[Record]) -> list[str]:
+    kernels = [record for record in results if record.contender == "numba"]
+    first = sum(record.first_ms or 0.0 for record in kernels) / 1e3
+    lost = [record.case for record in kernels if record.ratio is not None and record.ratio < 1]
+    failed = [record.case for record in kernels if record.error]
+    return [
+        f"first calls, which compile the kernels or load them from the cache: {first:.1f} s, not timed above",
+        f"slower than the twin: {', '.join(lost) or 'none'}",
+        f"failed the check: {', '.join(failed) or 'none'}",
+    ]

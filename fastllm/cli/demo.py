@@ -1,0 +1,118 @@
+"""Train a small model on the facts and dialogues that come along, and chat with it.
+
+It answers a question untrained (gibberish), learns facts, learns to answer, draws its loss, answers again, and
+then talks with you. Without a terminal, or with --no-chat, it ends before that.
+
+examples:
+  fastllm demo
+  fastllm demo --language zh
+  fastllm demo --rows-per-update 1 --run runs/one-row
+  fastllm demo --run runs/one-row --resume
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..training.config import JobConfig
+    from ..training.job import Job
+
+QUESTIONS = {"en": "How do mountains form?", "zh": "太阳从哪边升起？"}
+TOKENIZERS = {"en": "word", "zh": "character"}  # Chinese is written without spaces
+ROWS_PER_UPDATE = 8
+EPOCHS = 100
+# Learning rates of one row an update. A batch of n rows takes sqrt(n) times as much: its gradient is that much
+# less noisy, and Adam's step does not grow with the batch (Malladi et al. 2022, arXiv:2205.10287).
+LEARNING_RATES = {"facts": 5e-4, "dialogues": 1e-4}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--language", choices=sorted(QUESTIONS), default="en", help="of the data (default: en)")
+    parser.add_argument("--rows-per-update", type=int, default=ROWS_PER_UPDATE, metavar="N",
+                        help=f"texts or dialogues in a batch (default: {ROWS_PER_UPDATE})")  # fmt: skip
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each phase (default: {EPOCHS})")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling (default: 0)")
+    parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/demo-LANGUAGE)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
+    parser.add_argument("--no-chat", action="store_true", help="end when trained")
+
+
+def demo_job(language: str, rows_per_update: int, epochs: int, seed: int) -> JobConfig:
+    """The demo as a job: facts, then dialogues, Adam, gradients clipped at 5."""
+    from ..training.config import JobConfig
+
+    def phase(name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "data": f"fastllm:{language}/{name}.jsonl",
+            "epochs": epochs,
+            "learning_rate": LEARNING_RATES[name] * max(1, rows_per_update) ** 0.5,
+            "rows_per_update": rows_per_update,
+        }
+
+    validation = {"validation": f"fastllm:{language}/validation.jsonl"}
+    return JobConfig.from_dict(
+        {
+            "seed": seed,
+            "checkpoint_seconds": 5.0,
+            "tokenizer": {"type": TOKENIZERS[language]},
+            "model": {"preset": "rustgpt"},
+            "optimizer": {"name": "adam", "max_norm": 5.0},
+            "phases": [phase("facts"), phase("dialogues") | validation],
+        }
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..training.job import Job
+    from ..training.run import free_folder
+    from ..training.session import train_and_plot
+
+    if arguments.resume:
+        if not arguments.run:
+            raise ConfigError("--resume needs the folder of the run; got none; add --run DIR")
+        job = Job.resume(arguments.run)
+    else:
+        folder = Path(arguments.run) if arguments.run else free_folder(f"runs/demo-{arguments.language}")
+        config = demo_job(arguments.language, arguments.rows_per_update, arguments.epochs, arguments.seed)
+        job = Job.start(folder, config)
+        _answer(job, "before training")
+    if status := train_and_plot(job):
+        return status
+    _answer(job, "after training")
+    _examine(job)
+    if arguments.no_chat or not sys.stdin.isatty():
+        return 0
+    from ..generation.config import GenerationConfig
+    from .chat import chat_loop
+
+    return chat_loop(job.model, job.tokenizer, GenerationConfig(), sys.stdin, sys.stdout)
+
+
+def _answer(job: Job, when: str) -> None:
+    """Ask the question of the job's language."""
+    from ..generation import Chat
+
+    language = "zh" if job.config.tokenizer.type == "character" else "en"
+    question = QUESTIONS[language]
+    answer = "".join(Chat(job.model, job.tokenizer, max_tokens=16).ask(question))
+    print(f"{when}:\n  you: {question}\n  model: {answer}", flush=True)
+
+
+def _examine(job: Job) -> None:
+    """How many questions are answered word for word: those learnt, and the same ones worded anew."""
+    from ..datasets import read_records
+    from ..training.answers import exact_answers
+    from ..training.job import resolve
+
+    last = job.config.phases[-1]
+    for path, what in ((last.data, "training questions"), (last.validation, "questions in unseen wordings")):
+        if path:
+            right, total = exact_answers(job.model, job.tokenizer, read_records(resolve(path)))
+            print(f"{what} answered exactly: {right} of {total} ({right / total:.1%})", flush=True)

@@ -1,0 +1,218 @@
+"""Show versions, CPU features, threads and caches, and what is wrong with them.
+
+Runs two kernels against their twins. The exit status is 1 if something is broken, 0 if at most slow.
+
+example: fastllm doctor
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from .. import __version__, machine
+
+PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm", "plotext", "pygal")
+OPTIONAL = ("tbb", "torch")
+OLDEST = {"numpy": (2, 0), "numba": (0, 61)}  # as in pyproject.toml
+FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "neon", "sve")
+CHECKED = ("matmul", "attention_forward", "attention_backward")
+
+# Settings of Numba's (NUMBA_ and the name in the environment): what is well, and what else comes of it.
+SETTINGS = {
+    "DISABLE_JIT": (0, "turns compilation off, and kernels run only when compiled", True),
+    "BOUNDSCHECK": (None, "tests every index, which takes time", False),
+    "OPT": (3, "lets the compiler do less", False),
+    "LOOP_VECTORIZE": (1, "turns vector instructions off in plain loops", False),
+    "CPU_NAME": (None, "compiles for another processor than this one", False),
+    "CPU_FEATURES": (None, "compiles for other features than this processor's", False),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, how to mend it, and whether results can be had and trusted at all."""
+
+    what: str
+    fix: str
+    is_broken: bool = False
+
+
+Line = tuple[str, object]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(arguments: argparse.Namespace) -> int:
+    problems: list[Problem] = []
+    _show("versions", _versions(problems))
+    _show("machine", _machine())
+    kernels = _import_kernels(problems)
+    if kernels:
+        _show("settings", _settings(problems))
+        _show("kernels", _kernels(problems))
+        _show("threads", _threads(problems))
+        _show("cache", _cache(kernels.cache_directory(), problems))
+    print("problems")
+    for problem in problems:
+        print(f"  {'BROKEN' if problem.is_broken else 'slow'}: {problem.what}\n    fix: {problem.fix}")
+    if not problems:
+        print("  none")
+    return 1 if any(problem.is_broken for problem in problems) else 0
+
+
+def _show(title: str, lines: Iterator[Line]) -> None:
+    print(title)
+    for name, value in lines:
+        print(f"  {name:<20} {value}", flush=True)
+
+
+def _versions(problems: list[Problem]) -> Iterator[Line]:
+    yield "fastllm", f"{__version__} in {Path(__file__).parents[1]}"
+    yield "python", f"{platform.python_version()} in {sys.prefix}"
+    for name in (*PACKAGES, *OPTIONAL):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, "not installed" + (" (optional)" if name in OPTIONAL else "")
+            if name in PACKAGES:
+                problems.append(Problem(f"{name} is not installed", f"pip install {name}", is_broken=True))
+            continue
+        yield name, version
+        oldest = OLDEST.get(name, (0,))
+        if tuple(int(part) for part in version.split(".")[: len(oldest)]) < oldest:
+            wanted = ".".join(map(str, oldest))
+            problems.append(
+                Problem(f"{name} {version} is too old", f"pip install '{name}>={wanted}'", is_broken=True)
+            )
+
+
+def _machine() -> Iterator[Line]:
+    physical, usable = machine.physical_cores(), machine.usable_cores()
+    total, available = machine.memory()
+    yield "system", platform.platform()
+    yield "processor", machine.cpu_name()
+    yield (
+        "cores",
+        f"{physical or '?'} physical, {machine.logical_cores()} logical, {usable} usable by this process",
+    )
+    yield "memory", f"{_gigabytes(total)}, {_gigabytes(available)} available"
+
+
+def _import_kernels(problems: list[Problem]) -> ModuleType | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no writable cache: _cache says so
+            return importlib.import_module("fastllm.kernels")
+    except Exception as error:  # whatever a broken installation raises is what we are here to show
+        problems.append(
+            Problem(
+                f"the kernels can't be imported: {error!r}", "reinstall numba and llvmlite", is_broken=True
+            )
+        )
+        return None
+
+
+def _kernels(problems: list[Problem]) -> Iterator[Line]:
+    import llvmlite.binding
+
+    from ..bench import check_kernel
+    from ..kernels.cases import CASES
+    from ..kernels.simd import LANES
+
+    features = llvmlite.binding.get_host_cpu_features()
+    yield "processor family", llvmlite.binding.get_host_cpu_name()
+    yield "features", ", ".join(name for name in FEATURES if features.get(name)) or "none of note"
+    yield "vector width", f"{LANES} floats"
+    if LANES == 4 and platform.machine().lower() in ("x86_64", "amd64"):
+        problems.append(
+            Problem("this processor has no AVX: vectors hold 4 floats, not 8 or 16", "use a newer one")
+        )
+    for name in CHECKED:
+        case = CASES[name]
+        try:
+            check_kernel(case, next(iter(case.realistic.values())))
+        except Exception as error:  # a wrong result, or whatever keeps the kernel from running
+            yield f"check {name}", "FAILED"
+            problems.append(
+                Problem(
+                    f"{name} fails: {error}",
+                    "see the settings above; delete the cache folder",
+                    is_broken=True,
+                )
+            )
+        else:
+            yield f"check {name}", "equals its twin"
+
+
+def _threads(problems: list[Problem]) -> Iterator[Line]:
+    import numba
+
+    count, usable = numba.get_num_threads(), machine.usable_cores()
+    yield "kernels", count
+    try:
+        layer: str = numba.threading_layer()
+    except ValueError:  # no parallel kernel has run: the checks say why
+        layer = "not started"
+    yield "layer", layer
+    if layer == "workqueue":
+        problems.append(
+            Problem(
+                "the workqueue layer takes 45 us to start a parallel loop, OpenMP 3.5 us",
+                "install OpenMP (libgomp1 on Linux, libomp on macOS) or tbb; unset NUMBA_THREADING_LAYER",
+            )
+        )
+    given = {name: os.environ[name] for name in machine.THREAD_VARIABLES if name in os.environ}
+    for name, value in given.items():
+        yield name, value
+    for name, value in {**given, "NUMBA_NUM_THREADS": str(count)}.items():
+        if value.isdigit() and int(value) > usable:
+            problems.append(
+                Problem(f"{name} is {value}, but this process may use {usable} cores", f"set {name}={usable}")
+            )
+
+
+def _settings(problems: list[Problem]) -> Iterator[Line]:
+    from numba import config
+
+    for name, (good, consequence, is_broken) in SETTINGS.items():
+        value = getattr(config, name, good)
+        is_well = value == good or not (value or good)  # None, 0 and "" are all "off"
+        yield f"NUMBA_{name}", "as it should be" if is_well else value
+        if not is_well:
+            problems.append(Problem(f"NUMBA_{name} {consequence}", f"unset NUMBA_{name}", is_broken))
+
+
+def _cache(folder: Path | None, problems: list[Problem]) -> Iterator[Line]:
+    if folder is None:
+        yield "folder", "none"
+        problems.append(
+            Problem("no cache folder is writable: kernels are compiled anew each time",
+                    "set NUMBA_CACHE_DIR to a writable folder")
+        )  # fmt: skip
+        return
+    yield "folder", f"{folder} (writable)"
+    yield "size", _size(folder)
+    for other in sorted(folder.parent.glob("kernels-*")):
+        if other != folder:
+            yield "of another version", f"{other.name}, {_size(other)}; may be deleted"
+
+
+def _size(folder: Path) -> str:
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return f"{sum(sizes) / 1e6:.1f} MB in {len(sizes)} files"
+
+
+def _gigabytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e9:.1f} GB"

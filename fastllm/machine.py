@@ -1,0 +1,76 @@
+"""What this machine is: processor, cores, memory. From the operating system, without another package."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+# What sets the threads of Numba and of NumPy's BLAS, read once, when these are loaded.
+THREAD_VARIABLES = (
+    "NUMBA_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it, or its architecture."""
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    names = [value for key, value in _proc("/proc/cpuinfo") if key == "model name"]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def logical_cores() -> int:
+    """Cores that the system shows."""
+    return os.cpu_count() or 1
+
+
+def physical_cores() -> int | None:
+    """Cores without their hyper-threads; None where the system doesn't tell."""
+    if sys.platform == "darwin":
+        count = _sysctl("hw.physicalcpu")
+        return int(count) if count else None
+    cores = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    return len({_read(path) for path in cores} - {""}) or None
+
+
+def usable_cores() -> int:
+    """Logical cores this process may use: its affinity, and its container's limit of CPU time, rounded up."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical_cores()
+    quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
+    return min(affinity, math.ceil(int(quota) / int(period))) if quota.isdigit() else affinity
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of main memory, in all and available; None for what the system doesn't tell."""
+    sizes = {key: int(value.split()[0]) * 1024 for key, value in _proc("/proc/meminfo")}
+    if sizes:
+        return sizes.get("MemTotal"), sizes.get("MemAvailable")
+    total = _sysctl("hw.memsize") if sys.platform == "darwin" else ""
+    return int(total) if total else None, None
+
+
+def _proc(path: str) -> list[tuple[str, str]]:
+    """Lines `key: value` of a file of Linux's; none elsewhere."""
+    lines = (line.partition(":") for line in _read(Path(path)).splitlines())
+    return [(key.strip(), value.strip()) for key, colon, value in lines if colon and value.strip()]
+
+
+def _read(path: Path) -> str:
+    """A small system file; empty where there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _sysctl(name: str) -> str:
+    result = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
+    return result.stdout.strip()

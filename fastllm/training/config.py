@@ -1,0 +1,256 @@
+"""A training job as a file: data, tokenizer, model, optimizer and phases, in TOML.
+
+    seed = 0
+
+    [tokenizer]
+    type = "word"
+
+    [model]
+    preset = "rustgpt"
+
+    [optimizer]
+    name = "adam"
+    max_norm = 5.0
+
+    [[phases]]
+    name = "facts"
+    data = "facts.jsonl"
+    epochs = 100
+    learning_rate = 5e-4
+
+Each table's keys are the fields of a class below; an unknown key is an error that names the nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from ..config import PRESETS, ModelConfig, preset, reject_unknown_keys
+from ..errors import ConfigError
+from ..optimizers import OPTIMIZERS, Optimizer
+from ..schedules import KINDS, Schedule
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+class _Table:
+    """A table of the file: its fields are the dataclass's."""
+
+    @classmethod
+    def from_table(cls, table: object, where: str) -> Self:
+        _check(isinstance(table, Mapping), f"{where} must be a table; got {table!r}; write [{where}] and keys below")
+        assert isinstance(table, Mapping)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        reject_unknown_keys(table, [f.name for f in fields], where)
+        for f in fields:
+            _check(
+                f.name in table or f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING,
+                f"{where} needs {f.name}; got {', '.join(table) or 'nothing'}; add it",
+            )
+            if f.name in table:
+                _check_kind(table[f.name], str(f.type), f"{where}: {f.name}")
+        return cls(**table)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def _check_kind(value: object, annotation: str, what: str) -> None:
+    kinds = _KINDS.get(annotation.removesuffix(" | None"))
+    if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        raise ConfigError(f"{what} must be {' or '.join(kind.__name__ for kind in kinds)}; got {value!r}; change it")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{what} must be finite; got {value}; change it")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig(_Table):
+    """type: "word", "character" or "byte". max_size and minimum_count limit the vocabulary."""
+
+    type: str = "word"
+    max_size: int | None = None
+    minimum_count: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            self.type in ("word", "character", "byte"),
+            f"tokenizer: type must be word, character or byte; got {self.type!r}; choose one of them",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(_Table):
+    """name: adam, adamw, sgd or lion. max_norm clips the global gradient norm, 0 never does."""
+
+    name: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self.name in OPTIMIZERS,
+            f"optimizer: name must be one of {', '.join(OPTIMIZERS)}; got {self.name!r}; choose one of them",
+        )
+        _check(
+            self.name != "adam" or not self.weight_decay,
+            f"optimizer: adam takes no weight_decay; got {self.weight_decay}; use adamw",
+        )
+
+    def make(self, model: Any) -> Optimizer:
+        """A new optimizer for a model."""
+        options: dict[str, Any] = {"weight_decay": self.weight_decay}
+        if self.name == "sgd":
+            options["momentum"] = self.momentum
+        else:
+            options["betas"] = (self.beta1, self.beta2)
+        if self.name in ("adam", "adamw"):
+            options["eps"] = self.eps
+        if self.name == "adam":
+            del options["weight_decay"]
+        return OPTIMIZERS[self.name](model, **options)
+
+
+@dataclass(frozen=True)
+class PhaseConfig(_Table):
+    """One pass of training over one data set.
+
+    name                 in progress bars, metrics and plots
+    data                 a .jsonl file of texts or dialogues, a text file or a folder of text files;
+                         "fastllm:en/facts.jsonl" is a file that comes with the library
+    validation           the same, for validation; of a text, None takes the last tenth
+    epochs or steps      how long; one of the two
+    learning_rate, schedule, warmup, final_learning_rate   see Schedule; warmup in steps, half of all at most
+    rows_per_update      sequences in a batch
+    sequence_length      tokens in a window of a text; None: the model's context
+    accumulate           parts a batch is computed in, to save memory
+    evaluate_every       steps between validations; None: about twenty times in all
+    """
+
+    name: str
+    data: str
+    learning_rate: float
+    validation: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    schedule: str = "constant"
+    warmup: int = 0
+    final_learning_rate: float = 0.0
+    rows_per_update: int = 16
+    sequence_length: int | None = None
+    accumulate: int = 1
+    evaluate_every: int | None = None
+
+    def __post_init__(self) -> None:
+        where = f"phase {self.name!r}"
+        _check(
+            (self.epochs is None) != (self.steps is None),
+            f"{where} needs epochs or steps, not both; got epochs={self.epochs}, steps={self.steps}; give one",
+        )
+        for name in ("epochs", "steps", "rows_per_update", "sequence_length", "accumulate", "evaluate_every"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"{where}: {name} must be 1 or more; got {value}; raise it")
+        _check(
+            self.schedule in KINDS,
+            f"{where}: schedule must be one of {', '.join(KINDS)}; got {self.schedule!r}; choose one of them",
+        )
+        try:
+            self.make_schedule(max(self.warmup, self.steps or 10**9))
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def make_schedule(self, steps: int) -> Schedule:
+        """The learning rate over so many steps."""
+        warmup = min(self.warmup, steps // 2)
+        return Schedule(self.schedule, self.learning_rate, steps, warmup, self.final_learning_rate)
+
+
+@dataclass(frozen=True)
+class JobConfig(_Table):
+    """A whole job. model holds ModelConfig's fields but vocab_size, and may name a preset to start from."""
+
+    phases: tuple[PhaseConfig, ...]
+    model: Mapping[str, Any] = field(default_factory=lambda: {"preset": "nano"})
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = 0
+    backend: str = "numba"
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        _check(len(self.phases) > 0, "a job needs at least one phase; got none; write [[phases]] and keys below")
+        names = [phase.name for phase in self.phases]
+        _check(len(set(names)) == len(names), f"phases must have different names; got {names}; rename one")
+        _check(0 <= self.seed < 1 << 32, f"seed must be from 0 to 2^32 - 1; got {self.seed}; change it")
+        _check(self.checkpoint_seconds >= 0, f"checkpoint_seconds must not be negative; got {self.checkpoint_seconds}")
+        _check(self.backend in ("numba", "numpy"), f"backend must be numba or numpy; got {self.backend!r}; change it")
+        _check("vocab_size" not in self.model, "vocab_size follows from the data; got one under [model]; leave it out")
+        self.model_config(vocab_size=1)  # fails early, before any data is read
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The model for a vocabulary."""
+        fields = dict(self.model)
+        name = fields.pop("preset", None)
+        if name is None:
+            return ModelConfig.from_dict({**fields, "vocab_size": vocab_size})
+        _check(isinstance(name, str), f"model: preset must be one of {', '.join(PRESETS)}; got {name!r}; choose one")
+        return preset(name, **{**fields, "vocab_size": vocab_size})
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any]) -> JobConfig:
+        """From the tables of a TOML file. Raises ConfigError."""
+        tables = dict(tables)
+        phases = tables.get("phases", ())
+        _check(isinstance(phases, (list, tuple)), "phases must be tables; write [[phases]] and keys below")
+        tables["phases"] = tuple(PhaseConfig.from_table(phase, "phases") for phase in phases)
+        for name, kind in (("tokenizer", TokenizerConfig), ("optimizer", OptimizerConfig)):
+            if name in tables:
+                tables[name] = kind.from_table(tables[name], name)
+        _check(isinstance(tables.get("model", {}), Mapping), "model must be a table; write [model] and keys below")
+        return cls.from_table(tables, "the job")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> JobConfig:
+        """From a TOML file. Raises ConfigError naming the file, OSError if it can't be read."""
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} must be TOML; got an error: {error}; see `fastllm train --help`") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def to_toml(self) -> str:
+        """The file that makes this job again."""
+        fields = dataclasses.asdict(self)
+        phases = fields.pop("phases")
+        tables = {name: fields.pop(name) for name in ("tokenizer", "model", "optimizer")}
+        parts = [_toml_lines(fields)]
+        parts += [f"[{name}]\n{_toml_lines(table)}" for name, table in tables.items()]
+        parts += [f"[[phases]]\n{_toml_lines(phase)}" for phase in phases]
+        return "\n".join(parts)
+
+
+def _toml_lines(table: Mapping[str, Any]) -> str:
+    """Keys and values; None is left out, as TOML has no such value."""
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in table.items() if value is not None)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml_value(inner)}" for key, inner in value.items()) + "}"
+    # JSON's numbers, booleans and strings are TOML's too, once DEL is escaped
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,236 @@
+"""A run's curves: metrics.jsonl read, drawn in the terminal, and written as SVG.
+
+The x axis counts updates over all phases; a value stands for the updates since the line of metrics before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import operator
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..atomic import replacing
+from ..errors import DataError
+
+QUANTITIES = ("loss", "perplexity", "accuracy")
+POINTS = 600  # of a curve; the eye can't tell more apart
+WIDEST, HIGHEST = 100, 20  # characters, unless asked for
+
+Metrics = list[dict[str, Any]]
+Point = tuple[float, float]
+
+
+def read_metrics(path: str | os.PathLike[str]) -> Metrics:
+    """The lines of a metrics.jsonl file, each a dictionary with at least "phase" and "step".
+
+    A last line that was cut short when its writer was killed is left out.
+    Raises OSError for a file that can't be read, DataError for a wrong line, which it names, or for none.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"a run's metrics must be in {path}; got no such file; check the name") from None
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    metrics = []
+    for number, line in enumerate(lines, 1):
+        try:
+            metrics.append(_check(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+    if not metrics:
+        raise DataError(f"{path} must hold at least one whole line; got none; train for longer")
+    return metrics
+
+
+def _check(line: Any) -> dict[str, Any]:
+    if isinstance(line, dict) and isinstance(line.get("phase"), str) and isinstance(line.get("step"), int):
+        return line
+    raise DataError(f"a line must be an object with a phase and a step; got {line!r:.60}; name a run's metrics.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What there is to draw. Perplexity stands as its logarithm, and the ticks say what it is.
+
+    training, validation  curves (update, height), at most about POINTS each
+    phases                (updates before it, name)
+    updates               the width of the chart, from 0
+    bottom, top           heights between which all is
+    ticks                 (height, label)
+    """
+
+    training: list[Point]
+    validation: list[Point]
+    phases: list[tuple[int, str]]
+    updates: int
+    bottom: float
+    top: float
+    ticks: list[tuple[float, str]]
+
+
+def make_chart(metrics: Metrics, what: str = "loss") -> Chart:
+    """The chart of "loss", "perplexity" or "accuracy"; values that are missing or not finite are left out.
+
+    Raises ValueError for another quantity, DataError where no value is left.
+    """
+    if what not in QUANTITIES:
+        raise ValueError(f"a chart shows {', '.join(QUANTITIES)}; got {what!r}; choose one of them")
+    scale = math.log10 if what == "perplexity" else float
+    phases, updates = [], 0
+    for name, group in itertools.groupby(metrics, operator.itemgetter("phase")):
+        lines = list(group)
+        phases.append((updates, name, lines))  # each phase counts its steps from 1
+        updates += lines[-1]["step"]
+
+    def curve(key: str) -> list[Point]:
+        pieces = [
+            [(before + line["step"], scale(line[key])) for line in lines if _is_finite(line.get(key))]
+            for before, _, lines in phases
+        ]
+        every = max(1, math.ceil(sum(map(len, pieces)) / POINTS))
+        return [_mean(piece[at : at + every]) for piece in pieces for at in range(0, len(piece), every)]
+
+    training, validation = curve(what), curve(f"validation_{what}")
+    heights = [height for _, height in training + validation]
+    if not heights:
+        raise DataError(f"metrics must hold a finite {what} to draw; got none; draw another quantity")
+    top = max(heights)
+    bottom = 0.0 if top > 0 else top - 1  # log10(1) = 0 is the lowest perplexity
+    values = _powers(10**top) if what == "perplexity" else _ticks(bottom, top, 6)
+    ticks = [(scale(value), f"{value:g}") for value in values]
+    return Chart(training, validation, [(at, name) for at, name, _ in phases], updates, bottom, top, ticks)
+
+
+def draw(
+    metrics: Metrics,
+    what: str = "loss",
+    width: int | None = None,
+    height: int | None = None,
+    color: bool | None = None,
+) -> str:
+    """A chart for the terminal, as text.
+
+    width, height  in characters; None: what the terminal has, at most WIDEST and HIGHEST
+    color          None: if stdout is a terminal and NO_COLOR isn't set
+
+    Raises ValueError and DataError as make_chart does.
+    """
+    import plotext  # takes half a second
+
+    chart = make_chart(metrics, what)
+    terminal = shutil.get_terminal_size()
+    if color is None:
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+    plotext.terminal.limit(False, False)  # draw as large as asked, whatever the terminal
+    figure = plotext.figure  # there is but one
+    figure.clear()
+    figure.theme("simple")
+    figure.plot_size(width or min(terminal.columns, WIDEST), height or min(terminal.lines - 1, HIGHEST))
+    figure.title(what)
+    key = []
+    for points, marker, sign in (
+        (chart.training, "braille", "⠒⠒ training"),
+        (chart.validation, "dot", "•• validation"),
+    ):
+        if points:
+            figure.draw(figure.signal(*zip(*points, strict=True), marker=marker).lines(True))
+            key.append(sign)
+    figure.label("   ".join(["update", *key]), "x")  # plotext's own legend would cover the curves
+    figure.ruler("x").lim(0, chart.updates)
+    figure.ruler("x").ticks(*_labelled(_ticks(0, chart.updates, 6)))
+    figure.ruler("y").lim(chart.bottom, chart.top)
+    figure.ruler("y").ticks(*map(list, zip(*chart.ticks, strict=True)))
+    if len(chart.phases) > 1:
+        ends = [*(at for at, _ in chart.phases), chart.updates]
+        middles = [(begin + end) / 2 for begin, end in itertools.pairwise(ends)]
+        figure.ruler("x", "upper").lim(0, chart.updates).ticks(middles, [name for _, name in chart.phases])
+        for at in ends[1:-1]:
+            figure.line(at, orientation="vertical")
+    text = figure.build().string(colorless=not color)
+    figure.clear()
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss") -> None:
+    """A chart as an SVG file that needs nothing from elsewhere; an old file is replaced whole or stays.
+
+    Raises OSError, and ValueError and DataError as make_chart does.
+    """
+    import pygal
+    from pygal.style import Style
+
+    chart = make_chart(metrics, what)
+    grey, pale = "#666", "#ddd"
+    svg = pygal.XY(
+        style=Style(
+            background="white",
+            plot_background="white",
+            foreground=grey,
+            foreground_strong="#222",
+            foreground_subtle=pale,
+            guide_stroke_color=pale,
+            major_guide_stroke_color=pale,
+            colors=("#1f6fb4", "#d9632b", grey),
+            font_family="sans-serif",
+            value_label_font_size=13,
+            opacity="1",
+        ),
+        js=[],  # by default scripts from a server
+        width=900,
+        height=460,
+        margin=16,
+        title=f"{what}: {', then '.join(name for _, name in chart.phases)}",
+        x_title="update",
+        xrange=(0, chart.updates),
+        range=(chart.bottom, chart.top),
+        x_labels=_ticks(0, chart.updates, 10),
+        y_labels=[{"value": height, "label": label} for height, label in chart.ticks],
+        legend_at_bottom=True,
+        print_labels=True,
+    )
+    for points, name in (chart.training, "training"), (chart.validation, "validation"):
+        if points:
+            svg.add(name, points, show_dots=len(points) < 60, dots_size=2, stroke_style={"width": 1.8})
+    for at, name in chart.phases[1:]:
+        border = [{"value": (at, chart.top), "label": name}, (at, chart.bottom)]
+        svg.add(None, border, dots_size=0, stroke_style={"dasharray": "4,4"})
+    svg.add_xml_filter(_without_scripts)
+    with replacing(path) as temporary:
+        temporary.write_text(svg.render(is_unicode=True), encoding="utf-8")
+
+
+def _without_scripts(root: Any) -> Any:
+    """Drop the settings of pygal's tooltips, which don't work without its scripts."""
+    for parent in list(root.iter()):
+        for script in parent.findall("script"):
+            parent.remove(script)
+    return root
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _mean(points: list[Point]) -> Point:
+    """The last update, as in a line of metrics, and the mean height."""
+    return points[-1][0], sum(height for _, height in points) / len(points)
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from low to high > low, at most about `most`."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(digit * power for digit in (1, 2, 5, 10) if (high - low) / (digit * power) <= most)
+    return [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _powers(high: float) -> list[float]:
+    """Round numbers from 1 to high for a logarithmic axis."""

@@ -1,0 +1,335 @@
+"""A training job from data to checkpoint: what `fastllm demo` and `fastllm train` do."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..checkpoint import find_checkpoint, load, load_progress, save
+from ..datasets import (
+    Dataset,
+    Examples,
+    Record,
+    TokenStream,
+    make_examples,
+    read_records,
+    read_text,
+    record_texts,
+    write_token_file,
+)
+from ..errors import DataError, FastllmError
+from ..layers.score import Score
+from ..model import Model
+from ..tokenizers import TOKENIZERS
+from ..tokenizers.base import Tokenizer
+from .config import JobConfig, PhaseConfig
+from .run import Run, check_progress
+from .trainer import Step, Trainer, evaluate
+
+SHIPPED = "fastllm:"
+VALIDATION_SHARE = 10  # a text without a validation file gives its last tenth
+
+
+class Interrupted(FastllmError):
+    """Training was asked to stop and has: the checkpoint is up to date."""
+
+
+class Reporter(Protocol):
+    """Who is told how training goes on: a progress bar, or a test."""
+
+    def begin(self, phase: PhaseConfig, done: int, steps: int) -> None:
+        """A phase begins, or goes on after `done` of its steps."""
+
+    def step(self, done: Step) -> None:
+        """An update was made."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """A line was added to the metrics."""
+
+    def end(self) -> None:
+        """The phase ends."""
+
+
+@dataclass
+class Phase:
+    """A phase's configuration with its data."""
+
+    config: PhaseConfig
+    dataset: Dataset
+    validation: Dataset | None
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        if self.config.steps is not None:
+            return self.config.steps
+        assert self.config.epochs is not None
+        return self.config.epochs * self.dataset.steps_per_epoch
+
+
+def resolve(path: str) -> Path:
+    """A data file's path; "fastllm:en/facts.jsonl" is one that comes with the library."""
+    if not path.startswith(SHIPPED):
+        return Path(path)
+    shipped = Path(str(files("fastllm"))) / "data" / path.removeprefix(SHIPPED)
+    # In a checkout the data stands beside the package, not in it.
+    return shipped if shipped.exists() else Path(__file__).parents[2] / "data" / path.removeprefix(SHIPPED)
+
+
+class Job:
+    """Everything a run needs: its folder, tokenizer, model and phases. Made by `start` or `resume`."""
+
+    def __init__(self, run: Run, model: Model, tokenizer: Tokenizer, sources: dict[str, Source]) -> None:
+        self.run = run
+        self.config = run.config
+        self.model = model
+        self.tokenizer = tokenizer
+        self.phases = [self._phase(phase, sources) for phase in self.config.phases]
+        self._at = 0  # phase to train next
+        self._trainer: Trainer | None = None
+
+    @classmethod
+    def start(cls, folder: str | Path, config: JobConfig) -> Job:
+        """A new run: read the data, build vocabulary and model. Nothing is written if the data is no good."""
+        sources = _read_sources(config)
+        tokenizer, model = _build(config, sources)
+        return cls(Run.create(folder, config), model, tokenizer, sources)
+
+    @classmethod
+    def resume(cls, folder: str | Path) -> Job:
+        """Go on with the run in a folder, from its checkpoint; from the start if it has none yet."""
+        run = Run.open(folder)
+        sources = _read_sources(run.config)
+        try:
+            find_checkpoint(run.checkpoint)
+        except FileNotFoundError:
+            run.metrics.unlink(missing_ok=True)
+            tokenizer, model = _build(run.config, sources)
+            return cls(run, model, tokenizer, sources)
+        model, tokenizer = load(run.checkpoint, run.config.backend)
+        job = cls(run, model, tokenizer, sources)
+        names = [phase.config.name for phase in job.phases]
+        job._at, step = check_progress(load_progress(run.checkpoint), names)
+        trainer = job._make_trainer(job.phases[job._at])
+        load_progress(run.checkpoint, trainer.optimizer)
+        trainer.step = step
+        job._trainer = trainer
+        run.forget_metrics_after(names, names[job._at], step)
+        return job
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to train."""
+        is_last = self._at == len(self.phases) - 1
+        return self._at == len(self.phases) or (
+            is_last and self._trainer is not None and self._trainer.step == self._trainer.steps
+        )
+
+    def train(self, reporter: Reporter) -> None:
+        """Train what is left of all phases.
+
+        Raises Interrupted after Ctrl-C or SIGTERM, with the checkpoint up to date, TrainingError if the
+        loss is no longer finite: the last checkpoint is then from before.
+        """
+        with _stop_request() as stopping:
+            while self._at < len(self.phases):
+                phase = self.phases[self._at]
+                trainer = self._trainer or self._make_trainer(phase)
+                self._trainer = trainer
+                reporter.begin(phase.config, trainer.step, phase.steps)
+                try:
+                    self._train_phase(phase, trainer, reporter, stopping)
+                finally:
+                    reporter.end()
+                self._at += 1
+                self._trainer = None
+
+    def _train_phase(
+        self, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event
+    ) -> None:
+        interval = _Interval(phase, trainer.step)
+        saved = time.monotonic()
+        trainer.callbacks = [reporter.step, interval.add]
+        while trainer.step < trainer.steps:
+            trainer.train(trainer.step + 1)
+            if interval.is_due(trainer.step):
+                record = interval.record(trainer.step)
+                if phase.validation and interval.is_validation_due(trainer.step):
+                    score = evaluate(self.model, phase.validation)
+                    record |= {f"validation_{name}": value for name, value in _figures(score).items()}
+                self.run.log(record)
+                reporter.log(record)
+                interval.restart()
+                if time.monotonic() - saved > self.config.checkpoint_seconds:
+                    self._save(phase, trainer)
+                    saved = time.monotonic()
+            if stopping.is_set():
+                self._save(phase, trainer)
+                raise Interrupted(
+                    f"stopped at step {trainer.step} of phase {phase.config.name}; the checkpoint is in "
+                    f"{self.run.checkpoint}; go on with --run {self.run.folder} --resume"
+                )
+        self._save(phase, trainer)
+
+    def _save(self, phase: Phase, trainer: Trainer) -> None:
+        progress = {"phase": phase.config.name, "step": trainer.step}
+        save(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
+
+    def _make_trainer(self, phase: Phase) -> Trainer:
+        return Trainer(
+            self.model,
+            self.config.optimizer.make(self.model),
+            phase.dataset,
+            phase.config.make_schedule(phase.steps),
+            phase.steps,
+            self.config.optimizer.max_norm,
+            phase.config.accumulate,
+            self.config.seed,
+        )
+
+    def _phase(self, config: PhaseConfig, sources: dict[str, Source]) -> Phase:
+        dataset, validation = sources[config.data].datasets(config, self)
+        if config.validation:
+            validation = sources[config.validation].whole(config, self)
+        return Phase(config, dataset, validation)
+
+
+class Source:
+    """A data file as it was read: records, or one text."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records: list[Record] | None = None
+        self._text = ""
+        if path.suffix == ".jsonl":
+            self._records = read_records(path)
+        else:
+            self._text = read_text(path)
+            if not self._text.strip():
+                raise DataError(f"a text to train on must not be empty; got none in {path}; give a longer one")
+
+    def texts(self) -> Iterator[str]:
+        """What a vocabulary is built from."""
+        if self._records is None:
+            yield self._text
+        else:
+            yield from record_texts(self._records)
+
+    def datasets(self, config: PhaseConfig, job: Job) -> tuple[Dataset, Dataset | None]:
+        """For training, and what is held back for validation if no file is named for that."""
+        if self._records is not None or config.validation:
+            return self.whole(config, job), None
+        tokens = self._tokens(job)
+        cut = len(tokens) - len(tokens) // VALIDATION_SHARE
+        if len(tokens) - cut < 2:
+            return self._stream(tokens, config, job), None
+        return self._stream(tokens[:cut], config, job), self._stream(tokens[cut:], config, job)
+
+    def whole(self, config: PhaseConfig, job: Job) -> Dataset:
+        """All of it as one data set."""
+        if self._records is None:
+            return self._stream(self._tokens(job), config, job)
+        examples = make_examples(self._records, job.tokenizer, job.model.config.context)
+        return Examples(examples, config.rows_per_update, job.config.seed)
+
+    def _tokens(self, job: Job) -> np.ndarray:
+        return write_token_file(job.run.folder / f"{self.path.stem}.tokens.npy", self._text, job.tokenizer)
+
+    def _stream(self, tokens: np.ndarray, config: PhaseConfig, job: Job) -> TokenStream:
+        context = job.model.config.context
+        length = min(config.sequence_length or context, context)
+        return TokenStream(tokens, length, config.rows_per_update, job.config.seed)
+
+
+def _build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Model]:
+    """Vocabulary and random model. The vocabulary is of the training data alone."""
+    texts = [text for phase in config.phases for text in sources[phase.data].texts()]
+    options = config.tokenizer
+    tokenizer = TOKENIZERS[options.type].build(texts, options.max_size, options.minimum_count)
+    return tokenizer, Model(config.model_config(tokenizer.vocab_size), config.seed, config.backend)
+
+
+def _read_sources(config: JobConfig) -> dict[str, Source]:
+    names = {name for phase in config.phases for name in (phase.data, phase.validation) if name}
+    return {name: Source(resolve(name)) for name in sorted(names)}
+
+
+def _figures(score: Score) -> dict[str, float]:
+    return {
+        "loss": score.loss,
+        "perplexity": min(score.perplexity, sys.float_info.max),  # JSON has no infinity
+        "accuracy": score.accuracy,
+    }
+
+
+class _Interval:
+    """The updates since the last line of metrics: an epoch of examples, a two-hundredth of a text's steps."""
+
+    def __init__(self, phase: Phase, done: int) -> None:
+        self._phase = phase
+        self._steps = phase.steps
+        per_epoch = phase.dataset.steps_per_epoch
+        self._every = per_epoch if isinstance(phase.dataset, Examples) else max(1, self._steps // 200)
+        self._validate_every = phase.config.evaluate_every or max(1, self._steps // 20)
+        self._validated = done
+        self.restart()
+
+    def restart(self) -> None:
+        self._done: list[Step] = []
+
+    def add(self, done: Step) -> None:
+        self._done.append(done)
+
+    def is_due(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._steps or self.is_validation_due(step)
+
+    def is_validation_due(self, step: int) -> bool:
+        return self._phase.validation is not None and (step % self._validate_every == 0 or step == self._steps)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """A line of metrics.jsonl."""
+        score = sum((done.score for done in self._done), Score())
+        tokens, seconds = sum(done.tokens for done in self._done), sum(done.seconds for done in self._done)
+        return {
+            "phase": self._phase.config.name,
+            "epoch": round(step / self._phase.dataset.steps_per_epoch, 3),
+            "step": step,
+            "tokens": tokens,
+            **_figures(score),
+            "gradient_norm": sum(done.gradient_norm for done in self._done) / len(self._done),
+            "learning_rate": self._done[-1].learning_rate,
+            "tokens_per_second": tokens / seconds,
+            "seconds": seconds,
+        }
+
+
+@contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that an update is finished first; a second Ctrl-C is immediate."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping  # signals reach the main thread only
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

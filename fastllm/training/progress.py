@@ -1,0 +1,107 @@
+"""Progress on a terminal: a bar for each phase, a line now and then where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from .config import PhaseConfig
+from .trainer import Step
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..optimizers import Optimizer
+
+LINES = 10  # a phase without a terminal
+
+
+class Progress:
+    """Shows loss, perplexity, accuracy, tokens/s and the time left. Passed to Job.train."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._bar: tqdm | None = None
+
+    def begin(self, phase: PhaseConfig, done: int, steps: int) -> None:
+        self._phase, self._steps, self._next_line = phase, steps, 0
+        self._began, self._first = time.monotonic(), done
+        if self._is_terminal:
+            self._bar = tqdm(
+                total=steps, initial=done, desc=phase.name, unit="step", file=self._stream, dynamic_ncols=True
+            )
+
+    def step(self, done: Step) -> None:
+        if self._bar is not None:
+            self._bar.update(done.step - self._bar.n)
+
+    def log(self, record: dict[str, Any]) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(_figures(record), refresh=False)
+        elif record["step"] >= self._next_line or record["step"] == self._steps:
+            self._next_line = record["step"] + self._steps / LINES
+            spent = time.monotonic() - self._began
+            left = spent / max(1, record["step"] - self._first) * (self._steps - record["step"])
+            print(
+                f"{self._phase.name}: step {record['step']}/{self._steps}, {_figures(record)}, {left:.0f} s left",
+                file=self._stream,
+                flush=True,
+            )
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _figures(record: dict[str, Any]) -> str:
+    text = f"loss {record['loss']:.3f}, perplexity {record['perplexity']:.4g}, accuracy {record['accuracy']:.1%}"
+    if "validation_loss" in record:
+        text += f", validation loss {record['validation_loss']:.3f}"
+    return f"{text}, {record['tokens_per_second']:,.0f} tokens/s"
+
+
+def compile_kernels(model: Model, optimizer: Optimizer, stream: TextIO | None = None) -> float:
+    """Compile what training and generating with this model need, with a progress line; the seconds it took.
+
+    Runs one tiny batch, forward and backward, an update of nothing and two decoding steps; parameters stay
+    as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and the line is short.
+    """
+    began = time.monotonic()
+    if model.backend != "numba":
+        return 0.0
+    from ..kernels import watch_compilation
+
+    stream = stream or sys.stderr
+    names: list[str] = []
+
+    def report(name: str) -> None:
+        if name not in names:
+            names.append(name)
+            if stream.isatty():
+                print(f"\r\033[Kcompiling kernels: {len(names)}, {name} ...", end="", file=stream, flush=True)
+            elif len(names) == 1:
+                print("compiling kernels (once for this machine) ...", file=stream, flush=True)
+
+    with watch_compilation(report):
+        tokens = np.zeros(4, np.int32)
+        starts = np.array([0, 2, 4], np.int32)
+        targets = np.array([0, -1, 0, 0], np.int32)
+        dropout = 0 if model.config.dropout else None
+        model.score(tokens, targets, starts)
+        model.score_and_gradients(tokens, targets, starts, dropout_seed=dropout)
+        optimizer.compile()
+        cache = model.new_cache(1, min(2, model.config.context))
+        model.prefill(tokens[:1], None, cache)
+        if cache.capacity > 1:
+            model.decode(tokens[:1], cache)
+        model.zero_gradients()
+    seconds = time.monotonic() - began
+    if names:
+        clear = "\r\033[K" if stream.isatty() else ""
+        print(f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; they are kept on disk", file=stream, flush=True)
+    return seconds

@@ -1,0 +1,91 @@
+"""A run folder: config.toml, metrics.jsonl, checkpoint/, loss.svg."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..atomic import replacing
+from ..errors import ConfigError, FormatError
+from .config import JobConfig
+
+CONFIG, METRICS, CHECKPOINT, PLOT = "config.toml", "metrics.jsonl", "checkpoint", "loss.svg"
+
+
+class Run:
+    """The folder of one training run. Made by `create` or `open`."""
+
+    def __init__(self, folder: Path, config: JobConfig) -> None:
+        self.folder = folder
+        self.config = config
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], config: JobConfig) -> Run:
+        """A new run in a folder that is not there or empty. Raises ConfigError if it is in use, OSError."""
+        path = Path(folder)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = "add --resume to go on with it, or " if (path / CONFIG).is_file() else ""
+            raise ConfigError(f"a new run needs an empty folder; {path} is in use; {hint}choose another with --run")
+        path.mkdir(parents=True, exist_ok=True)
+        with replacing(path / CONFIG) as temporary:
+            temporary.write_text(config.to_toml(), encoding="utf-8")
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """The run in a folder. Raises FileNotFoundError, ConfigError."""
+        path = Path(folder)
+        if not (path / CONFIG).is_file():
+            raise FileNotFoundError(f"a run folder holds {CONFIG}; there is none in {path}; check the name")
+        return cls(path, JobConfig.read(path / CONFIG))
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / METRICS
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_metrics_after(self, phases: list[str], phase: str, step: int) -> None:
+        """Drop lines later than a step of a phase: they were written after the checkpoint it goes on from."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+                at = phases.index(record["phase"]), record["step"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line cut short when its writer was killed
+            if at <= (phases.index(phase), step):
+                kept.append(line + "\n")
+        with replacing(self.metrics) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def free_folder(base: str | os.PathLike[str]) -> Path:
+    """base, or base-2, base-3, ...: the first that is not there."""
+    path, number = Path(base), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{base}-{number}")
+    return path
+
+
+def check_progress(progress: Mapping[str, Any], phases: list[str]) -> tuple[int, int]:
+    """The phase's number and step of a checkpoint's progress. Raises FormatError if it is not of this job."""
+    phase, step = progress.get("phase"), progress.get("step")
+    if phase not in phases or not isinstance(step, int) or step < 0:
+        raise FormatError(
+            f"a checkpoint's progress must name a phase of {phases} and a step; got {phase!r} and {step!r}; start anew"
+        )
+    return phases.index(phase), step

@@ -1,0 +1,41 @@
+"""A job as a person sees it: the model, compilation, progress, curves. Shared by `demo` and `train`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from .curves import draw, read_metrics, write_svg
+from .job import Interrupted, Job
+from .progress import Progress, compile_kernels
+from .run import PLOT
+
+
+def describe(job: Job) -> str:
+    """A line on the model."""
+    config, size = job.model.config, job.model.parameters.flat.size
+    return (
+        f"model: {config.layers} layers of width {config.width}, {config.heads} heads, context {config.context}; "
+        f"vocabulary {config.vocab_size} ({job.config.tokenizer.type}s); {size:,} parameters"
+    )
+
+
+def train_and_plot(job: Job) -> int:
+    """Train what is left, draw the loss and say where everything is. Exit status: 0, or 130 if interrupted."""
+    print(describe(job), flush=True)
+    compile_kernels(job.model, job.config.optimizer.make(job.model))
+    try:
+        job.train(Progress())
+    except Interrupted as stop:
+        print(f"fastllm: {stop}", file=sys.stderr)
+        return 130
+    plot(job.run.metrics, job.run.folder / PLOT)
+    print(f"run folder: {job.run.folder} (config.toml, metrics.jsonl, checkpoint/, {PLOT})", flush=True)
+    return 0
+
+
+def plot(metrics: Path, svg: Path) -> None:
+    """The loss curve, to the terminal and to a file."""
+    records = read_metrics(metrics)
+    print(draw(records))
+    write_svg(records, svg)

@@ -1,0 +1,43 @@
+"""Fixtures of several test files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastllm
+from fastllm.tokenizers import WordTokenizer
+
+TEXTS = [
+    "The sun rises in the east.",
+    "Water freezes at zero degrees.",
+    "What do bees make?",
+    "Bees make honey.",
+]
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of published models and texts that stands beside a checkout, too large to come along."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the published models and texts are not in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Words of TEXTS."""
+    return WordTokenizer.build(TEXTS)
+
+
+@pytest.fixture
+def tiny_model(tokenizer):
+    """A new model of the tokenizer's vocabulary, on twins: for tests in which arithmetic is not the point."""
+    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=8, hidden=12, layers=1, heads=2, context=16)
+    return fastllm.Model(config, seed=1, backend="numpy")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,249 @@
+"""Hugging Face's configurations and names: what is understood, what is refused, and with which words."""
+
+import doctest
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastllm import FormatError, ModelConfig
+from fastllm.formats import huggingface_config
+from fastllm.formats.huggingface import config_from_huggingface, from_huggingface, to_huggingface
+from fastllm.parameters import Parameters, initialise
+
+GPT2 = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 5, "n_embd": 6, "n_layer": 2, "n_head": 2}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 10,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 5,
+}
+LLAMA3_SCALING = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def test_the_example_in_the_docstring():
+    result = doctest.testmod(huggingface_config)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def random_parameters(config):
+    parameters = Parameters(config)
+    initialise(parameters, config, seed=0)
+    parameters.flat += np.arange(len(parameters.flat), dtype=np.float32)  # no two alike
+    return parameters
+
+
+def test_gpt2_by_default():
+    """The file of GPT-2 itself leaves out what is as usual."""
+    assert config_from_huggingface(GPT2) == ModelConfig(
+        vocab_size=11,
+        width=6,
+        hidden=24,
+        layers=2,
+        heads=2,
+        context=5,
+        norm="layernorm",
+        norm_position="pre",
+        norm_eps=1e-5,
+        activation="gelu_tanh",
+        positions="learned",
+        attention_bias=True,
+        feed_forward_bias=True,
+        tied_head=True,
+    )
+
+
+def test_llama_by_default():
+    assert config_from_huggingface(LLAMA) == ModelConfig(
+        vocab_size=11,
+        width=8,
+        hidden=10,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        context=5,
+        norm="rms_norm",
+        norm_eps=1e-6,
+        activation="swiglu",
+        positions="rope",
+        rope_theta=10000.0,
+        attention_bias=False,
+        feed_forward_bias=False,
+        tied_head=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "theta", "scaling"),
+    [
+        ({"rope_theta": 500.0, "rope_scaling": None}, 500.0, None),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 10000.0, {"type": "linear", "factor": 2.0}),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3_SCALING}},
+            5e5,
+            {"type": "llama3", **LLAMA3_SCALING},
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, 7.0, None),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 7.0, "factor": 3}},
+            7.0,
+            {"type": "linear", "factor": 3},
+        ),
+    ],
+)
+def test_rope_as_transformers_4_and_5_write_it(keys, theta, scaling):
+    config = config_from_huggingface({**LLAMA, **keys})
+    assert config.rope_theta == theta
+    assert config.rope_scaling == scaling
+
+
+@pytest.mark.parametrize(
+    ("base", "keys", "received"),
+    [
+        ({}, {}, "got None"),
+        ({}, {"model_type": "mamba"}, "gpt2, llama; got 'mamba'"),
+        ({}, {"model_type": ["gpt2"]}, "got ['gpt2']"),
+        (GPT2, {"n_embd": None}, "n_embd must be a whole number > 0; got None"),
+        (GPT2, {"n_layer": "2"}, "got '2'"),
+        (GPT2, {"n_head": 4}, "(6, 4)"),
+        (GPT2, {"activation_function": "quick_gelu"}, "got 'quick_gelu'"),
+        (GPT2, {"layer_norm_epsilon": 10**400}, "layer_norm_epsilon"),
+        (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "got True"),
+        (GPT2, {"scale_attn_weights": False}, "got False"),
+        (GPT2, {"add_cross_attention": True}, "got True"),
+        (GPT2, {"tie_word_embeddings": "yes"}, "got 'yes'"),
+        (LLAMA, {"hidden_act": "gelu"}, "got 'gelu'"),
+        (LLAMA, {"num_key_value_heads": 3}, "(4, 3)"),
+        (LLAMA, {"head_dim": 3}, "got 3"),
+        (LLAMA, {"rms_norm_eps": float("nan")}, "got nan"),
+        (LLAMA, {"rope_scaling": [2]}, "got [2]"),
+        (LLAMA, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "default, linear, llama3; got 'yarn'"),
+        (LLAMA, {"rope_scaling": {"type": "linear"}}, "factor must be a finite number > 0; got None"),
+        (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "got 0.5"),
+    ],
+)
+def test_what_is_refused_is_named(base, keys, received):
+    with pytest.raises(FormatError) as caught:
+        config_from_huggingface({**base, **keys})
+    assert received in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+ROPE_KEYS = ("type", "rope_type", "rope_theta", "partial_rotary_factor", *LLAMA3_SCALING)
+ROPE = st.dictionaries(st.sampled_from(ROPE_KEYS), JSON | st.sampled_from(["linear", "llama3", 2.0]))
+
+
+@given(base=st.sampled_from([GPT2, LLAMA]), data=st.data())
+def test_no_configuration_breaks_the_reader(base, data):
+    keys = (*base, "tie_word_embeddings", "n_inner", "head_dim", "rms_norm_eps", "attention_bias", "mlp_bias")
+    config = {**base, **data.draw(st.dictionaries(st.sampled_from(keys), JSON, max_size=2))}
+    if data.draw(st.booleans()):
+        config[data.draw(st.sampled_from(["rope_scaling", "rope_parameters"]))] = data.draw(ROPE | JSON)
+    try:
+        assert isinstance(config_from_huggingface(config), ModelConfig)
+    except FormatError:
+        return
+
+
+@pytest.mark.parametrize("base", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_there_and_back(base, tied):
+    switches = {"tie_word_embeddings": tied, "attention_bias": True, "mlp_bias": True}
+    config = config_from_huggingface({**base, **switches})
+    parameters = random_parameters(config)
+    tensors = to_huggingface(config, parameters)
+    assert ("lm_head.weight" in tensors) is not tied
+    back = from_huggingface(config, tensors)
+    assert back.keys() == parameters.keys()
+    for name, array in parameters.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_gpt2_joins_and_transposes():
+    config = config_from_huggingface(GPT2)
+    parameters = random_parameters(config)
+    attention = "blocks.1.attention"
+    joined = to_huggingface(config, parameters)["transformer.h.1.attn.c_attn.weight"]
+    assert joined.shape == (6, 18)
+    np.testing.assert_array_equal(joined[:, 6:12], parameters[f"{attention}.key.weight"].T)
+
+
+@pytest.mark.parametrize(
+    ("base", "prefix", "buffers"),
+    [
+        (GPT2, "transformer.", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
+        (LLAMA, "model.", ["layers.0.self_attn.rotary_emb.inv_freq"]),
+    ],
+    ids=["gpt2", "llama"],
+)
+def test_files_without_prefix_and_with_buffers(base, prefix, buffers):
+    """GPT-2's own file has no prefix, and older files hold masks, frequencies and the tied head."""
+    config = config_from_huggingface({**base, "tie_word_embeddings": True})
+    parameters = random_parameters(config)
+    tensors = {name.removeprefix(prefix): array for name, array in to_huggingface(config, parameters).items()}
+    tensors |= dict.fromkeys([*buffers, "lm_head.weight"], np.zeros(3, np.float32))
+    assert from_huggingface(config, tensors).keys() == parameters.keys()
+
+
+def test_half_precision_becomes_float32():
+    config = config_from_huggingface(LLAMA)
+    tensors = to_huggingface(config, random_parameters(config))
+    halves = {name: (array / 1000).astype(np.float16) for name, array in tensors.items()}
+    assert {array.dtype for array in from_huggingface(config, halves).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("base", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_wrong_tensors_are_named(base):
+    config = config_from_huggingface(base)
+    tensors = to_huggingface(config, random_parameters(config))
+    name = next(reversed([name for name in tensors if "0." in name]))
+    without = {other: array for other, array in tensors.items() if other != name}
+    for damaged in (
+        without,
+        without | {name: tensors[name][:-1]},
+        without | {name: tensors[name].astype(np.int32)},
+        {**tensors, f"{name}_scale": tensors[name]},
+    ):
+        with pytest.raises(FormatError, match=name):
+            from_huggingface(config, damaged)
+
+
+def test_a_configuration_of_endless_layers_is_refused_at_once():
+    config = config_from_huggingface(GPT2)
+    tensors = to_huggingface(config, random_parameters(config))
+    with pytest.raises(FormatError, match="1000000000000 layers"):
+        from_huggingface(config_from_huggingface({**GPT2, "n_layer": 10**12}), tensors)
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "difference"),
+    [
+        (GPT2, {"head_bias": True}, "head_bias=False"),
+        (GPT2, {"activation": "swiglu"}, "activation=gelu_tanh"),
+        (GPT2, {"heads": 2, "kv_heads": 1}, "kv_heads=2"),
+        (GPT2, {"head_size": 4}, "head_size=3"),
+        (LLAMA, {"rope_interleaved": True}, "rope_interleaved=False"),
+        (LLAMA, {"attention_output_bias": True}, "attention_output_bias=False"),
+        (LLAMA, {"norm_position": "post"}, "norm_position=pre"),
+    ],
+)
+def test_a_model_unknown_to_hugging_face_is_refused(base, change, difference):
+    config = ModelConfig(**{**config_from_huggingface(base).to_dict(), **change})
+    with pytest.raises(FormatError, match=difference):
+        to_huggingface(config, random_parameters(config))
