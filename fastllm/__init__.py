@@ -49,20 +49,25 @@ _HOME = {
     "stream": "generation",
 }
 
+_MODULES = ("datasets", "errors", "generation", "kernels", "layers", "optimizers", "schedules", "tokenizers", "training")
+
 __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'fastllm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_MODULES})
 
 
 if TYPE_CHECKING:
+    from . import datasets, errors, generation, kernels, layers, optimizers, schedules, tokenizers, training
     from .checkpoint import load, save
     from .config import ModelConfig, preset
     from .errors import ConfigError, DataError, FastllmError, FormatError, TrainingError

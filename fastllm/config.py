@@ -126,6 +126,8 @@ class ModelConfig:
             object.__setattr__(self, "head_size", self.width // self.heads)
         if self.attention_output_bias is None:
             object.__setattr__(self, "attention_output_bias", self.attention_bias and self.attention_output)
+        bias = self.attention_output_bias
+        _require(isinstance(bias, bool), "attention_output_bias must be true or false", bias, "or leave it out")
         assert self.kv_heads is not None and self.head_size is not None
         for name in ("kv_heads", "head_size"):
             value = getattr(self, name)
@@ -168,17 +170,22 @@ class ModelConfig:
             "0.02 is GPT-2's",
         )
         if self.rope_scaling is not None:
-            self._check_rope_scaling(dict(self.rope_scaling))
+            is_table = isinstance(self.rope_scaling, Mapping)
+            _require(is_table, "rope_scaling must be a table", self.rope_scaling, "give its type and numbers, or None")
+            self._check_rope_scaling(self.rope_scaling)
 
-    def _check_rope_scaling(self, scaling: dict[str, Any]) -> None:
+    def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
         kind = scaling.get("type")
-        _require(kind in ROPE_SCALINGS, f"rope_scaling's type must be one of {', '.join(ROPE_SCALINGS)}", kind, "or None")
+        _require(kind in list(ROPE_SCALINGS), f"rope_scaling's type must be one of {', '.join(ROPE_SCALINGS)}", kind, "or None")
         needed = ROPE_SCALINGS[str(kind)]
         reject_unknown_keys(scaling, ("type", *needed), "rope_scaling")
         for name in needed:
             value = scaling.get(name)
             fine = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
             _require(fine, f"rope_scaling needs {name}, a finite number > 0", value, f"{kind} takes {', '.join(needed)}")
+        if kind == "llama3":
+            bounds = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            _require(bounds[0] < bounds[1], "high_freq_factor must be above low_freq_factor", bounds, "Llama 3 has 1 and 4")
 
     @property
     def qkv_width(self) -> int:

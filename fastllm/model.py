@@ -68,8 +68,9 @@ class Model:
 
     def score(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> Score:
         """Sum of losses, right answers and targets; no dropout."""
-        batch = self._batch(np.asarray(tokens), starts)
-        wanted = self._targets(targets, batch)
+        ids = np.asarray(tokens)
+        batch = self._batch(ids, starts)
+        wanted = self._targets(targets, ids.shape)
         return self.head.score(self._run(batch), wanted)
 
     def score_and_gradients(
@@ -86,9 +87,10 @@ class Model:
                       several batches, give the number of targets of them all
         dropout_seed  whole number >= 0 that the masks follow from; None: no dropout
         """
-        batch = self._batch(np.asarray(tokens), starts)
+        ids = np.asarray(tokens)
+        batch = self._batch(ids, starts)
         batch.dropout = dropout_seed
-        wanted = self._targets(targets, batch)
+        wanted = self._targets(targets, ids.shape)
         normalizer = float((wanted >= 0).sum()) if normalizer is None else float(normalizer)
         out = self._run(batch)
         dstream = self._dstream.array
@@ -118,7 +120,7 @@ class Model:
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
         """An empty cache for `batch` sequences of at most `capacity` tokens (None: the context)."""
-        return KVCache(self.config, batch, capacity or self.config.context, self._backend.dtype)
+        return KVCache(self.config, batch, self.config.context if capacity is None else capacity, self._backend.dtype)
 
     def prefill(self, tokens: ArrayLike, starts: ArrayLike | None, cache: KVCache) -> np.ndarray:
         """Read prompts into the cache's slots from position 0; logits (S, V) of each prompt's last token."""
@@ -202,11 +204,13 @@ class Model:
             positions -= np.repeat(bounds[:-1], lengths)
         return Batch(flat, bounds, positions)
 
-    def _targets(self, targets: ArrayLike, batch: Batch) -> np.ndarray:
-        flat = _ids(np.asarray(targets), "targets")
-        if flat.shape != batch.tokens.shape:
+    def _targets(self, targets: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+        """Check targets for tokens of a shape."""
+        given = np.asarray(targets)
+        flat = _ids(given, "targets")
+        if given.shape != shape:
             raise ValueError(
-                f"targets must have one entry for each of the {batch.tokens.size} tokens; got {flat.size}; "
+                f"targets must have the shape {shape} of the tokens, an entry for each; got {given.shape}; "
                 "give -1 where a token has no target"
             )
         top = flat.max()
@@ -224,4 +228,9 @@ def _ids(array: np.ndarray, what: str) -> np.ndarray:
     """The whole numbers of an array as flat int32."""
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{what} must be whole numbers; got {array.dtype}; give an array of int32")
-    return np.ascontiguousarray(array, np.int32).reshape(-1)
+    flat = array.reshape(-1)
+    ids = np.ascontiguousarray(flat, np.int32)
+    if array.dtype != np.int32 and (wrapped := ids != flat).any():  # 2^32 + 5 must not pass for 5
+        at = int(wrapped.argmax())
+        raise ValueError(f"{what} must fit into int32; got {flat[at]} at position {at}; give ids of the vocabulary")
+    return ids

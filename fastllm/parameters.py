@@ -108,7 +108,11 @@ class Parameters(Mapping[str, np.ndarray]):
                 raise ValueError(
                     f"{name} must have shape {view.shape}; got {array.shape}; use the configuration it was saved with"
                 )
-            if not np.isfinite(array.astype(np.float32, copy=False)).all():
+            if not np.issubdtype(array.dtype, np.floating):
+                raise ValueError(f"{name} must be floats; got {array.dtype}; the file is damaged or of another program")
+            with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+                is_finite = np.isfinite(array.astype(np.float32, copy=False)).all()
+            if not is_finite:
                 raise ValueError(f"{name} must be finite; got NaN or infinity; the file is damaged: use another")
         for name, view in self.items():
             view[...] = arrays[name]

@@ -13,7 +13,7 @@ derivative; dx = dout * derivative. Backward takes x, not the value: one more fu
 import numpy as np
 
 from .elementary import erf, exp, sigmoid, tanh
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, piece, prange
 
 F = np.float32
 SQRT_HALF = F(0.7071067811865476)
@@ -69,9 +69,8 @@ def _mapper(function):
 
     @inline
     def apply(out, x, chunk, chunks):
-        flat_out, flat_x = out.reshape(-1), x.reshape(-1)
-        size = flat_x.shape[0]
-        for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+        flat_out, flat_x = piece(out.reshape(-1), chunk, chunks), piece(x.reshape(-1), chunk, chunks)
+        for i in range(flat_x.shape[0]):
             flat_out[i] = function(flat_x[i])
 
     return apply
@@ -82,9 +81,9 @@ def _gradient_mapper(derivative):
 
     @inline
     def apply(dx, dout, x, chunk, chunks):
-        flat_dx, flat_dout, flat_x = dx.reshape(-1), dout.reshape(-1), x.reshape(-1)
-        size = flat_x.shape[0]
-        for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+        flat_dx, flat_dout = piece(dx.reshape(-1), chunk, chunks), piece(dout.reshape(-1), chunk, chunks)
+        flat_x = piece(x.reshape(-1), chunk, chunks)
+        for i in range(flat_x.shape[0]):
             flat_dx[i] = flat_dout[i] * derivative(flat_x[i])
 
     return apply

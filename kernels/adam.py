@@ -10,14 +10,15 @@ One pass: each of the four arrays is read once and three are written once. Clipp
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, piece, prange
 
 
 @inline
 def _update(parameters, first, second, gradients, scale, step_size, betas, eps, root, keep, chunk, chunks):
-    size = parameters.shape[0]
     beta1, rest1, beta2, rest2 = betas
-    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+    parameters, gradients = piece(parameters, chunk, chunks), piece(gradients, chunk, chunks)
+    first, second = piece(first, chunk, chunks), piece(second, chunk, chunks)
+    for i in range(parameters.shape[0]):
         g = gradients[i] * scale
         m = beta1 * first[i] + rest1 * g
         v = beta2 * second[i] + rest2 * g * g

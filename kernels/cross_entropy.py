@@ -31,8 +31,8 @@ def _row_statistics(logits, n, target):
 
 @inline
 def _loss(top, total, logit):
-    # float64 for the difference: of two large float32 logits, no digit of the logarithm would be left
-    return np.log(total) + np.float32(np.float64(top) - np.float64(logit))
+    # float64 on purpose: next to two large float32 logits, no digit of the logarithm would be left
+    return np.log(total) + (np.float64(top) - np.float64(logit))
 
 
 @inline

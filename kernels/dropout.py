@@ -9,7 +9,7 @@ and threads need no streams of their own.
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, piece, prange
 
 U = np.uint64
 GOLDEN = U(0x9E3779B97F4A7C15)
@@ -27,12 +27,12 @@ def _uniform(seed, counter):
 
 @inline
 def _drop(out, x, probability, seed, offset, chunk, chunks):
-    flat_out, flat_x = out.reshape(-1), x.reshape(-1)
-    size = flat_x.shape[0]
+    flat_out, flat_x = piece(out.reshape(-1), chunk, chunks), piece(x.reshape(-1), chunk, chunks)
+    first = U(offset) + U(x.size * chunk // chunks)
     scale = np.float32(1.0 / (1.0 - probability))
     threshold = np.float32(probability)
-    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
-        is_kept = _uniform(U(seed), U(offset) + U(i)) >= threshold
+    for i in range(flat_x.shape[0]):
+        is_kept = _uniform(U(seed), first + U(i)) >= threshold
         flat_out[i] = flat_x[i] * scale if is_kept else np.float32(0)
 
 

@@ -38,9 +38,9 @@ def embedding_forward(out, ids, weight, accumulate):
 @inline
 def _scatter(dweight, dout, ids, start, stop):
     for n in range(ids.shape[0]):
-        row = ids[n]
-        for c in range(start, stop):
-            dweight[row, c] += dout[n, c]
+        to, source = dweight[ids[n], start:stop], dout[n, start:stop]
+        for c in range(to.shape[0]):
+            to[c] += source[c]
 
 
 @kernel(parallel=True)

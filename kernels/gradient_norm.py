@@ -5,18 +5,19 @@
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, piece, prange
 
 
 @inline
 def _squares(x, chunk, chunks):
-    size = x.shape[0]
     total = np.float64(0)
+    mine = piece(x, chunk, chunks)
     # float32 sums of 1024 keep SIMD width; their sum is a float64 on purpose: millions of terms.
-    for block in range(size * chunk // chunks, size * (chunk + 1) // chunks, 1024):
+    for start in range(0, mine.shape[0], 1024):
+        block = mine[start : start + 1024]
         part = np.float32(0)
-        for i in range(block, min(block + 1024, size * (chunk + 1) // chunks)):
-            part += x[i] * x[i]
+        for i in range(block.shape[0]):
+            part += block[i] * block[i]
         total += np.float64(part)
     return total
 
@@ -37,9 +38,9 @@ def squared_norm(partials, x):
 
 @inline
 def _scale(x, factor, chunk, chunks):
-    size = x.shape[0]
-    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
-        x[i] *= np.float32(factor)
+    mine = piece(x, chunk, chunks)
+    for i in range(mine.shape[0]):
+        mine[i] *= np.float32(factor)
 
 
 @kernel(parallel=True)

@@ -25,7 +25,7 @@ from numba import prange, types
 from numba.core import event
 from numba.core.typing import Signature
 
-__all__ = ["cache_directory", "chunk_count", "inline", "kernel", "linked", "prange", "watch_compilation"]
+__all__ = ["cache_directory", "chunk_count", "inline", "kernel", "linked", "piece", "prange", "watch_compilation"]
 
 FLAGS = {"error_model": "numpy", "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}}
 FOLDER = Path(__file__).resolve().parent
@@ -144,6 +144,17 @@ linked = Linked()
 def inline(function: Callable) -> Callable:
     """A scalar function for use inside kernels: compiled with the same flags, inlined by LLVM, not cached alone."""
     return numba.njit(function, **FLAGS)
+
+
+@inline
+def piece(flat, chunk, chunks):
+    """One chunk of a flat array, as a view.
+
+    Kernels take such views and count from 0. In a loop that begins elsewhere Numba tests each index for being
+    negative, and that test keeps LLVM from vectorising: AdamW was 3.7 times slower with it.
+    """
+    size = flat.shape[0]
+    return flat[size * chunk // chunks : size * (chunk + 1) // chunks]
 
 
 @inline

@@ -26,29 +26,32 @@ def kv_cache_write(keys, values, qkv, slots, positions, heads, kv_heads):
 
 @inline
 def _one_head(out, qkv, keys, values, length, slot, head, kv_head, size, scale):
-    base, kv_base = head * size, kv_head * size
+    query = qkv[slot, head * size : (head + 1) * size]
+    mixed = out[slot, head * size : (head + 1) * size]
     for d in range(size):
-        out[slot, base + d] = np.float32(0)
+        mixed[d] = np.float32(0)
     top = np.float32(-np.inf)
     total = np.float32(0)
     for t in range(length):
+        key = keys[slot, t, kv_head * size : (kv_head + 1) * size]
+        value = values[slot, t, kv_head * size : (kv_head + 1) * size]
         score = np.float32(0)
         for d in range(size):
-            score += qkv[slot, base + d] * keys[slot, t, kv_base + d]
+            score += query[d] * key[d]
         score *= np.float32(scale)
         if score > top:
             shrink = exp(top - score)
             top = score
             total *= shrink
             for d in range(size):
-                out[slot, base + d] *= shrink
+                mixed[d] *= shrink
         weight = exp(score - top)
         total += weight
         for d in range(size):
-            out[slot, base + d] += weight * values[slot, t, kv_base + d]
+            mixed[d] += weight * value[d]
     inverse = np.float32(1) / total
     for d in range(size):
-        out[slot, base + d] *= inverse
+        mixed[d] *= inverse
 
 
 @kernel(parallel=True)

@@ -42,9 +42,11 @@ def matvec(out, x, weight, bias, residual):
 
 @inline
 def _add_columns(dbias, dout, start, stop):
+    sums = dbias[start:stop]
     for n in range(dout.shape[0]):
-        for o in range(start, stop):
-            dbias[o] += dout[n, o]
+        row = dout[n, start:stop]
+        for o in range(row.shape[0]):
+            sums[o] += row[o]
 
 
 @kernel(parallel=True)

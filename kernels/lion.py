@@ -7,15 +7,16 @@
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, piece, prange
 
 
 @inline
 def _update(parameters, momentum, gradients, scale, rate, betas, keep, chunk, chunks):
-    size = parameters.shape[0]
     zero = np.float32(0)
     beta1, rest1, beta2, rest2 = betas
-    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+    parameters, momentum = piece(parameters, chunk, chunks), piece(momentum, chunk, chunks)
+    gradients = piece(gradients, chunk, chunks)
+    for i in range(parameters.shape[0]):
         g = gradients[i] * scale
         u = beta1 * momentum[i] + rest1 * g
         step = rate if u > zero else (-rate if u < zero else zero)

@@ -1,13 +1,13 @@
 """The residual stream's sum where no product can take it along: out = a + b. Its gradient is dout for both."""
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, piece, prange
 
 
 @inline
 def _add(out, a, b, chunk, chunks):
-    flat_out, flat_a, flat_b = out.reshape(-1), a.reshape(-1), b.reshape(-1)
-    size = flat_out.shape[0]
-    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+    flat_out = piece(out.reshape(-1), chunk, chunks)
+    flat_a, flat_b = piece(a.reshape(-1), chunk, chunks), piece(b.reshape(-1), chunk, chunks)
+    for i in range(flat_out.shape[0]):
         flat_out[i] = flat_a[i] + flat_b[i]
 
 

@@ -23,14 +23,13 @@ def _rotate_rows(qkv, cos, sin, positions, heads, interleaved, direction, start,
     for n in range(start, stop):
         t = positions[n]
         for h in range(heads):
-            base = h * 2 * pairs
+            head = qkv[n, h * 2 * pairs : (h + 1) * 2 * pairs]
+            first, second = head[: pairs * step : step], head[gap::step]
             for i in range(pairs):
-                first = base + i * step
-                a = qkv[n, first]
-                b = qkv[n, first + gap]
+                a, b = first[i], second[i]
                 s = sin[t, i] * direction
-                qkv[n, first] = a * cos[t, i] - b * s
-                qkv[n, first + gap] = a * s + b * cos[t, i]
+                first[i] = a * cos[t, i] - b * s
+                second[i] = a * s + b * cos[t, i]
 
 
 @inline

@@ -6,15 +6,16 @@
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, piece, prange
 
 
 @inline
 def _update(parameters, velocity, gradients, gradient_scale, learning_rate, momentum, weight_decay, chunk, chunks):
-    size = parameters.shape[0]
     scale, rate = np.float32(gradient_scale), np.float32(learning_rate)
     keep, decay = np.float32(momentum), np.float32(weight_decay)
-    for i in range(size * chunk // chunks, size * (chunk + 1) // chunks):
+    parameters, velocity = piece(parameters, chunk, chunks), piece(velocity, chunk, chunks)
+    gradients = piece(gradients, chunk, chunks)
+    for i in range(parameters.shape[0]):
         velocity[i] = keep * velocity[i] + (gradients[i] * scale + decay * parameters[i])
         parameters[i] -= rate * velocity[i]
 

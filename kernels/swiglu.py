@@ -18,9 +18,9 @@ F = np.float32
 def _forward_rows(out, gate_up, start, stop):
     hidden = out.shape[1]
     for n in range(start, stop):
+        gates, ups = gate_up[n, :hidden], gate_up[n, hidden:]
         for f in range(hidden):
-            gate = gate_up[n, f]
-            out[n, f] = gate * sigmoid(gate) * gate_up[n, hidden + f]
+            out[n, f] = gates[f] * sigmoid(gates[f]) * ups[f]
 
 
 @kernel(parallel=True)
@@ -39,12 +39,13 @@ def swiglu_forward(out, gate_up):
 def _backward_rows(dgate_up, dout, gate_up, start, stop):
     hidden = dout.shape[1]
     for n in range(start, stop):
+        gates, ups = gate_up[n, :hidden], gate_up[n, hidden:]
+        dgates, dups = dgate_up[n, :hidden], dgate_up[n, hidden:]
         for f in range(hidden):
-            gate = gate_up[n, f]
-            up = gate_up[n, hidden + f]
+            gate = gates[f]
             s = sigmoid(gate)
-            dgate_up[n, f] = dout[n, f] * up * s * (F(1) + gate * (F(1) - s))
-            dgate_up[n, hidden + f] = dout[n, f] * gate * s
+            dgates[f] = dout[n, f] * ups[f] * s * (F(1) + gate * (F(1) - s))
+            dups[f] = dout[n, f] * gate * s
 
 
 @kernel(parallel=True)

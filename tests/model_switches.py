@@ -94,6 +94,9 @@ def covering_rows() -> Iterator[Row]:
         yield best
 
 
+ROWS = list(covering_rows())
+
+
 def make_config(row: Row) -> fastllm.ModelConfig:
     fields = dict(SIZES)
     for switch, setting in row.items():

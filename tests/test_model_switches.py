@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from model_switches import all_pairs, covering_rows, make_batch, make_config, make_model, pairs_of
+from model_switches import ROWS, all_pairs, make_batch, make_config, make_model, pairs_of
 
 import fastllm
 
-ROWS = list(covering_rows())
 every_row = pytest.mark.parametrize(
     "config",
     [

@@ -2,8 +2,8 @@
 
 from .kernel import check_kernel, kernel_benchmark
 from .measure import Benchmark, CheckError, Contender, Timing, measure, settle
-from .report import Record, describe_machine, failure, records, write_json
-from .training_step import TRAINING_STEPS, random_examples, training_benchmark
+from .report import Record, describe_machine, failure, records, three_digits, write_json
+from .training_step import TRAINING_STEPS, check_gradients, random_examples, training_benchmark
 
 __all__ = [
     "TRAINING_STEPS",
@@ -12,6 +12,7 @@ __all__ = [
     "Contender",
     "Record",
     "Timing",
+    "check_gradients",
     "check_kernel",
     "describe_machine",
     "failure",
@@ -20,6 +21,7 @@ __all__ = [
     "random_examples",
     "records",
     "settle",
+    "three_digits",
     "training_benchmark",
     "write_json",
 ]

@@ -9,8 +9,9 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from .. import kernels, machine
+from .. import machine
 from ..atomic import replacing
+from ..kernels import matmul_scratch
 from .measure import Benchmark, Timing
 
 
@@ -63,9 +64,16 @@ def failure(benchmark: Benchmark, error: Exception) -> list[Record]:
     return [Record(benchmark.name, contender.name, error=str(error)) for contender in benchmark.contenders]
 
 
+def three_digits(value: float | None) -> str:
+    """A number as tables show it: three digits that count; - for what isn't known."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
 def describe_machine() -> str:
     """What times depend on, in one line: processor, threads, versions."""
-    threads = len(kernels.matmul_scratch())  # it has a row for each
+    threads = len(matmul_scratch())  # it has a row for each
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numba")]
     return ", ".join(
         [machine.cpu_name(), f"threads {threads}", f"Python {platform.python_version()}", *versions]

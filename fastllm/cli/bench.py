@@ -44,10 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number above 0; got {text!r}; leave it out for all cores"
+        )
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,24 +108,19 @@ def _benchmarks(patterns: list[str], quick: bool) -> Iterator[Benchmark]:
 
 
 def _row(kernel: Record, twin: Record) -> str:
+    from ..bench import three_digits
+
     if kernel.error:
         return f"{kernel.case:<44} FAILED: {kernel.error}"
     return ROW.format(
         kernel.case,
-        _number(kernel.median_ms),
-        f"{_number(kernel.p20_ms)} - {_number(kernel.p80_ms)}",
-        _number(twin.median_ms),
+        three_digits(kernel.median_ms),
+        f"{three_digits(kernel.p20_ms)} - {three_digits(kernel.p80_ms)}",
+        three_digits(twin.median_ms),
         f"{kernel.ratio:.2f}x",
-        _number(kernel.gflops),
-        _number(kernel.gbytes_per_s),
+        three_digits(kernel.gflops),
+        three_digits(kernel.gbytes_per_s),
     )
-
-
-def _number(value: float | None) -> str:
-    """Three digits that count; - for what isn't known."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _summary(results: list[Record]) -> list[str]:

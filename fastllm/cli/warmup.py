@@ -61,6 +61,7 @@ def _tasks(arguments: argparse.Namespace) -> Tasks:
 
     if not (arguments.preset or arguments.config):
         return {name: lambda name=name: _call(name) for name in CASES}  # type: ignore[misc]
+    make_optimizer: Callable[[Model], Optimizer]
     if arguments.preset:
         config, make_optimizer = preset(arguments.preset, vocab_size=VOCABULARY), OPTIMIZERS["adamw"]
     else:
@@ -103,7 +104,7 @@ def _twins_called(work: Callable[[], object]) -> set[str]:
 
 
 def _train_and_answer(model: Model, optimizer: Optimizer) -> None:
-    """A step, a validation, a prompt and a token. The first token has no target, as in a dialogue's question."""
+    """A step, a validation, a prompt and a token. Some tokens have no target, as in a dialogue's question."""
     import numpy as np
 
     from ..optimizers import clip_gradients

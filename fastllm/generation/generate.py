@@ -4,7 +4,8 @@
 
 The rules of length: a prompt may fill the context of the model but not exceed it, and generation ends when
 the context is full. (The last token is not fed back, so N prompt tokens leave context - N + 1 to generate.)
-An empty prompt starts from the end token, which stands between the texts of the training data, as in GPT-2.
+A prompt begins with the tokenizer's begin token if it has one. Without one, an empty prompt starts from the end
+token, which stands between the texts of the training data, as in GPT-2.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def decode_pieces(
 
 def _encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     tokens = tokenizer.encode(prompt)
+    if tokenizer.begin_id is not None:
+        return np.insert(tokens, 0, tokenizer.begin_id)
     return tokens if tokens.size else np.array([tokenizer.end_id], np.int32)
 
 

@@ -36,7 +36,7 @@ def read_metrics(path: str | os.PathLike[str]) -> Metrics:
     try:
         lines = Path(path).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"a run's metrics must be in {path}; got no such file; check the name") from None
+        raise FileNotFoundError(f"metrics are read from {path}; got no such file; check the name") from None
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     metrics = []
@@ -51,9 +51,11 @@ def read_metrics(path: str | os.PathLike[str]) -> Metrics:
 
 
 def _check(line: Any) -> dict[str, Any]:
-    if isinstance(line, dict) and isinstance(line.get("phase"), str) and isinstance(line.get("step"), int):
-        return line
-    raise DataError(f"a line must be an object with a phase and a step; got {line!r:.60}; name a run's metrics.jsonl")
+    if isinstance(line, dict) and isinstance(line.get("phase"), str):
+        step = line.get("step")
+        if isinstance(step, int) and step >= 1:
+            return line
+    raise DataError(f"a line must have a phase and a step from 1 on; got {line!r:.60}; name a run's metrics")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class Chart:
 
     training, validation  curves (update, height), at most about POINTS each
     phases                (updates before it, name)
-    updates               the width of the chart, from 0
-    bottom, top           heights between which all is
+    updates               in all, the width of the chart
+    top                   its height; it begins at 0
     ticks                 (height, label)
     """
 
@@ -71,7 +73,6 @@ class Chart:
     validation: list[Point]
     phases: list[tuple[int, str]]
     updates: int
-    bottom: float
     top: float
     ticks: list[tuple[float, str]]
 
@@ -83,7 +84,7 @@ def make_chart(metrics: Metrics, what: str = "loss") -> Chart:
     """
     if what not in QUANTITIES:
         raise ValueError(f"a chart shows {', '.join(QUANTITIES)}; got {what!r}; choose one of them")
-    scale = math.log10 if what == "perplexity" else float
+    scale = _log if what == "perplexity" else float
     phases, updates = [], 0
     for name, group in itertools.groupby(metrics, operator.itemgetter("phase")):
         lines = list(group)
@@ -102,11 +103,10 @@ def make_chart(metrics: Metrics, what: str = "loss") -> Chart:
     heights = [height for _, height in training + validation]
     if not heights:
         raise DataError(f"metrics must hold a finite {what} to draw; got none; draw another quantity")
-    top = max(heights)
-    bottom = 0.0 if top > 0 else top - 1  # log10(1) = 0 is the lowest perplexity
-    values = _powers(10**top) if what == "perplexity" else _ticks(bottom, top, 6)
+    top = max(heights) or 1.0
+    values = _log_ticks(top) if what == "perplexity" else _ticks(0, top, 6)
     ticks = [(scale(value), f"{value:g}") for value in values]
-    return Chart(training, validation, [(at, name) for at, name, _ in phases], updates, bottom, top, ticks)
+    return Chart(training, validation, [(at, name) for at, name, _ in phases], updates, top, ticks)
 
 
 def draw(
@@ -146,8 +146,8 @@ def draw(
             key.append(sign)
     figure.label("   ".join(["update", *key]), "x")  # plotext's own legend would cover the curves
     figure.ruler("x").lim(0, chart.updates)
-    figure.ruler("x").ticks(*_labelled(_ticks(0, chart.updates, 6)))
-    figure.ruler("y").lim(chart.bottom, chart.top)
+    figure.ruler("x").ticks(_whole_ticks(chart.updates, 6))
+    figure.ruler("y").lim(0, chart.top)
     figure.ruler("y").ticks(*map(list, zip(*chart.ticks, strict=True)))
     if len(chart.phases) > 1:
         ends = [*(at for at, _ in chart.phases), chart.updates]
@@ -183,6 +183,7 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
             font_family="sans-serif",
             value_label_font_size=13,
             opacity="1",
+            stroke_width="1.8",
         ),
         js=[],  # by default scripts from a server
         width=900,
@@ -191,17 +192,17 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
         title=f"{what}: {', then '.join(name for _, name in chart.phases)}",
         x_title="update",
         xrange=(0, chart.updates),
-        range=(chart.bottom, chart.top),
-        x_labels=_ticks(0, chart.updates, 10),
+        range=(0, chart.top),
+        x_labels=_whole_ticks(chart.updates, 10),
         y_labels=[{"value": height, "label": label} for height, label in chart.ticks],
         legend_at_bottom=True,
         print_labels=True,
     )
     for points, name in (chart.training, "training"), (chart.validation, "validation"):
         if points:
-            svg.add(name, points, show_dots=len(points) < 60, dots_size=2, stroke_style={"width": 1.8})
+            svg.add(name, points, show_dots=len(points) < 60, dots_size=2)
     for at, name in chart.phases[1:]:
-        border = [{"value": (at, chart.top), "label": name}, (at, chart.bottom)]
+        border = [{"value": (at, chart.top), "label": name}, (at, 0)]
         svg.add(None, border, dots_size=0, stroke_style={"dasharray": "4,4"})
     svg.add_xml_filter(_without_scripts)
     with replacing(path) as temporary:
@@ -232,5 +233,19 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
     return [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _powers(high: float) -> list[float]:
-    """Round numbers from 1 to high for a logarithmic axis."""
+def _whole_ticks(high: int, most: int) -> list[int]:
+    return [int(tick) for tick in _ticks(0, high, min(high, most))]
+
+
+def _log(perplexity: float) -> float:
+    """The height of a perplexity, which is 1 or more but for rounding."""
+    return math.log10(max(1.0, perplexity))
+
+
+def _log_ticks(top: float) -> list[float]:
+    """Round numbers from 1 to 10**top, about equally far apart in their logarithms."""
+    if top < 1:
+        return _ticks(1, 10**top, 5)
+    powers = range(0, int(top) + 1, math.ceil(top / 6))
+    values = [digit * 10.0**power for power in powers for digit in ((1, 2, 5) if top < 2.5 else (1,))]
+    return [value for value in values if _log(value) <= top]

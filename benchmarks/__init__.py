@@ -1,0 +1,1 @@
+"""Benchmarks: `pytest benchmarks`, and scripts to run by hand."""

@@ -1,0 +1,78 @@
+"""How well a model predicts a file: loss, perplexity and accuracy a token, and answers given exactly.
+
+The file is JSON Lines of texts or dialogues, or a text file or a folder of them, as for `fastllm train`. Of
+dialogues only the answers count; an answer is exact if the model, always taking the most probable token,
+gives all of the dialogue's last answer and then ends.
+
+examples:
+  fastllm eval runs/demo-en questions.jsonl
+  fastllm eval runs/shakespeare held-out.txt --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .model_options import add_model
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..tokenizers import Tokenizer
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("file", metavar="FILE", help=".jsonl file, text file or folder of text files")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..checkpoint import load
+
+    figures = measure(*load(arguments.model, arguments.backend), Path(arguments.file))
+    if arguments.json:
+        print(json.dumps(figures))
+        return 0
+    print(f"tokens      {figures['targets']:,}")
+    print(f"loss        {figures['loss']:.4f}")
+    print(f"perplexity  {figures['perplexity']:.4g}")
+    print(f"accuracy    {figures['accuracy']:.1%}")
+    if figures["answers"]:
+        right, answers = figures["exact_answers"], figures["answers"]
+        print(f"exact       {right:,} of {answers:,} answers, {right / answers:.1%}")
+    return 0
+
+
+def measure(model: Model, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+    """What there is to know: targets, loss (nats), perplexity, accuracy (0 to 1), exact_answers, answers.
+
+    Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
+    """
+    from ..datasets import Dataset, Examples, TokenStream, make_examples, read_records, read_text
+    from ..errors import FastllmError
+    from ..training import evaluate
+    from ..training.answers import exact_answers
+
+    context = model.config.context
+    records = read_records(path) if path.suffix == ".jsonl" else []
+    dataset: Dataset
+    if records:
+        dataset = Examples(make_examples(records, tokenizer, context))
+    else:
+        dataset = TokenStream(tokenizer.encode(read_text(path)), context)
+    score = evaluate(model, dataset)
+    if not math.isfinite(score.loss):
+        raise FastllmError(f"the loss must be finite; got {score.loss}; load another checkpoint")
+    right, answers = exact_answers(model, tokenizer, records)
+    return {
+        "targets": score.targets,
+        "loss": score.loss,
+        "perplexity": score.perplexity,
+        "accuracy": score.accuracy,
+        "exact_answers": right,
+        "answers": answers,
+    }

@@ -1,0 +1,46 @@
+"""How many questions a model answers exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..datasets import NO_TARGET, Record
+from ..generation import Chat
+from ..model import Model
+from ..tokenizers import Tokenizer
+
+
+def exact_answers(model: Model, tokenizer: Tokenizer, records: Iterable[Record]) -> tuple[int, int]:
+    """How many dialogues end in the very answer that greedy generation gives, and how many there are.
+
+    records  as read_records gives them; texts are passed over
+
+    The prompt is Chat's, with the dialogue's own earlier answers. An answer is exact if the model gives all
+    of its tokens and then the end token. Where the question doesn't fit into the context, or the answer holds
+    an unknown word, it can't be.
+
+    No token is generated. Greedy generation gives the answer if and only if each of its tokens has the
+    largest logit after the prompt and the tokens before it: up to the first wrong one both see the same text.
+    So one forward of prompt and answer decides what would take as many steps as the answer has tokens.
+    """
+    dialogues = [record["messages"] for record in records if "messages" in record]
+    return sum(_is_exact(model, tokenizer, messages) for messages in dialogues), len(dialogues)
+
+
+def _is_exact(model: Model, tokenizer: Tokenizer, messages: list[dict[str, str]]) -> bool:
+    *earlier, question, answer = (message["content"] for message in messages)
+    chat = Chat(model, tokenizer)
+    chat.turns = list(zip(earlier[::2], earlier[1::2], strict=True))
+    try:
+        prompt = chat._prompt(question)
+    except ValueError:
+        return False
+    reply = [*tokenizer.encode(answer).tolist(), tokenizer.end_id]
+    if tokenizer.unknown_id in reply or len(prompt) + len(reply) - 1 > model.config.context:
+        return False
+    tokens = np.array([*prompt, *reply[:-1]], np.int32)
+    targets = np.array([*[NO_TARGET] * (len(prompt) - 1), *reply], np.int32)
+    score = model.score(tokens, targets)
+    return score.correct == score.targets

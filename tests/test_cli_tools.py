@@ -1,0 +1,299 @@
+"""fastllm doctor, warmup and bench, and the scripts in benchmarks/. No test looks at how long anything takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastllm import bench, cli, machine
+from fastllm.cli import doctor
+from fastllm.kernels import reference
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> Callable[[list[str]], int]:
+    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))["main"]
+
+
+def fastllm_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, for settings that are read when it starts."""
+    settings = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "fastllm", *arguments],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("command", ["doctor", "warmup", "bench"])
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert f"fastllm {command}" in capsys.readouterr().out.split("example", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "no_such_kernel"],
+        ["bench", "--threads", "0"],
+        ["bench", "--threads", "two"],
+        ["bench", "scale", "--threads", "1"],  # too late in this process
+        ["warmup", "--preset", "gpt3"],
+        ["warmup", "--preset", "nano", "--config", "job.toml"],
+        ["doctor", "now"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_ends_with_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = cli.main(words)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert capsys.readouterr().err
+
+
+# doctor
+
+
+def test_doctor_finds_nothing_broken_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    for part in ("numba", "vector width", "check matmul", "equals its twin", "layer", "folder", "problems"):
+        assert part in output
+    assert "BROKEN" not in output
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "said"),
+    [
+        ({"NUMBA_DISABLE_JIT": "1"}, 1, "BROKEN: NUMBA_DISABLE_JIT"),
+        ({"NUMBA_CPU_NAME": "no-such-cpu", "NUMBA_DISABLE_JIT": "1"}, 1, "slow: NUMBA_CPU_NAME"),
+        ({"NUMBA_THREADING_LAYER": "workqueue"}, 0, "slow: the workqueue layer"),
+        ({"OPENBLAS_NUM_THREADS": "999"}, 0, "slow: OPENBLAS_NUM_THREADS is 999"),
+        (
+            {"NUMBA_DISABLE_JIT": "1", "NUMBA_CACHE_DIR": "{file}/below"},
+            1,
+            "slow: no cache folder is writable",
+        ),
+    ],
+    ids=["no compilation", "another processor", "workqueue", "too many threads", "no cache"],
+)
+def test_doctor_names_the_problem(
+    environment: dict[str, str], status: int, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = fastllm_process("doctor", **{k: v.format(file=file) for k, v in environment.items()})
+    assert result.returncode == status, result.stdout + result.stderr
+    assert said in result.stdout
+    assert "fix: " in result.stdout
+
+
+def test_doctor_sees_a_wrong_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(out, *others):
+        out[...] = 0
+
+    monkeypatch.setattr("fastllm.kernels.matmul", wrong)
+    assert cli.main(["doctor"]) == 1
+    assert "BROKEN: matmul fails" in capsys.readouterr().out
+
+
+def test_doctor_asks_for_the_versions_that_the_package_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, oldest in doctor.OLDEST.items():
+        assert f"{name}>={'.'.join(map(str, oldest))}" in project["dependencies"]
+    assert {requirement.partition(">")[0] for requirement in project["dependencies"]} <= set(doctor.PACKAGES)
+
+
+def test_machine() -> None:
+    assert machine.cpu_name()
+    assert 1 <= machine.usable_cores() <= machine.logical_cores()
+    assert (machine.physical_cores() or 1) <= machine.logical_cores()
+    total, available = machine.memory()
+    assert total is None or total > 2**20
+    assert available is None or available <= total
+
+
+# warmup
+
+
+def test_warmup_of_a_preset_needs_no_compilation_the_second_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(2):
+        assert cli.main(["warmup", "--preset", "nano"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "all" in lines[-1]
+    assert "came from the cache" in lines[-1]
+    assert any("attention_decode" in line for line in lines)
+    assert not any("layernorm" in line for line in lines), "nano has none"
+
+
+def test_warmup_of_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(
+        '[model]\npreset = "rustgpt"\n[optimizer]\nname = "sgd"\n'
+        '[[phases]]\nname = "one"\ndata = "facts.jsonl"\nepochs = 1\nlearning_rate = 1e-3\n'
+    )
+    assert cli.main(["warmup", "--config", str(job)]) == 0
+    output = capsys.readouterr().out
+    assert " sgd " in output
+    assert " adamw " not in output
+
+
+def test_what_was_warmed_up_is_all_that_training_and_answering_need(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The last task runs the model itself: were a kernel or a type of argument missing, it would compile."""
+    assert cli.main(["warmup", "--preset", "llama"]) == 0
+    model = next(line for line in capsys.readouterr().out.splitlines() if "the model" in line)
+    assert "from the cache" in model
+
+
+# bench
+
+
+def test_bench_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "times.json"
+    names = ["squared_norm", "relu_*", "training_step"]
+    assert cli.main(["bench", *names, "--quick", "--json", str(path)]) == 0
+    results = json.loads(path.read_text())
+    cases = {"relu_forward", "relu_backward", "squared_norm", "training_step"}
+    assert {result["case"].split()[0] for result in results} == cases
+    assert [result["contender"] for result in results] == ["numba", "numpy"] * len(cases)
+    for kernel, twin in zip(results[::2], results[1::2], strict=True):
+        assert kernel["case"] == twin["case"]
+        assert kernel["error"] is None
+        for result in (kernel, twin):
+            assert 0 < result["p20_ms"] <= result["median_ms"] <= result["p80_ms"]
+            assert result["ratio"] == pytest.approx(twin["median_ms"] / result["median_ms"])
+            assert result["gflops"] > 0
+            assert (result["gbytes_per_s"] is None) == result["case"].startswith("training_step")
+    output = capsys.readouterr().out
+    assert "first calls" in output
+    assert "slower than the twin" in output
+
+
+def test_bench_reports_a_wrong_kernel_and_times_it_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slightly_wrong(out, x):
+        reference.relu_forward(out, x)
+        out[-1, -1] += np.float32(1e-3)
+
+    monkeypatch.setattr("fastllm.kernels.relu_forward", slightly_wrong)
+    path = tmp_path / "times.json"
+    assert cli.main(["bench", "relu_forward", "--quick", "--json", str(path)]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert all(result["error"] and result["median_ms"] is None for result in json.loads(path.read_text()))
+    with pytest.raises(SystemExit, match="relu_forward"):
+        script("make_readme_table")([str(path)])
+
+
+def test_bench_threads() -> None:
+    result = fastllm_process("bench", "scale", "--quick", "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    assert "threads 1" in result.stdout
+
+
+def test_bench_says_at_once_that_the_file_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "missing" / "times.json"
+    assert cli.main(["bench", "scale", "add", "--quick", "--json", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert "times.json" in captured.err
+    assert "add" not in captured.out
+
+
+def test_contenders_take_turns_and_start_each_block_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastllm.bench.measure.PAUSE", 0)
+    events: list[str] = []
+
+    def contender(name: str) -> bench.Contender:
+        return bench.Contender(name, lambda: events.append(name), lambda: events.append(f"reset {name}"))
+
+    work = bench.Benchmark("work", (contender("a"), contender("b")), lambda: events.append("check"))
+    timings = bench.measure(work, rounds=3, block_seconds=0)
+    assert events[:3] == ["a", "b", "check"]
+    assert (
+        events[3:] == ["reset a", "a", "a", "reset b", "b", "b"] * 4
+    )  # once to choose the calls, and 3 rounds
+    assert list(timings) == ["a", "b"]
+
+
+# scripts
+
+
+def test_readme_table(tmp_path: Path) -> None:
+    def result(case: str, contender: str, median: float, ratio: float) -> dict[str, object]:
+        record = bench.Record(case, contender, 9.0, median, median / 2, median * 2, ratio, None, 12.345)
+        return vars(record) | {"machine": "a machine"}
+
+    results = [
+        *(result("scale small", "numba", 2.0, 0.5), result("scale small", "numpy", 1.0, 1.0)),
+        *(result("training_step tiny", "numba", 1.0, 3.0), result("training_step tiny", "numpy", 3.0, 1.0)),
+    ]
+    times, readme = tmp_path / "times.json", tmp_path / "README.md"
+    times.write_text(json.dumps(results))
+    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    for _ in range(2):  # the second time there is a table to replace
+        assert script("make_readme_table")([str(times), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench:begin -->\n")
+    assert text.endswith("\n<!-- bench:end -->\nafter\n")
+    assert "old" not in text
+    assert text.count("| tiny | 3.00 | 1.00 | 0.500 - 2.00 | 3.00x | - | 12.3 |") == 1
+    assert text.count("| scale small | 1.00 | 2.00 | 1.00 - 4.00 | **0.50x** | - | 12.3 |") == 1
+    assert "Of 2 cases the kernels lose 1." in text
+
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="bench:begin"):
+        script("make_readme_table")([str(times), "--readme", str(readme)])
+    assert readme.read_text() == "no markers"
+
+
+def test_original_job_is_of_the_original_size() -> None:
+    job = runpy.run_path(str(ROOT / "benchmarks" / "original_job.py"))
+    sizes = {phase: [len(e.tokens) + 1 for e in job["examples"](phase)] for phase in job["PHASES"]}
+    assert {phase: (len(rows), sum(rows)) for phase, rows in sizes.items()} == {
+        "facts": (25, 194),
+        "dialogues": (53, 1269),
+    }
+
+
+def test_original_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "job.json"
+    assert script("original_job")(["--epochs", "2", "--json", str(path)]) == 0
+    numba, numpy = json.loads(path.read_text())
+    assert (numba["backend"], numpy["backend"]) == ("numba", "numpy")
+    assert numba["updates"] == numpy["updates"] == 2 * (25 + 53)
+    # 156 updates let the roundings of the two grow, from 1e-7 to about 1e-3
+    assert numba["loss"] == pytest.approx(numpy["loss"], rel=1e-2)
+    assert "ratio: " in capsys.readouterr().out
+
+
+def test_original_job_on_one_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("original_job")(["--epochs", "1", "--backend", "numba"]) == 0
+    output = capsys.readouterr().out
+    assert "78 updates" in output
+    assert "numpy:" not in output
+    with pytest.raises(SystemExit) as end:
+        script("original_job")(["--epochs", "0"])
+    assert end.value.code == 2

@@ -1,0 +1,190 @@
+"""Metrics read back, and the charts drawn from them."""
+
+import json
+import math
+import os
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from fastllm.cli import main
+from fastllm.errors import DataError
+from fastllm.training.curves import POINTS, draw, make_chart, read_metrics, write_svg
+
+
+def line(phase, step, loss, **more):
+    return {
+        "phase": phase,
+        "step": step,
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "accuracy": math.exp(-loss),
+        **more,
+    }
+
+
+METRICS = [
+    *(line("facts", 10 * i, 6 / i) for i in range(1, 41)),
+    *(line("dialogues", 5 * i, 4 / i, **({"validation_loss": 4 / i + 1} if i % 3 == 0 else {})) for i in range(1, 21)),
+]
+
+
+def write(path, metrics, end=""):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in metrics) + end, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    write(tmp_path / "metrics.jsonl", METRICS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("end", ["", '{"phase": "dialogues", "st', '{"phase": "dialogues", "step": 10}', "\xe4"])
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path, end):
+    assert read_metrics(write(tmp_path / "metrics.jsonl", METRICS, end)) == METRICS
+
+
+@pytest.mark.parametrize("wrong", ["{", "[]", '{"step": 1}', '{"phase": "facts", "step": 0}', "[" * 100_000])
+def test_any_other_wrong_line_is_named(tmp_path, wrong):
+    path = write(tmp_path / "metrics.jsonl", METRICS[:2], f"{wrong}\n{{}}\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 3: "):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("content", ["", '{"phase": "fa'])
+def test_no_whole_line_is_an_error(tmp_path, content):
+    with pytest.raises(DataError, match="at least one whole line; got none"):
+        read_metrics(write(tmp_path / "metrics.jsonl", [], content))
+
+
+def test_phases_follow_one_another():
+    chart = make_chart(METRICS)
+    assert chart.phases == [(0, "facts"), (400, "dialogues")]
+    assert chart.updates == 500
+    assert chart.training[0] == (10, 6.0)
+    assert chart.training[39:41] == [(400, 0.15), (405, 4.0)]
+    assert chart.validation[0] == (415, 4 / 3 + 1)
+    assert chart.top == 6.0
+    assert chart.ticks[0] == (0, "0")
+    assert chart.ticks[-1] == (6, "6")
+
+
+def test_perplexity_is_drawn_as_its_logarithm():
+    chart = make_chart(METRICS, "perplexity")
+    assert chart.training[0][1] == pytest.approx(6 / math.log(10))
+    assert dict((label, height) for height, label in chart.ticks)["100"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf, "?"])
+def test_what_is_not_finite_is_left_out(missing):
+    metrics = [*METRICS, line("dialogues", 105, 0.1) | {"accuracy": missing}]
+    assert make_chart(metrics, "accuracy").training == make_chart(METRICS, "accuracy").training
+    with pytest.raises(DataError, match="finite accuracy"):
+        make_chart(metrics[-1:], "accuracy")
+
+
+def test_long_curves_are_averaged_and_phases_stay_apart():
+    metrics = [
+        line(phase, step, (step % 7 + offset) / 10)
+        for phase, offset in (("facts", 0), ("dialogues", 50))
+        for step in range(1, 7 * 700 + 1)
+    ]
+    chart = make_chart(metrics)
+    assert POINTS / 2 < len(chart.training) <= POINTS + 2
+    last_fact = max(i for i, (update, _) in enumerate(chart.training) if update <= 4900)
+    assert chart.training[last_fact][0] == 4900
+    assert all(height < 0.7 for _, height in chart.training[: last_fact + 1])
+    assert all(height >= 5 for _, height in chart.training[last_fact + 1 :])
+    mean = sum(height for _, height in chart.training[: last_fact + 1]) / (last_fact + 1)
+    assert mean == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("what", ["loss", "perplexity", "accuracy"])
+def test_a_terminal_chart_shows_curves_and_phases_in_plain_characters(what):
+    text = draw(METRICS, what, width=70, height=16)
+    rows = text.split("\n")
+    assert len(rows) == 16
+    assert max(map(len, rows)) <= 70
+    assert rows[0].strip() == what
+    assert "facts" in rows[1]
+    assert "dialogues" in rows[1]
+    assert "training" in rows[-1]
+    assert ("validation" in rows[-1]) == (what == "loss")
+    assert "\x1b" not in text
+
+
+def test_colors_are_for_terminals(monkeypatch):
+    assert "\x1b[" in draw(METRICS, color=True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in draw(METRICS)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in draw(METRICS)
+
+
+@pytest.mark.parametrize("losses", [[0.1], [0.0], [0.0, 0.0], [3.0, 3.0], [1e-9, 1e9], [690.0]])
+@pytest.mark.parametrize("what", ["loss", "perplexity", "accuracy"])
+def test_odd_curves_can_be_drawn(tmp_path, losses, what):
+    metrics = [line("train", step, loss) for step, loss in enumerate(losses, 1)]
+    for entry in metrics:
+        entry["perplexity"] = math.exp(min(entry["loss"], 700))
+    assert "training" in draw(metrics, what)
+    write_svg(metrics, tmp_path / "chart.svg", what)
+    ET.parse(tmp_path / "chart.svg")
+
+
+def test_an_svg_holds_the_curves_and_needs_nothing_from_elsewhere(tmp_path):
+    path = tmp_path / "loss.svg"
+    path.write_text("old")
+    write_svg(METRICS, path)
+    assert os.listdir(tmp_path) == ["loss.svg"]
+    root = ET.parse(path).getroot()
+    names = [element.tag.rpartition("}")[2] for element in root.iter() if isinstance(element.tag, str)]
+    assert names[0] == "svg"
+    assert not {"script", "image", "foreignObject", "use"}.intersection(names)
+    assert not [key for element in root.iter() for key in element.attrib if key.endswith("href")]
+    assert "@import" not in path.read_text()
+    assert "url(" not in path.read_text()
+    words = {element.text for element in root.iter() if element.text}
+    assert {"training", "validation", "dialogues", "loss: facts, then dialogues"} <= words
+
+
+def test_an_svg_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "loss.svg"
+    path.write_text("old")
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_svg(METRICS, path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["loss.svg"]
+
+
+def test_plot_draws_a_run_folder_or_its_metrics(run, capsys):
+    assert main(["plot", str(run)]) == 0
+    drawn = capsys.readouterr().out
+    assert drawn.rstrip("\n") == draw(METRICS)
+    assert main(["plot", str(run / "metrics.jsonl"), "--what", "accuracy", "--svg", str(run / "a.svg")]) == 0
+    assert capsys.readouterr().out.split()[0] == "accuracy"
+    assert "accuracy: facts" in (run / "a.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["nowhere"], 1, "no such file; check the name"),
+        (["RUN", "--svg", "nowhere/loss.svg"], 1, "nowhere"),
+        (["RUN", "--what", "beauty"], 2, "invalid choice: 'beauty'"),
+        ([], 2, "required: RUN"),
+    ],
+)
+def test_plot_says_what_is_wrong(run, capsys, monkeypatch, arguments, status, message):
+    monkeypatch.chdir(run)
+    arguments = [str(run) if word == "RUN" else word for word in arguments]
+    try:
+        assert main(["plot", *arguments]) == status
+    except SystemExit as exit:
+        assert exit.code == status == 2
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error

@@ -1,0 +1,308 @@
+"""What a model promises besides its formula: packing, masks, accumulation, threads, memory, the cache."""
+
+import tracemalloc
+from itertools import pairwise
+
+import numba
+import numpy as np
+import pytest
+from model_switches import LLAMA3, make_batch, make_model
+
+import fastllm
+
+# The same sums in another order: of the largest number. See test_model_switches.
+TOLERANCE = 3e-5
+
+CONFIG = fastllm.ModelConfig(
+    vocab_size=19, width=12, hidden=11, layers=2, heads=6, kv_heads=2, context=9, norm="rms_norm",
+    activation="swiglu", positions="rope", rope_scaling=LLAMA3,
+)  # fmt: skip
+POSITIONS = {
+    kind: fastllm.ModelConfig(vocab_size=19, width=12, hidden=11, layers=2, heads=3, context=9, positions=kind)
+    for kind in ("learned", "rope", "sinusoidal", "none")
+}
+
+backends = pytest.mark.parametrize("backend", ["numba", "numpy"])
+
+
+def assert_close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(expected).max())
+
+
+def gradients_of(model, *batches, **options):
+    """The gradients of some batches added up, from zero."""
+    model.zero_gradients()
+    for batch in batches:
+        model.score_and_gradients(batch.tokens, batch.targets, batch.starts, **options)
+    return model.gradients.flat.copy()
+
+
+# Packing
+
+
+@backends
+@pytest.mark.parametrize("config", POSITIONS.values(), ids=POSITIONS)
+def test_packed_sequences_do_not_see_each_other(config, backend):
+    model = make_model(config, backend)
+    batch = make_batch(config, (5, 1, 9, 2))
+    logits = model.forward(batch.tokens, batch.starts)
+    for begin, end in pairwise(batch.starts):
+        assert_close(logits[begin:end], model.forward(batch.tokens[begin:end]))
+
+
+@backends
+def test_packed_gradients_are_those_of_the_sequences_added_up(backend):
+    model = make_model(CONFIG, backend)
+    batch = make_batch(CONFIG, (5, 1, 9, 2))
+    together = gradients_of(model, batch, normalizer=batch.target_count)
+    alone = gradients_of(model, *batch.split(4), normalizer=batch.target_count)
+    assert_close(together, alone)
+
+
+@backends
+def test_a_rectangle_is_packed_rows(backend):
+    model = make_model(CONFIG, backend)
+    batch = make_batch(CONFIG, (7, 7, 7))
+    tokens, targets = batch.tokens.reshape(3, 7), batch.targets.reshape(3, 7)
+    logits = model.forward(tokens)
+    assert logits.shape == (3, 7, 19)
+    np.testing.assert_array_equal(logits.reshape(21, 19), model.forward(batch.tokens, batch.starts))
+    assert model.loss(tokens, targets) == model.loss(batch.tokens, batch.targets, batch.starts)
+    packed = gradients_of(model, batch)
+    model.zero_gradients()
+    model.loss_and_gradients(tokens, targets)
+    np.testing.assert_array_equal(model.gradients.flat, packed)
+
+
+def test_ids_of_any_integer_type_and_lists_are_taken():
+    model = make_model(CONFIG, "numpy")
+    ids = [3, 0, 18]
+    expected = model.forward(np.array(ids, np.int32))
+    for tokens in (ids, np.array(ids, np.uint8), np.array(ids, np.int64), np.repeat(ids, 2)[::2]):
+        np.testing.assert_array_equal(model.forward(tokens), expected)
+
+
+# Loss
+
+
+@backends
+def test_masked_targets_cost_nothing(backend):
+    """The loss is the mean over the others; rows after the last target get no gradient."""
+    model = make_model(CONFIG, backend)
+    batch = make_batch(CONFIG, (9, 9))
+    log_likelihood = model.forward(batch.tokens, batch.starts).astype(np.float64)
+    log_likelihood -= np.log(np.exp(log_likelihood).sum(axis=1, keepdims=True))
+    rows = np.flatnonzero(batch.targets >= 0)
+    assert 0 < len(rows) < 18
+    score = model.score(batch.tokens, batch.targets, batch.starts)
+    assert score.loss == pytest.approx(-log_likelihood[rows, batch.targets[rows]].mean(), rel=1e-5)
+    assert score.targets == len(rows)
+    assert score.correct == (log_likelihood[rows].argmax(axis=1) == batch.targets[rows]).sum()
+
+
+@backends
+def test_tokens_behind_the_last_target_do_not_matter(backend):
+    model = make_model(CONFIG, backend)
+    batch = make_batch(CONFIG, (9,))
+    batch.targets[4:] = -1
+    whole = gradients_of(model, batch)
+    batch.tokens[5:] = (batch.tokens[5:] + 1) % 19
+    np.testing.assert_array_equal(gradients_of(model, batch), whole)
+
+
+@backends
+def test_any_negative_target_is_masked(backend):
+    model = make_model(CONFIG, backend)
+    batch = make_batch(CONFIG, (9,))
+    expected = model.loss(batch.tokens, batch.targets)
+    assert model.loss(batch.tokens, np.where(batch.targets < 0, -100, batch.targets)) == expected
+
+
+@backends
+def test_gradients_are_added(backend):
+    model = make_model(CONFIG, backend)
+    one, other = make_batch(CONFIG, (4, 9), seed=1), make_batch(CONFIG, (7,), seed=2)
+    both = gradients_of(model, one, other)
+    assert_close(both, gradients_of(model, one) + gradients_of(model, other))
+
+
+@backends
+def test_score_and_loss_and_gradients_agree(backend):
+    model = make_model(CONFIG, backend)
+    batch = make_batch(CONFIG, (4, 9))
+    arguments = batch.tokens, batch.targets, batch.starts
+    assert model.loss(*arguments) == pytest.approx(model.loss_and_gradients(*arguments), rel=1e-6)
+
+
+@backends
+def test_head_in_chunks(backend, monkeypatch):
+    """Logits that do not fit at once are made a few rows at a time."""
+    batch = make_batch(CONFIG, (9, 9, 9))
+    results = []
+    for logits in (2**24, 5 * 19):
+        monkeypatch.setattr("fastllm.layers.head.CHUNK_LOGITS", logits)
+        model = make_model(CONFIG, backend)
+        score = model.score(batch.tokens, batch.targets, batch.starts)
+        results.append((score.total, score.correct, gradients_of(model, batch)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert results[0][1] == results[1][1]
+    assert_close(results[1][2], results[0][2])
+
+
+# Dropout
+
+
+@backends
+def test_dropout_follows_from_its_seed(backend):
+    config = fastllm.ModelConfig(vocab_size=19, width=12, hidden=11, layers=2, heads=3, context=9, dropout=0.2)
+    model = make_model(config, backend)
+    batch = make_batch(config, (9, 4))
+    one, again, other = (gradients_of(model, batch, dropout_seed=seed) for seed in (7, 7, 8))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+    assert (one != gradients_of(model, batch)).any()
+    np.testing.assert_array_equal(
+        gradients_of(model, batch), gradients_of(make_model(config, backend), batch)
+    )  # without a seed there is no dropout, so nothing random
+
+
+def test_mean_over_masks_is_the_gradient_of_a_linear_model():
+    """Scaled by 1 / (1 - p), dropout changes no expected value: here of the stream before a norm."""
+    config = fastllm.ModelConfig(
+        vocab_size=19, width=12, hidden=11, layers=1, heads=3, context=9, dropout=0.5, final_norm=False
+    )
+    model = make_model(config, "numpy", np.float64)
+    model.parameters["blocks.0.attention.output.weight"][...] = 0
+    model.parameters["blocks.0.attention.output.bias"][...] = 0
+    model.parameters["blocks.0.feed_forward.down.weight"][...] = 0
+    batch = make_batch(config, (9,))
+    name = "blocks.0.feed_forward.down.bias"
+    model.parameters[name][...] = 0
+    model.parameters["embedding.token.weight"][...] = 0  # logits 0: the loss is linear around here
+    total = np.zeros(12)
+    for seed in range(50):
+        gradients_of(model, batch, dropout_seed=seed)
+        total += model.gradients[name]
+    gradients_of(model, batch)
+    np.testing.assert_allclose(total / 50, model.gradients[name], atol=1e-12)
+
+
+# Threads and memory
+
+LARGE = {
+    "nano": fastllm.preset("nano", vocab_size=300, layers=2, dropout=0.1),
+    "rustgpt": fastllm.preset("rustgpt", vocab_size=300, layers=2),
+    "gpt2": fastllm.preset("gpt2", vocab_size=300, layers=2, width=128, hidden=512, heads=4, context=128),
+}
+
+
+@pytest.mark.parametrize("config", LARGE.values(), ids=LARGE)
+def test_same_bits_on_one_and_two_threads(config):
+    """Of three updates on a thousand rows, which every kernel splits in several parts."""
+    assert numba.config.NUMBA_NUM_THREADS >= 2, "needs NUMBA_NUM_THREADS=2 or more; set it before numba loads"
+    batch = make_batch(config, (80,) * 12 + (17, 1))
+    threads = numba.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            numba.set_num_threads(count)
+            model = fastllm.Model(config, seed=0)
+            optimizer = fastllm.AdamW(model, weight_decay=0.1)
+            for step in range(3):
+                model.zero_gradients()
+                model.score_and_gradients(batch.tokens, batch.targets, batch.starts, dropout_seed=step)
+                fastllm.clip_gradients(model, 0.5)
+                optimizer.step(1e-3)
+            results.append((model.parameters.flat.tobytes(), model.forward(batch.tokens, batch.starts).tobytes()))
+    finally:
+        numba.set_num_threads(threads)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("config", LARGE.values(), ids=LARGE)
+def test_a_step_after_the_first_takes_no_memory(config):
+    """But for what Python needs: row numbers of targets and the like, some bytes a token."""
+    model = fastllm.Model(config, seed=0)
+    optimizer = fastllm.AdamW(model)
+    large, small = make_batch(config, (80,) * 12), make_batch(config, (80,) * 5)
+
+    def step(batch):
+        model.zero_gradients()
+        model.score_and_gradients(batch.tokens, batch.targets, batch.starts, dropout_seed=1)
+        fastllm.clip_gradients(model, 1.0)
+        optimizer.step(1e-3)
+
+    step(large)
+    taken = model._workspace.nbytes
+    tracemalloc.start()
+    try:
+        for batch in (large, small, large):
+            step(batch)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert model._workspace.nbytes == taken
+    row = config.width * 4
+    assert taken > 10 * 960 * row
+    assert peak < 960 * row / 4, "a quarter of the smallest activation"
+
+
+def test_a_larger_batch_after_a_smaller_one():
+    small, large = make_batch(CONFIG, (3,)), make_batch(CONFIG, (9, 9, 4))
+    model = make_model(CONFIG, "numba")
+    expected = gradients_of(make_model(CONFIG, "numba"), large)
+    for batch in (small, large, small):
+        got = gradients_of(model, batch)
+    np.testing.assert_array_equal(gradients_of(model, large), expected)
+    np.testing.assert_array_equal(got, gradients_of(make_model(CONFIG, "numba"), small))
+
+
+def test_logits_belong_to_the_caller():
+    model = make_model(CONFIG, "numba")
+    first = model.forward([1, 2, 3])
+    kept = first.copy()
+    model.forward([4, 5, 6])
+    np.testing.assert_array_equal(first, kept)
+    first[...] = np.nan
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), kept)
+
+
+# The cache
+
+
+@backends
+@pytest.mark.parametrize("config", [*POSITIONS.values(), CONFIG], ids=[*POSITIONS, "grouped"])
+def test_decoding_with_a_cache_equals_reading_all(config, backend):
+    """Slots of different lengths grow together; each equals its own text read at once."""
+    model = make_model(config, backend)
+    rng = np.random.default_rng(3)
+    texts = rng.integers(0, 19, (3, 9))
+    read = [5, 1, 3]
+    cache = model.new_cache(3, 9)
+    prompts = np.concatenate([text[:length] for text, length in zip(texts, read, strict=True)])
+    logits = model.prefill(prompts, np.cumsum([0, *read]), cache)
+    for _ in range(4):
+        for text, length, row in zip(texts, cache.lengths, logits, strict=True):
+            assert_close(row, model.forward(text[:length])[-1])
+        logits = model.decode(texts[np.arange(3), cache.lengths], cache)
+    assert cache.lengths.tolist() == [9, 5, 7]
+
+
+@backends
+def test_reorder_moves_whole_sequences(backend):
+    model = make_model(CONFIG, backend)
+    texts = np.random.default_rng(3).integers(0, 19, (3, 5))
+    cache = model.new_cache(3, 9)
+    model.prefill(texts[:, :4], None, cache)
+    cache.reorder(np.array([2, 0, 0]))
+    logits = model.decode(texts[[2, 0, 0], 4], cache)
+    for row, text in zip(logits, texts[[2, 0, 0]], strict=True):
+        assert_close(row, model.forward(text)[-1])
+
+
+def test_prefill_starts_the_cache_anew():
+    model = make_model(CONFIG, "numpy")
+    cache = model.new_cache(2, 9)
+    model.prefill(np.arange(8).reshape(2, 4), None, cache)
+    model.prefill([5, 6], None, cache)
+    assert cache.lengths.tolist() == [2, 0]

@@ -1,0 +1,134 @@
+"""Wrong input to a model: an error of one line, and nothing changed."""
+
+import re
+
+import numpy as np
+import pytest
+from model_switches import make_model
+
+import fastllm
+
+CONFIG = fastllm.ModelConfig(vocab_size=19, width=12, hidden=11, layers=1, heads=3, context=9)
+
+
+@pytest.fixture(params=["numba", "numpy"])
+def model(request):
+    return make_model(CONFIG, request.param)
+
+
+def raises(error, pattern):
+    return pytest.raises(error, match=rf"\A[^\n]*{pattern}[^\n]*\Z")
+
+
+WRONG_TOKENS = [
+    ("too large", [1, 19], None, ValueError, "vocab_size.*got 19 at position 1"),
+    ("negative", [1, -1], None, ValueError, "got -1 at position 1"),
+    ("far too large", np.array([1, 2**32 + 5]), None, ValueError, f"got {2**32 + 5} at position 1"),
+    ("unsigned", np.array([2**32 - 1], np.uint32), None, ValueError, f"got {2**32 - 1}"),
+    ("floats", [1.0, 2.0], None, TypeError, "whole numbers; got float64"),
+    ("truth values", [True, False], None, TypeError, "whole numbers; got bool"),
+    ("text", ["a"], None, TypeError, "whole numbers"),
+    ("none", np.empty(0, np.int32), None, ValueError, "at least one token"),
+    ("no rows", np.empty((0, 3), np.int32), None, ValueError, "at least one token"),
+    ("one number", np.int32(3), None, ValueError, re.escape("got shape ()")),
+    ("a cube", np.zeros((2, 2, 2), np.int32), None, ValueError, re.escape("got shape (2, 2, 2)")),
+    ("too long", np.zeros(10, np.int32), None, ValueError, "context = 9 tokens; got 10"),
+    ("too long a row", np.zeros((2, 10), np.int32), None, ValueError, "context = 9 tokens; got 10"),
+    ("too long a sequence", np.zeros(12, np.int32), [0, 2, 12], ValueError, "context = 9 tokens; got 10"),
+    ("starts of a rectangle", np.zeros((2, 3), np.int32), [0, 3, 6], ValueError, "leave starts out"),
+    ("starts from 1", np.zeros(5, np.int32), [1, 5], ValueError, "starts must rise from 0"),
+    ("starts end early", np.zeros(5, np.int32), [0, 3], ValueError, "starts must rise from 0"),
+    ("starts end late", np.zeros(5, np.int32), [0, 6], ValueError, "starts must rise from 0"),
+    ("empty sequence", np.zeros(5, np.int32), [0, 3, 3, 5], ValueError, "starts must rise from 0"),
+    ("falling starts", np.zeros(5, np.int32), [0, 4, 3, 5], ValueError, "starts must rise from 0"),
+    ("one start", np.zeros(5, np.int32), [0], ValueError, "starts must rise from 0"),
+    ("no starts", np.zeros(5, np.int32), np.empty(0, np.int32), ValueError, "starts must rise from 0"),
+    ("starts of floats", np.zeros(5, np.int32), [0.0, 5.0], TypeError, "starts must be whole numbers"),
+]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "starts", "error", "pattern"), [case[1:] for case in WRONG_TOKENS], ids=[c[0] for c in WRONG_TOKENS]
+)
+def test_wrong_tokens(model, tokens, starts, error, pattern):
+    with raises(error, pattern):
+        model.forward(tokens, starts)
+    with raises(error, pattern):
+        model.prefill(tokens, starts, model.new_cache(4))
+
+
+WRONG_TARGETS = [
+    ("too large", [1, 19, 0], ValueError, "below vocab_size = 19; got 19 at position 1"),
+    ("far too large", np.array([1, 2**32 + 5, 0]), ValueError, f"got {2**32 + 5} at position 1"),
+    ("too few", [1, 2], ValueError, re.escape("the shape (3,) of the tokens")),
+    ("too many", [1, 2, 3, 4], ValueError, re.escape("the shape (3,) of the tokens")),
+    ("another shape", [[1], [2], [3]], ValueError, re.escape("the shape (3,) of the tokens")),
+    ("all masked", [-1, -1, -1], ValueError, "at least one target"),
+    ("floats", [1.0, 2.0, 3.0], TypeError, "whole numbers; got float64"),
+]
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "pattern"), [case[1:] for case in WRONG_TARGETS], ids=[c[0] for c in WRONG_TARGETS]
+)
+def test_wrong_targets(model, targets, error, pattern):
+    gradients = model.gradients.flat.copy()
+    with raises(error, pattern):
+        model.loss([1, 2, 3], targets)
+    with raises(error, pattern):
+        model.loss_and_gradients([1, 2, 3], targets)
+    np.testing.assert_array_equal(model.gradients.flat, gradients)
+
+
+def test_targets_of_a_rectangle_must_stand_the_same_way():
+    """(3, 2) has as many targets as (2, 3) tokens, but for the wrong ones."""
+    model = make_model(CONFIG, "numpy")
+    with raises(ValueError, re.escape("the shape (2, 3) of the tokens, an entry for each; got (3, 2)")):
+        model.loss(np.zeros((2, 3), np.int32), np.zeros((3, 2), np.int32))
+
+
+def test_a_model_can_be_used_after_an_error(model):
+    expected = model.forward([1, 2, 3])
+    with pytest.raises(ValueError, match="context"):
+        model.forward(np.zeros(100, np.int32))
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
+
+
+@pytest.mark.parametrize(("batch", "capacity"), [(0, 5), (-1, 5), (1, 0), (1, -1), (1, 10)])
+def test_wrong_size_of_a_cache(model, batch, capacity):
+    with raises(ValueError, "a cache"):
+        model.new_cache(batch, capacity)
+
+
+def test_wrong_use_of_a_cache(model):
+    cache = model.new_cache(2, 4)
+    with raises(ValueError, "fit the cache of 2 x 4 tokens; got 3 prompts"):
+        model.prefill([[1], [2], [3]], None, cache)
+    with raises(ValueError, "the longest of 5"):
+        model.prefill([1, 2, 3, 4, 5], None, cache)
+    model.prefill([[1, 2, 3], [4, 5, 6]], None, cache)
+    with raises(ValueError, "one token for each of the cache's 2 slots"):
+        model.decode([1], cache)
+    with raises(ValueError, "got 19 at position 0"):
+        model.decode([19, 0], cache)
+    for indices in ([0], [0, 2], [-1, 0]):
+        with raises(ValueError, "reorder takes 2 slot numbers"):
+            cache.reorder(np.array(indices))
+    assert cache.lengths.tolist() == [3, 3]
+    model.decode([1, 2], cache)
+    with raises(ValueError, "holds 4 tokens a slot and is full"):
+        model.decode([1, 2], cache)
+    assert cache.lengths.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"backend": "torch"}, "backend must be 'numba' or 'numpy'; got 'torch'"),
+        ({"dtype": np.float64}, "float32.*got float64"),
+        ({"backend": "numpy", "dtype": np.float16}, "float32 or float64; got float16"),
+    ],
+)
+def test_wrong_backend(options, pattern):
+    with raises(ValueError, pattern):
+        fastllm.Model(CONFIG, **options)

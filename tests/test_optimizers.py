@@ -1,0 +1,175 @@
+"""Optimizers on a model: what decays, clipping, state, and that they find a minimum. Formulas: test_optimizer_kernels."""
+
+import numpy as np
+import pytest
+from model_switches import make_batch, make_model
+
+import fastllm
+from fastllm.optimizers import OPTIMIZERS, clip_scale, gradient_norm
+
+CONFIG = fastllm.ModelConfig(vocab_size=19, width=12, hidden=11, layers=1, heads=3, context=9)
+every_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
+backends = pytest.mark.parametrize("backend", ["numba", "numpy"])
+DECAYING = {"adamw": fastllm.AdamW, "sgd": fastllm.SGD, "lion": fastllm.Lion}
+
+
+@backends
+@pytest.mark.parametrize("kind", DECAYING.values(), ids=DECAYING)
+def test_only_matrices_decay(kind, backend):
+    model = make_model(CONFIG, backend)
+    before = model.parameters.flat.copy()
+    model.zero_gradients()
+    kind(model, weight_decay=0.5).step(0.1)
+    decayed = model.parameters.decayed
+    np.testing.assert_allclose(model.parameters.flat[:decayed], before[:decayed] * 0.95, rtol=1e-6)
+    np.testing.assert_array_equal(model.parameters.flat[decayed:], before[decayed:])
+
+
+@backends
+@pytest.mark.parametrize("kind", DECAYING.values(), ids=DECAYING)
+def test_decay_does_not_change_how_the_gradient_is_used(kind, backend):
+    """The update is made in two parts of the buffer; without decay in one."""
+    results = []
+    for decay in (0.0, 1e-30):
+        model = make_model(CONFIG, backend)
+        optimizer = kind(model, weight_decay=decay)
+        for _ in range(3):
+            optimizer.step(0.01)
+        results.append(model.parameters.flat.copy())
+    np.testing.assert_array_equal(*results)
+
+
+@every_optimizer
+def test_kernels_and_twins_go_the_same_way(kind):
+    results = []
+    for backend in ("numba", "numpy"):
+        model = make_model(CONFIG, backend)
+        optimizer = kind(model)
+        for step in range(3):
+            model.gradients.flat[...] = np.random.default_rng(step).standard_normal(model.gradients.flat.size)
+            optimizer.step(0.01, gradient_scale=0.3)
+        results.append(model.parameters.flat)
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+@every_optimizer
+def test_a_batch_is_learnt(kind):
+    model = fastllm.Model(CONFIG, seed=0, backend="numpy")
+    optimizer = kind(model)
+    batch = make_batch(CONFIG, (9, 9))
+    rate = {"sgd": 0.1, "lion": 1e-3}.get(next(name for name, k in OPTIMIZERS.items() if k is kind), 1e-2)
+    losses = []
+    for _ in range(60):
+        model.zero_gradients()
+        losses.append(model.loss_and_gradients(batch.tokens, batch.targets, batch.starts))
+        optimizer.step(rate)
+    assert losses[0] == pytest.approx(np.log(19), rel=0.1)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@every_optimizer
+@backends
+def test_state_continues_bit_by_bit(kind, backend):
+    def step(model, optimizer, seed):
+        model.gradients.flat[...] = np.random.default_rng(seed).standard_normal(model.gradients.flat.size)
+        optimizer.step(0.01)
+
+    model = make_model(CONFIG, backend)
+    optimizer = kind(model)
+    for seed in range(2):
+        step(model, optimizer, seed)
+    other = make_model(CONFIG, backend)
+    other.parameters.flat[...] = model.parameters.flat
+    resumed = kind(other)
+    resumed.load_state({name: array.copy() for name, array in optimizer.state().items()})
+    for seed in range(2, 5):
+        step(model, optimizer, seed)
+        step(other, resumed, seed)
+    assert model.parameters.flat.tobytes() == other.parameters.flat.tobytes()
+    assert resumed.steps == 5
+
+
+@every_optimizer
+def test_state_of_another_optimizer_or_model(kind):
+    optimizer = kind(make_model(CONFIG, "numpy"))
+    before = {name: array.copy() for name, array in optimizer.state().items()}
+    larger = fastllm.ModelConfig(**{**CONFIG.to_dict(), "layers": 2})
+    wrong = [{}, kind(make_model(larger, "numpy")).state(), {**before, "third": np.zeros(3, np.float32)}]
+    for state in wrong:
+        with pytest.raises(ValueError, match=r"\Aan optimizer's state must be of the same optimizer and model[^\n]*\Z"):
+            optimizer.load_state(state)
+    for name, array in optimizer.state().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("kind", [*OPTIMIZERS], ids=str)
+def test_compiling_changes_nothing(kind):
+    model = make_model(CONFIG, "numba")
+    optimizer = OPTIMIZERS[kind](model)
+    before = model.parameters.flat.copy(), model.gradients.flat.copy()
+    optimizer.compile()
+    np.testing.assert_array_equal(model.parameters.flat, before[0])
+    np.testing.assert_array_equal(model.gradients.flat, before[1])
+    assert optimizer.steps == 0
+
+
+# Clipping
+
+
+@backends
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
+def test_clipping_scales_all_gradients_alike(backend, share):
+    model = make_model(CONFIG, backend)
+    before = model.gradients.flat.copy()
+    norm = np.linalg.norm(before.astype(np.float64))
+    assert fastllm.clip_gradients(model, share * norm) == pytest.approx(norm, rel=1e-6)
+    np.testing.assert_allclose(model.gradients.flat, before * min(1, share), rtol=1e-6)
+    assert gradient_norm(model) == pytest.approx(min(1, share) * norm, rel=1e-6)
+
+
+@backends
+def test_scaling_in_the_update_is_clipping_before_it(backend):
+    clipped, scaled = make_model(CONFIG, backend), make_model(CONFIG, backend)
+    fastllm.clip_gradients(clipped, 0.5)
+    fastllm.AdamW(clipped).step(0.1)
+    fastllm.AdamW(scaled).step(0.1, gradient_scale=clip_scale(gradient_norm(scaled), 0.5))
+    np.testing.assert_allclose(clipped.parameters.flat, scaled.parameters.flat, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("norm", "max_norm", "scale"), [(2.0, 1.0, 0.5), (1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (1e30, 0.0, 1.0), (0.5, 1.0, 1.0)]
+)
+def test_clip_scale(norm, max_norm, scale):
+    assert clip_scale(norm, max_norm) == scale
+
+
+@backends
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_norm_of_gradients_that_are_not_finite(backend, value):
+    model = make_model(CONFIG, backend)
+    model.gradients["final_norm.bias"][3] = value
+    assert not np.isfinite(gradient_norm(model))
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda m: fastllm.AdamW(m, weight_decay=-1), "weight_decay must be finite and not negative; got -1"),
+        (lambda m: fastllm.SGD(m, weight_decay=np.nan), "weight_decay must be finite and not negative; got nan"),
+        (lambda m: fastllm.AdamW(m, betas=(1.0, 0.9)), r"betas\[0\] must be at least 0 and below 1; got 1.0"),
+        (lambda m: fastllm.Adam(m, betas=(0.9, -0.1)), r"betas\[1\] must be at least 0 and below 1; got -0.1"),
+        (lambda m: fastllm.Lion(m, betas=(0.9, np.nan)), r"betas\[1\] must be at least 0 and below 1; got nan"),
+        (lambda m: fastllm.AdamW(m, eps=0), "eps must be above 0; got 0"),
+        (lambda m: fastllm.SGD(m, momentum=1), "momentum must be at least 0 and below 1; got 1"),
+        (lambda m: fastllm.clip_gradients(m, 0), "max_norm must be above 0; got 0"),
+        (lambda m: fastllm.clip_gradients(m, -1), "max_norm must be above 0; got -1"),
+        (lambda m: fastllm.clip_gradients(m, np.nan), "max_norm must be above 0; got nan"),
+    ],
+)
+def test_wrong_options(make, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        make(make_model(CONFIG, "numpy"))
+    assert "\n" not in str(raised.value)
