@@ -49,9 +49,57 @@ _HOME = {
     "stream": "generation",
 }
 
-_MODULES = ("datasets", "errors", "generation", "kernels", "layers", "optimizers", "schedules", "tokenizers", "training")
+_MODULES = (
+    "datasets",
+    "errors",
+    "generation",
+    "kernels",
+    "layers",
+    "optimizers",
+    "schedules",
+    "tokenizers",
+    "training",
+)
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "Chat",
+    "ConfigError",
+    "DataError",
+    "FastllmError",
+    "FormatError",
+    "GenerationConfig",
+    "Lion",
+    "Model",
+    "ModelConfig",
+    "Schedule",
+    "Score",
+    "Trainer",
+    "TrainingError",
+    "WordTokenizer",
+    "__version__",
+    "beam_search",
+    "clip_gradients",
+    "datasets",
+    "errors",
+    "generate",
+    "generation",
+    "kernels",
+    "layers",
+    "load",
+    "load_tokenizer",
+    "optimizers",
+    "preset",
+    "save",
+    "schedules",
+    "stream",
+    "tokenizers",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

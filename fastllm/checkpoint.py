@@ -2,7 +2,7 @@
 optimizer.safetensors and progress.json.
 
 It is written whole beside the old one and then takes its place, so that at any moment one of the two is
-complete: `checkpoint.new` becomes `checkpoint` after that has become `checkpoint.old`.
+complete: `.checkpoint.new` becomes `checkpoint` after that has become `.checkpoint.old`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .model import Model
 from .optimizers import Optimizer
+from .parameters import check_shapes, parameter_shapes
 from .tokenizers import load_tokenizer
 from .tokenizers.base import Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
-FORMAT = "fastllm"
+FORMAT, VERSION = "fastllm", 1
 
 
 def save(
@@ -42,17 +43,17 @@ def save(
     optimizer, progress  kept with it, to go on with training later
     Raises OSError if the disk is full or the folder can't be written; what was there stays.
     """
-    target = Path(directory).absolute()
+    target = Path(directory).resolve()
     if target.exists() and not _is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
-    new, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+    new, old = _beside(target, "new"), _beside(target, "old")
     target.parent.mkdir(parents=True, exist_ok=True)
     _restore(target)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
         _write_arrays(new / WEIGHTS, model.parameters)
-        _write_json(new / CONFIG, {"format": FORMAT, "version": 1, "model": model.config.to_dict()})
+        _write_json(new / CONFIG, {"format": FORMAT, "version": VERSION, "model": model.config.to_dict()})
         tokenizer.save(new / TOKENIZER)
         if optimizer is not None:
             _write_arrays(new / OPTIMIZER, optimizer.state())
@@ -79,6 +80,10 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     if not isinstance(fields, dict) or fields.get("format") != FORMAT or not isinstance(fields.get("model"), dict):
         raise FormatError(f"{folder / CONFIG} must be a fastllm checkpoint's; got another format; name a folder that "
                           "`fastllm train` or fastllm.save wrote")  # fmt: skip
+    if fields.get("version") != VERSION:
+        raise FormatError(
+            f"{folder / CONFIG} must be of version {VERSION}; got {fields.get('version')!r:.40}; update fastllm"
+        )
     try:
         config = ModelConfig.from_dict(fields["model"])
     except ConfigError as error:
@@ -89,9 +94,17 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
             f"{folder}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
             f"vocab_size {config.vocab_size}; the files are of two checkpoints"
         )
-    model = Model(config, backend=backend)
+    arrays = read_arrays(folder / WEIGHTS)
     try:
-        model.parameters.load(read_arrays(folder / WEIGHTS))
+        # Before memory is taken for what may be a damaged configuration.
+        if config.layers > len(arrays):
+            raise ValueError(
+                f"{config.layers} layers have more parameters than the {len(arrays)} here; use another checkpoint"
+            )
+        decayed, others = parameter_shapes(config)
+        check_shapes(decayed | others, arrays)
+        model = Model(config, backend=backend)
+        model.parameters.load(arrays)
     except ValueError as error:
         raise FormatError(f"{folder / WEIGHTS}: {error}") from None
     return model, tokenizer
@@ -144,9 +157,14 @@ def _is_checkpoint(folder: Path) -> bool:
 
 def _restore(folder: Path) -> None:
     """Put the old checkpoint back if its writer was killed between the two renames."""
-    old = folder.with_name(folder.name + ".old")
+    old = _beside(folder, "old")
     if not folder.exists() and _is_checkpoint(old):
         os.replace(old, folder)
+
+
+def _beside(folder: Path, state: str) -> Path:
+    """The name of the new or the old checkpoint while one takes the other's place; hidden, so that it is ours."""
+    return folder.parent / f".{folder.name}.{state}"
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,16 @@ def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, 
 def _require(condition: bool, rule: str, received: object, fix: str) -> None:
     if not condition:
         raise ConfigError(f"{rule}; got {received!r}; {fix}")
+
+
+def _is_size(value: object) -> bool:
+    """A count that an int32, as ids and positions are, can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+
+
+def _is_positive(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 < value <= sys.float_info.max  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +110,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "hidden", "layers", "heads", "context"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            _require(whole, f"{name} must be a whole number > 0", value, f"give {name}=1 or more")
+            _require(
+                _is_size(value), f"{name} must be a whole number from 1 to 2^31 - 1", value, f"give {name}=1 or more"
+            )
         for name in ("norm_bias", "final_norm", "rope_interleaved", "attention_bias", "attention_output",
                      "feed_forward_bias", "tied_head", "head_bias"):  # fmt: skip
             value = getattr(self, name)
@@ -116,8 +127,12 @@ class ModelConfig:
             _require(value in choices, f"{name} must be one of {', '.join(choices)}", value, "choose one of them")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
-            fine = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-            _require(fine, f"{name} must be a finite number > 0", value, "norm_eps is usually 1e-5, rope_theta 1e4")
+            _require(
+                _is_positive(value),
+                f"{name} must be a finite number > 0",
+                value,
+                "norm_eps is usually 1e-5, rope_theta 1e4",
+            )
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_size is None:
@@ -128,10 +143,11 @@ class ModelConfig:
             object.__setattr__(self, "attention_output_bias", self.attention_bias and self.attention_output)
         bias = self.attention_output_bias
         _require(isinstance(bias, bool), "attention_output_bias must be true or false", bias, "or leave it out")
-        assert self.kv_heads is not None and self.head_size is not None
+        assert self.kv_heads is not None
+        assert self.head_size is not None
         for name in ("kv_heads", "head_size"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value > 0, f"{name} must be a whole number > 0", value, "or leave it out")
+            _require(_is_size(value), f"{name} must be a whole number from 1 to 2^31 - 1", value, "or leave it out")
         _require(
             self.heads % self.kv_heads == 0,
             "heads must be a multiple of kv_heads",
@@ -163,8 +179,7 @@ class ModelConfig:
             "0 turns it off",
         )
         _require(
-            self.initial_std is None
-            or (isinstance(self.initial_std, (int, float)) and math.isfinite(self.initial_std) and self.initial_std > 0),
+            self.initial_std is None or _is_positive(self.initial_std),
             "initial_std must be a finite number > 0, or None",
             self.initial_std,
             "0.02 is GPT-2's",
@@ -176,16 +191,27 @@ class ModelConfig:
 
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
         kind = scaling.get("type")
-        _require(kind in list(ROPE_SCALINGS), f"rope_scaling's type must be one of {', '.join(ROPE_SCALINGS)}", kind, "or None")
+        _require(
+            kind in list(ROPE_SCALINGS),
+            f"rope_scaling's type must be one of {', '.join(ROPE_SCALINGS)}",
+            kind,
+            "or None",
+        )
         needed = ROPE_SCALINGS[str(kind)]
         reject_unknown_keys(scaling, ("type", *needed), "rope_scaling")
         for name in needed:
             value = scaling.get(name)
-            fine = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-            _require(fine, f"rope_scaling needs {name}, a finite number > 0", value, f"{kind} takes {', '.join(needed)}")
+            _require(
+                _is_positive(value),
+                f"rope_scaling needs {name}, a finite number > 0",
+                value,
+                f"{kind} takes {', '.join(needed)}",
+            )
         if kind == "llama3":
             bounds = scaling["low_freq_factor"], scaling["high_freq_factor"]
-            _require(bounds[0] < bounds[1], "high_freq_factor must be above low_freq_factor", bounds, "Llama 3 has 1 and 4")
+            _require(
+                bounds[0] < bounds[1], "high_freq_factor must be above low_freq_factor", bounds, "Llama 3 has 1 and 4"
+            )
 
     @property
     def qkv_width(self) -> int:
@@ -211,24 +237,52 @@ class ModelConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The small system this library grew from: three post-norm blocks, attention without output projection.
-    "rustgpt": dict(
-        width=128, hidden=256, layers=3, heads=1, context=80, norm_position="post", final_norm=False,
-        activation="relu", attention_bias=False, attention_output=False, tied_head=False, head_bias=True,
-        initial_std=None,
-    ),
+    "rustgpt": {
+        "width": 128,
+        "hidden": 256,
+        "layers": 3,
+        "heads": 1,
+        "context": 80,
+        "norm_position": "post",
+        "final_norm": False,
+        "activation": "relu",
+        "attention_bias": False,
+        "attention_output": False,
+        "tied_head": False,
+        "head_bias": True,
+        "initial_std": None,
+    },
     # GPT-2 124M (Radford et al. 2019).
-    "gpt2": dict(vocab_size=50257, width=768, hidden=3072, layers=12, heads=12, context=1024),
+    "gpt2": {"vocab_size": 50257, "width": 768, "hidden": 3072, "layers": 12, "heads": 12, "context": 1024},
     # A Llama-style model of 15 million parameters (Touvron et al. 2023; sizes as in TinyStories models).
-    "llama": dict(
-        vocab_size=32000, width=288, hidden=768, layers=6, heads=6, kv_heads=2, context=256, norm="rms_norm",
-        activation="swiglu", positions="rope", attention_bias=False, feed_forward_bias=False,
-    ),
+    "llama": {
+        "vocab_size": 32000,
+        "width": 288,
+        "hidden": 768,
+        "layers": 6,
+        "heads": 6,
+        "kv_heads": 2,
+        "context": 256,
+        "norm": "rms_norm",
+        "activation": "swiglu",
+        "positions": "rope",
+        "attention_bias": False,
+        "feed_forward_bias": False,
+    },
     # A good small default for one's own text: Llama's parts at nanoGPT's CPU size.
-    "nano": dict(
-        width=128, hidden=384, layers=4, heads=4, context=128, norm="rms_norm", activation="swiglu",
-        positions="rope", attention_bias=False, feed_forward_bias=False,
-    ),
-}  # fmt: skip
+    "nano": {
+        "width": 128,
+        "hidden": 384,
+        "layers": 4,
+        "heads": 4,
+        "context": 128,
+        "norm": "rms_norm",
+        "activation": "swiglu",
+        "positions": "rope",
+        "attention_bias": False,
+        "feed_forward_bias": False,
+    },
+}
 
 
 def preset(name: str, **overrides: Any) -> ModelConfig:

@@ -193,7 +193,9 @@ def _check_record(record: object) -> Record:
         return record
     messages = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(messages, list) or not messages:
-        raise DataError('a line must be {"text": "..."} or {"messages": [...]}; got neither; see the data folder\'s README')
+        raise DataError(
+            'a line must be {"text": "..."} or {"messages": [...]}; got neither; see the data folder\'s README'
+        )
     for turn, message in enumerate(messages):
         role = ("user", "assistant")[turn % 2]
         if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):

@@ -108,9 +108,7 @@ class Model:
         """Mean cross-entropy over targets >= 0, in nats."""
         return self.score(tokens, targets, starts).loss
 
-    def loss_and_gradients(
-        self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None
-    ) -> float:
+    def loss_and_gradients(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> float:
         """The loss; its gradients are added to `gradients` (see zero_gradients)."""
         return self.score_and_gradients(tokens, targets, starts).loss
 

@@ -61,9 +61,7 @@ class Optimizer:
         for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
             if part != slice(0, 0):
                 moments = [moment[part] for moment in self._moments]
-                self._update(
-                    parameters.flat[part], moments, gradients.flat[part], gradient_scale, learning_rate, decay
-                )
+                self._update(parameters.flat[part], moments, gradients.flat[part], gradient_scale, learning_rate, decay)
 
     def compile(self) -> None:
         """Update no parameters: the kernels are compiled after it."""
@@ -142,9 +140,7 @@ class AdamW(Optimizer):
 class Adam(AdamW):
     """Adam (Kingma and Ba 2014), without weight decay: AdamW has that."""
 
-    def __init__(
-        self, model: Model, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-    ) -> None:
+    def __init__(self, model: Model, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
         super().__init__(model, betas, eps)
 
 
@@ -175,9 +171,7 @@ class Lion(Optimizer):
 
     moments = ("momentum",)
 
-    def __init__(
-        self, model: Model, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, model: Model, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(model, weight_decay)
         for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
             _check_fraction(name, beta)

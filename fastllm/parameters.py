@@ -63,6 +63,21 @@ def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
     return decayed, others
 
 
+def check_shapes(shapes: Shapes, arrays: Mapping[str, Any]) -> None:
+    """Raise ValueError unless arrays have exactly these names and shapes."""
+    missing = [name for name in shapes if name not in arrays]
+    unknown = [name for name in arrays if name not in shapes]
+    if missing or unknown:
+        raise ValueError(
+            f"a checkpoint must hold exactly this model's parameters; missing: {missing[:3] or 'none'}, "
+            f"unknown: {unknown[:3] or 'none'}; use the configuration it was saved with"
+        )
+    for name, shape in shapes.items():
+        received = np.shape(arrays[name])
+        if received != shape:
+            raise ValueError(f"{name} must have shape {shape}; got {received}; use the configuration it was saved with")
+
+
 class Parameters(Mapping[str, np.ndarray]):
     """A flat buffer and its named views. Read `parameters[name]`, write in place: `parameters[name][...] = x`.
 
@@ -95,19 +110,9 @@ class Parameters(Mapping[str, np.ndarray]):
 
         Raises ValueError for a missing or unknown name, a wrong shape, or a value that is not finite.
         """
-        missing = [name for name in self if name not in arrays]
-        unknown = [name for name in arrays if name not in self._views]
-        if missing or unknown:
-            raise ValueError(
-                f"a checkpoint must hold exactly this model's parameters; missing: {missing[:3] or 'none'}, "
-                f"unknown: {unknown[:3] or 'none'}; use the configuration it was saved with"
-            )
-        for name, view in self.items():
+        check_shapes({name: view.shape for name, view in self.items()}, arrays)
+        for name in self:
             array = np.asarray(arrays[name])
-            if array.shape != view.shape:
-                raise ValueError(
-                    f"{name} must have shape {view.shape}; got {array.shape}; use the configuration it was saved with"
-                )
             if not np.issubdtype(array.dtype, np.floating):
                 raise ValueError(f"{name} must be floats; got {array.dtype}; the file is damaged or of another program")
             with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite

@@ -62,7 +62,7 @@ class Schedule:
         begin = self.warmup
         if self.kind == "wsd":
             decay = max(1, self.steps // 10) if self.decay is None else self.decay
-            begin = max(begin, self.steps - decay)
+            begin = max(begin, self.steps - 1 - decay)  # the last step at the peak
             if step < begin:
                 return self.peak
         progress = min(1.0, (step - begin) / max(1, self.steps - 1 - begin))

@@ -25,7 +25,7 @@ from .jit import inline, kernel, linked, prange
 from .matmul import multiply_panels, pack_rows, pack_transposed
 from .simd import FLOATS, LANES, TILE_COLUMNS, TILE_ROWS, advance, null, pointer
 
-F, I = FLOATS, types.int64
+P, N = FLOATS, types.int64
 
 BLOCK = 64
 PADDED = (BLOCK + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
@@ -52,7 +52,7 @@ def _work(starts, heads, size):
     return total * heads * size
 
 
-@linked(types.void(F, I, F, I, F, F, F, I, I, I, I, types.float32, F))
+@linked(types.void(P, N, P, N, P, P, P, N, N, N, N, types.float32, P))
 def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, size, scale, scratch):
     """One head, queries first .. first + queries - 1 of a sequence.
 
@@ -99,7 +99,8 @@ def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, siz
             total[i] = total[i] * shrink + part
             top[i] = high
         multiply_panels(
-            out, out_row, scores, PADDED, 1, TILE_ROWS * PADDED, v_panels, queries, size, keys, out, out_row, null(), spare
+            out, out_row, scores, PADDED, 1, TILE_ROWS * PADDED, v_panels, queries, size, keys,
+            out, out_row, null(), spare,
         )
     for i in range(queries):
         inverse = np.float32(1) / total[i]
@@ -160,7 +161,7 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
         _forward_part(out, lse, qkv, starts, heads, kv_heads, rate, advance(room, part * size), part, parts)
 
 
-@linked(types.void(F, F, F, F, I, F, I, I, I, I, I, I, I, types.float32, F))
+@linked(types.void(P, P, P, P, N, P, N, N, N, N, N, N, N, types.float32, P))
 def _backward_blocks(dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, length, size, scale, scratch):
     """One query head of one sequence: adds to its columns of dqkv. All addresses are the sequence's first row's."""
     padded = (size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
@@ -192,12 +193,13 @@ def _backward_blocks(dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_a
                     dot += dout_i[n * out_row + d] * out[(i + n) * out_row + d]
                 delta[n] = dot
             multiply_panels(
-                scores, PADDED, q_i, row, 1, TILE_ROWS * row, k_transposed, queries, keys, size, null(), 0, null(), spare
+                scores, PADDED, q_i, row, 1, TILE_ROWS * row, k_transposed, queries, keys, size,
+                null(), 0, null(), spare,
             )
             multiply_panels(
                 dscores, PADDED, dout_i, out_row, 1, TILE_ROWS * out_row, v_transposed, queries, keys, size,
                 null(), 0, null(), spare,
-            )  # fmt: skip
+            )
             for n in range(queries):
                 base = n * PADDED
                 seen = min(keys, i + n - j + 1)
@@ -216,7 +218,8 @@ def _backward_blocks(dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_a
                 dk_j, row, dscores, 1, PADDED, TILE_ROWS, q_panels, keys, size, queries, dk_j, row, null(), spare
             )
             multiply_panels(
-                dq_i, row, dscores, PADDED, 1, TILE_ROWS * PADDED, k_panels, queries, size, keys, dq_i, row, null(), spare
+                dq_i, row, dscores, PADDED, 1, TILE_ROWS * PADDED, k_panels, queries, size, keys,
+                dq_i, row, null(), spare,
             )
 
 

@@ -37,7 +37,7 @@ from .simd import (
     transpose,
 )
 
-F, I, B = FLOATS, types.int64, types.boolean
+P, N, B = FLOATS, types.int64, types.boolean
 
 DEPTH = 256
 COLUMNS = 384
@@ -59,7 +59,7 @@ def matmul_scratch():
     return np.empty((config.NUMBA_NUM_THREADS, SCRATCH), np.float32)
 
 
-@linked(types.void(F, F, I, I, I))
+@linked(types.void(P, P, N, N, N))
 def pack_rows(panels, source, row, depth, columns):
     """Pack B[k, j] = source[k * row + j] into panels; floats beyond `columns` are zero."""
     for j in range(0, columns, TILE_COLUMNS):
@@ -77,7 +77,7 @@ def pack_rows(panels, source, row, depth, columns):
                     to[k * TILE_COLUMNS + v] = np.float32(0)
 
 
-@linked(types.void(F, F, I, I, I))
+@linked(types.void(P, P, N, N, N))
 def pack_transposed(panels, source, row, depth, columns):
     """Pack B[k, j] = source[j * row + k] into panels; floats beyond `columns` are zero."""
     for j in range(0, columns, TILE_COLUMNS):
@@ -99,7 +99,7 @@ def pack_transposed(panels, source, row, depth, columns):
                         to[k * TILE_COLUMNS + lane] = np.float32(0)
 
 
-@linked(types.void(F, F, I, I, I, I))
+@linked(types.void(P, P, N, N, N, N))
 def pack_a(panels, source, row, step, depth, rows):
     """Pack A[i, k] = source[i * row + k * step] into panels of TILE_ROWS; rows beyond `rows` are zero."""
     for i in range(0, rows, TILE_ROWS):
@@ -118,7 +118,7 @@ def pack_a(panels, source, row, step, depth, rows):
                     to[k * TILE_ROWS + r] = np.float32(0)
 
 
-@linked(types.void(F, I, F, I, I, I, F, I, I, I, F, I, F, F))
+@linked(types.void(P, N, P, N, N, N, P, N, N, N, P, N, P, P))
 def multiply_panels(
     c, c_row, a, a_row, a_step, a_tile, panels, rows, columns, depth, addend, addend_row, bias, spare
 ):
@@ -151,7 +151,7 @@ def multiply_panels(
             )
 
 
-@linked(types.void(F, I, F, I, B, F, I, B, I, I, I, F, I, F, F))
+@linked(types.void(P, N, P, N, B, P, N, B, N, N, N, P, N, P, P))
 def multiply(
     c, c_row, a, a_row, a_transposed, b, b_row, b_transposed, rows, columns, depth, addend, addend_row, bias, scratch
 ):
@@ -213,7 +213,8 @@ def product(out, a, b, transpose_a, transpose_b, addend, bias, scratch):
     parts = scratch.shape[0]
     if parts == 1 or rows * columns * depth < SERIAL_WORK:
         multiply(
-            c, columns, pa, a_row, transpose_a, pb, b_row, transpose_b, rows, columns, depth, extra, columns, offset, room
+            c, columns, pa, a_row, transpose_a, pb, b_row, transpose_b, rows, columns, depth,
+            extra, columns, offset, room,
         )
         return
     # Cut the longer side (in tiles): whoever has all rows packs his part of B alone.

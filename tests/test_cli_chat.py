@@ -59,7 +59,7 @@ def typed(monkeypatch, text, output=None):
 
 
 def test_a_line_of_answer_for_each_line():
-    assert piped("Who are you?\n\n  Is it far?  \n") == [MODEL, FAR]
+    assert piped("What is red?\n\n  And blue?  \n") == [RED, BLUE]
 
 
 def test_the_turns_before_count_until_they_are_forgotten():
@@ -81,7 +81,7 @@ def test_options_reach_the_model():
 def test_a_question_that_is_too_long_is_a_line_and_the_chat_goes_on(capsys):
     assert piped("far " * CONTEXT + "\nIs it far?\n") == [FAR]
     error = capsys.readouterr().err
-    assert error.startswith("fastllm: error: a question must fit into the model's context of 32 tokens; got 34")
+    assert error.startswith("fastllm: error: a question must fit into the model's context of 32 tokens; ")
     assert error.count("\n") == 1
 
 
@@ -107,11 +107,16 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(monkeypatch):
 def test_what_was_said_before_ctrl_c_is_remembered(monkeypatch):
     turns = []
     ask = fastllm.Chat.ask
-    monkeypatch.setattr(fastllm.Chat, "ask", lambda chat, question: turns.append(chat.turns) or ask(chat, question))
+
+    def watched(chat, question):
+        turns.extend(chat.turns)
+        return ask(chat, question)
+
+    monkeypatch.setattr(fastllm.Chat, "ask", watched)
     output = InterruptedTerminal()
     output.at = " very"
     typed(monkeypatch, "Is it far?\nWho are you?\n", output)
-    assert turns[0][0] == ("Is it far?", "Yes, very")
+    assert turns == [("Is it far?", "Yes, very")]
 
 
 def test_ctrl_c_at_the_prompt_leaves(monkeypatch):

@@ -49,7 +49,7 @@ def test_exact_answers_are_those_of_greedy_generation(steps):
     model, tokenizer = learned(steps)
     records = [*DIALOGUES, *long_dialogues()]
     given = [is_given(model, tokenizer, record) for record in records]
-    assert [exact_answers(model, tokenizer, [record]) for record in records] == [(right, 1) for right in given]
+    assert [bool(exact_answers(model, tokenizer, [record])[0]) for record in records] == given
     assert exact_answers(model, tokenizer, records) == (sum(given), len(records))
     if steps == 20:
         assert 0 < sum(given[: len(DIALOGUES)]) < len(DIALOGUES)  # so that both answers are seen
@@ -59,8 +59,8 @@ def test_exact_answers_are_those_of_greedy_generation(steps):
 
 def test_an_answer_must_be_all_there():
     model, tokenizer = learned()
-    whole, early, late = (dialogue("Who are you?", f"I am a small{end}") for end in (" model.", "", " model. Yes."))
-    assert [exact_answers(model, tokenizer, [record])[0] for record in (whole, early, late)] == [1, 0, 0]
+    for answer, right in ("I am a small model.", 1), ("I am a small", 0), ("I am a small model. Yes.", 0):
+        assert exact_answers(model, tokenizer, [dialogue("Who are you?", answer)]) == (right, 1)
 
 
 def test_an_unknown_word_is_never_the_answer():
@@ -72,10 +72,10 @@ def test_an_unknown_word_is_never_the_answer():
 
 
 @pytest.mark.parametrize(
-    "record", [dialogue("far " * CONTEXT, "Yes."), dialogue("", "Yes."), dialogue("Is it far?", "far " * CONTEXT)]
+    ("question", "answer"), [("far " * CONTEXT, "Yes."), ("", "Yes."), ("Is it far?", "far " * CONTEXT)]
 )
-def test_what_does_not_fit_counts_as_wrong(record):
-    assert exact_answers(*learned(), [record, DIALOGUES[0]]) == (1, 2)
+def test_what_does_not_fit_counts_as_wrong(question, answer):
+    assert exact_answers(*learned(), [dialogue(question, answer), DIALOGUES[0]]) == (1, 2)
 
 
 def test_texts_are_no_answers():

@@ -27,7 +27,10 @@ def generate(*arguments):
     [
         ([], {}),
         (["--max-tokens", "3"], {"max_tokens": 3}),
-        (["--temperature", "1.5", "--seed", "4", "--top-k", "9"], {"temperature": 1.5, "seed": 4, "top_k": 9}),
+        (
+            ["--temperature", "1.5", "--seed", "4", "--top-k", "9"],
+            {"temperature": 1.5, "seed": 4, "top_k": 9},
+        ),
         (["--temperature", "2", "--top-p", ".7"], {"temperature": 2.0, "top_p": 0.7}),
         (["--stop", "far", "--stop", "model"], {"stop": ("far", "model")}),
         (["--beams", "3", "--length-penalty", "-1"], {"beams": 3, "length_penalty": -1.0}),
@@ -70,8 +73,8 @@ def test_text_appears_as_it_is_generated(checkpoint, monkeypatch):
     monkeypatch.setattr(fastllm.Model, "decode", watched)
     monkeypatch.setattr("sys.stdout", Output())
     assert generate(checkpoint, "Is it", "--max-tokens", "5") == 0
-    assert steps == [1, 2, 3, 4]  # each word is out before the next is computed
-    assert all(earlier < later for earlier, later in zip(shown[:4], shown[1:5], strict=True))
+    assert steps == [1, 2, 3]  # a word is out before the next is computed
+    assert shown[:3] == [" is", " is near", " is near."]
 
 
 def damaged(folder):
@@ -106,7 +109,9 @@ def test_wrong_options_are_wrong_use_and_no_model_is_loaded(tmp_path, capsys, ar
     assert output.out == ""
 
 
-@pytest.mark.parametrize("arguments", [[], ["model"], ["model", "text", "--top-k", "many"], ["a", "b", "--backend", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["model"], ["model", "text", "--top-k", "many"], ["model", "text", "--backend", "fast"]]
+)
 def test_words_that_make_no_command_are_wrong_use(capsys, arguments):
     with pytest.raises(SystemExit) as exit:
         main(["generate", *arguments])

@@ -1,4 +1,4 @@
-"""fastllm doctor, warmup and bench, and the scripts in benchmarks/. No test looks at how long anything takes."""
+"""fastllm doctor, warmup and bench, and the scripts in benchmarks/. No test looks at a time."""
 
 from __future__ import annotations
 
@@ -212,18 +212,18 @@ def test_bench_threads() -> None:
     assert "threads 1" in result.stdout
 
 
-def test_bench_says_at_once_that_the_file_cannot_be_written(
+def test_bench_stops_when_its_file_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "missing" / "times.json"
-    assert cli.main(["bench", "scale", "add", "--quick", "--json", str(path)]) == 1
+    assert cli.main(["bench", "add", "scale", "--quick", "--json", str(path)]) == 1
     captured = capsys.readouterr()
     assert "times.json" in captured.err
-    assert "add" not in captured.out
+    assert "scale" not in captured.out, "the second was still measured"
 
 
 def test_contenders_take_turns_and_start_each_block_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastllm.bench.measure.PAUSE", 0)
+    monkeypatch.setattr("fastllm.bench.timing.PAUSE", 0)
     events: list[str] = []
 
     def contender(name: str) -> bench.Contender:
@@ -280,11 +280,11 @@ def test_original_job_is_of_the_original_size() -> None:
 
 def test_original_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "job.json"
-    assert script("original_job")(["--epochs", "2", "--json", str(path)]) == 0
+    assert script("original_job")(["--epochs", "1", "--json", str(path)]) == 0
     numba, numpy = json.loads(path.read_text())
     assert (numba["backend"], numpy["backend"]) == ("numba", "numpy")
-    assert numba["updates"] == numpy["updates"] == 2 * (25 + 53)
-    # 156 updates let the roundings of the two grow, from 1e-7 to about 1e-3
+    assert numba["updates"] == numpy["updates"] == 25 + 53
+    # 78 updates let the roundings of the two grow: to 1e-4 or so
     assert numba["loss"] == pytest.approx(numpy["loss"], rel=1e-2)
     assert "ratio: " in capsys.readouterr().out
 

@@ -9,7 +9,8 @@ from fastllm.datasets import Examples, make_examples, record_texts
 def dialogue(*contents):
     return {
         "messages": [
-            {"role": ("user", "assistant")[turn % 2], "content": content} for turn, content in enumerate(contents)
+            {"role": ("user", "assistant")[turn % 2], "content": content}
+            for turn, content in enumerate(contents)
         ]
     }
 
@@ -18,7 +19,9 @@ DIALOGUES = [
     dialogue("Is it far?", "Yes, very far."),
     dialogue("Who are you?", "I am a small model."),
     dialogue("What is red?", "A rose is red.", "And blue?", "The sea is blue."),
-    dialogue("What is blue?", "The sea is blue.", "And red?", "A rose is red.", "Is it far?", "No, it is near."),
+    dialogue(
+        "What is blue?", "The sea is blue.", "And red?", "A rose is red.", "Is it far?", "No, it is near."
+    ),
 ]
 CONTEXT = 32
 
@@ -28,7 +31,13 @@ def learned(steps=150):
     """Model and tokenizer after so many updates."""
     tokenizer = WordTokenizer.build(record_texts(DIALOGUES))
     config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, width=24, hidden=48, layers=1, heads=2, context=CONTEXT, positions="rope"
+        vocab_size=tokenizer.vocab_size,
+        width=24,
+        hidden=48,
+        layers=1,
+        heads=2,
+        context=CONTEXT,
+        positions="rope",
     )
     model = Model(config, seed=1, backend="numpy")
     data = Examples(make_examples(DIALOGUES, tokenizer, CONTEXT), rows_per_update=4)

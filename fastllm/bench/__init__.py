@@ -1,8 +1,8 @@
 """Benchmarks: contenders that do the same work, checked against each other, then timed in turns."""
 
 from .kernel import check_kernel, kernel_benchmark
-from .measure import Benchmark, CheckError, Contender, Timing, measure, settle
 from .report import Record, describe_machine, failure, records, three_digits, write_json
+from .timing import Benchmark, CheckError, Contender, Timing, measure, settle
 from .training_step import TRAINING_STEPS, check_gradients, random_examples, training_benchmark
 
 __all__ = [

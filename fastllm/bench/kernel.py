@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from .. import kernels
 from ..kernels import reference
 from ..kernels.cases import Case, with_scratch
-from .measure import Benchmark, CheckError, Contender
+from .timing import Benchmark, CheckError, Contender
 
 Arguments = dict[str, Any]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from .. import machine
 from ..atomic import replacing
 from ..kernels import matmul_scratch
-from .measure import Benchmark, Timing
+from .timing import Benchmark, Timing
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Each kernel is first compared with its twin in float64; one that differs is reported as failed and not timed,
 and the exit status is 1. Contenders take turns in one process. ratio is the twin's time / the kernel's:
-below 1, the kernel loses. GB/s counts the memory traffic that can't be avoided.
+below 1, the kernel loses. GB/s counts the memory traffic that can't be avoided. All of it takes minutes.
 
 example: fastllm bench 'attention_*' training_step --json times.json
 """
@@ -92,7 +92,7 @@ def _benchmarks(patterns: list[str], quick: bool) -> Iterator[Benchmark]:
     labels[TRAINING_STEP] = list(bench.TRAINING_STEPS)
     for pattern in patterns:
         if not fnmatch.filter(labels, pattern):
-            near = difflib.get_close_matches(pattern, labels, n=1)
+            near = difflib.get_close_matches(pattern, labels, n=1, cutoff=0.4)
             fix = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(labels)}"
             raise ConfigError(f"NAME must be a kernel or {TRAINING_STEP}; got {pattern!r}; {fix}")
     chosen = [name for name in labels if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ["*"])]

@@ -25,14 +25,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/ and the data's name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
-    parser.add_argument("--preset", default="nano", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
+    parser.add_argument(
+        "--preset", default="nano", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)"
+    )
     parser.add_argument("--tokenizer", choices=("word", "character", "byte"),
                         help="default: word for .jsonl, character for text")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
     length.add_argument("--epochs", type=int, help="times through the data (default for .jsonl: 50)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: 0.001)")
-    parser.add_argument("--rows-per-update", type=int, default=16, metavar="N", help="sequences in a batch (default: 16)")
+    parser.add_argument(
+        "--rows-per-update", type=int, default=16, metavar="N", help="sequences in a batch (default: 16)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling (default: 0)")
 
 
@@ -42,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.resume:
         if not arguments.run or arguments.data or arguments.config:
-            raise ConfigError("--resume goes with --run alone; the run's own config.toml says the rest; drop the others")
+            raise ConfigError(
+                "--resume goes with --run alone; the run's own config.toml says the rest; drop the others"
+            )
         job = Job.resume(arguments.run)
         if job.is_done:
             print(f"the run in {arguments.run} is complete; nothing is left to train")

@@ -32,12 +32,8 @@ class Attention:
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.scale = config.head_size**-0.5
         name = f"blocks.{layer}.attention"
-        self.qkv_map = Linear(
-            backend, parameters, gradients, f"{name}.query", f"{name}.key", f"{name}.value"
-        )
-        self.output_map = (
-            Linear(backend, parameters, gradients, f"{name}.output") if config.attention_output else None
-        )
+        self.qkv_map = Linear(backend, parameters, gradients, f"{name}.query", f"{name}.key", f"{name}.value")
+        self.output_map = Linear(backend, parameters, gradients, f"{name}.output") if config.attention_output else None
         self.angles = angles
         self._interleaved = config.rope_interleaved
         mixed = config.heads * config.head_size

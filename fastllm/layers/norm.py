@@ -41,9 +41,7 @@ class Norm:
             k.layernorm_forward(out, self.mean.array, self.rstd.array, x, self.weight, self.bias, self._eps)
         return out
 
-    def backward(
-        self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None = None
-    ) -> None:
+    def backward(self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None = None) -> None:
         """dx (N, C) from dout (N, C) and forward's x, plus dresidual if given (it may be dx itself)."""
         b, k = self._backend, self._backend.kernels
         added = b.no_matrix if dresidual is None else dresidual

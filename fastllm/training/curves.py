@@ -5,6 +5,7 @@ The x axis counts updates over all phases; a value stands for the updates since 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -103,7 +104,7 @@ def make_chart(metrics: Metrics, what: str = "loss") -> Chart:
     heights = [height for _, height in training + validation]
     if not heights:
         raise DataError(f"metrics must hold a finite {what} to draw; got none; draw another quantity")
-    top = max(heights) or 1.0
+    top = max(*heights, 0.001)  # zeros get an axis too
     values = _log_ticks(top) if what == "perplexity" else _ticks(0, top, 6)
     ticks = [(scale(value), f"{value:g}") for value in values]
     return Chart(training, validation, [(at, name) for at, name, _ in phases], updates, top, ticks)
@@ -165,13 +166,11 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
 
     Raises OSError, and ValueError and DataError as make_chart does.
     """
-    import pygal
-    from pygal.style import Style
-
+    pygal = _import_pygal()
     chart = make_chart(metrics, what)
     grey, pale = "#666", "#ddd"
     svg = pygal.XY(
-        style=Style(
+        style=pygal.style.Style(
             background="white",
             plot_background="white",
             foreground=grey,
@@ -209,6 +208,15 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
         temporary.write_text(svg.render(is_unicode=True), encoding="utf-8")
 
 
+def _import_pygal() -> Any:
+    """pygal, without its finder of plugins, about which Python 3.11 warns at every later import."""
+    finders = list(sys.meta_path)
+    pygal = importlib.import_module("pygal")
+    importlib.import_module("pygal.style")
+    sys.meta_path[:] = finders
+    return pygal
+
+
 def _without_scripts(root: Any) -> Any:
     """Drop the settings of pygal's tooltips, which don't work without its scripts."""
     for parent in list(root.iter()):
@@ -230,7 +238,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers from low to high > low, at most about `most`."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(digit * power for digit in (1, 2, 5, 10) if (high - low) / (digit * power) <= most)
-    return [round(n * step, 12) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _whole_ticks(high: int, most: int) -> list[int]:

@@ -155,9 +155,7 @@ class Job:
                 self._at += 1
                 self._trainer = None
 
-    def _train_phase(
-        self, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event
-    ) -> None:
+    def _train_phase(self, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event) -> None:
         interval = _Interval(phase, trainer.step)
         saved = time.monotonic()
         trainer.callbacks = [reporter.step, interval.add]

@@ -103,5 +103,7 @@ def compile_kernels(model: Model, optimizer: Optimizer, stream: TextIO | None = 
     seconds = time.monotonic() - began
     if names:
         clear = "\r\033[K" if stream.isatty() else ""
-        print(f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; they are kept on disk", file=stream, flush=True)
+        print(
+            f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; they are kept on disk", file=stream, flush=True
+        )
     return seconds

@@ -1,0 +1,313 @@
+"""Checkpoints: bits come back, no failure loses the old one, no damaged file does more than raise an error."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fastllm
+from fastllm import checkpoint
+from fastllm.checkpoint import CONFIG, OPTIMIZER, PROGRESS, TOKENIZER, WEIGHTS, load_progress
+from fastllm.errors import FormatError
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_model, tokenizer):
+    """A folder with a checkpoint."""
+    fastllm.save(tmp_path / "model", tiny_model, tokenizer)
+    return tmp_path / "model"
+
+
+def load(path):
+    return fastllm.load(path, backend="numpy")
+
+
+def weights_of(path):
+    return load(path)[0].parameters.flat.tobytes()
+
+
+def changed(model):
+    """The model, with other weights."""
+    model.parameters.flat += 1
+    return model
+
+
+# Round trips
+
+
+def test_everything_comes_back(saved, tiny_model, tokenizer):
+    model, words = load(saved)
+    assert model.parameters.flat.tobytes() == tiny_model.parameters.flat.tobytes()
+    assert model.config == tiny_model.config
+    assert words.tokens == tokenizer.tokens
+    assert sorted(os.listdir(saved)) == [CONFIG, WEIGHTS, TOKENIZER]
+    assert os.listdir(saved.parent) == ["model"]
+
+
+def test_a_run_folder_gives_its_checkpoint(tmp_path, tiny_model, tokenizer):
+    fastllm.save(tmp_path / "run" / "checkpoint", tiny_model, tokenizer)
+    assert weights_of(tmp_path / "run") == tiny_model.parameters.flat.tobytes()
+
+
+@pytest.mark.parametrize("path", [".", "..", "../checkpoint", "../.."])
+def test_relative_paths(tmp_path, tiny_model, tokenizer, monkeypatch, path):
+    """From within a checkpoint or a folder in it."""
+    fastllm.save(tmp_path / "checkpoint", tiny_model, tokenizer)
+    inside = tmp_path / "checkpoint" / "folder"
+    inside.mkdir()
+    monkeypatch.chdir(inside if path.startswith("..") and path != "../checkpoint" else inside.parent)
+    assert weights_of(path) == tiny_model.parameters.flat.tobytes()
+    if path == ".":
+        fastllm.save(path, changed(tiny_model), tokenizer)
+        assert weights_of(tmp_path / "checkpoint") == tiny_model.parameters.flat.tobytes()
+
+
+@pytest.mark.parametrize("kind", [fastllm.Adam, fastllm.SGD, fastllm.Lion])
+def test_optimizer_and_progress_come_back(tmp_path, tiny_model, tokenizer, kind):
+    optimizer = kind(tiny_model)
+    tiny_model.loss_and_gradients([1, 2, 3], [2, 3, 4])
+    optimizer.step(0.1)
+    progress = {"phase": "facts", "step": 1}
+    fastllm.save(tmp_path / "model", tiny_model, tokenizer)
+    with pytest.raises(FormatError, match=f"must hold {PROGRESS} to go on with training"):
+        load_progress(tmp_path / "model")
+    checkpoint.save(tmp_path / "model", tiny_model, tokenizer, optimizer, progress)
+    model, _ = load(tmp_path / "model")
+    other = kind(model)
+    assert load_progress(tmp_path / "model", other) == progress
+    for name, array in optimizer.state().items():
+        assert other.state()[name].tobytes() == array.tobytes(), name
+
+
+def test_a_state_of_another_optimizer(tmp_path, tiny_model, tokenizer):
+    checkpoint.save(tmp_path / "model", tiny_model, tokenizer, fastllm.Lion(tiny_model), {})
+    with pytest.raises(FormatError, match="must be of the same optimizer"):
+        load_progress(tmp_path / "model", fastllm.Adam(tiny_model))
+
+
+# Failures while it is written
+
+
+@pytest.mark.parametrize("place", ["_write_arrays", "_write_json", "_flush", "os.mkdir"])
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "key"])
+def test_a_failing_write_leaves_the_old_checkpoint(saved, tiny_model, tokenizer, monkeypatch, place, failure):
+    before = weights_of(saved)
+
+    def fail(*arguments, **options):
+        raise failure
+
+    monkeypatch.setattr(f"fastllm.checkpoint.{place}", fail)
+    with pytest.raises(type(failure)):
+        fastllm.save(saved, changed(tiny_model), tokenizer)
+    monkeypatch.undo()
+    assert weights_of(saved) == before
+    assert os.listdir(saved.parent) == ["model"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX's")
+@pytest.mark.parametrize("size", [10, 1000])
+def test_a_full_disk(saved, tiny_model, tokenizer, size):
+    """A limit on file sizes stands for it: real writes fail, in safetensors as in Python."""
+    import resource
+
+    before = weights_of(saved)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(OSError, match=".") as raised:
+            fastllm.save(saved, changed(tiny_model), tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    assert weights_of(saved) == before
+    assert os.listdir(saved.parent) == ["model"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing is cleaned up after it."""
+
+
+@pytest.mark.parametrize("reader", [weights_of, None], ids=["load", "save"])
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_killed_around_the_renames(saved, tiny_model, tokenizer, monkeypatch, renames, reader):
+    """Before, between and after them: the old checkpoint or the new, whole."""
+    old, replace, calls = weights_of(saved), os.replace, []
+
+    def dying(source, target):
+        if os.path.isfile(source):  # the tokenizer's, which is replaced too
+            return replace(source, target)
+        if len(calls) == renames:
+            raise Killed
+        calls.append(replace(source, target))
+
+    def dying_removal(path, **options):
+        if len(calls) == renames == 2:
+            raise Killed
+        return rmtree(path, **options)
+
+    rmtree = shutil.rmtree
+    changed(tiny_model)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", dying)
+        patch.setattr("shutil.rmtree", dying_removal)
+        with pytest.raises(Killed):
+            fastllm.save(saved, tiny_model, tokenizer)
+    if reader:
+        assert reader(saved) == (tiny_model.parameters.flat.tobytes() if renames == 2 else old)
+    else:
+        fastllm.save(saved, tiny_model, tokenizer)
+        assert weights_of(saved) == tiny_model.parameters.flat.tobytes()
+        assert os.listdir(saved.parent) == ["model"]
+
+
+def test_a_half_written_checkpoint_beside_it_is_no_matter(saved, tiny_model, tokenizer):
+    """As kill -9 leaves it."""
+    new = saved.with_name(".model.new")
+    new.mkdir()
+    (new / WEIGHTS).write_bytes(b"half")
+    before = weights_of(saved)
+    fastllm.save(saved, changed(tiny_model), tokenizer)
+    assert weights_of(saved) == tiny_model.parameters.flat.tobytes() != before
+    assert os.listdir(saved.parent) == ["model"]
+
+
+# What is not ours is not touched
+
+
+@pytest.mark.parametrize("content", [["notes.txt"], [WEIGHTS], [CONFIG]], ids=str)
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path, tiny_model, tokenizer, content):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in content:
+        (folder / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="is no checkpoint, so it is not replaced"):
+        fastllm.save(folder, tiny_model, tokenizer)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(content, "mine")
+
+
+def test_a_file_is_not_replaced(tmp_path, tiny_model, tokenizer):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(FileExistsError):
+        fastllm.save(tmp_path / "mine", tiny_model, tokenizer)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_an_empty_folder_is_taken(tmp_path, tiny_model, tokenizer):
+    (tmp_path / "model").mkdir()
+    fastllm.save(tmp_path / "model", tiny_model, tokenizer)
+    assert weights_of(tmp_path / "model")
+
+
+@pytest.mark.parametrize("suffix", [".old", ".new"])
+def test_folders_of_similar_names_stay(saved, tiny_model, tokenizer, suffix):
+    """model.old may be someone's copy of a model, or something else."""
+    mine = saved.with_name(f"model{suffix}")
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    fastllm.save(saved, tiny_model, tokenizer)
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
+# Files that are wrong
+
+
+def test_missing_folders_and_files(tmp_path, saved):
+    with pytest.raises(FileNotFoundError, match="there must be a checkpoint or run folder at"):
+        load(tmp_path / "nothing")
+    with pytest.raises(FormatError, match="must hold config.json and model.safetensors"):
+        load(tmp_path)
+    (saved / TOKENIZER).unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer"):
+        load(saved)
+
+
+def rewrite_config(folder, **changes):
+    document = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**document, **changes}))
+
+
+def rewrite_model(folder, **changes):
+    document = json.loads((folder / CONFIG).read_text())
+    rewrite_config(folder, model={**document["model"], **changes})
+
+
+def rewrite_weights(folder, change):
+    arrays = safetensors.numpy.load_file(folder / WEIGHTS)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    change(arrays)
+    safetensors.numpy.save_file(arrays, folder / WEIGHTS)
+
+
+NAME = "blocks.0.attention.query.weight"
+DAMAGES = {
+    "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "whole safetensors file"),
+    "foreign weights": (lambda f: (f / WEIGHTS).write_bytes(b"GGUF" * 100), "whole safetensors file"),
+    "cut weights": (lambda f: os.truncate(f / WEIGHTS, 1000), "whole safetensors file"),
+    "NaN": (lambda f: rewrite_weights(f, lambda a: a[NAME].fill(np.nan)), f"{NAME} must be finite; got NaN"),
+    "shape": (lambda f: rewrite_weights(f, lambda a: a.update({NAME: a[NAME][:-1].copy()})), "must have shape"),
+    "integers": (lambda f: rewrite_weights(f, lambda a: a.update({NAME: a[NAME].view(np.int32)})), "must be floats"),
+    "missing weight": (lambda f: rewrite_weights(f, lambda a: a.pop(NAME)), f"missing: .'{NAME}'"),
+    "empty config": (lambda f: (f / CONFIG).write_bytes(b""), "must hold JSON"),
+    "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "must hold JSON"),
+    "deep config": (lambda f: (f / CONFIG).write_bytes(b"[" * 10**5), "must hold JSON"),
+    "list": (lambda f: (f / CONFIG).write_text("[]"), "another format"),
+    "other format": (lambda f: rewrite_config(f, format="gpt2"), "another format"),
+    "newer version": (lambda f: rewrite_config(f, version=99), "version"),
+    "no model": (lambda f: rewrite_config(f, model=None), "another format"),
+    "unknown key": (lambda f: rewrite_model(f, widht=8), "no key 'widht'; did you mean 'width'"),
+    "wrong value": (lambda f: rewrite_model(f, dropout=7), "dropout must be"),
+    "wrong kind": (lambda f: rewrite_model(f, rope_scaling=7), "rope_scaling must be"),
+    "endless number": (lambda f: rewrite_model(f, norm_eps=10**400), "norm_eps must be"),
+    "other sizes": (lambda f: rewrite_model(f, hidden=13), "must have shape"),
+    "huge sizes": (lambda f: rewrite_model(f, hidden=2**31 - 1), "must have shape"),
+    "huge context": (lambda f: rewrite_model(f, context=10**15), "context"),
+    "many layers": (lambda f: rewrite_model(f, layers=10**9), "1000000000 layers have more"),
+    "vocabulary": (lambda f: rewrite_model(f, vocab_size=7), "one vocabulary"),
+    "tokenizer": (lambda f: (f / TOKENIZER).write_text("{}"), "tokenizer"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_checkpoints(saved, damage, message):
+    damage(saved)
+    with pytest.raises(FormatError, match=message) as raised:
+        load(saved)
+    assert str(saved) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokenizer):
+    """The bytes of a checkpoint's files, and a folder to damage them in."""
+    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=4, hidden=4, layers=1, heads=1, context=4)
+    model = fastllm.Model(config, backend="numpy")
+    folder = tmp_path_factory.mktemp("fuzz") / "model"
+    checkpoint.save(folder, model, tokenizer, fastllm.Adam(model), {"phase": "facts", "step": 3})
+    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, PROGRESS])
+def test_damaged_bytes_never_raise_another_error(whole, name, data):
+    folder, files = whole
+    content = bytearray(files[name])
+    for _ in range(data.draw(st.integers(0, 3))):
+        # The head of a safetensors file is its beginning, and most of what can go wrong.
+        place = data.draw(st.integers(0, min(len(content), 1500) - 1) | st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'0159-"{}[],:eE.'))
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    (folder / name).write_bytes(content)
+    try:
+        model, _ = load(folder)
+        load_progress(folder, fastllm.Adam(model))
+    except FormatError as error:
+        assert "\n" not in str(error)
+    finally:
+        (folder / name).write_bytes(files[name])

@@ -1,0 +1,311 @@
+"""From files to batches: what is read, what is refused, what becomes a target."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastllm.datasets import (
+    Example,
+    Examples,
+    TokenStream,
+    make_examples,
+    pack,
+    read_records,
+    read_text,
+    record_texts,
+    write_token_file,
+)
+from fastllm.errors import DataError
+from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
+
+DIALOGUE = [
+    {"role": "user", "content": "ab"},
+    {"role": "assistant", "content": "c"},
+    {"role": "user", "content": "d"},
+    {"role": "assistant", "content": "ef"},
+]
+
+
+@pytest.fixture(scope="module")
+def letters():
+    """Ids: end 1, user 2, assistant 3, a 4, b 5, ..."""
+    return CharacterTokenizer.build(["abcdefghij"])
+
+
+def example(*tokens):
+    return Example(np.array(tokens, np.int32), np.array(tokens, np.int32) + 1)
+
+
+def shown(example):
+    return example.tokens.tolist(), example.targets.tolist()
+
+
+# Examples
+
+
+def test_ids_of_the_letters(letters):
+    assert (letters.end_id, letters.user_id, letters.assistant_id, letters.encode("aj").tolist()) == (1, 2, 3, [4, 13])
+
+
+def test_a_text_predicts_each_next_token_and_its_end(letters):
+    (one,) = make_examples([{"text": "abc"}], letters, context=80)
+    assert shown(one) == ([4, 5, 6], [5, 6, 1])
+    assert one.tokens.dtype == one.targets.dtype == np.int32
+
+
+def test_a_long_text_is_cut_without_losing_a_target(letters):
+    examples = make_examples([{"text": "abcdefg"}], letters, context=3)
+    assert [shown(e) for e in examples] == [
+        ([4, 5, 6], [5, 6, 7]),
+        ([7, 8, 9], [8, 9, 10]),
+        ([10], [1]),
+    ]
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 7, 8, 80])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 9, 10])
+def test_pieces_of_a_text_hold_each_target_once(letters, length, context):
+    text = "abcdefghij"[:length]
+    examples = make_examples([{"text": text}], letters, context)
+    targets = np.concatenate([e.targets for e in examples])
+    assert targets.tolist() == [*letters.encode(text)[1:], letters.end_id]
+    assert all(0 < len(e.tokens) == len(e.targets) <= context for e in examples)
+
+
+def test_answers_and_their_ends_alone_are_targets(letters):
+    (one,) = make_examples([{"messages": DIALOGUE}], letters, context=80)
+    user, assistant, end = letters.user_id, letters.assistant_id, letters.end_id
+    #                             ab            c            d              ef
+    assert one.tokens.tolist() == [user, 4, 5, assistant, 6, end, user, 7, assistant, 8, 9]
+    assert one.targets.tolist() == [-1, -1, -1, 6, end, -1, -1, -1, 8, 9, end]
+
+
+@pytest.mark.parametrize(
+    ("context", "rows"),
+    [
+        (11, 11),  # all of it
+        (10, 5),  # the first turn goes
+        (5, 5),
+        (4, None),  # nor does the last fit
+    ],
+)
+def test_first_turns_of_a_long_dialogue_go(letters, context, rows):
+    examples = make_examples([{"messages": DIALOGUE}], letters, context)
+    assert [len(e.tokens) for e in examples] == ([] if rows is None else [rows])
+    if rows == 5:
+        assert shown(examples[0]) == ([2, 7, 3, 8, 9], [-1, -1, 8, 9, 1])
+
+
+def test_empty_texts_give_nothing(letters):
+    assert make_examples([{"text": ""}], letters, 80) == []
+    (answer,) = make_examples(
+        [{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]}], letters, 80
+    )
+    assert shown(answer) == ([2, 3], [-1, 1])
+
+
+def test_record_texts():
+    assert list(record_texts([{"text": "x"}, {"messages": DIALOGUE}])) == ["x", "ab", "c", "d", "ef"]
+
+
+# Packing
+
+
+def test_packing():
+    batch = pack([example(1, 2, 3), example(7), example(4, 5)])
+    assert batch.tokens.tolist() == [1, 2, 3, 7, 4, 5]
+    assert batch.targets.tolist() == [2, 3, 4, 8, 5, 6]
+    assert batch.starts.tolist() == [0, 3, 4, 6]
+    assert batch.tokens.dtype == batch.targets.dtype == batch.starts.dtype == np.int32
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-1, 0, 5]), min_size=1, max_size=4), min_size=1, max_size=9),
+    st.integers(1, 12),
+)
+def test_parts_of_a_batch_sum_up_to_it(targets, parts):
+    batch = pack([Example(np.arange(len(t), dtype=np.int32), np.array(t, np.int32)) for t in targets])
+    pieces = list(batch.split(parts))
+    assert len(pieces) <= parts
+    assert sum(piece.target_count for piece in pieces) == batch.target_count
+    kept = [piece.targets.tolist() for piece in pieces]
+    assert [t for piece in kept for t in piece if t >= 0] == [t for t in batch.targets.tolist() if t >= 0]
+    for piece in pieces:
+        assert piece.starts[0] == 0
+        assert piece.starts[-1] == len(piece.tokens) == len(piece.targets)
+        assert (piece.tokens[piece.starts[:-1]] == 0).all()  # whole sequences, which begin with 0 here
+
+
+# Order
+
+
+def tokens_of(dataset, steps):
+    return [dataset.batch(step).tokens.tolist() for step in steps]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 8, 100])
+def test_an_epoch_sees_every_example_once(rows):
+    dataset = Examples([example(i) for i in range(7)], rows, seed=5)
+    assert dataset.steps_per_epoch == -(-7 // rows)
+    for epoch in range(3):
+        steps = range(epoch * dataset.steps_per_epoch, (epoch + 1) * dataset.steps_per_epoch)
+        assert sorted(sum(tokens_of(dataset, steps), [])) == list(range(7))
+
+
+def test_order_follows_from_seed_and_step():
+    examples = [example(i) for i in range(20)]
+    forward = tokens_of(Examples(examples, 3, seed=1), range(21))
+    assert tokens_of(Examples(examples, 3, seed=1), range(20, -1, -1)) == forward[::-1]
+    assert forward[:7] != forward[7:14] != forward[14:]
+    assert tokens_of(Examples(examples, 3, seed=2), range(21)) != forward
+
+
+def test_in_order_gives_everything_once():
+    examples = [example(i) for i in range(150)]
+    tokens = [batch.tokens for batch in Examples(examples, 3, seed=1).in_order()]
+    np.testing.assert_array_equal(np.concatenate(tokens), np.arange(150))
+
+
+# A stream of tokens
+
+
+@pytest.mark.parametrize(("size", "length"), [(2, 1), (2, 5), (3, 1), (10, 4), (10, 9), (100, 7)])
+def test_windows_of_a_stream(size, length):
+    """Each target is the token after; every token that has a follower is reached."""
+    dataset = TokenStream(np.arange(size, dtype=np.uint16), length, rows_per_update=4, seed=3)
+    assert dataset.length == min(length, size - 1)
+    seen = set()
+    for step in range(200):
+        batch = dataset.batch(step)
+        np.testing.assert_array_equal(batch.targets, batch.tokens + 1)
+        np.testing.assert_array_equal(np.diff(batch.starts), [dataset.length] * 4)
+        assert batch.tokens.dtype == batch.targets.dtype == batch.starts.dtype == np.int32
+        seen |= set(batch.tokens.tolist())
+    assert seen == set(range(size - 1))
+
+
+def test_a_stream_follows_from_seed_and_step():
+    tokens = np.arange(1000, dtype=np.uint16)
+    forward = tokens_of(TokenStream(tokens, 8, 2, seed=1), range(10))
+    assert tokens_of(TokenStream(tokens, 8, 2, seed=1), range(9, -1, -1)) == forward[::-1]
+    assert tokens_of(TokenStream(tokens, 8, 2, seed=2), range(10)) != forward
+
+
+@pytest.mark.parametrize(("size", "length"), [(2, 1), (9, 4), (10, 4), (1000, 3)])
+def test_validation_windows_stand_side_by_side(size, length):
+    tokens = np.concatenate([b.tokens for b in TokenStream(np.arange(size), length).in_order()])
+    np.testing.assert_array_equal(tokens, np.arange(len(tokens)))
+    assert size - 1 - length < len(tokens) <= size - 1
+
+
+def test_a_token_file_holds_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastllm.datasets.PIECE", 5)  # so that there are several
+    text = "one\ntwo three\n\nfour and a long line without an end\nüñ水"
+    tokenizer = ByteTokenizer.build([text])
+    tokens = write_token_file(tmp_path / "text.npy", text, tokenizer)
+    assert isinstance(tokens, np.memmap)
+    assert tokens.dtype == np.uint16
+    assert tokenizer.decode(tokens) == text
+
+
+# Files
+
+
+def write(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_records(tmp_path):
+    records = [{"text": "x"}, {"messages": DIALOGUE}, {"text": "\u2028 is not a line's end", "source": "kept"}]
+    path = write(tmp_path / "data.jsonl", records[0], "", records[1], "   ", json.dumps(records[2], ensure_ascii=False))
+    assert read_records(path) == records
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as Windows' editors write it
+    assert read_records(path) == records
+
+
+USER, ANSWER = DIALOGUE[:2]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "Expecting property name"),
+        ('{"text": "cut', "Unterminated string"),
+        ("[" * 10**5, ""),
+        ("[]", "got neither"),
+        ("3", "got neither"),
+        ('{"text": 3}', "got neither"),
+        ('{"messages": []}', "got neither"),
+        ('{"messages": {"role": "user"}}', "got neither"),
+        ({"messages": [USER]}, "must end with the assistant's answer"),
+        ({"messages": [ANSWER]}, 'message 1 must be {"role": "user"'),
+        ({"messages": [USER, USER]}, 'message 2 must be {"role": "assistant"'),
+        ({"messages": [USER, "hello"]}, "message 2 must be"),
+        ({"messages": [USER, {"role": "assistant"}]}, "message 2 must be"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "message 2 must be"),
+        ({"messages": [{"role": "system", "content": "x" * 9999}, USER, ANSWER]}, "message 1 must be"),
+    ],
+)
+def test_wrong_records_name_their_line(tmp_path, line, message):
+    path = write(tmp_path / "data.jsonl", {"text": "x"}, "", line)
+    with pytest.raises(DataError) as raised:
+        read_records(path)
+    assert str(raised.value).startswith(f"{path}, line 3: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400 + len(str(path))
+
+
+def test_no_records(tmp_path):
+    with pytest.raises(DataError, match="at least one JSON object a line; got none"):
+        read_records(write(tmp_path / "data.jsonl", "", " "))
+
+
+def test_texts(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert read_text(path) == "one\ntwo"
+    path.write_bytes(b"ok \xff")
+    with pytest.raises(DataError, match=r"must be UTF-8 text; got byte 0xff at position 3; convert it"):
+        read_text(path)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "missing.txt")
+
+
+def test_a_folder_of_texts(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "b.txt", "second")
+    write(tmp_path / "a.MD", "first")
+    write(tmp_path / "sub" / "c.text", "third")
+    (tmp_path / "picture.png").write_bytes(b"\xff\xfe")
+    assert read_text(tmp_path) == "first\n\nsecond\n\nthird"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="a folder must hold .txt"):
+        read_text(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Examples([]), DataError, "at least one text or dialogue of two tokens; got none"),
+        (lambda: Examples([example(1)], 0), ValueError, "rows_per_update must be 1 or more; got 0"),
+        (lambda: TokenStream(np.arange(1), 4), DataError, "at least two tokens to train on; got 1"),
+        (lambda: TokenStream(np.arange(0), 4), DataError, "at least two tokens to train on; got 0"),
+        (lambda: TokenStream(np.arange(9), 0), ValueError, "must be 1 or more; got 0 and 16"),
+        (lambda: TokenStream(np.arange(9), 4, 0), ValueError, "must be 1 or more; got 4 and 0"),
+    ],
+)
+def test_too_little(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_a_text_of_one_token_writes_no_file(tmp_path, text):
+    with pytest.raises(DataError, match=f"at least two tokens to train on; got {len(text)}"):
+        write_token_file(tmp_path / "text.npy", text, ByteTokenizer.build(["a"]))
+    assert not list(tmp_path.iterdir())
