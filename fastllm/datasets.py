@@ -87,12 +87,17 @@ class Examples:
     """Texts or dialogues, shuffled anew each epoch.
 
     examples         at least one
-    rows_per_update  sequences in a batch; the last batch of an epoch may be smaller
+    rows_per_update  examples in a batch; the last batch of an epoch may be smaller
     seed             of the shuffling
+    join             above 0: examples of a batch follow one another in sequences of at most so many tokens. A
+                     model that has seen each dialogue only alone can't answer after another one
     """
 
-    def __init__(self, examples: Iterable[Example], rows_per_update: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, examples: Iterable[Example], rows_per_update: int = 16, seed: int = 0, join: int = 0
+    ) -> None:
         self.examples = list(examples)
+        self.join = join
         if not self.examples:
             raise DataError("a data set needs at least one text or dialogue of two tokens; got none; add some")
         if rows_per_update < 1:
@@ -110,7 +115,7 @@ class Examples:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
         numbers = self._order[1][at * self.rows_per_update : (at + 1) * self.rows_per_update]
-        return pack([self.examples[number] for number in numbers])
+        return pack(join([self.examples[number] for number in numbers], self.join))
 
     def in_order(self) -> Iterator[PackedBatch]:
         for at in range(0, len(self.examples), 64):
@@ -143,18 +148,36 @@ class TokenStream:
 
     def batch(self, step: int) -> PackedBatch:
         rng = np.random.default_rng((self.seed, step))
-        return self._windows(rng.integers(0, len(self.tokens) - self.length, self.rows_per_update))
+        return self._windows(rng.integers(0, len(self.tokens) - self.length, self.rows_per_update), self.length)
 
     def in_order(self) -> Iterator[PackedBatch]:
-        first = np.arange(0, len(self.tokens) - self.length, self.length)
+        whole = (len(self.tokens) - 1) // self.length * self.length
+        first = np.arange(0, whole, self.length)
         for at in range(0, len(first), 64):
-            yield self._windows(first[at : at + 64])
+            yield self._windows(first[at : at + 64], self.length)
+        if rest := len(self.tokens) - 1 - whole:
+            yield self._windows(np.array([whole]), rest)
 
-    def _windows(self, first: np.ndarray) -> PackedBatch:
-        rows = first[:, None] + np.arange(self.length + 1)
+    def _windows(self, first: np.ndarray, length: int) -> PackedBatch:
+        rows = first[:, None] + np.arange(length + 1)
         windows = np.asarray(self.tokens[rows], np.int32)
-        starts = np.arange(0, (len(first) + 1) * self.length, self.length, dtype=np.int32)
+        starts = np.arange(0, (len(first) + 1) * length, length, dtype=np.int32)
         return PackedBatch(windows[:, :-1].reshape(-1), windows[:, 1:].reshape(-1), starts)
+
+
+def join(examples: list[Example], length: int) -> list[Example]:
+    """Examples in their order, one behind another as long as the result has at most `length` tokens."""
+    joined: list[Example] = []
+    for example in examples:
+        if joined and len(joined[-1].tokens) + 1 + len(example.tokens) <= length:
+            before = joined.pop()
+            # The last target is the token that ends it; what follows that is not for the model to guess.
+            end = before.targets[-1:]
+            tokens = np.concatenate([before.tokens, end, example.tokens])
+            targets = np.concatenate([before.targets, np.full_like(end, NO_TARGET), example.targets])
+            example = Example(tokens, targets)
+        joined.append(example)
+    return joined
 
 
 def pack(examples: list[Example]) -> PackedBatch:
@@ -219,9 +242,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
         return "\n\n".join(read_text(file) for file in files)
     try:
         return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there must be a text file or folder at {path}; got nothing; check the name") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} must be UTF-8 text; got byte 0x{error.object[error.start]:02x} at position {error.start}; convert it"
+            f"{path} must be UTF-8 text; got byte 0x{error.object[error.start]:02x} at position {error.start}; "
+            "convert it"
         ) from None
 
 

@@ -19,7 +19,7 @@ class Schedule:
     steps   number of steps
     warmup  steps that rise linearly to peak
     final   learning rate at the end
-    decay   steps of wsd's descent; None: a tenth of all
+    decay   steps of wsd's descent; None: a fifth of all
 
     Raises ValueError for a value out of range.
 
@@ -61,7 +61,7 @@ class Schedule:
             return self.peak
         begin = self.warmup
         if self.kind == "wsd":
-            decay = max(1, self.steps // 10) if self.decay is None else self.decay
+            decay = max(1, self.steps // 5) if self.decay is None else self.decay
             begin = max(begin, self.steps - 1 - decay)  # the last step at the peak
             if step < begin:
                 return self.peak

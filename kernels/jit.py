@@ -28,7 +28,7 @@ from numba.core.typing import Signature
 __all__ = ["cache_directory", "chunk_count", "inline", "kernel", "linked", "piece", "prange", "watch_compilation"]
 
 FLAGS = {"error_model": "numpy", "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}}
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).parent
 
 # A parallel region costs about 3.5 us to start (OpenMP layer), the time of a few thousand simple operations.
 ELEMENTS_PER_CHUNK = 8192
@@ -72,6 +72,7 @@ def _writable_cache() -> Path | None:
 
 
 _CACHE = _writable_cache()
+_watchers: list[Callable[[str], None]] = []
 
 
 def cache_directory() -> Path | None:
@@ -134,6 +135,9 @@ class Linked:
             with _cache_folder():
                 compiled = numba.cfunc(signature, cache=_CACHE is not None, **FLAGS)(function)
             binding.add_symbol(symbol, compiled.address)
+            if not compiled.cache_hits:
+                for report in _watchers:
+                    report(function.__name__)
             self._compiled.append(compiled)  # keeps the machine code alive
         self._waiting.clear()
 
@@ -168,7 +172,7 @@ def chunk_count(elements):
 
 @contextmanager
 def watch_compilation(report: Callable[[str], None]) -> Iterator[None]:
-    """Call report(kernel's name) whenever a kernel of this library begins to compile, within the block.
+    """Call report(its name) whenever a kernel of this library is compiled, within the block.
 
     A kernel that comes from the disk cache does not compile and is not reported.
     """
@@ -182,5 +186,9 @@ def watch_compilation(report: Callable[[str], None]) -> Iterator[None]:
         def on_end(self, event: event.Event) -> None:
             pass
 
-    with event.install_listener("numba:compile", Listener()):
-        yield
+    _watchers.append(report)
+    try:
+        with event.install_listener("numba:compile", Listener()):
+            yield
+    finally:
+        _watchers.remove(report)

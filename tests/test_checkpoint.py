@@ -119,7 +119,7 @@ def test_a_full_disk(saved, tiny_model, tokenizer, size):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(OSError, match=".") as raised:
+        with pytest.raises(OSError, match=r"too large|could not be written") as raised:
             fastllm.save(saved, changed(tiny_model), tokenizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -219,7 +219,7 @@ def test_folders_of_similar_names_stay(saved, tiny_model, tokenizer, suffix):
 def test_missing_folders_and_files(tmp_path, saved):
     with pytest.raises(FileNotFoundError, match="there must be a checkpoint or run folder at"):
         load(tmp_path / "nothing")
-    with pytest.raises(FormatError, match="must hold config.json and model.safetensors"):
+    with pytest.raises(FormatError, match=r"must hold config\.json and model\.safetensors"):
         load(tmp_path)
     (saved / TOKENIZER).unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer"):
@@ -308,6 +308,6 @@ def test_damaged_bytes_never_raise_another_error(whole, name, data):
         model, _ = load(folder)
         load_progress(folder, fastllm.Adam(model))
     except FormatError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error)  # noqa: PT017  # a damage may as well be none
     finally:
         (folder / name).write_bytes(files[name])

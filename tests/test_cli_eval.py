@@ -65,10 +65,15 @@ def test_an_answer_must_be_all_there():
 
 def test_an_unknown_word_is_never_the_answer():
     model, tokenizer = learned()
-    silent = fastllm.Model(model.config, backend="numpy")
-    silent.parameters.flat[:] = 0  # equal logits: always token 0, which is <unk>
-    assert tokenizer.unknown_id == 0
-    assert exact_answers(silent, tokenizer, [dialogue("Is it far?", "Zounds")]) == (0, 1)
+
+    class Oracle:
+        config = model.config
+
+        def score(self, tokens, targets):
+            return fastllm.Score(0.0, int((targets >= 0).sum()), int((targets >= 0).sum()))
+
+    records = [dialogue("Is it far?", "Zounds, very far."), dialogue("Is it far?", "The sea is blue.")]
+    assert exact_answers(Oracle(), tokenizer, records) == (1, 2)
 
 
 @pytest.mark.parametrize(

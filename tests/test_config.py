@@ -32,7 +32,10 @@ def test_what_is_left_out_is_filled_in():
         ({"context": 10**15}, "context must be a whole number from 1 to"),
         ({"norm_eps": 10**400}, "norm_eps must be a finite number > 0"),
         *[({name: True}, f"{name} must be a whole number from 1 to .*; got True") for name in SIZES],
-        *[({name: 1.5}, f"{name} must be a whole number from 1 to .*; got 1.5") for name in ("width", "kv_heads", "head_size")],
+        *[
+            ({name: 1.5}, f"{name} must be a whole number from 1 to .*; got 1.5")
+            for name in ("width", "kv_heads", "head_size")
+        ],
         *[({name: "yes"}, f"{name} must be true or false; got 'yes'") for name in ("final_norm", "attention_bias")],
         ({"attention_output_bias": "yes"}, "attention_output_bias must be true or false"),
         ({"norm": "batchnorm"}, "norm must be one of layernorm, rms_norm; got 'batchnorm'"),

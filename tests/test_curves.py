@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -142,6 +143,11 @@ def test_an_svg_holds_the_curves_and_needs_nothing_from_elsewhere(tmp_path):
     assert "url(" not in path.read_text()
     words = {element.text for element in root.iter() if element.text}
     assert {"training", "validation", "dialogues", "loss: facts, then dialogues"} <= words
+
+
+def test_pygal_leaves_imports_as_they_are(tmp_path):
+    write_svg(METRICS, tmp_path / "loss.svg")
+    assert all(hasattr(finder, "find_spec") for finder in sys.meta_path)
 
 
 def test_an_svg_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

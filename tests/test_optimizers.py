@@ -1,4 +1,4 @@
-"""Optimizers on a model: what decays, clipping, state, and that they find a minimum. Formulas: test_optimizer_kernels."""
+"""Optimizers on a model: what decays, clipping, state, that they learn. Their formulas: test_optimizer_kernels."""
 
 import numpy as np
 import pytest
@@ -136,7 +136,8 @@ def test_scaling_in_the_update_is_clipping_before_it(backend):
 
 
 @pytest.mark.parametrize(
-    ("norm", "max_norm", "scale"), [(2.0, 1.0, 0.5), (1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (1e30, 0.0, 1.0), (0.5, 1.0, 1.0)]
+    ("norm", "max_norm", "scale"),
+    [(2.0, 1.0, 0.5), (1.0, 1.0, 1.0), (0.0, 1.0, 1.0), (1e30, 0.0, 1.0), (0.5, 1.0, 1.0)],
 )
 def test_clip_scale(norm, max_norm, scale):
     assert clip_scale(norm, max_norm) == scale

@@ -39,7 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = generation_config(arguments)
     from ..checkpoint import load
 
-    return chat_loop(*load(arguments.model, arguments.backend), config, sys.stdin, sys.stdout)
+    from ..training.progress import compile_kernels
+
+    model, tokenizer = load(arguments.model, arguments.backend)
+    compile_kernels(model)
+    return chat_loop(model, tokenizer, config, sys.stdin, sys.stdout)
 
 
 def chat_loop(
@@ -90,10 +94,9 @@ def _answer(chat: Chat, question: str, output: TextIO, is_terminal: bool) -> Non
     if is_terminal:
         print(MODEL, end="", file=output)
     try:
-        with contextlib.closing(answer):  # type: ignore[type-var]  # a part of it is remembered too
-            for piece in answer:
-                print(piece, end="", file=output, flush=True)
-    except KeyboardInterrupt:
+        for piece in answer:
+            print(piece, end="", file=output, flush=True)
+    except KeyboardInterrupt:  # what was said so far stays in the chat's turns
         if not is_terminal:
             raise
     print(file=output, flush=True)

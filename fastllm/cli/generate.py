@@ -30,9 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = generation_config(arguments)
     from ..checkpoint import load
+    from ..training.progress import compile_kernels
     from ..generation import stream
 
     model, tokenizer = load(arguments.model, arguments.backend)
+    compile_kernels(model)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     for piece in stream(model, tokenizer, prompt, config):
         print(piece, end="", flush=True)

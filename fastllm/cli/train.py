@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..training.job import Job
-    from ..training.session import train_and_plot
+    from ..training.session import prepare, train_and_plot
 
     if arguments.resume:
         if not arguments.run or arguments.data or arguments.config:
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
     else:
         job = Job.start(_folder(arguments), _config(arguments))
+    prepare(job)
     return train_and_plot(job)
 
 

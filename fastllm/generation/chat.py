@@ -56,7 +56,7 @@ class Chat:
         """
         end_ids = [self.tokenizer.end_id, self.tokenizer.user_id]
         tokens = generate_tokens(
-            self.model, self._prompt(question), self.config, end_ids=end_ids, sampler=self._sampler
+            self.model, self.prompt(question), self.config, end_ids=end_ids, sampler=self._sampler
         )
         return self._answer(question, decode_pieces(self.tokenizer, [], tokens, self.config.stop))
 
@@ -69,7 +69,11 @@ class Chat:
         finally:
             self.turns.append((question, answer))
 
-    def _prompt(self, question: str) -> list[int]:
+    def prompt(self, question: str) -> list[int]:
+        """What the model is given for a question: as many of the last turns as fit, and the question.
+
+        Raises ValueError if the question has no tokens or doesn't fit into the context alone.
+        """
         tokenizer, context = self.tokenizer, self.model.config.context
         prompt = question_tokens(tokenizer, question)
         if len(prompt) == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cached_property
 from types import ModuleType
 
 import numpy as np
@@ -33,12 +34,22 @@ class Backend:
         # What stands for an array that is not there.
         self.no_row = np.empty(0, self.dtype)
         self.no_matrix = np.empty((0, 0), self.dtype)
+        self._head_size = head_size
         if name == "numba":
-            self.matmul_scratch = self.kernels.matmul_scratch()
-            self.attention_scratch = self.kernels.attention_scratch(head_size)
             self.partials = np.empty((64, 2, width), np.float32)
             self.rms_partials = np.empty((64, 1, width), np.float32)
         else:  # the twins take scratch arguments and ignore them
-            self.matmul_scratch = self.attention_scratch = self.no_matrix
             self.partials = self.rms_partials = np.empty((0, 0, 0), self.dtype)
         self.norm_partials = np.empty(64, np.float64)
+
+    # Made when first used: making them compiles what they are for.
+
+    @cached_property
+    def matmul_scratch(self) -> np.ndarray:
+        """Scratch of the matrix products."""
+        return self.kernels.matmul_scratch() if self.name == "numba" else self.no_matrix
+
+    @cached_property
+    def attention_scratch(self) -> np.ndarray:
+        """Scratch of attention."""
+        return self.kernels.attention_scratch(self._head_size) if self.name == "numba" else self.no_matrix

@@ -34,7 +34,7 @@ def _is_exact(model: Model, tokenizer: Tokenizer, messages: list[dict[str, str]]
     chat = Chat(model, tokenizer)
     chat.turns = list(zip(earlier[::2], earlier[1::2], strict=True))
     try:
-        prompt = chat._prompt(question)
+        prompt = chat.prompt(question)
     except ValueError:
         return False
     reply = [*tokenizer.encode(answer).tolist(), tokenizer.end_id]

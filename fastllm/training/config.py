@@ -87,6 +87,9 @@ class TokenizerConfig(_Table):
             self.type in ("word", "character", "byte"),
             f"tokenizer: type must be word, character or byte; got {self.type!r}; choose one of them",
         )
+        for name in ("max_size", "minimum_count"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"tokenizer: {name} must be 1 or more; got {value}; raise it")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,13 @@ class OptimizerConfig(_Table):
             self.name != "adam" or not self.weight_decay,
             f"optimizer: adam takes no weight_decay; got {self.weight_decay}; use adamw",
         )
+        for name in ("beta1", "beta2", "momentum"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"optimizer: {name} must be at least 0 and below 1; got {value}; usual is 0.9")
+        for name in ("weight_decay", "max_norm"):
+            value = getattr(self, name)
+            _check(value >= 0, f"optimizer: {name} must not be negative; got {value}; 0 turns it off")
+        _check(self.eps > 0, f"optimizer: eps must be above 0; got {self.eps}; usual is 1e-8")
 
     def make(self, model: Any) -> Optimizer:
         """A new optimizer for a model."""
@@ -137,6 +147,8 @@ class PhaseConfig(_Table):
     learning_rate, schedule, warmup, final_learning_rate   see Schedule; warmup in steps, half of all at most
     rows_per_update      sequences in a batch
     sequence_length      tokens in a window of a text; None: the model's context
+    join                 dialogues of a batch follow one another in one sequence as far as the context goes, so that
+                         the model learns to answer after other turns
     accumulate           parts a batch is computed in, to save memory
     evaluate_every       steps between validations; None: about twenty times in all
     """
@@ -152,6 +164,7 @@ class PhaseConfig(_Table):
     final_learning_rate: float = 0.0
     rows_per_update: int = 16
     sequence_length: int | None = None
+    join: bool = False
     accumulate: int = 1
     evaluate_every: int | None = None
 

@@ -184,7 +184,6 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
             opacity="1",
             stroke_width="1.8",
         ),
-        js=[],  # by default scripts from a server
         width=900,
         height=460,
         margin=16,
@@ -218,7 +217,7 @@ def _import_pygal() -> Any:
 
 
 def _without_scripts(root: Any) -> Any:
-    """Drop the settings of pygal's tooltips, which don't work without its scripts."""
+    """Drop the scripts of pygal's tooltips, one of which is on a server."""
     for parent in list(root.iter()):
         for script in parent.findall("script"):
             parent.remove(script)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ from ..datasets import (
     record_texts,
     write_token_file,
 )
-from ..errors import DataError, FastllmError
+from ..errors import DataError, FastllmError, TrainingError
 from ..layers.score import Score
 from ..model import Model
 from ..tokenizers import TOKENIZERS
@@ -104,7 +105,12 @@ class Job:
         """A new run: read the data, build vocabulary and model. Nothing is written if the data is no good."""
         sources = _read_sources(config)
         tokenizer, model = _build(config, sources)
-        return cls(Run.create(folder, config), model, tokenizer, sources)
+        run = Run.create(folder, config)
+        try:
+            return cls(run, model, tokenizer, sources)
+        except BaseException:
+            shutil.rmtree(run.folder, ignore_errors=True)  # it was empty, and the next attempt wants it so
+            raise
 
     @classmethod
     def resume(cls, folder: str | Path) -> Job:
@@ -181,6 +187,11 @@ class Job:
         self._save(phase, trainer)
 
     def _save(self, phase: Phase, trainer: Trainer) -> None:
+        if not np.isfinite(self.model.parameters.flat).all():
+            raise TrainingError(
+                f"parameters must stay finite; got NaN or infinity after step {trainer.step}; "
+                "lower the learning rate or clip harder"
+            )
         progress = {"phase": phase.config.name, "step": trainer.step}
         save(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
 
@@ -239,7 +250,8 @@ class Source:
         if self._records is None:
             return self._stream(self._tokens(job), config, job)
         examples = make_examples(self._records, job.tokenizer, job.model.config.context)
-        return Examples(examples, config.rows_per_update, job.config.seed)
+        joined = job.model.config.context if config.join else 0
+        return Examples(examples, config.rows_per_update, job.config.seed, joined)
 
     def _tokens(self, job: Job) -> np.ndarray:
         return write_token_file(job.run.folder / f"{self.path.stem}.tokens.npy", self._text, job.tokenizer)

@@ -65,11 +65,12 @@ def _figures(record: dict[str, Any]) -> str:
     return f"{text}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
-def compile_kernels(model: Model, optimizer: Optimizer, stream: TextIO | None = None) -> float:
-    """Compile what training and generating with this model need, with a progress line; the seconds it took.
+def compile_kernels(model: Model, optimizer: Optimizer | None = None, stream: TextIO | None = None) -> float:
+    """Compile what generating with this model needs, and training with an optimizer if one is given.
 
-    Runs one tiny batch, forward and backward, an update of nothing and two decoding steps; parameters stay
-    as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and the line is short.
+    Shows a progress line; returns the seconds it took. Runs a tiny batch, an update of nothing and two decoding
+    steps: parameters stay as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and
+    nothing is shown.
     """
     began = time.monotonic()
     if model.backend != "numba":
@@ -91,15 +92,17 @@ def compile_kernels(model: Model, optimizer: Optimizer, stream: TextIO | None = 
         tokens = np.zeros(4, np.int32)
         starts = np.array([0, 2, 4], np.int32)
         targets = np.array([0, -1, 0, 0], np.int32)
-        dropout = 0 if model.config.dropout else None
-        model.score(tokens, targets, starts)
-        model.score_and_gradients(tokens, targets, starts, dropout_seed=dropout)
-        optimizer.compile()
-        cache = model.new_cache(1, min(2, model.config.context))
-        model.prefill(tokens[:1], None, cache)
-        if cache.capacity > 1:
+        if optimizer is not None:
+            dropout = 0 if model.config.dropout else None
+            model.score(tokens, targets, starts)
+            model.score_and_gradients(tokens, targets, starts, dropout_seed=dropout)
+            model.zero_gradients()
+            optimizer.compile()
+        length = min(2, model.config.context - 1)
+        if length:
+            cache = model.new_cache(1, length + 1)
+            model.prefill(tokens[:length], None, cache)
             model.decode(tokens[:1], cache)
-        model.zero_gradients()
     seconds = time.monotonic() - began
     if names:
         clear = "\r\033[K" if stream.isatty() else ""

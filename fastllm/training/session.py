@@ -20,10 +20,14 @@ def describe(job: Job) -> str:
     )
 
 
-def train_and_plot(job: Job) -> int:
-    """Train what is left, draw the loss and say where everything is. Exit status: 0, or 130 if interrupted."""
+def prepare(job: Job) -> None:
+    """Say what the model is, and compile what it needs."""
     print(describe(job), flush=True)
     compile_kernels(job.model, job.config.optimizer.make(job.model))
+
+
+def train_and_plot(job: Job) -> int:
+    """Train what is left, draw the loss and say where everything is. Exit status: 0, or 130 if interrupted."""
     try:
         job.train(Progress())
     except Interrupted as stop:

@@ -112,7 +112,8 @@ class Trainer:
         """A number of its own for each part of each step."""
         if not self.model.config.dropout:
             return None
-        return (self.seed << 48) + self.step * self.accumulate + part
+        # The seed's 32 bits above 31 bits of counting: kernels take what fits a signed 64-bit integer.
+        return ((self.seed << 31) + self.step * self.accumulate + part) % (1 << 63)
 
 
 def evaluate(model: Model, dataset: Dataset) -> Score:

@@ -1,0 +1,226 @@
+"""fastllm train in processes of its own: signals, resuming, wrong use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training_jobs import make_job, write_lines
+
+from fastllm import cli
+from fastllm.checkpoint import load_progress, read_arrays
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = "checkpoint/model.safetensors"
+
+
+def start(folder, *words, **environment):
+    """python -m fastllm, warnings as errors."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastllm", *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, *words, **environment):
+    """Its exit status, and what it printed."""
+    process = start(folder, *words, **environment)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def run_here(capsys, *words):
+    """The same in this process, where nothing has to be imported anew."""
+    try:
+        status = cli.main([*map(str, words)])
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def job_file(tmp_path_factory):
+    """A job long enough to be stopped on its way."""
+    folder = tmp_path_factory.mktemp("job")
+    phase = {"name": "facts", "learning_rate": 1e-2, "epochs": 250, "rows_per_update": 8}
+    config = make_job(folder, phases=[{**phase, "data": str(folder / "facts.jsonl")}])
+    (folder / "job.toml").write_text(config.to_toml(), encoding="utf-8")
+    return folder / "job.toml"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(job_file):
+    status, out, err = run(job_file.parent, "train", "--config", "job.toml", "--run", "whole")
+    assert status == 0, err
+    assert "run folder: whole" in out
+    return job_file.parent / "whole"
+
+
+def stop_on_the_way(folder, number, *words):
+    """Send a signal after some lines of metrics and a checkpoint; the exit status and stderr."""
+    process = start(folder, *words)
+    run_folder = folder / words[-1]
+    while process.poll() is None:
+        if (run_folder / WEIGHTS).exists() and len((run_folder / "metrics.jsonl").read_bytes().splitlines()) > 20:
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    err = process.communicate(timeout=60)[1]
+    return process.returncode, err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_stopped_and_resumed_gives_the_same_weights(tmp_path, job_file, uninterrupted, number):
+    status, err = stop_on_the_way(tmp_path, number, "train", "--config", job_file, "--run", "run")
+    assert status == (-9 if number == signal.SIGKILL else 130)
+    assert "Traceback" not in err
+    stopped_at = load_progress(tmp_path / "run")["step"]
+    assert 0 < stopped_at < 500
+    if status == 130:
+        assert f"stopped at step {stopped_at} of phase facts" in err.splitlines()[-1]
+        assert metrics(tmp_path / "run")[-1]["step"] <= stopped_at
+
+    status, _, err = run(tmp_path, "train", "--run", "run", "--resume")
+    assert status == 0, err
+    for name, array in read_arrays(uninterrupted / WEIGHTS).items():
+        assert read_arrays(tmp_path / "run" / WEIGHTS)[name].tobytes() == array.tobytes(), name
+    steps = [line["step"] for line in metrics(tmp_path / "run")]
+    assert steps == [line["step"] for line in metrics(uninterrupted)]
+
+
+def test_run_folder(uninterrupted):
+    assert sorted(os.listdir(uninterrupted)) == ["checkpoint", "config.toml", "loss.svg", "metrics.jsonl"]
+    assert sorted(os.listdir(uninterrupted / "checkpoint")) == [
+        "config.json", "model.safetensors", "optimizer.safetensors", "progress.json", "tokenizer.json",
+    ]  # fmt: skip
+    assert metrics(uninterrupted)[-1]["loss"] < metrics(uninterrupted)[0]["loss"]
+
+
+def test_resuming_what_is_complete(uninterrupted, capsys):
+    status, out, _ = run_here(capsys, "train", "--run", uninterrupted, "--resume")
+    assert status == 0
+    assert "is complete; nothing is left to train" in out
+
+
+def test_train_on_a_file_and_on_a_folder(tmp_path, monkeypatch, capsys):
+    """Runs are numbered, and the file's name is theirs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("some text to learn. " * 20)
+    lines = write_lines(tmp_path / "lines.jsonl", [{"text": "one two three"}, {"text": "two three one"}])
+    jobs = (["texts", "--steps", 2], [lines, "--epochs", 2], ["texts/a.txt", "--steps", 1], ["texts", "--steps", 1])
+    for words in jobs:
+        status, _, err = run_here(capsys, "train", *words, "--preset", "rustgpt")
+        assert status == 0, err
+    assert sorted(os.listdir("runs")) == ["a", "lines", "texts", "texts-2"]
+    assert metrics(tmp_path / "runs" / "texts")[-1]["step"] == 2
+    assert metrics(tmp_path / "runs" / "lines")[-1]["epoch"] == 2
+
+
+WRONG_USE = {
+    "nothing": [],
+    "data and config": ["text.txt", "--config", "job.toml"],
+    "steps and epochs": ["text.txt", "--steps", 3, "--epochs", 3],
+    "resume without a run": ["--resume"],
+    "resume with data": ["text.txt", "--run", "x", "--resume"],
+    "no steps": ["text.txt", "--steps", 0],
+    "no rows": ["text.txt", "--rows-per-update", 0],
+    "no rate": ["text.txt", "--learning-rate", 0],
+    "rate of letters": ["text.txt", "--learning-rate", "fast"],
+    "negative seed": ["text.txt", "--seed", -1],
+    "large seed": ["text.txt", "--seed", 2**32],
+    "preset": ["text.txt", "--preset", "gtp2"],
+    "tokenizer": ["text.txt", "--tokenizer", "bpe"],
+    "option": ["text.txt", "--stepz", 3],
+    "folder in use": ["text.txt", "--run", "."],
+    "unknown key": ["--config", "unknown.toml"],
+    "no TOML": ["--config", "text.txt"],
+}
+
+
+@pytest.mark.parametrize("words", WRONG_USE.values(), ids=WRONG_USE)
+def test_wrong_use_ends_with_status_2(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("some text = 3 to learn")
+    (tmp_path / "unknown.toml").write_text("sead = 3")
+    status, out, err = run_here(capsys, "train", *words)
+    assert (status, out) == (2, "")
+    assert "error: " in err.splitlines()[-1]
+    assert err.startswith("usage: ") or len(err.splitlines()) == 1
+    assert sorted(os.listdir()) == ["text.txt", "unknown.toml"]
+
+
+FAILURES = {
+    "missing data": ["missing.txt"],
+    "missing config": ["--config", "missing.toml"],
+    "missing run": ["--run", "missing", "--resume"],
+    "empty text": ["empty.txt"],
+    "one token": ["one.txt"],
+    "no UTF-8": ["binary.txt"],
+    "wrong line": ["wrong.jsonl"],
+    "folder without text": ["folder"],
+    "missing validation": ["text.txt", "--validation", "missing.txt"],
+    "empty validation": ["text.txt", "--validation", "empty.txt"],
+}
+
+
+@pytest.mark.parametrize("words", FAILURES.values(), ids=FAILURES)
+def test_failures_end_with_status_1_and_one_line(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    files = {"text.txt": b"some text", "empty.txt": b"", "one.txt": b"x", "binary.txt": b"\xff", "wrong.jsonl": b"{"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    status, out, err = run_here(capsys, "train", *words)
+    assert (status, out) == (1, "")
+    assert err.startswith("fastllm: error: ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists() or not os.listdir("runs")
+
+
+def test_a_run_folder_that_can_not_be_written(tmp_path, monkeypatch, capsys):
+    """Simulated: the system's own refusal does not stop everyone (root)."""
+    (tmp_path / "text.txt").write_text("some text to learn")
+
+    def refuse(path, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    status, out, err = run_here(capsys, "train", tmp_path / "text.txt", "--run", tmp_path / "run")
+    assert (status, out) == (1, "")
+    assert "Permission denied" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_shows_an_example(capsys, command):
+    status, out, _ = run_here(capsys, command, "--help")
+    assert status == 0
+    assert f"fastllm {command}" in out.split("example", 1)[1]
+
+
+def test_help_lists_all_commands():
+    status, out, err = run(ROOT, "--help")
+    assert (status, err) == (0, "")
+    assert all(f"\n    {command}" in out for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("words", [[], ["tarin"], ["train", "--no-such-option"]], ids=" ".join)
+def test_wrong_commands(capsys, words):
+    status, out, err = run_here(capsys, *words)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: ")

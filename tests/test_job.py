@@ -1,0 +1,336 @@
+"""Jobs: run folders, interruption at any moment, and going on as if nothing had been."""
+
+import json
+import os
+import tomllib
+
+import numpy as np
+import pytest
+from training_jobs import DIALOGUES, Recorder, make_job, write_lines
+
+import fastllm
+from fastllm.checkpoint import find_checkpoint, load_progress, read_arrays
+from fastllm.datasets import TokenStream
+from fastllm.errors import ConfigError, DataError, FormatError, TrainingError
+from fastllm.training import job as job_module
+from fastllm.training.config import JobConfig
+from fastllm.training.job import Interrupted, Job, resolve
+
+FACTS, DIALOGUE_STEPS = 16, 8
+
+
+def stop_at(phase, step):
+    """A Reporter at which someone presses Ctrl-C after an update."""
+
+    def press(at_phase, at_step):
+        if (at_phase, at_step) == (phase, step):
+            os.kill(os.getpid(), 2)
+
+    return Recorder(press)
+
+
+def finished(folder):
+    """Everything a run leaves behind but times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"], line["tokens_per_second"]
+    arrays = {
+        file: {name: array.tobytes() for name, array in read_arrays(folder / "checkpoint" / file).items()}
+        for file in ("model.safetensors", "optimizer.safetensors")
+    }
+    return lines, arrays, load_progress(folder)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return make_job(tmp_path)
+
+
+@pytest.fixture
+def uninterrupted(tmp_path, config):
+    Job.start(tmp_path / "whole", config).train(Recorder())
+    return finished(tmp_path / "whole")
+
+
+# What a run leaves
+
+
+def test_run_folder(tmp_path, config):
+    job = Job.start(tmp_path / "run", config)
+    recorder = Recorder()
+    assert not job.is_done
+    job.train(recorder)
+    assert job.is_done
+    assert recorder.phases == [("facts", 0, FACTS), ("dialogues", 0, DIALOGUE_STEPS)]
+    assert [done.step for done in recorder.steps] == [*range(1, FACTS + 1), *range(1, DIALOGUE_STEPS + 1)]
+    folder = tmp_path / "run"
+    assert sorted(os.listdir(folder)) == ["checkpoint", "config.toml", "metrics.jsonl"]
+    assert JobConfig.read(folder / "config.toml") == config
+    lines, _, progress = finished(folder)
+    assert progress == {"phase": "dialogues", "step": DIALOGUE_STEPS}
+    assert {"phase", "epoch", "step", "tokens", "loss", "perplexity", "accuracy", "gradient_norm",
+            "learning_rate"} <= lines[0].keys()  # fmt: skip
+    assert "validation_loss" in lines[0]
+    assert lines[-1]["phase"] == "dialogues"
+    assert sum(line["tokens"] for line in lines) == sum(done.tokens for done in recorder.steps)
+    model, tokenizer = fastllm.load(folder, backend="numpy")
+    assert model.parameters.flat.tobytes() == job.model.parameters.flat.tobytes()
+    assert tokenizer.decode(tokenizer.encode("Bees like honey.")) == "Bees like honey."
+
+
+def test_metrics_are_means_over_the_updates_since_the_line_before(tmp_path, config):
+    job = Job.start(tmp_path / "run", config)
+    recorder = Recorder()
+    job.train(recorder)
+    assert [record["step"] for record in recorder.records] == [4, 8, 12, 16, *range(1, 9)]
+    left = recorder.steps.copy()
+    for record in recorder.records:
+        count = 4 if record["phase"] == "facts" else 1
+        steps, left = left[:count], left[count:]
+        targets = sum(step.score.targets for step in steps)
+        assert record["tokens"] == sum(step.tokens for step in steps)
+        assert record["loss"] == pytest.approx(sum(step.score.total for step in steps) / targets)
+        assert record["accuracy"] == sum(step.score.correct for step in steps) / targets
+        assert record["gradient_norm"] == pytest.approx(sum(step.gradient_norm for step in steps) / count)
+        assert record["learning_rate"] == steps[-1].learning_rate
+
+
+def test_same_config_gives_same_bits(tmp_path, config, uninterrupted):
+    Job.start(tmp_path / "again", config).train(Recorder())
+    assert finished(tmp_path / "again") == uninterrupted
+
+
+def test_vocabulary_is_of_training_data_alone(tmp_path):
+    config = make_job(tmp_path)
+    write_lines(tmp_path / "validation.jsonl", [{"text": "unseenword."}])
+    tables = tomllib.loads(config.to_toml())
+    tables["phases"] = [{**tables["phases"][0], "validation": str(tmp_path / "validation.jsonl")}]
+    job = Job.start(tmp_path / "run", JobConfig.from_dict(tables))
+    assert "unseenword" not in job.tokenizer.tokens
+
+
+# Interruption
+
+PLACES = [
+    ("facts", 1),  # before the first line of metrics
+    ("facts", 6),  # in the middle of an epoch
+    ("facts", 8),  # at its end
+    ("facts", FACTS),
+    ("dialogues", 1),
+    ("dialogues", DIALOGUE_STEPS),
+]
+
+
+@pytest.mark.parametrize(("phase", "step"), PLACES)
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path, config, uninterrupted, phase, step):
+    """Weights, moments, progress and metrics, but for the line whose updates were interrupted."""
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of phase {phase}.*--resume"):
+        Job.start(tmp_path / "run", config).train(stop_at(phase, step))
+    assert load_progress(tmp_path / "run") == {"phase": phase, "step": step}
+    job = Job.resume(tmp_path / "run")
+    job.train(Recorder())
+    lines, arrays, progress = finished(tmp_path / "run")
+    assert (arrays, progress) == uninterrupted[1:]
+    assert [(line["phase"], line["step"]) for line in lines] == [
+        (line["phase"], line["step"]) for line in uninterrupted[0]
+    ]
+    behind = {("facts", 1): 1, ("facts", 6): 2}.get((phase, step), 0)
+    assert lines[behind:] == uninterrupted[0][behind:]
+
+
+def test_stopped_after_every_update(tmp_path, config, uninterrupted):
+    job = Job.start(tmp_path / "run", config)
+    for phase, steps in (("facts", FACTS), ("dialogues", DIALOGUE_STEPS)):
+        for step in range(1, steps + 1):
+            with pytest.raises(Interrupted):
+                job.train(stop_at(phase, step))
+            job = Job.resume(tmp_path / "run")
+    assert job.is_done
+    assert finished(tmp_path / "run")[1:] == uninterrupted[1:]
+
+
+class Killed(BaseException):
+    """The process ends here, without a word."""
+
+
+@pytest.mark.parametrize(("phase", "step"), PLACES)
+def test_killed_and_resumed_is_uninterrupted(tmp_path, config, uninterrupted, phase, step):
+    """Goes on from the last checkpoint; lines of metrics behind it are written again."""
+
+    def die(at_phase, at_step):
+        if (at_phase, at_step) == (phase, step):
+            raise Killed
+
+    with pytest.raises(Killed):
+        Job.start(tmp_path / "run", config).train(Recorder(die))
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "facts", "st')  # cut short
+    Job.resume(tmp_path / "run").train(Recorder())
+    assert finished(tmp_path / "run") == uninterrupted
+
+
+def test_killed_while_the_checkpoint_is_written(tmp_path, config, uninterrupted, monkeypatch):
+    save, calls = job_module.save, []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            monkeypatch.setattr("fastllm.checkpoint._flush", die)
+        save(*arguments)
+
+    def die(folder):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_module, "save", dying)
+        with pytest.raises(Killed):
+            Job.start(tmp_path / "run", config).train(Recorder())
+        monkeypatch.undo()
+    Job.resume(tmp_path / "run").train(Recorder())
+    assert finished(tmp_path / "run") == uninterrupted
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, config, uninterrupted):
+    job = Job.resume(tmp_path / "whole")
+    assert job.is_done
+    job.train(Recorder())
+    assert finished(tmp_path / "whole") == uninterrupted
+
+
+def test_signal_handlers_come_back(tmp_path, config):
+    import signal
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 2))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# Failures
+
+
+@pytest.mark.parametrize("step", [6, FACTS])
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, config, step):
+    """Of the last epoch's end before it."""
+    job = Job.start(tmp_path / "run", config)
+
+    def poison(phase, at):
+        if at == step - 1:
+            job.model.parameters.flat[:5] = np.nan
+
+    with np.errstate(all="ignore"), pytest.raises(TrainingError, match=f"at step {step};"):
+        job.train(Recorder(poison))
+    good = (step - 1) // 4 * 4
+    assert load_progress(tmp_path / "run") == {"phase": "facts", "step": good}
+    assert fastllm.load(tmp_path / "run", backend="numpy")
+
+
+@pytest.mark.parametrize("step", [4, FACTS])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, config, step):
+    """An update may break them at the very step after which a checkpoint is due."""
+    job = Job.start(tmp_path / "run", config)
+
+    def poison(phase, at):
+        if at == step:
+            job.model.parameters.flat[:5] = np.inf
+
+    with np.errstate(all="ignore"), pytest.raises(TrainingError, match="finite"):
+        job.train(Recorder(poison))
+    if step > 4:
+        assert load_progress(tmp_path / "run") == {"phase": "facts", "step": step - 4}
+        assert fastllm.load(tmp_path / "run", backend="numpy")
+    else:
+        with pytest.raises(FileNotFoundError):
+            find_checkpoint(tmp_path / "run" / "checkpoint")
+
+
+def test_a_folder_in_use(tmp_path, config):
+    Job.start(tmp_path / "run", config)
+    before = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(ConfigError, match="is in use; add --resume"):
+        Job.start(tmp_path / "run", make_job(tmp_path, seed=4))
+    assert (tmp_path / "run" / "config.toml").read_bytes() == before
+    with pytest.raises(ConfigError, match="is in use; choose another"):
+        Job.start(tmp_path, config)
+    with pytest.raises(ConfigError, match="is in use"):
+        Job.start(tmp_path / "facts.jsonl", config)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("", DataError, "must not be empty"),
+        (" \n", DataError, "must not be empty"),
+        ("x", DataError, "at least two tokens"),
+        (b"\xff\xff", DataError, "must be UTF-8"),
+        (None, FileNotFoundError, "text.txt"),
+    ],
+)
+def test_bad_data_leaves_no_folder(tmp_path, content, error, message):
+    """Else the next attempt would find it in use."""
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    phase = {"name": "text", "data": str(path), "steps": 3, "learning_rate": 1e-2}
+    config = make_job(tmp_path, tokenizer={"type": "character"}, phases=[phase])
+    with pytest.raises(error, match=message):
+        Job.start(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_resume(tmp_path, config):
+    with pytest.raises(FileNotFoundError, match=r"a run folder holds config\.toml"):
+        Job.resume(tmp_path / "missing")
+    job = Job.start(tmp_path / "run", config)
+    resumed = Job.resume(tmp_path / "run")  # killed before the first checkpoint
+    assert resumed.model.parameters.flat.tobytes() == job.model.parameters.flat.tobytes()
+
+
+@pytest.mark.parametrize(
+    "progress", [{}, [], {"phase": "other", "step": 1}, {"phase": "facts", "step": -1}, {"phase": "facts", "step": "1"}]
+)
+def test_resume_with_progress_of_another_job(tmp_path, config, progress):
+    Job.start(tmp_path / "run", config).train(Recorder())
+    (tmp_path / "run" / "checkpoint" / "progress.json").write_text(json.dumps(progress))
+    with pytest.raises(FormatError, match="progress"):
+        Job.resume(tmp_path / "run")
+
+
+# Texts
+
+
+@pytest.fixture
+def text_config(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"Line {i} of a text. " for i in range(40)))
+    phase = {"name": "text", "data": str(tmp_path / "text.txt"), "steps": 6, "learning_rate": 1e-2,
+             "sequence_length": 10, "rows_per_update": 2}  # fmt: skip
+    return make_job(tmp_path, tokenizer={"type": "character"}, phases=[phase])
+
+
+def test_a_text_keeps_its_last_tenth_for_validation(tmp_path, text_config):
+    job = Job.start(tmp_path / "run", text_config)
+    (phase,) = job.phases
+    assert isinstance(phase.dataset, TokenStream)
+    text = (tmp_path / "text.txt").read_text()
+    assert job.tokenizer.decode(phase.dataset.tokens) + job.tokenizer.decode(phase.validation.tokens) == text
+    assert len(phase.validation.tokens) == len(text) // 10
+    assert (phase.dataset.length, phase.steps) == (10, 6)
+    recorder = Recorder()
+    job.train(recorder)
+    assert all("validation_loss" in record for record in recorder.records)
+
+
+def test_a_text_is_resumed_to_the_bit(tmp_path, text_config):
+    Job.start(tmp_path / "whole", text_config).train(Recorder())
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", text_config).train(stop_at("text", 3))
+    Job.resume(tmp_path / "run").train(Recorder())
+    assert finished(tmp_path / "run") == finished(tmp_path / "whole")
+
+
+def test_shipped_data_is_found():
+    for language in ("en", "zh"):
+        for name in ("facts", "dialogues", "validation"):
+            assert resolve(f"fastllm:{language}/{name}.jsonl").is_file()
+    assert resolve("x/y.jsonl").parts == ("x", "y.jsonl")
+    assert DIALOGUES

@@ -1,0 +1,155 @@
+"""A job's TOML file: round trips, and every wrong key or value named."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from training_jobs import make_job
+
+from fastllm.errors import ConfigError
+from fastllm.training.config import JobConfig, PhaseConfig
+
+PHASE = {"name": "facts", "data": "facts.jsonl", "learning_rate": 1e-3, "epochs": 3}
+
+
+def job(phase=PHASE, **tables):
+    return JobConfig.from_dict({"phases": [phase], **tables})
+
+
+def reread(config, folder):
+    path = folder / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    return JobConfig.read(path)
+
+
+def test_a_full_job_comes_back(tmp_path):
+    config = make_job(tmp_path, tokenizer={"type": "character", "max_size": 50})
+    assert reread(config, tmp_path) == config
+
+
+LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"preset": "llama", "kv_heads": 3, "tied_head": False, "norm_eps": 1e-6},
+        {"preset": "nano", "rope_scaling": LLAMA3},
+        {"width": 8, "hidden": 9, "layers": 1, "heads": 2, "context": 5, "rope_theta": 1e6},
+    ],
+)
+def test_models_come_back(tmp_path, model):
+    config = job(model=model or {"preset": "nano"})
+    assert reread(config, tmp_path) == config
+    assert reread(config, tmp_path).model_config(77) == config.model_config(77)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+positive = st.floats(1e-300, 1e300)
+
+
+@given(name=texts, data=texts, validation=st.none() | texts, rate=positive, seed=st.integers(0, 2**32 - 1))
+def test_any_strings_and_numbers_come_back(tmp_path_factory, name, data, validation, rate, seed):
+    phase = {**PHASE, "name": name, "data": data, "learning_rate": rate}
+    if validation is not None:
+        phase["validation"] = validation
+    config = job(phase, seed=seed)
+    assert reread(config, tmp_path_factory.getbasetemp()) == config
+
+
+def test_every_field_is_written(tmp_path):
+    """What a file leaves out may have another default in the next version."""
+    lines = make_job(tmp_path).to_toml().splitlines()
+    keys = {line.partition(" = ")[0] for line in lines}
+    optional = {"sequence_length", "steps"}  # None in both phases here
+    names = {field.name for field in dataclasses.fields(PhaseConfig)}
+    assert names - keys == optional
+    assert {"seed", "backend", "checkpoint_seconds", "beta2", "eps", "max_norm", "minimum_count"} <= keys
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"sead": 1}, "the job has no key 'sead'; did you mean 'seed'"),
+        ({"optimizer": {"nmae": "adam"}}, "optimizer has no key 'nmae'; did you mean 'name'"),
+        ({"tokenizer": {"typ": "word"}}, "tokenizer has no key 'typ'; did you mean 'type'"),
+        ({"model": {"preset": "nano", "widht": 8}}, "no key 'widht'; did you mean 'width'"),
+        ({"model": {"preset": "nanno"}}, "no preset 'nanno'; did you mean 'nano'"),
+        ({"model": {"preset": 3}}, "preset must be one of"),
+        ({"model": {"preset": "nano", "vocab_size": 5}}, "vocab_size follows from the data"),
+        ({"model": {"preset": "nano", "heads": 3}}, "width must be a multiple of heads"),
+        ({"model": 3}, "model must be a table"),
+        ({"optimizer": []}, "optimizer must be a table"),
+        ({"optimizer": {"name": "adamx"}}, "name must be one of adam, adamw, sgd, lion; got 'adamx'"),
+        ({"optimizer": {"name": "adam", "weight_decay": 0.1}}, "adam takes no weight_decay"),
+        ({"optimizer": {"beta1": 1.0}}, "beta1"),
+        ({"optimizer": {"beta2": -1.0}}, "beta2"),
+        ({"optimizer": {"eps": 0.0}}, "eps"),
+        ({"optimizer": {"momentum": 2.0}}, "momentum"),
+        ({"optimizer": {"weight_decay": -1.0}}, "weight_decay"),
+        ({"optimizer": {"max_norm": -1.0}}, "max_norm"),
+        ({"optimizer": {"max_norm": "big"}}, "max_norm must be int or float; got 'big'"),
+        ({"optimizer": {"beta1": True}}, "beta1 must be int or float; got True"),
+        ({"tokenizer": {"type": "bpe"}}, "type must be word, character or byte; got 'bpe'"),
+        ({"tokenizer": {"max_size": 0}}, "max_size"),
+        ({"tokenizer": {"minimum_count": 0}}, "minimum_count"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"seed": 1.5}, "seed must be int; got 1.5"),
+        ({"seed": "1"}, "seed must be int; got '1'"),
+        ({"backend": "torch"}, "backend must be numba or numpy; got 'torch'"),
+        ({"checkpoint_seconds": -1.0}, "checkpoint_seconds must not be negative"),
+        ({"checkpoint_seconds": math.nan}, "checkpoint_seconds must be finite"),
+        ({"phases": []}, "at least one phase"),
+        ({"phases": 3}, "phases must be tables"),
+        ({"phases": [3]}, "phases must be a table"),
+        ({"phases": [PHASE, PHASE]}, "phases must have different names"),
+    ],
+)
+def test_wrong_jobs(tables, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        JobConfig.from_dict({"phases": [PHASE], **tables})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epoch": 3}, "phases has no key 'epoch'; did you mean 'epochs'"),
+        ({"name": 3}, "name must be str; got 3"),
+        ({"epochs": None}, "epochs must be int; got None"),
+        ({"steps": 3}, "needs epochs or steps, not both"),
+        *[({name: 0}, f"{name} must be 1 or more; got 0")
+          for name in ("epochs", "rows_per_update", "accumulate", "sequence_length", "evaluate_every")],
+        ({"learning_rate": 0.0}, "a learning rate must be above 0"),
+        ({"learning_rate": math.inf}, "learning_rate must be finite"),
+        ({"final_learning_rate": 1.0}, "final learning rate must be between 0 and the peak"),
+        ({"schedule": "cosin"}, "schedule must be one of"),
+        ({"warmup": -1}, "warmup"),
+    ],
+)  # fmt: skip
+def test_wrong_phases(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        job({**PHASE, **fields})
+
+
+@pytest.mark.parametrize("name", ["name", "data", "learning_rate"])
+def test_a_phase_lacks_a_key(name):
+    with pytest.raises(ConfigError, match=f"phases needs {name}"):
+        job({key: value for key, value in PHASE.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"seed = ", "must be TOML"), (b"\xff", "must be TOML"), (b"", "phase")]
+)
+def test_wrong_files(tmp_path, content, message):
+    path = tmp_path / "job.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as raised:
+        JobConfig.read(path)
+    assert str(path) in str(raised.value)
+    with pytest.raises(FileNotFoundError):
+        JobConfig.read(tmp_path / "missing.toml")

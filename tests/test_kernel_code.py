@@ -1,0 +1,62 @@
+"""What the compiler made of the kernels: arithmetic in float32, where float32 is meant.
+
+A literal such as 0.5 makes the arithmetic around it float64, at half the speed. No result shows it, so this
+reads the compiled code. Matrix product and RoPE work on float32 vectors by name and are left out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Kernel -> why it computes in float64 at all.
+MEANT = {
+    "adamw": "beta^step and what else is one number a call",
+    "cross_entropy_forward": "log(total) + top - logit, once a row",
+    "cross_entropy_forward_backward": "log(total) + top - logit, once a row",
+    "dropout_forward": "1 / (1 - probability), one number a call",
+    "lion": "1 - beta and decay * rate, numbers a call",
+    "squared_norm": "a sum over all parameters of a model",
+}
+IN_VECTORS = {"squared_norm"}
+
+# Numba shows the code of what it compiles, not of what it reads from the disk: so a process with an empty cache.
+SCRIPT = r"""
+import json, re
+import numpy as np
+from fastllm import kernels
+from fastllm.kernels.cases import CASES, with_scratch
+
+arithmetic = re.compile(r" = f(?:add|sub|mul|div|rem|neg) [^\n]*\b(double|x double>) ")
+found = {}
+for name, case in CASES.items():
+    function = getattr(kernels, name)
+    if hasattr(function, "inspect_llvm"):
+        inputs = with_scratch(case.build(np.random.default_rng(0), **case.sizes[0]), kernels)
+        function(*inputs.values())
+        code = "\n".join(function.inspect_llvm().values())
+        found[name] = sorted({match[1] for match in arithmetic.finditer(code)})
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def doubles(tmp_path_factory):
+    """The float64 operands, scalars or vectors, in each kernel's code."""
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": str(Path(__file__).parents[1])}
+    output = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=os.environ | settings, stdout=subprocess.PIPE, check=True, text=True
+    ).stdout
+    return json.loads(output)
+
+
+def test_float64_is_used_where_it_is_meant(doubles):
+    assert len(doubles) > 20
+    assert {name for name, kinds in doubles.items() if kinds} == MEANT.keys()
+
+
+def test_loops_compute_in_float32(doubles):
+    assert {name for name, kinds in doubles.items() if "x double>" in kinds} == IN_VECTORS

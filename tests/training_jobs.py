@@ -1,0 +1,65 @@
+"""A job that trains in a second on twins, and a reporter that stops it where a test wants."""
+
+import json
+
+from fastllm.training.config import JobConfig
+
+TEXTS = [{"text": f"{subject} {verb} {thing}."} for subject in ("Bees", "Ants", "We", "They")
+         for verb in ("make", "like") for thing in ("honey", "rain")]  # fmt: skip
+DIALOGUES = [
+    {"messages": [{"role": role, "content": content}
+                  for role, content in (("user", f"Who likes {thing}?"), ("assistant", "Bees like it."))]}
+    for thing in ("honey", "rain")
+]
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def make_job(folder, **changes):
+    """Two phases of 16 and 8 updates, with dropout, accumulation, clipping and validation."""
+    facts = write_lines(folder / "facts.jsonl", TEXTS)
+    dialogues = write_lines(folder / "dialogues.jsonl", DIALOGUES)
+    phase = {"learning_rate": 1e-2, "schedule": "cosine", "warmup": 2, "accumulate": 2}
+    return JobConfig.from_dict(
+        {
+            "backend": "numpy",
+            "seed": 3,
+            "checkpoint_seconds": 0,
+            "model": {
+                "preset": "nano", "width": 8, "hidden": 12, "layers": 1, "heads": 2, "context": 16, "dropout": 0.1,
+            },
+            "optimizer": {"weight_decay": 0.1},
+            "phases": [
+                {
+                    "name": "facts", "data": facts, "validation": dialogues, "evaluate_every": 4, "epochs": 4,
+                    "rows_per_update": 4, **phase,
+                },
+                {"name": "dialogues", "data": dialogues, "epochs": 8, "rows_per_update": 2, **phase},
+            ],
+            **changes,
+        }
+    )  # fmt: skip
+
+
+class Recorder:
+    """A Reporter that keeps what it is told, and calls `at_step` after every update."""
+
+    def __init__(self, at_step=lambda phase, step: None):
+        self.steps, self.records, self.phases = [], [], []
+        self._at_step = at_step
+
+    def begin(self, phase, done, steps):
+        self.phases.append((phase.name, done, steps))
+
+    def step(self, done):
+        self.steps.append(done)
+        self._at_step(self.phases[-1][0], done.step)
+
+    def log(self, record):
+        self.records.append(record)
+
+    def end(self):
+        pass
