@@ -81,7 +81,8 @@ def test_wrong_use_ends_with_status_2(tmp_path, monkeypatch, capsys, words):
     (tmp_path / "notes.txt").write_text("mine")
     status, out, err = run_here(capsys, "demo", *words)
     assert (status, out) == (2, "")
-    assert "error: " in err.splitlines()[-1]
+    assert err.startswith("fastllm: error: ")
+    assert len(err.splitlines()) == 1
     assert os.listdir() == ["notes.txt"]
 
 

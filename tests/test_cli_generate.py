@@ -116,7 +116,7 @@ def test_words_that_make_no_command_are_wrong_use(capsys, arguments):
     with pytest.raises(SystemExit) as exit:
         main(["generate", *arguments])
     assert exit.value.code == 2
-    assert "fastllm generate: error: " in capsys.readouterr().err
+    assert "fastllm: error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

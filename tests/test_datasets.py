@@ -12,6 +12,7 @@ from fastllm.datasets import (
     Example,
     Examples,
     TokenStream,
+    join,
     make_examples,
     pack,
     read_records,
@@ -140,6 +141,27 @@ def test_parts_of_a_batch_sum_up_to_it(targets, parts):
         assert (piece.tokens[piece.starts[:-1]] == 0).all()  # whole sequences, which begin with 0 here
 
 
+def test_joined_examples_follow_one_another(letters):
+    """As turns of one dialogue do: each <end> is read, and what follows it is not guessed."""
+    records = [{"messages": DIALOGUE[:2]}, {"messages": DIALOGUE[2:]}, {"text": "gh"}]
+    examples = make_examples(records, letters, 80)
+    (one,) = join(examples, 80)
+    (dialogue,) = make_examples([{"messages": DIALOGUE}], letters, 80)
+    assert one.tokens.tolist() == [*dialogue.tokens.tolist(), letters.end_id, 10, 11]
+    assert one.targets.tolist() == [*dialogue.targets.tolist(), -1, 11, letters.end_id]
+
+
+@pytest.mark.parametrize(("length", "sizes"), [(0, [3, 3, 2]), (6, [3, 6]), (7, [7, 2]), (9, [7, 2]), (10, [10])])
+def test_joined_examples_keep_to_a_length_and_lose_nothing(length, sizes):
+    examples = [example(1, 2, 3), example(4, 5, 6), example(7, 8)]
+    joined = join(examples, length)
+    assert [len(e.tokens) for e in joined] == sizes
+    targets = np.concatenate([e.targets for e in joined])
+    assert targets[targets >= 0].tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    dataset = Examples(examples, 3, seed=1, join=length)
+    assert dataset.batch(0).target_count == 8
+
+
 # Order
 
 
@@ -199,7 +221,7 @@ def test_a_stream_follows_from_seed_and_step():
 def test_validation_windows_stand_side_by_side(size, length):
     tokens = np.concatenate([b.tokens for b in TokenStream(np.arange(size), length).in_order()])
     np.testing.assert_array_equal(tokens, np.arange(len(tokens)))
-    assert size - 1 - length < len(tokens) <= size - 1
+    assert len(tokens) == size - 1
 
 
 def test_a_token_file_holds_the_text(tmp_path, monkeypatch):

@@ -227,7 +227,7 @@ def test_wrong_tensors_are_named(base):
 def test_a_configuration_of_endless_layers_is_refused_at_once():
     config = config_from_huggingface(GPT2)
     tensors = to_huggingface(config, random_parameters(config))
-    with pytest.raises(FormatError, match="1000000000000 layers"):
+    with pytest.raises(FormatError, match="layers must be a whole number"):
         from_huggingface(config_from_huggingface({**GPT2, "n_layer": 10**12}), tensors)
 
 

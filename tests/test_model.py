@@ -9,6 +9,7 @@ import pytest
 from model_switches import LLAMA3, make_batch, make_model
 
 import fastllm
+from fastllm.kernels import reference
 
 # The same sums in another order: of the largest number. See test_model_switches.
 TOLERANCE = 3e-5
@@ -164,6 +165,21 @@ def test_dropout_follows_from_its_seed(backend):
     np.testing.assert_array_equal(
         gradients_of(model, batch), gradients_of(make_model(config, backend), batch)
     )  # without a seed there is no dropout, so nothing random
+
+
+def test_every_place_has_masks_of_its_own(monkeypatch):
+    config = fastllm.ModelConfig(vocab_size=19, width=12, hidden=11, layers=2, heads=3, context=9, dropout=0.5)
+    masks = []
+
+    def record(out, x, probability, seed, offset):
+        drop(out, np.ones_like(x), probability, seed, offset)
+        masks.append((out > 0).tobytes())
+
+    drop = reference.dropout_forward
+    monkeypatch.setattr(reference, "dropout_forward", record)
+    batch = make_batch(config, (9, 4))
+    gradients_of(make_model(config, "numpy"), batch, dropout_seed=7)
+    assert len(set(masks)) == len(masks) == 1 + 2 * config.layers
 
 
 def test_mean_over_masks_is_the_gradient_of_a_linear_model():

@@ -1,7 +1,5 @@
 """A trained GPT that sorts six digits: every activation it was published with, and every input sorted."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,6 @@ from fastllm import kernels
 from fastllm.formats.huggingface import config_from_huggingface, from_huggingface
 from fastllm.kernels import reference
 
-SORT = Path(__file__).parents[2] / "shared" / "data" / "gpt-nano-sort"
 DIGITS = 6
 CONTEXT = 11  # six to sort and the first five sorted
 
@@ -19,17 +16,20 @@ CONTEXT = 11  # six to sort and the first five sorted
 # 1e-3 in the end.
 TOLERANCE = 1e-5
 
-pytestmark = pytest.mark.skipif(not SORT.is_dir(), reason=f"the model gpt-nano-sort is not in {SORT}")
+
+@pytest.fixture(scope="module")
+def folder(shared_data):
+    return shared_data / "gpt-nano-sort"
 
 
 @pytest.fixture(scope="module")
-def partials():
-    with np.load(SORT / "partials.npz", allow_pickle=False) as arrays:
+def partials(folder):
+    with np.load(folder / "partials.npz", allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 @pytest.fixture(scope="module", params=["numpy", "numba"])
-def model(request):
+def model(request, folder):
     config = config_from_huggingface(
         {
             "model_type": "gpt2",
@@ -41,7 +41,7 @@ def model(request):
             "tie_word_embeddings": False,
         }
     )
-    with np.load(SORT / "weights.npz", allow_pickle=False) as arrays:
+    with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
         # minGPT's names are GPT-2's, but its linear weights are (out, in)
         tensors = {name: array.T if is_linear(name) else array for name, array in arrays.items()}
     model = fastllm.Model(config, backend=request.param)

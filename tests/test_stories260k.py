@@ -1,7 +1,5 @@
 """A trained model of llama2.c writes the text that llama2.c writes, to the byte."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,28 +7,30 @@ import fastllm
 from fastllm.formats.llama2c import read_llama2c
 from fastllm.tokenizers import Llama2cTokenizer
 
-STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
 TOKENS = 200  # that case0.txt was asked for
-
-pytestmark = pytest.mark.skipif(not STORIES.is_dir(), reason=f"the model stories260K is not in {STORIES}")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return Llama2cTokenizer.read(STORIES / "tok512.bin")
+def folder(shared_data):
+    return shared_data / "stories260K"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Llama2cTokenizer.read(folder / "tok512.bin")
 
 
 @pytest.fixture(scope="module", params=["numpy", "numba"])
-def model(request):
-    config, parameters = read_llama2c(STORIES / "stories260K.bin")
+def model(request, folder):
+    config, parameters = read_llama2c(folder / "stories260K.bin")
     model = fastllm.Model(config, backend=request.param)
     model.parameters.load(parameters)
     return model
 
 
 @pytest.fixture(scope="module")
-def story():
-    text = (STORIES / "case0.txt").read_text(encoding="utf-8")
+def story(folder):
+    text = (folder / "case0.txt").read_text(encoding="utf-8")
     return text.removesuffix("\n")  # with which run.c ends its output
 
 
@@ -54,9 +54,9 @@ def test_the_text(written, tokenizer, story):
     assert tokenizer.decode(written) == story
 
 
-def test_the_first_tokens(written):
+def test_the_first_tokens(written, folder):
     """case0.tokens.txt has a line of ids: "tokens 1 403 407 ..."."""
-    (line,) = (s for s in (STORIES / "case0.tokens.txt").read_text().splitlines() if s.startswith("tokens "))
+    (line,) = (s for s in (folder / "case0.tokens.txt").read_text().splitlines() if s.startswith("tokens "))
     ids = [int(word) for word in line.split()[1:]]
     assert written[: len(ids)] == ids
 

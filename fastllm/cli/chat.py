@@ -38,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = generation_config(arguments)
     from ..checkpoint import load
-
     from ..training.progress import compile_kernels
 
     model, tokenizer = load(arguments.model, arguments.backend)

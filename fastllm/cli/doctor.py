@@ -21,7 +21,7 @@ from types import ModuleType
 
 from .. import __version__, machine
 
-PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm", "plotext", "pygal")
+PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm", "plotext")
 OPTIONAL = ("tbb", "torch")
 OLDEST = {"numpy": (2, 0), "numba": (0, 61)}  # as in pyproject.toml
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "neon", "sve")

@@ -30,8 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = generation_config(arguments)
     from ..checkpoint import load
-    from ..training.progress import compile_kernels
     from ..generation import stream
+    from ..training.progress import compile_kernels
 
     model, tokenizer = load(arguments.model, arguments.backend)
     compile_kernels(model)

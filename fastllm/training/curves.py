@@ -5,7 +5,6 @@ The x axis counts updates over all phases; a value stands for the updates since 
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import math
@@ -19,6 +18,7 @@ from typing import Any
 
 from ..atomic import replacing
 from ..errors import DataError
+from . import svg
 
 QUANTITIES = ("loss", "perplexity", "accuracy")
 POINTS = 600  # of a curve; the eye can't tell more apart
@@ -166,62 +166,26 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
 
     Raises OSError, and ValueError and DataError as make_chart does.
     """
-    pygal = _import_pygal()
     chart = make_chart(metrics, what)
-    grey, pale = "#666", "#ddd"
-    svg = pygal.XY(
-        style=pygal.style.Style(
-            background="white",
-            plot_background="white",
-            foreground=grey,
-            foreground_strong="#222",
-            foreground_subtle=pale,
-            guide_stroke_color=pale,
-            major_guide_stroke_color=pale,
-            colors=("#1f6fb4", "#d9632b", grey),
-            font_family="sans-serif",
-            value_label_font_size=13,
-            opacity="1",
-            stroke_width="1.8",
-        ),
-        width=900,
-        height=460,
-        margin=16,
-        title=f"{what}: {', then '.join(name for _, name in chart.phases)}",
-        x_title="update",
-        xrange=(0, chart.updates),
-        range=(0, chart.top),
-        x_labels=_whole_ticks(chart.updates, 10),
-        y_labels=[{"value": height, "label": label} for height, label in chart.ticks],
-        legend_at_bottom=True,
-        print_labels=True,
+    curves = [
+        (name, color, points)
+        for name, color, points in (
+            ("training", svg.TRAINING, chart.training),
+            ("validation", svg.VALIDATION, chart.validation),
+        )
+        if points
+    ]
+    text = svg.render(
+        f"{what}: {', then '.join(name for _, name in chart.phases)}",
+        curves,
+        chart.phases[1:],
+        chart.updates,
+        chart.top,
+        _whole_ticks(chart.updates, 10),
+        chart.ticks,
     )
-    for points, name in (chart.training, "training"), (chart.validation, "validation"):
-        if points:
-            svg.add(name, points, show_dots=len(points) < 60, dots_size=2)
-    for at, name in chart.phases[1:]:
-        border = [{"value": (at, chart.top), "label": name}, (at, 0)]
-        svg.add(None, border, dots_size=0, stroke_style={"dasharray": "4,4"})
-    svg.add_xml_filter(_without_scripts)
     with replacing(path) as temporary:
-        temporary.write_text(svg.render(is_unicode=True), encoding="utf-8")
-
-
-def _import_pygal() -> Any:
-    """pygal, without its finder of plugins, about which Python 3.11 warns at every later import."""
-    finders = list(sys.meta_path)
-    pygal = importlib.import_module("pygal")
-    importlib.import_module("pygal.style")
-    sys.meta_path[:] = finders
-    return pygal
-
-
-def _without_scripts(root: Any) -> Any:
-    """Drop the scripts of pygal's tooltips, one of which is on a server."""
-    for parent in list(root.iter()):
-        for script in parent.findall("script"):
-            parent.remove(script)
-    return root
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _is_finite(value: object) -> bool:
