@@ -112,6 +112,7 @@ def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, siz
 @inline
 def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
     """The tasks part, part + parts, ... of attention_forward."""
+    part = np.int64(part)  # prange counts in unsigned integers
     size = out.shape[1] // heads
     row, out_row = qkv.shape[1], out.shape[1]
     p_out, p_lse, p_qkv, group = pointer(out), pointer(lse), pointer(qkv), heads // kv_heads
@@ -233,6 +234,7 @@ def _clear(dqkv, start, stop, column, size):
 @inline
 def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
     """The tasks part, part + parts, ... of attention_backward."""
+    part = np.int64(part)  # prange counts in unsigned integers
     size = out.shape[1] // heads
     row, out_row, group = qkv.shape[1], out.shape[1], heads // kv_heads
     task = 0

@@ -9,7 +9,7 @@ a whole batch are never in memory, and rows without a target are never computed.
 import numpy as np
 
 from .elementary import exp
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, is_same, kernel, prange
 
 
 @inline
@@ -64,6 +64,7 @@ def cross_entropy_forward(losses, correct, logits, targets):
 
 @inline
 def _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop):
+    is_in_place = is_same(dlogits, logits)
     for n in range(start, stop):
         target = targets[n]
         top, total, is_first = _row_statistics(logits, n, target)
@@ -71,8 +72,12 @@ def _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop):
         correct[n] = np.int32(is_first)
         factor = np.float32(scale) / total
         # exp a second time: cheaper than writing it in the first pass and reading it again
-        for v in range(logits.shape[1]):
-            dlogits[n, v] = exp(logits[n, v] - top) * factor
+        if is_in_place:
+            for v in range(logits.shape[1]):
+                dlogits[n, v] = exp(dlogits[n, v] - top) * factor
+        else:
+            for v in range(logits.shape[1]):
+                dlogits[n, v] = exp(logits[n, v] - top) * factor
         dlogits[n, target] -= np.float32(scale)
 
 

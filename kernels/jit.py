@@ -25,7 +25,7 @@ from numba import prange, types
 from numba.core import event
 from numba.core.typing import Signature
 
-__all__ = ["cache_directory", "chunk_count", "inline", "kernel", "linked", "piece", "prange", "watch_compilation"]
+__all__ = ["cache_directory", "chunk_count", "inline", "is_same", "kernel", "linked", "piece", "prange", "watch_compilation"]
 
 FLAGS = {"error_model": "numpy", "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}}
 FOLDER = Path(__file__).parent
@@ -148,6 +148,17 @@ linked = Linked()
 def inline(function: Callable) -> Callable:
     """A scalar function for use inside kernels: compiled with the same flags, inlined by LLVM, not cached alone."""
     return numba.njit(function, **FLAGS)
+
+
+@inline
+def is_same(a, b):
+    """Whether two arrays begin at one address.
+
+    LLVM vectorises a loop over two arrays that might overlap behind a test that they do not, and runs it
+    element by element if they do. So where a result may go to where an input stands, a kernel has a loop of its
+    own for that, which names one array only.
+    """
+    return a.ctypes.data == b.ctypes.data
 
 
 @inline

@@ -9,7 +9,7 @@
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, is_same, kernel, prange
 
 
 @inline
@@ -60,6 +60,7 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 @inline
 def _backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, start, stop):
     width = x.shape[1]
+    is_in_place = dresidual.size > 0 and is_same(dx, dresidual)
     scale = np.float32(1) / np.float32(width)
     for n in range(start, stop):
         m = mean[n]
@@ -77,7 +78,11 @@ def _backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, s
                 dbias[c] += dout[n, c]
         total *= scale
         dot *= scale
-        if dresidual.size:
+        if is_in_place:
+            for c in range(width):
+                norm = (x[n, c] - m) * r
+                dx[n, c] += r * (dout[n, c] * weight[c] - total - norm * dot)
+        elif dresidual.size:
             for c in range(width):
                 norm = (x[n, c] - m) * r
                 dx[n, c] = r * (dout[n, c] * weight[c] - total - norm * dot) + dresidual[n, c]

@@ -9,7 +9,7 @@
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, is_same, kernel, prange
 
 
 @inline
@@ -47,6 +47,7 @@ def rms_norm_forward(out, rstd, x, weight, eps):
 @inline
 def _backward_rows(dx, dweight, dout, x, weight, rstd, dresidual, start, stop):
     width = x.shape[1]
+    is_in_place = dresidual.size > 0 and is_same(dx, dresidual)
     for n in range(start, stop):
         r = rstd[n]
         dot = np.float32(0)
@@ -55,7 +56,10 @@ def _backward_rows(dx, dweight, dout, x, weight, rstd, dresidual, start, stop):
             dot += dout[n, c] * weight[c] * norm
             dweight[c] += dout[n, c] * norm
         dot /= np.float32(width)
-        if dresidual.size:
+        if is_in_place:
+            for c in range(width):
+                dx[n, c] += r * (dout[n, c] * weight[c] - x[n, c] * r * dot)
+        elif dresidual.size:
             for c in range(width):
                 dx[n, c] = r * (dout[n, c] * weight[c] - x[n, c] * r * dot) + dresidual[n, c]
         else:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 QUESTIONS = {"en": "How do mountains form?", "zh": "太阳从哪边升起？"}
 TOKENIZERS = {"en": "word", "zh": "character"}  # Chinese is written without spaces
-ROWS_PER_UPDATE = 8
+ROWS_PER_UPDATE = 16
 EPOCHS = 100
 LEARNING_RATES = {"facts": 5e-4, "dialogues": 1e-4}
 
@@ -47,7 +47,7 @@ def demo_job(language: str, rows_per_update: int, epochs: int, seed: int) -> Job
 
     # A batch of n rows means n times fewer updates, and Adam's step does not grow with the batch: sqrt(n) times the
     # rate makes up for it (Malladi et al. 2022, arXiv:2205.10287). The facts' rate is high enough as it is: with
-    # sqrt(8) times as much the loss has spikes.
+    # four times as much the loss has spikes.
     rates = {**LEARNING_RATES, "dialogues": LEARNING_RATES["dialogues"] * max(1, rows_per_update) ** 0.5}
 
     def phase(name: str) -> dict[str, Any]:
