@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Job:
         self.config = run.config
         self.model = model
         self.tokenizer = tokenizer
+        self.notes: list[str] = []  # what a person should know of the data
         self.phases = [self._phase(phase, sources) for phase in self.config.phases]
         self._at = 0  # phase to train next
         self._trainer: Trainer | None = None
@@ -175,9 +177,9 @@ class Job:
                 self.run.log(record)
                 reporter.log(record)
                 interval.restart()
-                if time.monotonic() - saved > self.config.checkpoint_seconds:
-                    self._save(phase, trainer)
-                    saved = time.monotonic()
+            if time.monotonic() - saved > self.config.checkpoint_seconds:
+                self._save(phase, trainer)
+                saved = time.monotonic()
             if stopping.is_set():
                 self._save(phase, trainer)
                 raise Interrupted(
@@ -249,12 +251,20 @@ class Source:
         """All of it as one data set."""
         if self._records is None:
             return self._stream(self._tokens(job), config, job)
-        examples = make_examples(self._records, job.tokenizer, job.model.config.context)
+        context = job.model.config.context
+        made = [make_examples([record], job.tokenizer, context) for record in self._records]
+        if lost := made.count([]):
+            job.notes.append(
+                f"{lost} of {len(made)} records of {self.path} are left out: they have fewer than two tokens, or a turn "
+                f"of more than the context's {context}"
+            )
+        examples = [example for some in made for example in some]
         joined = job.model.config.context if config.join else 0
         return Examples(examples, config.rows_per_update, job.config.seed, joined)
 
     def _tokens(self, job: Job) -> np.ndarray:
-        return write_token_file(job.run.folder / f"{self.path.stem}.tokens.npy", self._text, job.tokenizer)
+        name = f"{self.path.stem}-{zlib.crc32(str(self.path).encode()):08x}.tokens.npy"  # two may share a stem
+        return write_token_file(job.run.folder / name, self._text, job.tokenizer)
 
     def _stream(self, tokens: np.ndarray, config: PhaseConfig, job: Job) -> TokenStream:
         context = job.model.config.context

@@ -22,7 +22,7 @@ def describe(job: Job) -> str:
 
 def prepare(job: Job) -> None:
     """Say what the model is, and compile what it needs."""
-    print(describe(job), flush=True)
+    print("\n".join([describe(job), *job.notes]), flush=True)
     compile_kernels(job.model, job.config.optimizer.make(job.model))
 
 
