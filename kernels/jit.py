@@ -25,7 +25,17 @@ from numba import prange, types
 from numba.core import event
 from numba.core.typing import Signature
 
-__all__ = ["cache_directory", "chunk_count", "inline", "is_same", "kernel", "linked", "piece", "prange", "watch_compilation"]
+__all__ = [
+    "cache_directory",
+    "chunk_count",
+    "inline",
+    "is_same",
+    "kernel",
+    "linked",
+    "piece",
+    "prange",
+    "watch_compilation",
+]
 
 FLAGS = {"error_model": "numpy", "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}}
 FOLDER = Path(__file__).parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import sys
@@ -30,7 +31,7 @@ from ..datasets import (
     record_texts,
     write_token_file,
 )
-from ..errors import DataError, FastllmError, TrainingError
+from ..errors import DataError, FastllmError, FormatError, TrainingError
 from ..layers.score import Score
 from ..model import Model
 from ..tokenizers import TOKENIZERS
@@ -100,6 +101,7 @@ class Job:
         self.notes: list[str] = []  # what a person should know of the data
         self.phases = [self._phase(phase, sources) for phase in self.config.phases]
         self._at = 0  # phase to train next
+        self._sums = Sums()
         self._trainer: Trainer | None = None
 
     @classmethod
@@ -128,7 +130,12 @@ class Job:
         model, tokenizer = load(run.checkpoint, run.config.backend)
         job = cls(run, model, tokenizer, sources)
         names = [phase.config.name for phase in job.phases]
-        job._at, step = check_progress(load_progress(run.checkpoint), names)
+        progress = load_progress(run.checkpoint)
+        job._at, step = check_progress(progress, names)
+        try:
+            job._sums = Sums(**progress["since_last_line"])
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{run.checkpoint}: its progress must hold the sums of its metrics; {error}") from None
         trainer = job._make_trainer(job.phases[job._at])
         load_progress(run.checkpoint, trainer.optimizer)
         trainer.step = step
@@ -164,19 +171,25 @@ class Job:
                 self._trainer = None
 
     def _train_phase(self, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event) -> None:
-        interval = _Interval(phase, trainer.step)
+        calendar = _Calendar(phase)
         saved = time.monotonic()
-        trainer.callbacks = [reporter.step, interval.add]
+        trainer.callbacks = [reporter.step, self._sums.add]
         while trainer.step < trainer.steps:
             trainer.train(trainer.step + 1)
-            if interval.is_due(trainer.step):
-                record = interval.record(trainer.step)
-                if phase.validation and interval.is_validation_due(trainer.step):
+            if calendar.is_due(trainer.step):
+                record = {
+                    "phase": phase.config.name,
+                    "epoch": round(trainer.step / phase.dataset.steps_per_epoch, 3),
+                    "step": trainer.step,
+                    **self._sums.record(),
+                }
+                if phase.validation and calendar.is_validation_due(trainer.step):
                     score = evaluate(self.model, phase.validation)
                     record |= {f"validation_{name}": value for name, value in _figures(score).items()}
                 self.run.log(record)
                 reporter.log(record)
-                interval.restart()
+                self._sums = Sums()
+                trainer.callbacks = [reporter.step, self._sums.add]
             if time.monotonic() - saved > self.config.checkpoint_seconds:
                 self._save(phase, trainer)
                 saved = time.monotonic()
@@ -194,7 +207,7 @@ class Job:
                 f"parameters must stay finite; got NaN or infinity after step {trainer.step}; "
                 "lower the learning rate or clip harder"
             )
-        progress = {"phase": phase.config.name, "step": trainer.step}
+        progress = {"phase": phase.config.name, "step": trainer.step, "since_last_line": dataclasses.asdict(self._sums)}
         save(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
 
     def _make_trainer(self, phase: Phase) -> Trainer:
@@ -255,8 +268,8 @@ class Source:
         made = [make_examples([record], job.tokenizer, context) for record in self._records]
         if lost := made.count([]):
             job.notes.append(
-                f"{lost} of {len(made)} records of {self.path} are left out: they have fewer than two tokens, or a turn "
-                f"of more than the context's {context}"
+                f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a turn of more "
+                f"than the context's {context}"
             )
         examples = [example for some in made for example in some]
         joined = job.model.config.context if config.join else 0
@@ -293,45 +306,56 @@ def _figures(score: Score) -> dict[str, float]:
     }
 
 
-class _Interval:
-    """The updates since the last line of metrics: an epoch of examples, a two-hundredth of a text's steps."""
+@dataclass
+class Sums:
+    """What the updates since the last line of metrics add up to. Kept in checkpoints."""
 
-    def __init__(self, phase: Phase, done: int) -> None:
-        self._phase = phase
+    updates: int = 0
+    tokens: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    targets: int = 0
+    gradient_norm: float = 0.0
+    learning_rate: float = 0.0  # of the last
+    seconds: float = 0.0
+
+    def add(self, done: Step) -> None:
+        self.updates += 1
+        self.tokens += done.tokens
+        self.loss += done.score.total
+        self.correct += done.score.correct
+        self.targets += done.score.targets
+        self.gradient_norm += done.gradient_norm
+        self.learning_rate = done.learning_rate
+        self.seconds += done.seconds
+
+    def record(self) -> dict[str, Any]:
+        """Their means, for a line of metrics."""
+        return {
+            "tokens": self.tokens,
+            **_figures(Score(self.loss, self.correct, self.targets)),
+            "gradient_norm": self.gradient_norm / self.updates,
+            "learning_rate": self.learning_rate,
+            "tokens_per_second": self.tokens / self.seconds,
+            "seconds": self.seconds,
+        }
+
+
+class _Calendar:
+    """When a phase's metrics are due: each epoch of examples, every two-hundredth of a text's steps."""
+
+    def __init__(self, phase: Phase) -> None:
         self._steps = phase.steps
         per_epoch = phase.dataset.steps_per_epoch
         self._every = per_epoch if isinstance(phase.dataset, Examples) else max(1, self._steps // 200)
         self._validate_every = phase.config.evaluate_every or max(1, self._steps // 20)
-        self._validated = done
-        self.restart()
-
-    def restart(self) -> None:
-        self._done: list[Step] = []
-
-    def add(self, done: Step) -> None:
-        self._done.append(done)
+        self._has_validation = phase.validation is not None
 
     def is_due(self, step: int) -> bool:
         return step % self._every == 0 or step == self._steps or self.is_validation_due(step)
 
     def is_validation_due(self, step: int) -> bool:
-        return self._phase.validation is not None and (step % self._validate_every == 0 or step == self._steps)
-
-    def record(self, step: int) -> dict[str, Any]:
-        """A line of metrics.jsonl."""
-        score = sum((done.score for done in self._done), Score())
-        tokens, seconds = sum(done.tokens for done in self._done), sum(done.seconds for done in self._done)
-        return {
-            "phase": self._phase.config.name,
-            "epoch": round(step / self._phase.dataset.steps_per_epoch, 3),
-            "step": step,
-            "tokens": tokens,
-            **_figures(score),
-            "gradient_norm": sum(done.gradient_norm for done in self._done) / len(self._done),
-            "learning_rate": self._done[-1].learning_rate,
-            "tokens_per_second": tokens / seconds,
-            "seconds": seconds,
-        }
+        return self._has_validation and (step % self._validate_every == 0 or step == self._steps)
 
 
 @contextmanager
