@@ -1,9 +1,9 @@
 """Timing contenders fairly in one process.
 
 Contenders take turns in blocks, not in calls. The kernels run on Numba's threads and NumPy's matrix product
-on BLAS's; for some 25 ms after their last work the threads of each pool spin, and take the cores away from
+on BLAS's; for 25 to 100 ms after their last work the threads of each pool spin, and take the cores away from
 the other's. Call by call, a kernel of 3 us and a product of 59 us need 26 ms together, which says nothing of
-either. So a block has one contender only, and begins with a pause that lets the other's threads fall asleep
+either. So a block has one contender only, and begins with a pause until the other's threads have fallen asleep
 and one call that is not timed, which brings data and threads back.
 
 Blocks alternate because a CPU's clock wanders: a slow second then falls on all contenders alike.
@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import FastllmError
 
-PAUSE = 0.05  # seconds; OpenBLAS threads spin for 2^26 cycles, 25 ms or less
+PAUSE = 0.01  # seconds between two looks at the threads
+MOST_PAUSES = 100
 MOST_CALLS = 500  # in a block; `scale` shrinks its numbers each time, and denormals would be slow
 
 
@@ -75,8 +76,12 @@ class Timing:
 
 
 def settle() -> None:
-    """Wait until no thread of another contender spins."""
-    time.sleep(PAUSE)
+    """Wait until no thread of another contender spins: until this process uses no CPU."""
+    for _ in range(MOST_PAUSES):
+        before = time.process_time()
+        time.sleep(PAUSE)
+        if time.process_time() - before < PAUSE / 4:
+            return
 
 
 def measure(benchmark: Benchmark, rounds: int, block_seconds: float) -> dict[str, Timing]:
