@@ -16,12 +16,13 @@ from .jit import chunk_count, inline, kernel, prange
 def kv_cache_write(keys, values, qkv, slots, positions, heads, kv_heads):
     """Copy the key and value of row n of qkv (N, (H+2K)*D) to keys, values [slots[n], positions[n]]."""
     width = keys.shape[2]
-    size = width // kv_heads
+    first = heads * (width // kv_heads)
     for n in range(qkv.shape[0]):
-        slot, position = slots[n], positions[n]
+        key, value = qkv[n, first : first + width], qkv[n, first + width : first + 2 * width]
+        to_key, to_value = keys[slots[n], positions[n]], values[slots[n], positions[n]]
         for c in range(width):
-            keys[slot, position, c] = qkv[n, heads * size + c]
-            values[slot, position, c] = qkv[n, heads * size + width + c]
+            to_key[c] = key[c]
+            to_value[c] = value[c]
 
 
 @inline

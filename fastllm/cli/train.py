@@ -90,6 +90,7 @@ def _config(arguments: argparse.Namespace) -> Any:
         "warmup": 100,
         "final_learning_rate": arguments.learning_rate / 10,
         "rows_per_update": arguments.rows_per_update,
+        "join": is_lines,
         **length,
     }
     if arguments.validation:
