@@ -41,7 +41,7 @@ P, N, B = FLOATS, types.int64, types.boolean
 
 DEPTH = 256
 COLUMNS = 384
-ROWS = 128
+ROWS = 128 // TILE_ROWS * TILE_ROWS  # whole panels: a packed block of A must not run over its room
 PANELS = DEPTH * (COLUMNS + TILE_COLUMNS)
 SCRATCH = PANELS + DEPTH * (ROWS + TILE_ROWS) + 2 * LANES
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -41,14 +41,18 @@ __all__ = [
 ]
 
 
-def _host_lanes() -> int:
-    features = llvmlite.binding.get_host_cpu_features()
+def _lanes() -> int:
+    """The widest vectors of the CPU that Numba compiles for: this one's, unless NUMBA_CPU_FEATURES says otherwise."""
+    if config.CPU_FEATURES is not None:
+        features = dict.fromkeys(config.CPU_FEATURES.replace("+", "").split(","), True)
+    else:
+        features = llvmlite.binding.get_host_cpu_features()
     if features.get("avx512f"):
         return 16
     return 8 if features.get("avx") else 4
 
 
-LANES = _host_lanes()
+LANES = _lanes()
 
 # The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
 # registers: 8*2+2+1 = 19 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills).
