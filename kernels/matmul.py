@@ -47,6 +47,8 @@ SCRATCH = PANELS + DEPTH * (ROWS + TILE_ROWS) + 2 * LANES
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
+# C is cut across its columns, so that no two threads pack the same part of B, unless it has this many times more
+# tiles of rows than of columns: then packing costs little, and each thread reads its own part of A.
 PREFER_COLUMNS = 8
 
 NO_MATRIX = np.empty((0, 0), np.float32)

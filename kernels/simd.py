@@ -56,7 +56,7 @@ LANES = _lanes()
 
 # The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
 # registers: 8*2+2+1 = 19 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills).
-# AVX-512 with 12 rows was no faster (latency is already hidden) and wastes more at the edges.
+# Twelve or more accumulators hide the latency of a multiply-add; fewer rows waste less at the edges.
 TILE_ROWS, TILE_VECTORS = {16: (8, 2), 8: (6, 2), 4: (8, 2)}[LANES]
 TILE_COLUMNS = TILE_VECTORS * LANES
 
