@@ -74,7 +74,8 @@ def stop_on_the_way(folder, number, *words):
     process = start(folder, *words)
     run_folder = folder / words[-1]
     while process.poll() is None:
-        if (run_folder / WEIGHTS).exists() and len((run_folder / "metrics.jsonl").read_bytes().splitlines()) > 20:
+        lines = run_folder / "metrics.jsonl"  # the first checkpoint may be there before the first line
+        if (run_folder / WEIGHTS).exists() and lines.exists() and len(lines.read_bytes().splitlines()) > 20:
             process.send_signal(number)
             break
         time.sleep(0.01)
