@@ -71,7 +71,7 @@ def _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop):
         losses[n] = _loss(top, total, logits[n, target])
         correct[n] = np.int32(is_first)
         factor = np.float32(scale) / total
-        # exp a second time: cheaper than writing it in the first pass and reading it again
+        # exp a second time, so that the first pass, which evaluation shares, writes nothing
         if is_in_place:
             for v in range(logits.shape[1]):
                 dlogits[n, v] = exp(dlogits[n, v] - top) * factor
