@@ -122,6 +122,21 @@ class Examples:
             yield pack(self.examples[at : at + 64])
 
 
+class OneBatch:
+    """A data set whose every batch is the same: to time a step, or to see whether a model can learn by heart."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self._batch = batch
+
+    def batch(self, step: int) -> PackedBatch:
+        return self._batch
+
+    def in_order(self) -> Iterator[PackedBatch]:
+        yield self._batch
+
+
 class TokenStream:
     """One long text, in windows at random places.
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .config import ModelConfig
+from .memory import aligned
 
-ALIGNMENT = 64  # bytes: a cache line
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -89,7 +89,8 @@ class Parameters(Mapping[str, np.ndarray]):
         decayed, others = parameter_shapes(config)
         self.decayed = sum(int(np.prod(shape)) for shape in decayed.values())
         size = self.decayed + sum(int(np.prod(shape)) for shape in others.values())
-        self.flat = _aligned(size, np.dtype(dtype))
+        self.flat = aligned(size, dtype)
+        self.flat.fill(0)
         self._views: dict[str, np.ndarray] = {}
         self._offsets: dict[str, int] = {}
         offset = 0
@@ -130,13 +131,6 @@ class Parameters(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._views)
-
-
-def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros, the first at a cache line's start."""
-    raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def initialise(parameters: Parameters, config: ModelConfig, seed: int) -> None:

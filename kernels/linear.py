@@ -10,7 +10,7 @@ dot products over the rows of weight as they stand. More rows go through the mat
 import numpy as np
 
 from .jit import inline, kernel, prange
-from .matmul import product
+from .matmul import NO_ROW, product
 
 CHUNK = 32  # outputs in one parallel piece of a one-row product
 SERIAL_WEIGHTS = 65536  # one thread reads this many floats in about the time it takes to wake a second
@@ -40,26 +40,6 @@ def matvec(out, x, weight, bias, residual):
         _dot_rows(out, x, weight, bias, residual, chunk * CHUNK, min(outputs, (chunk + 1) * CHUNK))
 
 
-@inline
-def _add_columns(dbias, dout, start, stop):
-    sums = dbias[start:stop]
-    for n in range(dout.shape[0]):
-        row = dout[n, start:stop]
-        for o in range(row.shape[0]):
-            sums[o] += row[o]
-
-
-@kernel(parallel=True)
-def add_column_sums(dbias, dout):
-    """dbias (O,) += sum over rows of dout (N, O). Threads share columns, so the order of the sum is fixed."""
-    outputs = dbias.shape[0]
-    if dout.size < SERIAL_WEIGHTS:
-        _add_columns(dbias, dout, 0, outputs)
-        return
-    for chunk in prange((outputs + CHUNK - 1) // CHUNK):
-        _add_columns(dbias, dout, chunk * CHUNK, min(outputs, (chunk + 1) * CHUNK))
-
-
 def linear_forward(out, x, weight, bias, residual, scratch):
     """An affine map of each row.
 
@@ -73,19 +53,14 @@ def linear_forward(out, x, weight, bias, residual, scratch):
     if x.shape[0] == 1:
         matvec(out, x, weight, bias, residual)
     else:
-        product(out, x, weight, False, True, residual, bias, scratch)
+        product(out, x, weight, False, True, residual, bias, NO_ROW, scratch)
 
 
 def linear_backward_input(dx, dout, weight, residual, scratch):
     """dx (N, I) = dout (N, O) @ weight (O, I) + residual (N, I) or (0, 0); dx may be residual itself."""
-    product(dx, dout, weight, False, False, residual, NO_BIAS, scratch)
+    product(dx, dout, weight, False, False, residual, NO_ROW, NO_ROW, scratch)
 
 
 def linear_backward_weight(dweight, dbias, dout, x, scratch):
     """dweight (O, I) and dbias (O,) or (0,) are added to; dout (N, O), x (N, I)."""
-    product(dweight, dout, x, True, False, dweight, NO_BIAS, scratch)
-    if dbias.size:
-        add_column_sums(dbias, dout)
-
-
-NO_BIAS = np.empty(0, np.float32)
+    product(dweight, dout, x, True, False, dweight, NO_ROW, dbias, scratch)

@@ -13,8 +13,8 @@ KERNELS = ROOT / "kernels"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "config": {"errors"},
-    "parameters": {"config"},
-    "layers": {"config", "parameters"},
+    "parameters": {"config", "memory"},
+    "layers": {"config", "memory", "parameters"},
     "model": {"config", "layers", "parameters"},
     "optimizers": {"model"},
     "tokenizers": {"atomic", "errors"},
@@ -25,7 +25,12 @@ MAY_IMPORT = {
     "generation": {"dialogue", "errors", "model", "tokenizers"},
     "machine": {"errors", "kernels"},
     "bench": {
-        "atomic", "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "schedules", "training",
+        "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "schedules",
+        "training",
+    },
+    "peers": {
+        "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "parameters", "schedules",
+        "tokenizers", "training",
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {

@@ -5,7 +5,8 @@ import pytest
 from model_switches import ROWS, make_config
 
 import fastllm
-from fastllm.parameters import ALIGNMENT, Parameters, initialise, parameter_shapes
+from fastllm.memory import CACHE_LINE
+from fastllm.parameters import Parameters, initialise, parameter_shapes
 
 CONFIG = fastllm.ModelConfig(
     vocab_size=19, width=12, hidden=11, layers=2, heads=6, kv_heads=2, context=9, activation="swiglu", tied_head=False
@@ -20,7 +21,7 @@ def test_views_fill_the_buffer_without_overlap(config):
         view += number + 1  # twice on one place would show
     expected = np.concatenate([np.full(view.size, i + 1) for i, view in enumerate(parameters.values())])
     np.testing.assert_array_equal(parameters.flat, expected)
-    assert parameters.flat.ctypes.data % ALIGNMENT == 0
+    assert parameters.flat.ctypes.data % CACHE_LINE == 0
     assert all(view.flags.c_contiguous for view in parameters.values())
 
 

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from .. import kernels
 from ..kernels import reference
 from ..kernels.cases import Case, with_scratch
+from ..memory import aligned
 from .timing import Benchmark, CheckError, Contender
 
 Arguments = dict[str, Any]
@@ -68,9 +69,10 @@ def _call(module: ModuleType, case: Case, arguments: Arguments) -> dict[str, np.
 
 def _copy(arguments: Arguments, dtype: DTypeLike) -> Arguments:
     """The same arguments in arrays of their own, those of float32 as dtype."""
-    return {
-        name: np.array(value, dtype if value.dtype == np.float32 else value.dtype)
-        if isinstance(value, np.ndarray)
-        else value
-        for name, value in arguments.items()
-    }
+
+    def copy(value: np.ndarray) -> np.ndarray:
+        array = aligned(value.shape, dtype if value.dtype == np.float32 else value.dtype)
+        array[...] = value
+        return array
+
+    return {name: copy(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from ..config import ModelConfig, preset
-from ..datasets import Example, PackedBatch, pack
+from ..datasets import Example, OneBatch, PackedBatch, pack
 from ..model import Model
 from ..optimizers import AdamW
 from ..schedules import Schedule
@@ -46,21 +46,6 @@ def random_examples(vocabulary: int, lengths: Iterable[int], seed: int) -> list[
     return [Example(row[:-1], row[1:]) for row in rows]
 
 
-class _OneBatch:
-    """A data set whose every batch is the same."""
-
-    steps_per_epoch = 1
-
-    def __init__(self, batch: PackedBatch) -> None:
-        self._batch = batch
-
-    def batch(self, step: int) -> PackedBatch:
-        return self._batch
-
-    def in_order(self) -> Iterator[PackedBatch]:
-        yield self._batch
-
-
 def training_benchmark(name: str) -> Benchmark:
     """The training step of that name: gradients, clipping at norm 1, AdamW."""
     step = TRAINING_STEPS[name]
@@ -88,7 +73,7 @@ def check_gradients(config: ModelConfig, batch: PackedBatch) -> None:
 
 def _contender(backend: str, config: ModelConfig, batch: PackedBatch) -> Contender:
     model = Model(config, backend=backend)
-    trainer = Trainer(model, AdamW(model), _OneBatch(batch), Schedule(peak=1e-4), steps=sys.maxsize)
+    trainer = Trainer(model, AdamW(model), OneBatch(batch), Schedule(peak=1e-4), steps=sys.maxsize)
     return Contender(backend, lambda: trainer.train(until=trainer.step + 1))
 
 

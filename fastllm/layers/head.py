@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..config import ModelConfig
+from ..memory import aligned
 from ..parameters import Parameters
 from .backend import Backend
 from .linear import Linear
@@ -40,7 +41,7 @@ class Head:
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Logits (N, V) of rows x (N, C): a fresh array."""
-        logits = np.empty((len(x), self._vocabulary), x.dtype)
+        logits = aligned((len(x), self._vocabulary), x.dtype)
         self.map.forward(logits, x)
         return logits
 
@@ -83,7 +84,7 @@ class Head:
         """Slices of the rows, each with room for its logits."""
         needed = min(rows, self._chunk)
         if len(self._logits) < needed:
-            self._logits = np.empty((needed, self._vocabulary), self._logits.dtype)
+            self._logits = aligned((needed, self._vocabulary), self._logits.dtype)
         return [
             (slice(start, min(rows, start + self._chunk)), self._logits[: min(rows - start, self._chunk)])
             for start in range(0, rows, self._chunk)

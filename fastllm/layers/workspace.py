@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..memory import aligned
+
 
 class Rows:
     """One activation. `array` has a row for each row of the current batch: (N, width), or (N,) if width is None."""
@@ -18,7 +20,7 @@ class Rows:
         self.array: np.ndarray = self._whole
 
     def reserve(self, rows: int) -> None:
-        self._whole = np.empty(rows if self.width is None else (rows, self.width), self.dtype)
+        self._whole = aligned(rows if self.width is None else (rows, self.width), self.dtype)
 
     def show(self, rows: int) -> None:
         self.array = self._whole[:rows]

@@ -1,0 +1,189 @@
+"""The race: contenders in processes of their own, checked against each other, then timed in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FastllmError
+from ..machine import THREAD_VARIABLES
+from ..parameters import Parameters, initialise
+from .cases import SEED, Case, TrainingCase
+from .worker import CONTENDERS, serve
+
+# Relative errors between two float32 computations of the same, each in its own order.
+TOLERANCE = 2e-5
+# After some updates: Adam divides by the root of small gradients' squares, so rounding shows there first.
+STEPS_TOLERANCE = 1e-3
+STEPS_CHECKED = 3
+BLOCK_SECONDS = 0.3  # of a contender's turn, at least one step
+PAUSE = 0.15  # seconds after each turn: threads of a pool spin for up to 100 ms before they sleep
+CACHES = 0.5  # seconds: a shorter step is done once before it is timed, to bring data and threads back
+
+
+class PeerError(FastllmError):
+    """A contender failed, or computes something else than the others."""
+
+
+@dataclass
+class Result:
+    """One contender in one case.
+
+    seconds       of a step, one figure for each round
+    first_seconds from the start of the process's work to the end of the first step: imports, compilation, loading
+    peak_bytes    of memory, of the whole process
+    """
+
+    contender: str
+    first_seconds: float = 0.0
+    peak_bytes: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Race:
+    """What came of a case.
+
+    limits  of the machine, one dictionary for each round; see worker.Probe
+    """
+
+    name: str
+    target: float
+    flops: int
+    results: list[Result]
+    limits: list[dict[str, float]]
+
+
+class Worker:
+    """The near end of a contender's process."""
+
+    def __init__(self, name: str, case: Case | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, name, case), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __call__(self, method: str, *arguments: Any) -> Any:
+        """What the worker's method returns. Raises PeerError if it fails."""
+        try:
+            self._connection.send((method, arguments))
+            is_done, answer = self._connection.recv()
+        except (EOFError, BrokenPipeError):
+            self._process.join()
+            raise PeerError(
+                f"{self.name} must live until the race is over; its process ended with exit code "
+                f"{self._process.exitcode}; is there enough memory?"
+            ) from None
+        if not is_done:
+            raise PeerError(f"{self.name} failed in {method}: {answer}")
+        return answer
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let processes started meanwhile use so many threads."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def race(
+    name: str, case: Case, target: float, threads: int, rounds: int, contenders: tuple[str, ...] = CONTENDERS
+) -> Race:
+    """Check the contenders against the first of them, then time them in turns.
+
+    Raises PeerError.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastllm-peers-")))
+        stack.enter_context(_threads(threads))
+        if isinstance(case, TrainingCase):
+            np.save(folder / "weights.npy", _weights(case))
+        workers = []
+        for contender in contenders:
+            workers.append(Worker(contender, case))
+            stack.callback(workers[-1].close)
+        probe = Worker("probe", None)
+        stack.callback(probe.close)
+        results = [_start(worker, folder) for worker in workers]
+        _check(workers, folder)
+        calls = []
+        for worker in workers:
+            once, _ = worker("steps", 1)
+            calls.append((once, max(1, int(BLOCK_SECONDS / once))))
+        limits = []
+        for _ in range(rounds):
+            for worker, result, (once, count) in zip(workers, results, calls, strict=True):
+                time.sleep(PAUSE)
+                if once < CACHES:
+                    worker("steps", 1)
+                seconds, _ = worker("steps", count)
+                result.seconds.append(seconds)
+            time.sleep(PAUSE)
+            limits.append(probe("limits"))
+        for worker, result in zip(workers, results, strict=True):
+            result.peak_bytes = worker("peak_memory")
+    return Race(name, target, case.flops, results, limits)
+
+
+def _weights(case: TrainingCase) -> np.ndarray:
+    """Random weights, biases and norms too: with those at 0 and 1, a forgotten one would not show."""
+    parameters = Parameters(case.config)
+    initialise(parameters, case.config, SEED)
+    noise = np.random.default_rng(SEED).standard_normal(parameters.flat.shape, dtype=np.float32)
+    return parameters.flat + np.float32(0.01) * noise
+
+
+def _start(worker: Worker, folder: Path) -> Result:
+    """Load the weights and take the first step."""
+    began = time.perf_counter()
+    worker("load", folder)
+    worker("steps", 1)
+    result = Result(worker.name, first_seconds=time.perf_counter() - began)
+    worker("load", folder)
+    return result
+
+
+def _check(workers: list[Worker], folder: Path) -> None:
+    """Raise PeerError unless losses and gradients agree, and losses after some updates."""
+    losses = [worker("gradients", folder) for worker in workers]
+    expected = np.load(folder / f"{workers[0].name}.npy", mmap_mode="r")
+    size = np.linalg.norm(expected)
+    for worker, loss in zip(workers[1:], losses[1:], strict=True):
+        error = float(np.linalg.norm(np.load(folder / f"{worker.name}.npy", mmap_mode="r") - expected) / size)
+        if not abs(loss - losses[0]) <= TOLERANCE * abs(losses[0]) or not error <= TOLERANCE:
+            raise PeerError(
+                f"loss and gradients must agree to {TOLERANCE:.0e}; got loss {loss:.6f} from {worker.name} and "
+                f"{losses[0]:.6f} from {workers[0].name}, and gradients {error:.1e} apart; nothing was timed"
+            )
+    after = [worker("steps", STEPS_CHECKED)[1] for worker in workers]
+    for worker, loss in zip(workers[1:], after[1:], strict=True):
+        if not abs(loss - after[0]) <= STEPS_TOLERANCE * abs(after[0]):
+            raise PeerError(
+                f"losses after {STEPS_CHECKED} updates must agree to {STEPS_TOLERANCE:.0e}; got {loss:.6f} from "
+                f"{worker.name} and {after[0]:.6f} from {workers[0].name}; nothing was timed"
+            )

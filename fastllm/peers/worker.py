@@ -1,0 +1,293 @@
+"""One contender in a process of its own: so each has its threads, its compiler and its peak memory to itself.
+
+The process that runs the race sends (method, arguments); the worker answers with what the method returns, or
+with the exception's text. Between two requests it sleeps on the pipe and takes no CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cases import BETAS, EPS, LEARNING_RATE, MAX_NORM, SEED, WEIGHT_DECAY, AttentionCase, Case, TrainingCase
+
+
+class Contender(ABC):
+    """A way to do a case's work."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Take the weights from a folder, where the race has put them."""
+
+    @abstractmethod
+    def gradients(self, folder: Path) -> float:
+        """Write the gradients of the case's batch to the folder, flat and in our order; return the loss."""
+
+    @abstractmethod
+    def step(self) -> float:
+        """The work once; the loss before it, or 0 where there is none."""
+
+    def steps(self, count: int) -> tuple[float, float]:
+        """Seconds a step over so many, and the last loss."""
+        began = time.perf_counter()
+        for _ in range(count):
+            loss = self.step()
+        return (time.perf_counter() - began) / count, loss
+
+    def peak_memory(self) -> int:
+        """Bytes that this process has had in memory at most."""
+        return peak_memory()
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had in memory at most; 0 where the system doesn't tell."""
+    if os.path.exists("/proc/self/status"):  # ru_maxrss would count the process that this one was forked from
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+
+
+class FastllmTraining(Contender):
+    """A Trainer's step."""
+
+    def __init__(self, case: TrainingCase) -> None:
+        from ..datasets import Example, OneBatch, pack
+        from ..model import Model
+        from ..optimizers import AdamW
+        from ..schedules import Schedule
+        from ..training.trainer import Trainer
+
+        self.batch = pack([Example(row[:-1], row[1:]) for row in case.rows()])
+        self.model = Model(case.config, seed=SEED)
+        self.trainer = Trainer(
+            self.model,
+            AdamW(self.model, BETAS, EPS, WEIGHT_DECAY),
+            OneBatch(self.batch),
+            Schedule(peak=LEARNING_RATE),
+            steps=sys.maxsize,
+            max_norm=MAX_NORM,
+            callbacks=[self._note],
+        )
+
+    def load(self, folder: Path) -> None:
+        self.model.parameters.flat[...] = np.load(folder / "weights.npy", mmap_mode="r")
+
+    def gradients(self, folder: Path) -> float:
+        self.model.zero_gradients()
+        loss = self.model.loss_and_gradients(self.batch.tokens, self.batch.targets, self.batch.starts)
+        np.save(folder / "fastllm.npy", self.model.gradients.flat)
+        return loss
+
+    def step(self) -> float:
+        self.trainer.train(until=self.trainer.step + 1)
+        return self._loss
+
+    def _note(self, done: Any) -> None:
+        self._loss = done.score.loss
+
+
+
+class TorchTraining(Contender):
+    """zero_grad, forward, backward, clip_grad_norm_, AdamW(fused=True)."""
+
+    name = "torch"
+
+    def __init__(self, case: TrainingCase, compiled: bool) -> None:
+        import torch
+
+        from .torch_model import Transformer, our_names
+
+        self.name = "compiled" if compiled else "eager"
+        torch.set_num_threads(threads())
+        self.torch, self.config = torch, case.config
+        self.plain = Transformer(case.config)
+        self.model = torch.compile(self.plain) if compiled else self.plain
+        self.names = {name: our_names(case.config, name) for name, _ in self.plain.named_parameters()}
+        longest = max(case.lengths)
+        tokens = torch.zeros((len(case.lengths), longest), dtype=torch.long)
+        targets = torch.full((len(case.lengths), longest), -1)
+        for i, row in enumerate(case.rows()):
+            tokens[i, : len(row) - 1] = torch.from_numpy(row[:-1].astype(np.int64))
+            targets[i, : len(row) - 1] = torch.from_numpy(row[1:].astype(np.int64))
+        self.tokens, self.targets = tokens, targets
+        decayed, others = [], []
+        for name, parameter in self.plain.named_parameters():
+            is_matrix = parameter.dim() == 2 and name not in ("tokens.weight", "positions.weight")
+            (decayed if is_matrix else others).append(parameter)
+        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, fused=True)
+
+    def load(self, folder: Path) -> None:
+        flat = np.load(folder / "weights.npy", mmap_mode="r")
+        with self.torch.no_grad():
+            for parameter, start in self._placed():
+                values = np.array(flat[start : start + parameter.numel()]).reshape(parameter.shape)
+                parameter.copy_(self.torch.from_numpy(values))
+
+    def gradients(self, folder: Path) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model(self.tokens, self.targets)
+        loss.backward()
+        size = sum(parameter.numel() for parameter, _ in self._placed())
+        flat = np.lib.format.open_memmap(folder / f"{self.name}.npy", "w+", np.float32, (size,))
+        for parameter, start in self._placed():
+            flat[start : start + parameter.numel()] = parameter.grad.numpy().reshape(-1)
+        return loss.item()
+
+    def _placed(self) -> list[tuple[Any, int]]:
+        """Each parameter with its place in our flat buffer. Ours that are one of theirs are neighbours there."""
+        from ..parameters import parameter_shapes
+
+        decayed, others = parameter_shapes(self.config)
+        offsets, offset = {}, 0
+        for name, shape in (decayed | others).items():
+            offsets[name] = offset
+            offset += int(np.prod(shape))
+        return [(parameter, offsets[self.names[name][0]]) for name, parameter in self.plain.named_parameters()]
+
+    def step(self) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model(self.tokens, self.targets)
+        loss.backward()
+        self.torch.nn.utils.clip_grad_norm_(self.plain.parameters(), MAX_NORM)
+        self.optimizer.step()
+        return loss.item()
+
+
+class FastllmAttention(Contender):
+    """attention_forward and attention_backward."""
+
+    def __init__(self, case: AttentionCase) -> None:
+        from .. import kernels
+
+        self.kernels, self.case = kernels, case
+        self.qkv, self.dout = case.arrays()
+        self.out, self.dqkv = np.empty_like(self.dout), np.empty_like(self.qkv)
+        self.lse = np.empty((case.length, case.heads), np.float32)
+        self.starts = np.array([0, case.length], np.int32)
+        self.scratch = kernels.attention_scratch(case.head_size)
+
+    def load(self, folder: Path) -> None:
+        pass
+
+    def gradients(self, folder: Path) -> float:
+        self.step()
+        np.save(folder / "fastllm.npy", self.dqkv.reshape(-1))
+        return float((self.out * self.dout).sum(dtype=np.float64))
+
+    def step(self) -> float:
+        case, scale = self.case, self.case.head_size**-0.5
+        shared = (self.qkv, self.starts, case.heads, case.heads, scale, self.scratch)
+        self.kernels.attention_forward(self.out, self.lse, *shared)
+        self.kernels.attention_backward(self.dqkv, self.dout, self.out, self.lse, *shared)
+        return 0.0
+
+
+class TorchAttention(Contender):
+    """scaled_dot_product_attention and its backward; heads lie apart, as it likes them best."""
+
+    def __init__(self, case: AttentionCase, compiled: bool) -> None:
+        import torch
+
+        self.name = "compiled" if compiled else "eager"
+        torch.set_num_threads(threads())
+        qkv, dout = case.arrays()
+        shape = (1, case.length, -1, case.head_size)
+        parts = torch.from_numpy(qkv).view(shape).transpose(1, 2).chunk(3, dim=1)
+        self.inputs = [part.contiguous().requires_grad_() for part in parts]
+        self.dout = torch.from_numpy(dout).view(shape).transpose(1, 2).contiguous()
+
+        def attend(q: Any, k: Any, v: Any) -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+        self.attend = torch.compile(attend) if compiled else attend
+
+    def load(self, folder: Path) -> None:
+        pass
+
+    def gradients(self, folder: Path) -> float:
+        self.step()
+        length = self.dout.shape[2]
+        flat = [array.grad.transpose(1, 2).reshape(length, -1).numpy() for array in self.inputs]
+        np.save(folder / f"{self.name}.npy", np.concatenate(flat, axis=1).reshape(-1))
+        return float((self.out.detach().double() * self.dout).sum())
+
+    def step(self) -> float:
+        for array in self.inputs:
+            array.grad = None
+        self.out = self.attend(*self.inputs)
+        self.out.backward(self.dout)
+        return 0.0
+
+
+class Probe:
+    """What the machine can do: see kernels/probe.py. A process of its own, for its arrays are large."""
+
+    FLOATS = 2**25
+
+    def __init__(self) -> None:
+        from ..kernels import probe
+        from ..kernels.simd import LANES
+
+        self.probe = probe
+        self.out = np.zeros((threads(), LANES), np.float32)
+        self.a, self.b = np.ones(self.FLOATS, np.float32), np.ones(self.FLOATS, np.float32)
+
+    def limits(self) -> dict[str, float]:
+        """gflops of the peak, and gbytes_per_s of reading and of updating."""
+        rounds, sums = 2_000_000, self.out[:, 0].copy()
+        peak = _rate(lambda: self.probe.peak(self.out, rounds), rounds * self.probe.FLOPS_A_ROUND * len(self.out))
+        read = _rate(lambda: self.probe.read(sums, self.a), self.a.nbytes)
+        update = _rate(lambda: self.probe.update(self.a, self.b, 0.5, len(sums)), 3 * self.a.nbytes)
+        return {"gflops": peak, "read_gbytes_per_s": read, "update_gbytes_per_s": update}
+
+
+def _rate(work: Any, amount: int) -> float:
+    """1e9 units a second; the first call, which compiles, is not counted."""
+    work()
+    began = time.perf_counter()
+    work()
+    return amount / (time.perf_counter() - began) / 1e9
+
+
+def threads() -> int:
+    """Threads of each contender, from the environment that the race has set."""
+    return int(os.environ["OMP_NUM_THREADS"])
+
+
+CONTENDERS = ("fastllm", "eager", "compiled")
+
+
+def make(name: str, case: Case | None) -> Any:
+    """A contender by name, or the probe."""
+    if case is None:
+        return Probe()
+    if isinstance(case, TrainingCase):
+        return FastllmTraining(case) if name == "fastllm" else TorchTraining(case, name == "compiled")
+    return FastllmAttention(case) if name == "fastllm" else TorchAttention(case, name == "compiled")
+
+
+def serve(connection: Connection, name: str, case: Case | None) -> None:
+    """Answer requests until the other side hangs up."""
+    worker = None
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            worker = worker or make(name, case)
+            connection.send((True, getattr(worker, method)(*arguments)))
+        except Exception as error:  # whatever it is, the race reports it and goes on with the next case
+            connection.send((False, f"{type(error).__name__}: {error}"))

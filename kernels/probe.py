@@ -1,0 +1,52 @@
+"""What this machine can do at best, so that a kernel's speed can be given as a share of it.
+
+    peak       multiply-adds that wait for nothing: 2 * LANES * PROBE_SUMS floating-point operations a round
+    reading    a large array read once: what bounds one-token decoding
+    updating   a = a * s + b over large arrays: two read, one written, as an optimizer's pass does
+"""
+
+import numpy as np
+
+from .jit import inline, kernel, piece, prange
+from .simd import LANES, PROBE_SUMS, advance, multiply_add_rounds, pointer
+
+FLOPS_A_ROUND = 2 * LANES * PROBE_SUMS
+
+
+@kernel(parallel=True)
+def peak(out, rounds):
+    """Each thread does `rounds` rounds of multiply-adds in registers; out (threads, LANES) is written."""
+    for part in prange(out.shape[0]):
+        multiply_add_rounds(advance(pointer(out), part * out.shape[1]), rounds)
+
+
+@inline
+def _sum(x, part, parts):
+    mine = piece(x, part, parts)
+    total = np.float32(0)
+    for i in range(mine.shape[0]):
+        total += mine[i]
+    return total
+
+
+@kernel(parallel=True)
+def read(out, x):
+    """out (threads,) = sums of equal parts of x (P,)."""
+    parts = out.shape[0]
+    for part in prange(parts):
+        out[part] = _sum(x, part, parts)
+
+
+@inline
+def _update(a, b, factor, part, parts):
+    to, source = piece(a, part, parts), piece(b, part, parts)
+    for i in range(to.shape[0]):
+        to[i] = to[i] * factor + source[i]
+
+
+@kernel(parallel=True)
+def update(a, b, factor, parts):
+    """a (P,) = a * factor + b (P,), in so many parts."""
+    rate = np.float32(factor)
+    for part in prange(parts):
+        _update(a, b, rate, part, parts)
