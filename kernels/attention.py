@@ -5,31 +5,40 @@
     delta_i  = dout_i . out_i                       dscore_ij = scale * p_ij * (dout_i . v_j - delta_i)
     dq_i = sum_j dscore_ij k_j      dk_j = sum_i dscore_ij q_i      dv_j = sum_i p_ij dout_i
 
-Nothing of size T x T exists: BLOCK queries meet BLOCK keys at a time, blocks above the diagonal are never
-computed, and the softmax streams: a running maximum and sum for each query, with what has been summed so far
-rescaled when the maximum grows. Backward computes the scores again from lse. Both are register-tile products
-(matmul.py) on blocks that stay in the first two caches.
+Nothing of size T x T exists. QUERIES queries meet KEYS keys at a time, a register tile of queries after another, so
+that their scores are still in the first cache when they are turned into probabilities and multiplied by the
+values. A tile of queries sees only the keys up to its last: along the diagonal no more is computed. The softmax
+streams: a running maximum and sum for each query, with what has been summed so far rescaled when the maximum grows.
+Backward computes the scores again from lse, KEYS keys against KEYS queries.
+
+Scores are taken in powers of two: queries are scaled by scale / ln 2 as they are read, so that exp(scale q.k) is
+exp2 of their product.
 
 Columns of qkv (N, W): queries of H heads, keys of K heads, values of K heads, each D wide; W = (H + 2K) * D.
 Query head h reads key/value head h // (H // K).
 
-Threads: part p takes the tasks p, p + parts, ...; a task is a (sequence, head, block of queries) forward and
-a (sequence, key/value head) backward, and writes only what is its own.
+Threads: a task is a (sequence, head, block of queries) forward and a (sequence, key/value head) backward, and writes
+only what is its own. Each thread takes the tasks whose middle lies in its share of the work.
 """
 
 import numpy as np
 from numba import config, types
 
-from .elementary import exp
+from .elementary import exp2
 from .jit import inline, kernel, linked, prange
-from .matmul import multiply_panels, pack_rows, pack_transposed
-from .simd import FLOATS, LANES, TILE_COLUMNS, TILE_ROWS, advance, null, pointer
+from .matmul import multiply_tile_row, pack_rows, pack_transposed
+from .simd import FLOATS, LANES, TILE_COLUMNS, TILE_ROWS, advance, larger, null, pointer
 
-P, N = FLOATS, types.int64
+P, N, B = FLOATS, types.int64, types.boolean
 
-BLOCK = 64
-PADDED = (BLOCK + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+QUERIES, KEYS = 256, 128
+# From one row of scores to the next: whole tiles, and one vector more, lest a column's numbers share a few sets of
+# the first cache.
+PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+ROW = PADDED_KEYS + LANES
 SERIAL_WORK = 500_000  # multiply-adds; see matmul.py
+LN_2 = np.float32(0.6931471805599453)
+LOG2_E = np.float32(1.4426950408889634)
 
 
 def attention_scratch(head_size):
@@ -38,18 +47,71 @@ def attention_scratch(head_size):
     """
     linked.compile()
     columns = (head_size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-    spare = TILE_ROWS * max(BLOCK, head_size)
-    size = 2 * BLOCK * PADDED + 2 * head_size * PADDED + 3 * BLOCK * columns + spare + 3 * BLOCK + 4 * LANES
-    return np.empty((config.NUMBA_NUM_THREADS, size), np.float32)
+    forward = TILE_ROWS * ROW + QUERIES * head_size + head_size * PADDED_KEYS + KEYS * columns + 2 * QUERIES
+    backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
+    spare = TILE_ROWS * max(KEYS, head_size) + 4 * LANES
+    return np.empty((config.NUMBA_NUM_THREADS, max(forward, backward) + spare), np.float32)
 
 
 @inline
-def _work(starts, heads, size):
+def _padded(columns):
+    """A number of columns, rounded up to whole tiles."""
+    return (columns + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+
+
+@inline
+def _squares(starts):
+    """The sum of squared lengths: about twice the scores of one head."""
     total = 0
     for s in range(starts.shape[0] - 1):
-        length = starts[s + 1] - starts[s]
+        length = np.int64(starts[s + 1] - starts[s])
         total += length * length
-    return total * heads * size
+    return total
+
+
+@inline
+def _owner(done, work, total, parts):
+    """The thread that takes a task before which so much work is done."""
+    return (2 * done + work) * parts // (2 * total)
+
+
+@linked(types.void(P, N, P, N, N, N, types.float32))
+def scale_rows(to, to_row, source, source_row, rows, columns, factor):
+    """to = source * factor, for so many rows."""
+    for n in range(rows):
+        here, there = advance(to, n * to_row), advance(source, n * source_row)
+        for d in range(columns):
+            here[d] = there[d] * factor
+
+
+@linked(types.void(P, P, P, N, N, N, P, N, N))
+def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
+    """Turn scores (rows, keys) into exp2(score - top); raise top, and rescale total and out where it grows.
+
+    first  keys that the first row sees; each of the next sees one more, up to `keys`
+    total  0 for a row of out that nothing has been written to
+    """
+    for n in range(rows):
+        line = advance(scores, n * ROW)
+        seen = max(0, min(keys, first + n))
+        high = top[n]
+        for c in range(seen):
+            high = larger(high, line[c])
+        part = np.float32(0)
+        for c in range(seen):
+            p = exp2(line[c] - high)
+            line[c] = p
+            part += p
+        for c in range(seen, keys):
+            line[c] = np.float32(0)
+        if high != top[n] and total[n] != np.float32(0):
+            shrink = exp2(top[n] - high)
+            target = advance(out, n * out_row)
+            for d in range(size):
+                target[d] *= shrink
+            total[n] *= shrink
+        top[n] = high
+        total[n] += part
 
 
 @linked(types.void(P, N, P, N, P, P, P, N, N, N, N, types.float32, P))
@@ -58,71 +120,61 @@ def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, siz
 
     out, lse, q  addresses for the block's first query; k, v for the sequence's first key
     """
-    padded = (size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+    padded = _padded(size)
     scores = scratch
-    k_panels = advance(scores, BLOCK * PADDED)
-    v_panels = advance(k_panels, size * PADDED)
-    top = advance(v_panels, BLOCK * padded)
-    total = advance(top, BLOCK)
-    spare = advance(total, BLOCK)
+    scaled = advance(scores, TILE_ROWS * ROW)
+    k_panels = advance(scaled, QUERIES * size)
+    v_panels = advance(k_panels, size * PADDED_KEYS)
+    top = advance(v_panels, KEYS * padded)
+    total = advance(top, QUERIES)
+    spare = advance(total, QUERIES)
+    scale_rows(scaled, size, q, row, queries, size, scale * LOG2_E)
     for i in range(queries):
         top[i] = np.float32(-np.inf)
         total[i] = np.float32(0)
-        for d in range(size):
-            out[i * out_row + d] = np.float32(0)
-    for j in range(0, first + queries, BLOCK):
-        keys = min(BLOCK, first + queries - j)
+    for j in range(0, first + queries, KEYS):
+        keys = min(KEYS, first + queries - j)
         pack_transposed(k_panels, advance(k, j * row), row, size, keys)
         pack_rows(v_panels, advance(v, j * row), row, keys, size)
-        multiply_panels(
-            scores, PADDED, q, row, 1, TILE_ROWS * row, k_panels, queries, keys, size, null(), 0, null(), spare
-        )
-        for i in range(queries):
-            base = i * PADDED
-            seen = min(keys, first + i - j + 1)  # the rest of the row lies above the diagonal
-            high = top[i]
-            for c in range(seen):
-                x = scores[base + c] * scale
-                scores[base + c] = x
-                high = x if x > high else high
-            shrink = exp(top[i] - high)
-            part = np.float32(0)
-            for c in range(seen):
-                p = exp(scores[base + c] - high)
-                scores[base + c] = p
-                part += p
-            for c in range(max(seen, 0), keys):
-                scores[base + c] = np.float32(0)
-            if shrink != np.float32(1):
-                for d in range(size):
-                    out[i * out_row + d] *= shrink
-            total[i] = total[i] * shrink + part
-            top[i] = high
-        multiply_panels(
-            out, out_row, scores, PADDED, 1, TILE_ROWS * PADDED, v_panels, queries, size, keys,
-            out, out_row, null(), spare,
-        )
+        for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
+            rows = min(TILE_ROWS, queries - i)
+            seen = min(keys, first + i + rows - j)  # by the tile's last query
+            target = advance(out, i * out_row)
+            multiply_tile_row(
+                scores, ROW, advance(scaled, i * size), size, 1, k_panels, TILE_COLUMNS * size, rows, seen, size,
+                null(), 0, null(), spare,
+            )
+            _softmax_rows(
+                scores, advance(top, i), advance(total, i), rows, first + i + 1 - j, seen, target, out_row, size
+            )
+            multiply_tile_row(
+                target, out_row, scores, ROW, 1, v_panels, TILE_COLUMNS * keys, rows, size, seen,
+                null() if j == 0 else target, out_row, null(), spare,
+            )
     for i in range(queries):
+        target = advance(out, i * out_row)
         inverse = np.float32(1) / total[i]
         for d in range(size):
-            out[i * out_row + d] *= inverse
-        lse[i * lse_row] = top[i] + np.log(total[i])
+            target[d] *= inverse
+        lse[i * lse_row] = top[i] * LN_2 + np.log(total[i])
 
 
 @inline
 def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
-    """The tasks part, part + parts, ... of attention_forward."""
+    """What one of so many threads does of attention_forward."""
     part = np.int64(part)  # prange counts in unsigned integers
     size = out.shape[1] // heads
     row, out_row = qkv.shape[1], out.shape[1]
     p_out, p_lse, p_qkv, group = pointer(out), pointer(lse), pointer(qkv), heads // kv_heads
-    task = 0
+    total, done = _squares(starts) * heads, 0
     for s in range(starts.shape[0] - 1):
         start, stop = np.int64(starts[s]), np.int64(starts[s + 1])
         for h in range(heads):
             kv = heads + h // group
-            for i in range(start, stop, BLOCK):
-                if task % parts == part:
+            for i in range(start, stop, QUERIES):
+                queries = min(QUERIES, stop - i)
+                work = queries * (2 * (i - start) + queries)
+                if _owner(done, work, total, parts) == part:
                     _forward_block(
                         advance(p_out, i * out_row + h * size),
                         out_row,
@@ -133,12 +185,12 @@ def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, 
                         advance(p_qkv, start * row + (kv + kv_heads) * size),
                         row,
                         i - start,
-                        min(BLOCK, stop - i),
+                        queries,
                         size,
                         scale,
                         scratch,
                     )
-                task += 1
+                done += work
 
 
 @kernel(parallel=True)
@@ -155,97 +207,116 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
     parts = scratch.shape[0]
     rate = np.float32(scale)
     room, size = pointer(scratch), scratch.shape[1]
-    if parts == 1 or _work(starts, heads, out.shape[1] // heads) < SERIAL_WORK:
+    if parts == 1 or _squares(starts) * out.shape[1] < SERIAL_WORK:
         _forward_part(out, lse, qkv, starts, heads, kv_heads, rate, room, 0, 1)
         return
     for part in prange(parts):
         _forward_part(out, lse, qkv, starts, heads, kv_heads, rate, advance(room, part * size), part, parts)
 
 
-@linked(types.void(P, P, P, P, N, P, N, N, N, N, N, N, N, types.float32, P))
-def _backward_blocks(dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, length, size, scale, scratch):
-    """One query head of one sequence: adds to its columns of dqkv. All addresses are the sequence's first row's."""
-    padded = (size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-    scores = scratch
-    dscores = advance(scores, BLOCK * PADDED)
-    k_transposed = advance(dscores, BLOCK * PADDED)
-    v_transposed = advance(k_transposed, size * PADDED)
-    k_panels = advance(v_transposed, size * PADDED)
-    q_panels = advance(k_panels, BLOCK * padded)
-    dout_panels = advance(q_panels, BLOCK * padded)
-    delta = advance(dout_panels, BLOCK * padded)
-    spare = advance(delta, BLOCK)
+@linked(types.void(P, P, types.float32, types.float32, N, N))
+def _score_gradients(p, ds, offset, delta, seen, keys):
+    """One row: scores in p become probabilities, dprobabilities in ds become dscores; zeros from seen to keys."""
+    for c in range(seen):
+        x = exp2(p[c] - offset)
+        p[c] = x
+        ds[c] = x * (ds[c] - delta)
+    for c in range(seen, keys):
+        p[c] = np.float32(0)
+        ds[c] = np.float32(0)
+
+
+@linked(types.void(P, P, P, P, N, P, N, N, N, N, N, N, N, types.float32, B, P))
+def _backward_blocks(
+    dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, length, size, scale, is_first, scratch
+):
+    """One query head of one sequence: writes its columns dq, and writes dk and dv or, unless is_first, adds to them.
+
+    All addresses are the sequence's first row's.
+    """
+    padded = _padded(size)
+    p = scratch
+    ds = advance(p, KEYS * ROW)
+    k_transposed = advance(ds, KEYS * ROW)
+    v_transposed = advance(k_transposed, size * PADDED_KEYS)
+    k_panels = advance(v_transposed, size * PADDED_KEYS)
+    q_panels = advance(k_panels, KEYS * padded)
+    dout_panels = advance(q_panels, KEYS * padded)
+    scaled = advance(dout_panels, KEYS * padded)
+    delta = advance(scaled, KEYS * size)
+    offset = advance(delta, KEYS)
+    spare = advance(offset, KEYS)
     q, k, v = advance(qkv, q_at), advance(qkv, k_at), advance(qkv, v_at)
     dq, dk, dv = advance(dqkv, q_at), advance(dqkv, k_at), advance(dqkv, v_at)
-    for j in range(0, length, BLOCK):
-        keys = min(BLOCK, length - j)
+    for j in range(0, length, KEYS):
+        keys = min(KEYS, length - j)
         k_j, dk_j, dv_j = advance(k, j * row), advance(dk, j * row), advance(dv, j * row)
         pack_transposed(k_transposed, k_j, row, size, keys)
         pack_transposed(v_transposed, advance(v, j * row), row, size, keys)
         pack_rows(k_panels, k_j, row, keys, size)
-        for i in range(j, length, BLOCK):
-            queries = min(BLOCK, length - i)
-            q_i, dq_i, dout_i = advance(q, i * row), advance(dq, i * row), advance(dout, i * out_row)
+        scale_rows(k_panels, 0, k_panels, 0, 1, keys * padded, scale)
+        for i in range(j, length, KEYS):
+            queries = min(KEYS, length - i)
+            q_i, dout_i = advance(q, i * row), advance(dout, i * out_row)
+            scale_rows(scaled, size, q_i, row, queries, size, scale * LOG2_E)
             pack_rows(q_panels, q_i, row, queries, size)
+            scale_rows(q_panels, 0, q_panels, 0, 1, queries * padded, scale)
             pack_rows(dout_panels, dout_i, out_row, queries, size)
             for n in range(queries):
-                dot = np.float32(0)
+                dout_n, out_n, dot = advance(dout_i, n * out_row), advance(out, (i + n) * out_row), np.float32(0)
                 for d in range(size):
-                    dot += dout_i[n * out_row + d] * out[(i + n) * out_row + d]
+                    dot += dout_n[d] * out_n[d]
                 delta[n] = dot
-            multiply_panels(
-                scores, PADDED, q_i, row, 1, TILE_ROWS * row, k_transposed, queries, keys, size,
-                null(), 0, null(), spare,
-            )
-            multiply_panels(
-                dscores, PADDED, dout_i, out_row, 1, TILE_ROWS * out_row, v_transposed, queries, keys, size,
-                null(), 0, null(), spare,
-            )
-            for n in range(queries):
-                base = n * PADDED
-                seen = min(keys, i + n - j + 1)
-                offset = lse[(i + n) * lse_row]
-                for c in range(seen):
-                    p = exp(scores[base + c] * scale - offset)
-                    scores[base + c] = p
-                    dscores[base + c] = p * (dscores[base + c] - delta[n]) * scale
-                for c in range(seen, keys):
-                    scores[base + c] = np.float32(0)
-                    dscores[base + c] = np.float32(0)
-            multiply_panels(
-                dv_j, row, scores, 1, PADDED, TILE_ROWS, dout_panels, keys, size, queries, dv_j, row, null(), spare
-            )
-            multiply_panels(
-                dk_j, row, dscores, 1, PADDED, TILE_ROWS, q_panels, keys, size, queries, dk_j, row, null(), spare
-            )
-            multiply_panels(
-                dq_i, row, dscores, PADDED, 1, TILE_ROWS * PADDED, k_panels, queries, size, keys,
-                dq_i, row, null(), spare,
-            )
-
-
-@inline
-def _clear(dqkv, start, stop, column, size):
-    for n in range(start, stop):
-        for d in range(size):
-            dqkv[n, column + d] = np.float32(0)
+                offset[n] = lse[(i + n) * lse_row] * LOG2_E
+            for t in range(0, queries, TILE_ROWS):
+                rows = min(TILE_ROWS, queries - t)
+                seen = min(keys, i + t + rows - j)  # by the tile's last query
+                p_t, ds_t, dq_t = advance(p, t * ROW), advance(ds, t * ROW), advance(dq, (i + t) * row)
+                multiply_tile_row(
+                    p_t, ROW, advance(scaled, t * size), size, 1, k_transposed, TILE_COLUMNS * size, rows, seen,
+                    size, null(), 0, null(), spare,
+                )
+                multiply_tile_row(
+                    ds_t, ROW, advance(dout_i, t * out_row), out_row, 1, v_transposed, TILE_COLUMNS * size, rows,
+                    seen, size, null(), 0, null(), spare,
+                )
+                for n in range(rows):
+                    _score_gradients(
+                        advance(p_t, n * ROW), advance(ds_t, n * ROW), offset[t + n], delta[t + n],
+                        min(seen, i + t + n + 1 - j), seen,
+                    )
+                multiply_tile_row(
+                    dq_t, row, ds_t, ROW, 1, k_panels, TILE_COLUMNS * keys, rows, size, seen,
+                    null() if j == 0 else dq_t, row, null(), spare,
+                )
+            is_new = is_first and i == j
+            for r in range(0, keys, TILE_ROWS):
+                rows, unseen = min(TILE_ROWS, keys - r), r if i == j else 0  # queries before the keys
+                dv_r, dk_r = advance(dv_j, r * row), advance(dk_j, r * row)
+                multiply_tile_row(
+                    dv_r, row, advance(p, unseen * ROW + r), 1, ROW, advance(dout_panels, unseen * TILE_COLUMNS),
+                    TILE_COLUMNS * queries, rows, size, queries - unseen, null() if is_new else dv_r, row, null(),
+                    spare,
+                )
+                multiply_tile_row(
+                    dk_r, row, advance(ds, unseen * ROW + r), 1, ROW, advance(q_panels, unseen * TILE_COLUMNS),
+                    TILE_COLUMNS * queries, rows, size, queries - unseen, null() if is_new else dk_r, row, null(),
+                    spare,
+                )
 
 
 @inline
 def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
-    """The tasks part, part + parts, ... of attention_backward."""
+    """What one of so many threads does of attention_backward."""
     part = np.int64(part)  # prange counts in unsigned integers
     size = out.shape[1] // heads
     row, out_row, group = qkv.shape[1], out.shape[1], heads // kv_heads
-    task = 0
+    total, done = _squares(starts) * kv_heads, 0
     for s in range(starts.shape[0] - 1):
         start, stop = np.int64(starts[s]), np.int64(starts[s + 1])
+        work = (stop - start) * (stop - start)
         for kv in range(kv_heads):
-            if task % parts == part:
-                k_at, v_at = (heads + kv) * size, (heads + kv_heads + kv) * size
-                _clear(dqkv, start, stop, kv * group * size, group * size)
-                _clear(dqkv, start, stop, k_at, size)
-                _clear(dqkv, start, stop, v_at, size)
+            if _owner(done, work, total, parts) == part:
                 for h in range(kv * group, (kv + 1) * group):
                     _backward_blocks(
                         advance(pointer(dqkv), start * row),
@@ -257,14 +328,15 @@ def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, sc
                         row,
                         out_row,
                         h * size,
-                        k_at,
-                        v_at,
+                        (heads + kv) * size,
+                        (heads + kv_heads + kv) * size,
                         stop - start,
                         size,
                         scale,
+                        h == kv * group,
                         scratch,
                     )
-            task += 1
+            done += work
 
 
 @kernel(parallel=True)
@@ -279,7 +351,7 @@ def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale
     parts = scratch.shape[0]
     rate = np.float32(scale)
     room, size = pointer(scratch), scratch.shape[1]
-    if parts == 1 or _work(starts, heads, out.shape[1] // heads) < SERIAL_WORK:
+    if parts == 1 or _squares(starts) * out.shape[1] < SERIAL_WORK:
         _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, rate, room, 0, 1)
         return
     for part in prange(parts):

@@ -2,39 +2,53 @@
 
 Numba's own call the C library once for each element (2.6 ns against 0.35 ns for exp).
 
-    exp      x = n ln 2 + r with |r| <= ln(2)/2; e^r by a polynomial of degree 6; 2^n by the exponent's bits.
-             Relative error below 2e-7; 0 below -87.3 (no subnormals), 3.3e38 above 88.7; NaN stays NaN.
+    exp2     2^x = 2^n 2^r with n whole and |r| <= 1/2; 2^r = 1 + r P(r) by a polynomial of degree 5 (minimax, its
+             relative error 9e-8); n is added to the exponent's bits. For x below 127; 2^-126 below -126
+    exp      exp2(x / ln 2), r being taken from the exact product. 0 below -87.3 (no subnormals), 2.4e38 above
+             88.3; NaN stays NaN
+             Relative error of both below 2e-7; exp(0) and exp2(0) are 1
     erf      Abramowitz and Stegun 7.1.26, absolute error below 5e-7
 """
 
 import numpy as np
 
 from .jit import inline
-from .simd import float_from_bits, fma
+from .simd import bits_of_float, float_from_bits, fma, nearest
 
 F = np.float32
-LOG2_E = F(1.4426950408889634)
-LN2_HIGH = F(0.693359375)  # ln 2 in two parts: n * LN2_HIGH is exact
-LN2_LOW = F(-2.12194440e-4)
-LOWEST, HIGHEST = F(-87.3), F(88.7)
-C2, C3, C4, C5, C6 = F(0.4999998860), F(0.1666651846), F(0.04166953311), F(0.008368916341), F(0.001375140790)
+LOG2_E, LOG2_E_REST = F(1.4426950408889634), F(1.9259629911266175e-8)  # their sum is 1 / ln 2 to 48 bits
+C1, C2, C3 = F(0.6931469775989927), F(0.24022242085262283), F(0.05550733743497031)
+C4, C5 = F(0.00967151264482413), F(0.0013264727123592772)
+LOWEST, HIGHEST = F(-87.3), F(88.3)
+LOWEST_EXPONENT = F(-126)
+
+
+@inline
+def _scaled(n, r):
+    """2^(n + r) for a whole n and |r| <= 1/2."""
+    p = fma(C5, r, C4)
+    p = fma(p, r, C3)
+    p = fma(p, r, C2)
+    p = fma(p, r, C1)
+    p = fma(p, r, F(1))
+    return float_from_bits(bits_of_float(p) + (np.int32(n) << np.int32(23)))
+
+
+@inline
+def exp2(x):
+    bounded = LOWEST_EXPONENT if x < LOWEST_EXPONENT else x
+    n = nearest(bounded)
+    return _scaled(n, bounded - n)
 
 
 @inline
 def exp(x):
-    bounded = HIGHEST if x > HIGHEST else x
-    bounded = LOWEST if bounded < LOWEST else bounded
-    n = np.floor(fma(bounded, LOG2_E, F(0.5)))
-    r = fma(n, -LN2_HIGH, bounded)
-    r = fma(n, -LN2_LOW, r)
-    p = fma(C6, r, C5)
-    p = fma(p, r, C4)
-    p = fma(p, r, C3)
-    p = fma(p, r, C2)
-    p = fma(p, r, F(1))
-    p = fma(p, r, F(1))
-    result = p * float_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-    return F(0) if x < LOWEST else result
+    bounded = LOWEST if x < LOWEST else x
+    bounded = HIGHEST if bounded > HIGHEST else bounded
+    n = nearest(bounded * LOG2_E)
+    r = fma(bounded, LOG2_E, -n)
+    r = fma(bounded, LOG2_E_REST, r)
+    return F(0) if x < LOWEST else _scaled(n, r)
 
 
 @inline

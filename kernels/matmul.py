@@ -154,6 +154,34 @@ def pack_a_transposed(panels, sums, source, row, depth, rows):
                     sums[i] += source[k * row + i]
 
 
+@linked(types.void(P, N, P, N, N, P, N, N, N, N, P, N, P, P))
+def multiply_tile_row(
+    c, c_row, a, a_row, a_step, panels, panel, rows, columns, depth, addend, addend_row, bias, spare
+):
+    """As multiply_panels, for at most TILE_ROWS rows.
+
+    panel  floats from one panel of B to the next
+    """
+    if rows < TILE_ROWS:  # the tile reads all its rows: give it zeros for those that are not there
+        pack_a(spare, a, a_row, a_step, depth, rows)
+        a, a_row, a_step = spare, 1, TILE_ROWS
+    for j in range(0, columns, TILE_COLUMNS):
+        tile(
+            advance(c, j),
+            c_row,
+            a,
+            a_row,
+            a_step,
+            advance(panels, j // TILE_COLUMNS * panel),
+            depth,
+            rows,
+            columns - j,
+            advance_optional(addend, j),
+            addend_row,
+            advance_optional(bias, j),
+        )
+
+
 @linked(types.void(P, N, P, N, N, N, P, N, N, N, P, N, P, P))
 def multiply_panels(
     c, c_row, a, a_row, a_step, a_tile, panels, rows, columns, depth, addend, addend_row, bias, spare
@@ -165,26 +193,22 @@ def multiply_panels(
     spare          scratch of TILE_ROWS * depth floats, for the last rows
     """
     for i in range(0, rows, TILE_ROWS):
-        within = min(TILE_ROWS, rows - i)
-        here, row, step = advance(a, i // TILE_ROWS * a_tile), a_row, a_step
-        if within < TILE_ROWS:  # the tile reads all its rows: give it zeros for those that are not there
-            pack_a(spare, here, a_row, a_step, depth, within)
-            here, row, step = spare, 1, TILE_ROWS
-        for j in range(0, columns, TILE_COLUMNS):
-            tile(
-                advance(c, i * c_row + j),
-                c_row,
-                here,
-                row,
-                step,
-                advance(panels, j * depth),
-                depth,
-                within,
-                columns - j,
-                advance_optional(addend, i * addend_row + j),
-                addend_row,
-                advance_optional(bias, j),
-            )
+        multiply_tile_row(
+            advance(c, i * c_row),
+            c_row,
+            advance(a, i // TILE_ROWS * a_tile),
+            a_row,
+            a_step,
+            panels,
+            TILE_COLUMNS * depth,
+            min(TILE_ROWS, rows - i),
+            columns,
+            depth,
+            advance_optional(addend, i * addend_row),
+            addend_row,
+            bias,
+            spare,
+        )
 
 
 @linked(types.void(P, N, P, N, B, P, N, B, N, N, N, P, N, P, P, P, N))

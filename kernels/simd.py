@@ -33,12 +33,15 @@ __all__ = [
     "add_column",
     "advance",
     "advance_optional",
+    "bits_of_float",
     "copy",
     "copy_column",
     "float_from_bits",
     "fma",
     "is_null",
+    "larger",
     "multiply_add_rounds",
+    "nearest",
     "null",
     "pointer",
     "tile",
@@ -155,6 +158,41 @@ def float_from_bits(typingctx, bits):
         return builder.bitcast(arguments[0], _FLOAT)
 
     return types.float32(types.int32), codegen
+
+
+@intrinsic
+def bits_of_float(typingctx, number):
+    """The bits of a float32 as an int32."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def nearest(typingctx, number):
+    """The whole number nearest to a float32, as a float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return _call(builder, "llvm.rint.f32", _FLOAT, arguments)
+
+    return types.float32(types.float32), codegen
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """The larger of two float32. Unlike `a if a > b else b`, LLVM vectorises a loop that finds the largest with it.
+
+    For that it has to be told that neither is NaN. If one is, the result is one of the two.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        function_type = ir.FunctionType(_FLOAT, [_FLOAT, _FLOAT])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.maxnum.f32")
+        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), codegen
 
 
 @intrinsic
