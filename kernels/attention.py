@@ -24,14 +24,31 @@ only what is its own. Each thread takes the tasks whose middle lies in its share
 import numpy as np
 from numba import config, types
 
-from .elementary import exp2
+from .elementary import exp2, exp2_lanes
 from .jit import inline, kernel, linked, prange
 from .matmul import multiply_tile_row, pack_rows, pack_transposed
-from .simd import FLOATS, LANES, TILE_COLUMNS, TILE_ROWS, advance, larger, null, pointer
+from .simd import (
+    FLOATS,
+    LANES,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    add,
+    advance,
+    broadcast,
+    largest_lane,
+    load,
+    maximum,
+    multiply,
+    null,
+    pointer,
+    store,
+    subtract,
+    sum_of_lanes,
+)
 
 P, N, B = FLOATS, types.int64, types.boolean
 
-QUERIES, KEYS = 256, 128
+QUERIES, KEYS = 256, 256
 # From one row of scores to the next: whole tiles, and one vector more, lest a column's numbers share a few sets of
 # the first cache.
 PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
@@ -88,22 +105,26 @@ def scale_rows(to, to_row, source, source_row, rows, columns, factor):
 def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
     """Turn scores (rows, keys) into exp2(score - top); raise top, and rescale total and out where it grows.
 
-    first  keys that the first row sees; each of the next sees one more, up to `keys`
+    first  keys that the first row sees; each of the next sees one more, up to `keys`. What a row doesn't see
+           becomes 2^-126, which is as good as 0
     total  0 for a row of out that nothing has been written to
     """
     for n in range(rows):
         line = advance(scores, n * ROW)
         seen = max(0, min(keys, first + n))
-        high = top[n]
-        for c in range(seen):
-            high = larger(high, line[c])
-        part = np.float32(0)
-        for c in range(seen):
-            p = exp2(line[c] - high)
-            line[c] = p
-            part += p
-        for c in range(seen, keys):
-            line[c] = np.float32(0)
+        lowest = broadcast(np.float32(-np.inf))
+        highs = lowest
+        for c in range(0, seen, LANES):
+            highs = maximum(highs, load(advance(line, c), seen - c, lowest))
+        # not max(): NaN among the scores must stay, for the loss to show it
+        high = largest_lane(highs)
+        high = top[n] if top[n] > high else high
+        offset, parts = broadcast(high), broadcast(np.float32(0))
+        for c in range(0, keys, LANES):
+            p = exp2_lanes(subtract(load(advance(line, c), seen - c, lowest), offset))
+            store(advance(line, c), p)
+            parts = add(parts, p)
+        part = sum_of_lanes(parts)
         if high != top[n] and total[n] != np.float32(0):
             shrink = exp2(top[n] - high)
             target = advance(out, n * out_row)
@@ -216,14 +237,16 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
 
 @linked(types.void(P, P, types.float32, types.float32, N, N))
 def _score_gradients(p, ds, offset, delta, seen, keys):
-    """One row: scores in p become probabilities, dprobabilities in ds become dscores; zeros from seen to keys."""
-    for c in range(seen):
-        x = exp2(p[c] - offset)
-        p[c] = x
-        ds[c] = x * (ds[c] - delta)
-    for c in range(seen, keys):
-        p[c] = np.float32(0)
-        ds[c] = np.float32(0)
+    """One row: scores in p become probabilities, dprobabilities in ds become dscores.
+
+    seen  keys that the row sees; from there to `keys`, p becomes 2^-126, which is as good as 0, and ds 0
+    """
+    lowest, offsets, deltas = broadcast(np.float32(-np.inf)), broadcast(offset), broadcast(delta)
+    for c in range(0, keys, LANES):
+        here, there = advance(p, c), advance(ds, c)
+        x = exp2_lanes(subtract(load(here, seen - c, lowest), offsets))
+        store(here, x)
+        store(there, multiply(x, subtract(load(there, seen - c, deltas), deltas)))
 
 
 @linked(types.void(P, P, P, P, N, P, N, N, N, N, N, N, N, types.float32, B, P))

@@ -13,7 +13,18 @@ Numba's own call the C library once for each element (2.6 ns against 0.35 ns for
 import numpy as np
 
 from .jit import inline
-from .simd import bits_of_float, float_from_bits, fma, nearest
+from .simd import (
+    bits_of_float,
+    broadcast,
+    float_from_bits,
+    fma,
+    maximum,
+    multiply_add,
+    nearest,
+    nearest_lanes,
+    subtract,
+    times_power_of_two,
+)
 
 F = np.float32
 LOG2_E, LOG2_E_REST = F(1.4426950408889634), F(1.9259629911266175e-8)  # their sum is 1 / ln 2 to 48 bits
@@ -39,6 +50,20 @@ def exp2(x):
     bounded = LOWEST_EXPONENT if x < LOWEST_EXPONENT else x
     n = nearest(bounded)
     return _scaled(n, bounded - n)
+
+
+@inline
+def exp2_lanes(x):
+    """exp2 of each lane of a vector (simd.py)."""
+    bounded = maximum(x, broadcast(LOWEST_EXPONENT))
+    n = nearest_lanes(bounded)
+    r = subtract(bounded, n)
+    p = multiply_add(broadcast(C5), r, broadcast(C4))
+    p = multiply_add(p, r, broadcast(C3))
+    p = multiply_add(p, r, broadcast(C2))
+    p = multiply_add(p, r, broadcast(C1))
+    p = multiply_add(p, r, broadcast(F(1)))
+    return times_power_of_two(p, n)
 
 
 @inline

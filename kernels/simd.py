@@ -11,6 +11,8 @@ instruction or a few. LLVM lowers the generic type to AVX-512, AVX2, SSE or NEON
     tile       the heart of the matrix product: see its docstring
     transpose  a LANES x LANES block, in registers
     copy       one vector from one address to another
+    load, store, add, multiply_add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
+               are. LLVM, left to itself, does the last elements one by one, and in a short row those are most
 
 Loads and stores assume an alignment of 4 bytes: rows of odd length are not aligned to more, and on the CPUs
 of the last ten years an unaligned load of aligned data costs nothing.
@@ -22,7 +24,7 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, register_model
 
 __all__ = [
     "FLOATS",
@@ -30,21 +32,33 @@ __all__ = [
     "PROBE_SUMS",
     "TILE_COLUMNS",
     "TILE_ROWS",
+    "add",
     "add_column",
     "advance",
     "advance_optional",
     "bits_of_float",
+    "broadcast",
     "copy",
     "copy_column",
     "float_from_bits",
     "fma",
     "is_null",
     "larger",
+    "largest_lane",
+    "load",
+    "maximum",
+    "multiply",
+    "multiply_add",
     "multiply_add_rounds",
     "nearest",
+    "nearest_lanes",
     "null",
     "pointer",
+    "store",
+    "subtract",
+    "sum_of_lanes",
     "tile",
+    "times_power_of_two",
     "transpose",
 ]
 
@@ -115,16 +129,13 @@ def _fma(builder, a, b, c):
     return _call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, [a, b, c])
 
 
-def _column_masks(builder, columns):
-    """For each vector of a tile's row: the lanes that lie within `columns`."""
-    lanes = ir.VectorType(_INT, LANES)
-    one = builder.insert_element(ir.Constant(lanes, ir.Undefined), columns, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    limit = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), zeros)
-    return [
-        builder.icmp_signed("<", ir.Constant(lanes, list(range(v * LANES, (v + 1) * LANES))), limit)
-        for v in range(TILE_VECTORS)
-    ]
+def _lanes_below(builder, count):
+    """For each lane, whether its number is below count, which must fit an int32."""
+    lanes = ir.VectorType(ir.IntType(32), LANES)
+    narrow = builder.trunc(count, ir.IntType(32))
+    one = builder.insert_element(ir.Constant(lanes, ir.Undefined), narrow, ir.Constant(ir.IntType(32), 0))
+    limit = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), ir.Constant(lanes, [0] * LANES))
+    return builder.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), limit)
 
 
 def _masked_load(builder, pointer, mask):
@@ -241,6 +252,143 @@ def advance_optional(typingctx, pointer, offset):
         return builder.select(builder.icmp_unsigned("==", pointer, none), none, builder.gep(pointer, [offset]))
 
     return FLOATS(FLOATS, types.int64), codegen
+
+
+class Vector(types.Type):
+    """LANES float32 in one register, as a value in Numba code: what `load` gives and `store` takes."""
+
+    def __init__(self) -> None:
+        super().__init__(f"Vector({LANES})")
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    """A Vector is LLVM's vector."""
+
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, _VECTOR)
+
+
+VECTOR = Vector()
+
+
+@intrinsic
+def broadcast(typingctx, number):
+    """A vector with one float32 in all lanes."""
+    return VECTOR(types.float32), lambda context, builder, signature, arguments: _broadcast(builder, arguments[0])
+
+
+@intrinsic
+def load(typingctx, pointer, count, otherwise):
+    """LANES floats from an address. Lanes from `count` on are not read: they get the value of `otherwise`."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer, count, otherwise = arguments
+        address = builder.bitcast(pointer, _VECTOR.as_pointer())
+        mask = _lanes_below(builder, count)
+        name = f"llvm.masked.load.v{LANES}f32.p0"
+        return _call(builder, name, _VECTOR, [address, ir.Constant(ir.IntType(32), 4), mask, otherwise])
+
+    return VECTOR(FLOATS, types.int64, VECTOR), codegen
+
+
+@intrinsic
+def store(typingctx, pointer, vector):
+    """Write all lanes of a vector to an address."""
+
+    def codegen(context, builder, signature, arguments):
+        _store(builder, arguments[1], arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(FLOATS, VECTOR), codegen
+
+
+@intrinsic
+def add(typingctx, a, b):
+    """a + b, lane by lane."""
+    return VECTOR(VECTOR, VECTOR), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def subtract(typingctx, a, b):
+    """a - b, lane by lane."""
+    return VECTOR(VECTOR, VECTOR), lambda context, builder, signature, arguments: builder.fsub(*arguments)
+
+
+@intrinsic
+def multiply(typingctx, a, b):
+    """a * b, lane by lane."""
+    return VECTOR(VECTOR, VECTOR), lambda context, builder, signature, arguments: builder.fmul(*arguments)
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """a * b + c, lane by lane, rounded once."""
+    return VECTOR(VECTOR, VECTOR, VECTOR), lambda context, builder, signature, arguments: _fma(builder, *arguments)
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """The larger of a and b, lane by lane; b where one is NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        a, b = arguments
+        return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+    return VECTOR(VECTOR, VECTOR), codegen
+
+
+@intrinsic
+def nearest_lanes(typingctx, vector):
+    """The whole number nearest to each lane."""
+
+    def codegen(context, builder, signature, arguments):
+        return _call(builder, f"llvm.rint.v{LANES}f32", _VECTOR, arguments)
+
+    return VECTOR(VECTOR), codegen
+
+
+@intrinsic
+def times_power_of_two(typingctx, vector, exponent):
+    """vector * 2^exponent for whole exponents, by adding to the exponents' bits: both must be normal numbers."""
+
+    def codegen(context, builder, signature, arguments):
+        vector, exponent = arguments
+        integers = ir.VectorType(ir.IntType(32), LANES)
+        shift = ir.Constant(integers, [23] * LANES)
+        bits = builder.add(builder.bitcast(vector, integers), builder.shl(builder.fptosi(exponent, integers), shift))
+        return builder.bitcast(bits, _VECTOR)
+
+    return VECTOR(VECTOR, VECTOR), codegen
+
+
+def _reduce(builder, vector, combine):
+    """Combine a vector's lanes into one: halves with halves."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        index = ir.VectorType(ir.IntType(32), width)
+        low, high = (ir.Constant(index, list(range(start, start + width))) for start in (0, width))
+        vector = combine(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def sum_of_lanes(typingctx, vector):
+    """The sum of a vector's lanes."""
+    return types.float32(VECTOR), lambda context, builder, signature, arguments: _reduce(
+        builder, arguments[0], builder.fadd
+    )
+
+
+@intrinsic
+def largest_lane(typingctx, vector):
+    """The largest of a vector's lanes."""
+
+    def codegen(context, builder, signature, arguments):
+        return _reduce(builder, arguments[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return types.float32(VECTOR), codegen
 
 
 @intrinsic
@@ -363,58 +511,76 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend,
     """
 
     def codegen(context, builder, signature, arguments):
-        c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias = arguments
-        zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        one = ir.Constant(_INT, 1)
-        entry = builder.block
-        loop = builder.append_basic_block("tile.loop")
-        after = builder.append_basic_block("tile.after")
-        # Rows in groups of three, each group with one address: x86 addresses base, base + row and
-        # base + 2 * row, so a tile of 8 rows takes 3 registers for a, not 8.
-        twice = builder.add(a_row, a_row)
-        groups = [a]
-        for _ in range(3, TILE_ROWS, 3):
-            groups.append(_at(builder, groups[-1], twice, a_row))
-        builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(_INT, 0)), loop, after)
-
-        builder.position_at_end(loop)
-        k = builder.phi(_INT)
-        b_now = builder.phi(b.type)
-        a_now = [builder.phi(a.type) for _ in groups]
-        sums = [[builder.phi(_VECTOR) for _ in range(TILE_VECTORS)] for _ in range(TILE_ROWS)]
-        _prefetch_tile(builder, c, c_row, k)
-        b_row = [_load(builder, _at(builder, b_now, ir.Constant(_INT, v * LANES))) for v in range(TILE_VECTORS)]
-        new = []
-        for r in range(TILE_ROWS):
-            base = a_now[r // 3]
-            address = (base, _at(builder, base, a_row), _at(builder, base, twice))[r % 3]
-            x = _broadcast(builder, builder.load(address))
-            new.append([_fma(builder, x, b_row[v], sums[r][v]) for v in range(TILE_VECTORS)])
-        k_next = builder.add(k, one)
-        b_next = _at(builder, b_now, ir.Constant(_INT, TILE_COLUMNS))
-        a_next = [_at(builder, base, a_step) for base in a_now]
-        builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
-        for phi, start, following in [
-            (k, ir.Constant(_INT, 0), k_next),
-            (b_now, b, b_next),
-            *zip(a_now, groups, a_next, strict=True),
-            *[(sums[r][v], zero, new[r][v]) for r in range(TILE_ROWS) for v in range(TILE_VECTORS)],
-        ]:
-            phi.add_incoming(start, entry)
-            phi.add_incoming(following, loop)
-
-        builder.position_at_end(after)
-        totals = [[builder.phi(_VECTOR) for _ in range(TILE_VECTORS)] for _ in range(TILE_ROWS)]
-        for r in range(TILE_ROWS):
-            for v in range(TILE_VECTORS):
-                totals[r][v].add_incoming(zero, entry)
-                totals[r][v].add_incoming(new[r][v], loop)
-        _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
+        # One loop for each number of vectors that the columns take: half a tile costs half as much.
+        columns = arguments[8]
+        for vectors in range(1, TILE_VECTORS):
+            is_narrow = builder.icmp_signed("<=", columns, ir.Constant(_INT, vectors * LANES))
+            narrow = builder.append_basic_block("tile.narrow")
+            wider = builder.append_basic_block("tile.wider")
+            end = end if vectors > 1 else builder.append_basic_block("tile.end")
+            builder.cbranch(is_narrow, narrow, wider)
+            builder.position_at_end(narrow)
+            _tile(builder, vectors, *arguments)
+            builder.branch(end)
+            builder.position_at_end(wider)
+        _tile(builder, TILE_VECTORS, *arguments)
+        builder.branch(end)
+        builder.position_at_end(end)
         return context.get_dummy_value()
 
     floats, size = FLOATS, types.int64
     signature = types.void(floats, size, floats, size, size, floats, size, size, size, floats, size, floats)
     return signature, codegen
+
+
+def _tile(builder, vectors, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
+    """`tile` for columns that so many vectors hold."""
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+    one = ir.Constant(_INT, 1)
+    entry = builder.block
+    loop = builder.append_basic_block("tile.loop")
+    after = builder.append_basic_block("tile.after")
+    # Rows in groups of three, each group with one address: x86 addresses base, base + row and
+    # base + 2 * row, so a tile of 8 rows takes 3 registers for a, not 8.
+    twice = builder.add(a_row, a_row)
+    groups = [a]
+    for _ in range(3, TILE_ROWS, 3):
+        groups.append(_at(builder, groups[-1], twice, a_row))
+    builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(_INT, 0)), loop, after)
+
+    builder.position_at_end(loop)
+    k = builder.phi(_INT)
+    b_now = builder.phi(b.type)
+    a_now = [builder.phi(a.type) for _ in groups]
+    sums = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(TILE_ROWS)]
+    _prefetch_tile(builder, c, c_row, k)
+    b_row = [_load(builder, _at(builder, b_now, ir.Constant(_INT, v * LANES))) for v in range(vectors)]
+    new = []
+    for r in range(TILE_ROWS):
+        base = a_now[r // 3]
+        address = (base, _at(builder, base, a_row), _at(builder, base, twice))[r % 3]
+        x = _broadcast(builder, builder.load(address))
+        new.append([_fma(builder, x, b_row[v], sums[r][v]) for v in range(vectors)])
+    k_next = builder.add(k, one)
+    b_next = _at(builder, b_now, ir.Constant(_INT, TILE_COLUMNS))
+    a_next = [_at(builder, base, a_step) for base in a_now]
+    builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
+    for phi, start, following in [
+        (k, ir.Constant(_INT, 0), k_next),
+        (b_now, b, b_next),
+        *zip(a_now, groups, a_next, strict=True),
+        *[(sums[r][v], zero, new[r][v]) for r in range(TILE_ROWS) for v in range(vectors)],
+    ]:
+        phi.add_incoming(start, entry)
+        phi.add_incoming(following, loop)
+
+    builder.position_at_end(after)
+    totals = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(TILE_ROWS)]
+    for r in range(TILE_ROWS):
+        for v in range(vectors):
+            totals[r][v].add_incoming(zero, entry)
+            totals[r][v].add_incoming(new[r][v], loop)
+    _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
 
 
 def _prefetch_tile(builder, c, c_row, k):
@@ -434,12 +600,15 @@ def _prefetch_tile(builder, c, c_row, k):
 
 def _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
     """The end of `tile`: add what is to be added and store, within the bounds of the matrix."""
-    is_whole = builder.icmp_signed(">=", columns, ir.Constant(_INT, TILE_COLUMNS))
+    vectors = len(totals[0])
+    is_whole = builder.icmp_signed(">=", columns, ir.Constant(_INT, vectors * LANES))
     with builder.if_else(is_whole) as (whole, edge):
         with whole:
             _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
         with edge:
-            masks = _column_masks(builder, columns)
+            masks = [
+                _lanes_below(builder, builder.sub(columns, ir.Constant(_INT, v * LANES))) for v in range(vectors)
+            ]
             _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, masks)
 
 
@@ -451,7 +620,7 @@ def _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
         before = builder.block
         with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
             added = []
-            for v in range(TILE_VECTORS):
+            for v in range(len(row)):
                 address = _at(builder, source, ir.Constant(_INT, v * LANES))
                 loaded = _masked_load(builder, address, masks[v]) if masks else _load(builder, address)
                 added.append(builder.fadd(row[v], loaded))
@@ -470,7 +639,7 @@ def _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
             row = add_row(total, builder.select(is_null, null_pointer, moved))
             row = add_row(row, bias)
             to = _at(builder, c, builder.mul(number, c_row))
-            for v in range(TILE_VECTORS):
+            for v in range(len(row)):
                 address = _at(builder, to, ir.Constant(_INT, v * LANES))
                 if masks:
                     _masked_store(builder, row[v], address, masks[v])
