@@ -16,7 +16,13 @@ from .layers.norm import Norm
 from .layers.rotary import rope_tables
 from .layers.score import Score
 from .layers.workspace import Workspace
+from .memory import aligned
 from .parameters import Parameters, initialise
+
+# Rows whose activations are in memory at once. A larger batch is done in parts of whole sequences: the same sums, in less
+# memory. A thousand rows keep the matrix products at full speed, and what one kernel writes is still in the
+# third-level cache when the next one reads it.
+ROWS_AT_ONCE = 1024
 
 
 class Model:
@@ -63,7 +69,9 @@ class Model:
     def forward(self, tokens: ArrayLike, starts: ArrayLike | None = None) -> np.ndarray:
         """Logits (N, V) of tokens (N,), or (B, T, V) of (B, T): a fresh array."""
         ids = np.asarray(tokens)
-        logits = self.head.forward(self._run(self._batch(ids, starts)))
+        logits = aligned((ids.size, self.config.vocab_size), self._backend.dtype)
+        for part in self._batch(ids, starts).parts(ROWS_AT_ONCE):
+            self.head.forward(logits[part.rows], self._run(part))
         return logits.reshape(*ids.shape, -1)
 
     def score(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> Score:
@@ -71,7 +79,11 @@ class Model:
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
         wanted = self._targets(targets, ids.shape)
-        return self.head.score(self._run(batch), wanted)
+        score = Score()
+        for part in batch.parts(ROWS_AT_ONCE):
+            if (wanted[part.rows] >= 0).any():
+                score += self.head.score(self._run(part), wanted[part.rows])
+        return score
 
     def score_and_gradients(
         self,
@@ -92,13 +104,21 @@ class Model:
         batch.dropout = dropout_seed
         wanted = self._targets(targets, ids.shape)
         normalizer = float((wanted >= 0).sum()) if normalizer is None else float(normalizer)
+        score = Score()
+        for part in batch.parts(ROWS_AT_ONCE):
+            if (wanted[part.rows] >= 0).any():
+                score += self._score_and_gradients(part, wanted[part.rows], normalizer)
+        return score
+
+    def _score_and_gradients(self, batch: Batch, targets: np.ndarray, normalizer: float) -> Score:
+        """Forward and backward of a part of a batch, at least one of whose tokens has a target."""
         out = self._run(batch)
         dstream = self._dstream.array
         if self.final_norm:
-            score = self.head.score_and_gradients(self._dnormed.array, out, wanted, normalizer)
+            score = self.head.score_and_gradients(self._dnormed.array, out, targets, normalizer)
             self.final_norm.backward(dstream, self._dnormed.array, self._before_final_norm)
         else:
-            score = self.head.score_and_gradients(dstream, out, wanted, normalizer)
+            score = self.head.score_and_gradients(dstream, out, targets, normalizer)
         for i in reversed(range(len(self.blocks))):
             self.blocks[i].backward(dstream, self._streams[i], batch)
         self.embedding.backward(dstream, batch)
@@ -134,7 +154,7 @@ class Model:
         out = self._run(batch)
         cache.lengths[:] = 0
         cache.lengths[: len(lengths)] = lengths
-        return self.head.forward(out[batch.starts[1:] - 1])
+        return self.head.logits(out[batch.starts[1:] - 1])
 
     def decode(self, tokens: ArrayLike, cache: KVCache) -> np.ndarray:
         """Append tokens (B,), one to each slot of the cache; logits (B, V) of what follows."""
@@ -154,7 +174,7 @@ class Model:
         batch.cache, batch.is_decode = cache, True
         batch.slots = np.arange(cache.batch, dtype=np.int32)
         cache.lengths += 1
-        return self.head.forward(self._run(batch))
+        return self.head.logits(self._run(batch))
 
     def _run(self, batch: Batch) -> np.ndarray:
         """Rows (N, C) that the head takes. Keeps what backward needs."""

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "parameters": {"config", "memory"},
     "layers": {"config", "memory", "parameters"},
-    "model": {"config", "layers", "parameters"},
+    "model": {"config", "layers", "memory", "parameters"},
     "optimizers": {"model"},
     "tokenizers": {"atomic", "errors"},
     "dialogue": {"tokenizers"},

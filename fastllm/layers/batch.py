@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ class Batch:
     slots      (N,)    int32; the cache's slot of each row
     is_decode  one new token for each slot, attending to the cache; else whole sequences, to themselves
     dropout    seed of this step's dropout masks, or None outside training
+    first      number of the first row, where this is a part of a larger batch
     """
 
     tokens: np.ndarray
@@ -31,3 +33,27 @@ class Batch:
     slots: np.ndarray | None = None
     is_decode: bool = False
     dropout: int | None = None
+    first: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """Where this part's rows stand in the whole batch."""
+        return slice(self.first, self.first + len(self.tokens))
+
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """This batch in parts of whole sequences, of about equal size and no more than `rows` rows if they can be."""
+        count = len(self.tokens)
+        most = -(-count // -(-count // rows))
+        begin = 0
+        while begin < len(self.starts) - 1:
+            start = self.starts[begin]
+            end = max(begin + 1, int(np.searchsorted(self.starts, start + most, side="right")) - 1)
+            of = slice(start, self.starts[end])
+            yield Batch(
+                self.tokens[of],
+                self.starts[begin : end + 1] - start,
+                self.positions[of],
+                dropout=self.dropout,
+                first=self.first + int(start),
+            )
+            begin = end

@@ -26,11 +26,15 @@ class Dropout:
     def forward(self, x: np.ndarray, batch: Batch) -> None:
         """Drop elements of x (N, C) in place."""
         if self.is_on(batch):
-            self._kernels.dropout_forward(x, x, self.probability, batch.dropout, self._offset)
+            self._kernels.dropout_forward(x, x, self.probability, batch.dropout, self._counter(x, batch))
 
     def backward(self, out: np.ndarray, dout: np.ndarray, batch: Batch) -> np.ndarray:
         """dout as it was before the drop: written to `out`, or dout itself where nothing is dropped."""
         if not self.is_on(batch):
             return dout
-        self._kernels.dropout_backward(out, dout, self.probability, batch.dropout, self._offset)
+        self._kernels.dropout_backward(out, dout, self.probability, batch.dropout, self._counter(out, batch))
         return out
+
+    def _counter(self, x: np.ndarray, batch: Batch) -> int:
+        """Where this batch's random numbers begin: a part of a batch has those that its rows have in the whole."""
+        return self._offset + batch.first * x.shape[1]

@@ -39,11 +39,15 @@ class Head:
         self._losses = workspace.rows(None)
         self._correct = workspace.rows(None, np.int32)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
+    def forward(self, out: np.ndarray, x: np.ndarray) -> None:
+        """out (N, V) = logits of rows x (N, C)."""
+        self.map.forward(out, x)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
         """Logits (N, V) of rows x (N, C): a fresh array."""
-        logits = aligned((len(x), self._vocabulary), x.dtype)
-        self.map.forward(logits, x)
-        return logits
+        out = aligned((len(x), self._vocabulary), x.dtype)
+        self.forward(out, x)
+        return out
 
     def score(self, x: np.ndarray, targets: np.ndarray) -> Score:
         """Loss and right answers over the rows of x (N, C) with a target >= 0."""

@@ -122,7 +122,7 @@ def race(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastllm-peers-")))
         stack.enter_context(_threads(threads))
         if isinstance(case, TrainingCase):
-            np.save(folder / "weights.npy", _weights(case))
+            _weights(case).tofile(folder / "weights")
         workers = []
         for contender in contenders:
             workers.append(Worker(contender, case))
@@ -171,10 +171,10 @@ def _start(worker: Worker, folder: Path) -> Result:
 def _check(workers: list[Worker], folder: Path) -> None:
     """Raise PeerError unless losses and gradients agree, and losses after some updates."""
     losses = [worker("gradients", folder) for worker in workers]
-    expected = np.load(folder / f"{workers[0].name}.npy", mmap_mode="r")
+    expected = np.fromfile(folder / workers[0].name, np.float32)
     size = np.linalg.norm(expected)
     for worker, loss in zip(workers[1:], losses[1:], strict=True):
-        error = float(np.linalg.norm(np.load(folder / f"{worker.name}.npy", mmap_mode="r") - expected) / size)
+        error = float(np.linalg.norm(np.fromfile(folder / worker.name, np.float32) - expected) / size)
         if not abs(loss - losses[0]) <= TOLERANCE * abs(losses[0]) or not error <= TOLERANCE:
             raise PeerError(
                 f"loss and gradients must agree to {TOLERANCE:.0e}; got loss {loss:.6f} from {worker.name} and "

@@ -58,6 +58,20 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
+def read_floats(path: Path, start: int, array: np.ndarray) -> None:
+    """Fill a float32 array from a file, from its float number `start` on. Without a map: that would count as memory."""
+    with path.open("rb") as file:
+        file.seek(start * 4)
+        file.readinto(array.reshape(-1).view(np.uint8).data)
+
+
+def write_floats(path: Path, start: int, array: np.ndarray) -> None:
+    """The reverse of read_floats."""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.seek(start * 4)
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
 class FastllmTraining(Contender):
     """A Trainer's step."""
 
@@ -81,12 +95,12 @@ class FastllmTraining(Contender):
         )
 
     def load(self, folder: Path) -> None:
-        self.model.parameters.flat[...] = np.load(folder / "weights.npy", mmap_mode="r")
+        read_floats(folder / "weights", 0, self.model.parameters.flat)
 
     def gradients(self, folder: Path) -> float:
         self.model.zero_gradients()
         loss = self.model.loss_and_gradients(self.batch.tokens, self.batch.targets, self.batch.starts)
-        np.save(folder / "fastllm.npy", self.model.gradients.flat)
+        write_floats(folder / "fastllm", 0, self.model.gradients.flat)
         return loss
 
     def step(self) -> float:
@@ -129,20 +143,16 @@ class TorchTraining(Contender):
         self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, fused=True)
 
     def load(self, folder: Path) -> None:
-        flat = np.load(folder / "weights.npy", mmap_mode="r")
         with self.torch.no_grad():
             for parameter, start in self._placed():
-                values = np.array(flat[start : start + parameter.numel()]).reshape(parameter.shape)
-                parameter.copy_(self.torch.from_numpy(values))
+                read_floats(folder / "weights", start, parameter.numpy())
 
     def gradients(self, folder: Path) -> float:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.model(self.tokens, self.targets)
         loss.backward()
-        size = sum(parameter.numel() for parameter, _ in self._placed())
-        flat = np.lib.format.open_memmap(folder / f"{self.name}.npy", "w+", np.float32, (size,))
         for parameter, start in self._placed():
-            flat[start : start + parameter.numel()] = parameter.grad.numpy().reshape(-1)
+            write_floats(folder / self.name, start, parameter.grad.numpy())
         return loss.item()
 
     def _placed(self) -> list[tuple[Any, int]]:
@@ -183,7 +193,7 @@ class FastllmAttention(Contender):
 
     def gradients(self, folder: Path) -> float:
         self.step()
-        np.save(folder / "fastllm.npy", self.dqkv.reshape(-1))
+        write_floats(folder / "fastllm", 0, self.dqkv)
         return float((self.out * self.dout).sum(dtype=np.float64))
 
     def step(self) -> float:
@@ -220,7 +230,7 @@ class TorchAttention(Contender):
         self.step()
         length = self.dout.shape[2]
         flat = [array.grad.transpose(1, 2).reshape(length, -1).numpy() for array in self.inputs]
-        np.save(folder / f"{self.name}.npy", np.concatenate(flat, axis=1).reshape(-1))
+        write_floats(folder / self.name, 0, np.concatenate(flat, axis=1))
         return float((self.out.detach().double() * self.dout).sum())
 
     def step(self) -> float:
