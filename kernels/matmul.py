@@ -30,11 +30,12 @@ from numba import config, types
 
 from .jit import inline, kernel, linked, prange
 from .simd import (
+    COLUMNS_TOGETHER,
     FLOATS,
     LANES,
     TILE_COLUMNS,
     TILE_ROWS,
-    add_column,
+    add_columns,
     advance,
     advance_optional,
     copy,
@@ -51,7 +52,6 @@ P, N, B = FLOATS, types.int64, types.boolean
 DEPTH = 384
 ROWS = 128 // TILE_ROWS * TILE_ROWS  # whole panels: a packed block of A must not run over its room
 A_ROOM = DEPTH * (ROWS + TILE_ROWS) + 2 * LANES  # floats of scratch for packed rows of A; B's panels have the rest
-TOGETHER = 16  # steps that a panel of a transposed A is packed at a time: what is read stays in the first cache
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
@@ -137,15 +137,20 @@ def pack_a(panels, source, row, step, depth, rows):
 def pack_a_transposed(panels, sums, source, row, depth, rows):
     """Pack A[i, k] = source[k * row + i] as pack_a does; sums[i] += sum over k, unless null."""
     whole = rows // TILE_ROWS * TILE_ROWS
-    for first in range(0, depth, TOGETHER):
-        last = min(depth, first + TOGETHER)
+    for first in range(0, depth, COLUMNS_TOGETHER):  # a few steps of all panels: what is read stays in the first cache
+        last = min(depth, first + COLUMNS_TOGETHER)
         for i in range(0, whole, TILE_ROWS):
             to = advance(panels, i * depth)
             for k in range(first, last):
                 copy_column(advance(to, k * TILE_ROWS), advance(source, k * row + i))
-            if not is_null(sums):
+            if is_null(sums):
+                continue
+            if last - first == COLUMNS_TOGETHER:
+                add_columns(advance(sums, i), advance(to, first * TILE_ROWS))
+            else:
                 for k in range(first, last):
-                    add_column(advance(sums, i), advance(source, k * row + i))
+                    for r in range(i, i + TILE_ROWS):
+                        sums[r] += source[k * row + r]
     if whole < rows:
         pack_a(advance(panels, whole * depth), advance(source, whole), 1, row, depth, rows - whole)
         if not is_null(sums):

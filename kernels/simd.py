@@ -27,13 +27,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
+    "COLUMNS_TOGETHER",
     "FLOATS",
     "LANES",
     "PROBE_SUMS",
     "TILE_COLUMNS",
     "TILE_ROWS",
     "add",
-    "add_column",
+    "add_columns",
     "advance",
     "advance_optional",
     "bits_of_float",
@@ -82,6 +83,7 @@ LANES = _lanes()
 TILE_ROWS, TILE_VECTORS = {16: (8, 2), 8: (6, 2), 4: (8, 2)}[LANES]
 TILE_COLUMNS = TILE_VECTORS * LANES
 PREFETCH_STEPS = 4  # a power of two
+COLUMNS_TOGETHER = 16  # of `add_columns`, a power of two
 PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-add's latency, fewer than registers
 
 _FLOAT = ir.FloatType()
@@ -417,14 +419,23 @@ def copy_column(typingctx, to, source):
 
 
 @intrinsic
-def add_column(typingctx, to, source):
-    """Add TILE_ROWS floats to others."""
+def add_columns(typingctx, to, source):
+    """Add COLUMNS_TOGETHER steps of a packed panel of A, TILE_ROWS floats each, to the TILE_ROWS floats at `to`."""
 
     def codegen(context, builder, signature, arguments):
-        to, source = (builder.bitcast(address, _COLUMN.as_pointer()) for address in arguments)
-        value, old = builder.load(source), builder.load(to)
-        value.align = old.align = 4
-        builder.store(builder.fadd(old, value), to).align = 4
+        def load_column(address):
+            value = builder.load(builder.bitcast(address, _COLUMN.as_pointer()))
+            value.align = 4
+            return value
+
+        to, source = arguments
+        columns = [
+            load_column(_at(builder, source, ir.Constant(_INT, k * TILE_ROWS))) for k in range(COLUMNS_TOGETHER)
+        ]
+        while len(columns) > 1:  # pairs of pairs, so that no sum waits long for another
+            columns = [builder.fadd(*pair) for pair in zip(columns[::2], columns[1::2], strict=True)]
+        total = builder.fadd(load_column(to), columns[0])
+        builder.store(total, builder.bitcast(to, _COLUMN.as_pointer())).align = 4
         return context.get_dummy_value()
 
     return types.void(FLOATS, FLOATS), codegen
