@@ -19,9 +19,8 @@ from .layers.workspace import Workspace
 from .memory import aligned
 from .parameters import Parameters, initialise
 
-# Rows whose activations are in memory at once. A larger batch is done in parts of whole sequences: the same sums, in less
-# memory. A thousand rows keep the matrix products at full speed, and what one kernel writes is still in the
-# third-level cache when the next one reads it.
+# Rows whose activations are in memory at once. A larger batch is done in parts of whole sequences: the same sums, in
+# less memory. A thousand rows keep the matrix products at full speed.
 ROWS_AT_ONCE = 1024
 
 

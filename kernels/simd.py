@@ -524,11 +524,11 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend,
     def codegen(context, builder, signature, arguments):
         # One loop for each number of vectors that the columns take: half a tile costs half as much.
         columns = arguments[8]
+        end = builder.append_basic_block("tile.end")
         for vectors in range(1, TILE_VECTORS):
             is_narrow = builder.icmp_signed("<=", columns, ir.Constant(_INT, vectors * LANES))
             narrow = builder.append_basic_block("tile.narrow")
             wider = builder.append_basic_block("tile.wider")
-            end = end if vectors > 1 else builder.append_basic_block("tile.end")
             builder.cbranch(is_narrow, narrow, wider)
             builder.position_at_end(narrow)
             _tile(builder, vectors, *arguments)

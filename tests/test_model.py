@@ -1,5 +1,6 @@
 """What a model promises besides its formula: packing, masks, accumulation, threads, memory, the cache."""
 
+import dataclasses
 import tracemalloc
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from model_switches import LLAMA3, make_batch, make_model
 
 import fastllm
 from fastllm.kernels import reference
+from fastllm.layers.batch import Batch
 
 # The same sums in another order: of the largest number. See test_model_switches.
 TOLERANCE = 3e-5
@@ -148,6 +150,41 @@ def test_head_in_chunks(backend, monkeypatch):
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     assert results[0][1] == results[1][1]
     assert_close(results[1][2], results[0][2])
+
+
+@backends
+@pytest.mark.parametrize("rows", [1, 7, 12])
+def test_a_batch_in_parts_is_the_batch(backend, rows, monkeypatch):
+    """With dropout; one sequence is longer than the rows at once, and one has no target."""
+    config = dataclasses.replace(POSITIONS["learned"], dropout=0.25)
+    model, batch = make_model(config, backend), make_batch(config, (3, 9, 1, 4, 2, 5))
+    found = []
+    for at_once in (1000, rows):
+        monkeypatch.setattr("fastllm.model.ROWS_AT_ONCE", at_once)
+        score = model.score(batch.tokens, batch.targets, batch.starts)
+        logits = model.forward(batch.tokens, batch.starts)
+        found.append((score, logits, gradients_of(model, batch, dropout_seed=5)))
+    (whole, logits, gradients), (parts, part_logits, part_gradients) = found
+    assert parts.total == pytest.approx(whole.total, rel=1e-6)
+    assert (parts.correct, parts.targets) == (whole.correct, whole.targets)
+    assert_close(part_logits, logits)
+    assert_close(part_gradients, gradients)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 100])
+def test_parts_cover_a_batch_in_order(rows):
+    tokens = np.arange(20, dtype=np.int32)
+    starts = np.array([0, 4, 5, 9, 17, 20], np.int32)
+    parts = list(Batch(tokens, starts, tokens * 2, dropout=7).parts(rows))
+    assert np.concatenate([part.tokens for part in parts]).tolist() == tokens.tolist()
+    assert np.concatenate([part.positions for part in parts]).tolist() == (tokens * 2).tolist()
+    assert np.concatenate([part.starts[:-1] + part.first for part in parts]).tolist() == starts[:-1].tolist()
+    for part in parts:
+        assert part.starts[0] == 0
+        assert part.starts[-1] == len(part.tokens)
+        assert part.dropout == 7
+        assert tokens[part.rows].tolist() == part.tokens.tolist()
+        assert len(part.tokens) <= max(rows, 8)  # the longest sequence
 
 
 # Dropout

@@ -23,7 +23,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "eval": "loss, perplexity and accuracy of a model on a file",
     "plot": "draw a run's curves",
-    "bench": "time kernels and training steps against their NumPy twins",
+    "bench": "time kernels and training steps against their NumPy twins, or against PyTorch",
     "warmup": "compile all kernels now, so that later commands start at once",
     "doctor": "show versions, CPU features, threads and caches, and what is wrong",
 }

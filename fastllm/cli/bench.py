@@ -1,10 +1,18 @@
-"""Time every kernel, and whole training steps, against their NumPy twins.
+"""Time every kernel, and whole training steps, against their NumPy twins; or training steps against PyTorch.
 
 Each kernel is first compared with its twin in float64; one that differs is reported as failed and not timed,
 and the exit status is 1. Contenders take turns in one process. ratio is the twin's time / the kernel's:
 below 1, the kernel loses. GB/s counts the memory traffic that can't be avoided. All of it takes minutes.
 
-example: fastllm bench 'attention_*' training_step --json times.json
+`fastllm bench peers` races whole training steps, and attention by itself, against PyTorch, eager and compiled, each
+in a process of its own, with the same weights, batch and threads. A case whose losses and gradients differ is not
+timed. ratio is the better PyTorch's time / fastllm's; peak is the share of the floating-point operations that the
+machine can do at most, measured in the same rounds. It needs the extra `peers`, and a C++ compiler for torch.compile.
+
+examples:
+  fastllm bench 'attention_*' training_step --json times.json
+  fastllm bench peers --json peers.json
+  fastllm bench peers 'tiny*' --quick
 """
 
 from __future__ import annotations
@@ -12,18 +20,19 @@ from __future__ import annotations
 import argparse
 import difflib
 import fnmatch
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..machine import THREAD_VARIABLES
+from ..machine import THREAD_VARIABLES, usable_cores
 
 if TYPE_CHECKING:
     from ..bench import Benchmark, Record
 
-TRAINING_STEP = "training_step"
+TRAINING_STEP, PEERS = "training_step", "peers"
 FULL = (15, 0.02)  # rounds, and seconds of a block
 QUICK = (3, 0.002)
 
@@ -32,7 +41,10 @@ ROW = "{:<44} {:>10} {:>19} {:>10} {:>8} {:>8} {:>7}"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="kernels or training_step; * matches (default: all)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="kernels or training_step; or peers, and then its cases; * matches (default: all)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
     parser.add_argument(
@@ -52,6 +64,8 @@ def _positive(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.names[:1] == [PEERS]:
+        return _race(arguments)
     if arguments.threads is not None:
         _set_threads(arguments.threads)
     from .. import bench
@@ -71,6 +85,39 @@ def run(arguments: argparse.Namespace) -> int:
             bench.write_json(arguments.json, results)
     print(*_summary(results), sep="\n")
     return 1 if any(record.error for record in results) else 0
+
+
+def _race(arguments: argparse.Namespace) -> int:
+    from ..peers import report
+    from ..peers.cases import cases
+    from ..peers.race import PeerError, race
+
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("bench peers needs PyTorch; got none installed; pip install 'fastllm-numba[peers]'")
+    threads = arguments.threads or usable_cores()
+    table = cases()
+    patterns = arguments.names[1:] or ["*"]
+    for pattern in patterns:
+        if not fnmatch.filter(table, pattern):
+            raise ConfigError(
+                f"a case of peers must be one of {', '.join(map(repr, table))}; got {pattern!r}; * matches any text"
+            )
+    rounds = QUICK[0] if arguments.quick else FULL[0]
+    print(report.describe(threads))
+    print(report.HEAD)
+    races, failures = [], {}
+    for name, (case, target) in table.items():
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            continue
+        try:
+            races.append(race(name, case, target, threads, rounds))
+            print(report.row(races[-1]), flush=True)
+        except PeerError as error:
+            failures[name] = str(error)
+            print(f"{name:<20} FAILED: {error}", flush=True)
+        if arguments.json:
+            report.write_json(arguments.json, races, failures, threads)
+    return 1 if failures else 0
 
 
 def _set_threads(count: int) -> None:

@@ -79,7 +79,7 @@ class Worker:
         try:
             self._connection.send((method, arguments))
             is_done, answer = self._connection.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, OSError):
             self._process.join()
             raise PeerError(
                 f"{self.name} must live until the race is over; its process ended with exit code "

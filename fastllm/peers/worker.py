@@ -6,6 +6,7 @@ with the exception's text. Between two requests it sleeps on the pipe and takes 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -135,7 +136,8 @@ class TorchTraining(Contender):
             tokens[i, : len(row) - 1] = torch.from_numpy(row[:-1].astype(np.int64))
             targets[i, : len(row) - 1] = torch.from_numpy(row[1:].astype(np.int64))
         self.tokens, self.targets = tokens, targets
-        decayed, others = [], []
+        decayed: list[Any] = []
+        others: list[Any] = []
         for name, parameter in self.plain.named_parameters():
             is_matrix = parameter.dim() == 2 and name not in ("tokens.weight", "positions.weight")
             (decayed if is_matrix else others).append(parameter)
@@ -179,14 +181,13 @@ class FastllmAttention(Contender):
     """attention_forward and attention_backward."""
 
     def __init__(self, case: AttentionCase) -> None:
-        from .. import kernels
-
-        self.kernels, self.case = kernels, case
+        self.kernels = importlib.import_module("fastllm.kernels")
+        self.case = case
         self.qkv, self.dout = case.arrays()
         self.out, self.dqkv = np.empty_like(self.dout), np.empty_like(self.qkv)
         self.lse = np.empty((case.length, case.heads), np.float32)
         self.starts = np.array([0, case.length], np.int32)
-        self.scratch = kernels.attention_scratch(case.head_size)
+        self.scratch = self.kernels.attention_scratch(case.head_size)
 
     def load(self, folder: Path) -> None:
         pass

@@ -1,0 +1,116 @@
+"""What a race came to: lines for the terminal, and JSON for docs/performance.md."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from ..atomic import replacing
+from ..machine import cpu_name
+from .race import Race, Result
+
+ROW = "{:<20} {:>11} {:>12} {:>20} {:>7} {:>7} {:>6} {:>20}"
+HEAD = ROW.format("case", "eager ms", "compiled ms", "fastllm ms", "ratio", "target", "peak", "MB fastllm / eager")
+
+
+def median(race: Race, contender: str) -> float:
+    """Seconds of a contender's step."""
+    return statistics.median(_result(race, contender).seconds)
+
+
+def ratio(race: Race) -> float:
+    """How many times as long the better PyTorch takes."""
+    others = [result.contender for result in race.results if result.contender != "fastllm"]
+    return min((median(race, other) for other in others), default=float("nan")) / median(race, "fastllm")
+
+
+def share_of_peak(race: Race, contender: str = "fastllm") -> float:
+    """Floating-point operations a second, of those that the machine can do at most."""
+    return race.flops / median(race, contender) / 1e9 / _limit(race, "gflops")
+
+
+def row(race: Race) -> str:
+    """A line under HEAD."""
+    low, high = _spread(_result(race, "fastllm"))
+    memory = {result.contender: result.peak_bytes / 1e6 for result in race.results}
+    times = [_milliseconds(median(race, name)) if name in memory else "-" for name in ("eager", "compiled")]
+    return ROW.format(
+        race.name,
+        *times,
+        f"{_milliseconds(median(race, 'fastllm'))} ({_milliseconds(low)}-{_milliseconds(high)})",
+        f"{ratio(race):.2f}x",
+        f"{race.target:g}x",
+        f"{share_of_peak(race):.0%}",
+        f"{memory['fastllm']:.0f} / {memory.get('eager', float('nan')):.0f}",
+    )
+
+
+def describe(threads: int) -> str:
+    """The machine and the versions, in one line."""
+    packages = ("numpy", "numba", "torch")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages if _is_installed(name)]
+    return ", ".join([cpu_name(), f"threads {threads}", f"Python {platform.python_version()}", *versions])
+
+
+def write_json(path: str | os.PathLike[str], races: Iterable[Race], failures: dict[str, str], threads: int) -> None:
+    """Write all results in one step, those of each round too."""
+    text = json.dumps({"machine": describe(threads), "cases": [as_dict(race) for race in races], "failed": failures})
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def as_dict(race: Race) -> dict[str, Any]:
+    """A race as JSON takes it."""
+    contenders = {}
+    for result in race.results:
+        low, high = _spread(result)
+        contenders[result.contender] = {
+            "median_ms": median(race, result.contender) * 1e3,
+            "p20_ms": low * 1e3,
+            "p80_ms": high * 1e3,
+            "share_of_peak": share_of_peak(race, result.contender),
+            "first_seconds": result.first_seconds,
+            "peak_mb": result.peak_bytes / 1e6,
+            "rounds_ms": [seconds * 1e3 for seconds in result.seconds],
+        }
+    limits = {name: _limit(race, name) for name in race.limits[0]}
+    return {
+        "case": race.name,
+        "target": race.target,
+        "ratio": ratio(race),
+        "gflop": race.flops / 1e9,
+        "limits": limits,
+        "contenders": contenders,
+    }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _result(race: Race, contender: str) -> Result:
+    return next(result for result in race.results if result.contender == contender)
+
+
+def _limit(race: Race, name: str) -> float:
+    return statistics.median(limits[name] for limits in race.limits)
+
+
+def _spread(result: Result) -> tuple[float, float]:
+    """The 20th and 80th percentiles."""
+    ordered = sorted(result.seconds)
+    last = len(ordered) - 1
+    return ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
