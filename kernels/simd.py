@@ -494,7 +494,8 @@ def multiply_add_rounds(typingctx, out, rounds):
         count.add_incoming(ir.Constant(_INT, 0), entry)
         count.add_incoming(following, loop)
         for number, (total, result) in enumerate(zip(sums, new, strict=True)):
-            total.add_incoming(ir.Constant(_VECTOR, [float(number)] * LANES), entry)
+            # Not 2: 2 * 0.5 + 1 is 2 again, which the compiler knows and leaves out.
+            total.add_incoming(ir.Constant(_VECTOR, [float(number + 3)] * LANES), entry)
             total.add_incoming(result, loop)
         builder.position_at_end(after)
         whole = new[0]

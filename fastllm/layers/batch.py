@@ -43,6 +43,9 @@ class Batch:
     def parts(self, rows: int) -> Iterator[Batch]:
         """This batch in parts of whole sequences, of about equal size and no more than `rows` rows if they can be."""
         count = len(self.tokens)
+        if count <= rows:
+            yield self
+            return
         most = -(-count // -(-count // rows))
         begin = 0
         while begin < len(self.starts) - 1:
