@@ -91,12 +91,14 @@ class Model:
         starts: ArrayLike | None = None,
         normalizer: float | None = None,
         dropout_seed: int | None = None,
+        accumulate: bool = True,
     ) -> Score:
         """As score, and the gradients of sum of losses / normalizer are added to `gradients`.
 
         normalizer    None: the number of targets here, so that the loss is a mean. When a step is split into
                       several batches, give the number of targets of them all
         dropout_seed  whole number >= 0 that the masks follow from; None: no dropout
+        accumulate    False: gradients take the place of what is there. Quicker than zero_gradients before
         """
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
@@ -104,20 +106,30 @@ class Model:
         wanted = self._targets(targets, ids.shape)
         normalizer = float((wanted >= 0).sum()) if normalizer is None else float(normalizer)
         score = Score()
+        if not accumulate:
+            self._zero_sums()
         for part in batch.parts(ROWS_AT_ONCE):
             if (wanted[part.rows] >= 0).any():
+                part.accumulate = accumulate or score.targets > 0
                 score += self._score_and_gradients(part, wanted[part.rows], normalizer)
         return score
+
+    def _zero_sums(self) -> None:
+        """Set the gradients to 0 that are always added to: norms', and embeddings' but for a tied head's."""
+        begin = self.gradients.decayed
+        if self.config.tied_head:
+            begin += self.gradients["embedding.token.weight"].size
+        self.gradients.flat[begin:] = 0
 
     def _score_and_gradients(self, batch: Batch, targets: np.ndarray, normalizer: float) -> Score:
         """Forward and backward of a part of a batch, at least one of whose tokens has a target."""
         out = self._run(batch)
         dstream = self._dstream.array
         if self.final_norm:
-            score = self.head.score_and_gradients(self._dnormed.array, out, targets, normalizer)
+            score = self.head.score_and_gradients(self._dnormed.array, out, targets, normalizer, batch.accumulate)
             self.final_norm.backward(dstream, self._dnormed.array, self._before_final_norm)
         else:
-            score = self.head.score_and_gradients(dstream, out, targets, normalizer)
+            score = self.head.score_and_gradients(dstream, out, targets, normalizer, batch.accumulate)
         for i in reversed(range(len(self.blocks))):
             self.blocks[i].backward(dstream, self._streams[i], batch)
         self.embedding.backward(dstream, batch)

@@ -6,7 +6,8 @@ The contract, the same for all of them:
   return its scalar.
 - Arrays are float32, C-contiguous and of the shapes in the docstring; ids, targets, starts and positions are
   int32. An optional array that is not there is passed empty. Nothing is checked here: layers do that.
-- Gradients of activations are overwritten, gradients of parameters are added to.
+- Gradients of activations are overwritten, gradients of parameters are added to; those of matrices are overwritten
+  where `accumulate` is false, which spares setting them to zero.
 - No memory is taken: scratch is passed in, from `matmul_scratch` or `attention_scratch`.
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
@@ -33,7 +34,7 @@ from .gradient_norm import scale, squared_norm
 from .jit import cache_directory, watch_compilation
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
-from .linear import linear_backward_input, linear_backward_weight, linear_forward
+from .linear import linear_backward, linear_forward
 from .lion import lion
 from .matmul import matmul, matmul_scratch
 from .residual import add
@@ -66,8 +67,7 @@ __all__ = [
     "kv_cache_write",
     "layernorm_backward",
     "layernorm_forward",
-    "linear_backward_input",
-    "linear_backward_weight",
+    "linear_backward",
     "linear_forward",
     "lion",
     "matmul",

@@ -4,8 +4,8 @@ Numba's own call the C library once for each element (2.6 ns against 0.35 ns for
 
     exp2     2^x = 2^n 2^r with n whole and |r| <= 1/2; 2^r = 1 + r P(r) by a polynomial of degree 5 (minimax, its
              relative error 9e-8); n is added to the exponent's bits. For x below 127; 2^-126 below -126
-    exp      exp2(x / ln 2), r being taken from the exact product. 0 below -87.3 (no subnormals), 2.4e38 above
-             88.3; NaN stays NaN
+    exp      exp2(x / ln 2), r being taken from the exact product. 0 below -87.3 (no subnormals), infinite
+             above 88.72; NaN stays NaN
              Relative error of both below 2e-7; exp(0) and exp2(0) are 1
     erf      Abramowitz and Stegun 7.1.26, absolute error below 5e-7
 """
@@ -30,7 +30,7 @@ F = np.float32
 LOG2_E, LOG2_E_REST = F(1.4426950408889634), F(1.9259629911266175e-8)  # their sum is 1 / ln 2 to 48 bits
 C1, C2, C3 = F(0.6931469775989927), F(0.24022242085262283), F(0.05550733743497031)
 C4, C5 = F(0.00967151264482413), F(0.0013264727123592772)
-LOWEST, HIGHEST = F(-87.3), F(88.3)
+LOWEST, HIGHEST = F(-87.3), F(88.72)
 LOWEST_EXPONENT = F(-126)
 
 
@@ -73,7 +73,9 @@ def exp(x):
     n = nearest(bounded * LOG2_E)
     r = fma(bounded, LOG2_E, -n)
     r = fma(bounded, LOG2_E_REST, r)
-    return F(0) if x < LOWEST else _scaled(n, r)
+    power = _scaled(n, r)
+    power = F(np.inf) if x > HIGHEST else power
+    return F(0) if x < LOWEST else power
 
 
 @inline

@@ -10,7 +10,8 @@ dot products over the rows of weight as they stand. More rows go through the mat
 import numpy as np
 
 from .jit import inline, kernel, prange
-from .matmul import NO_ROW, product
+from .matmul import PACKING, SERIAL_WORK, optional, product, product_part
+from .simd import null, pointer
 
 CHUNK = 32  # outputs in one parallel piece of a one-row product
 SERIAL_WEIGHTS = 65536  # one thread reads this many floats in about the time it takes to wake a second
@@ -53,14 +54,45 @@ def linear_forward(out, x, weight, bias, residual, scratch):
     if x.shape[0] == 1:
         matvec(out, x, weight, bias, residual)
     else:
-        product(out, x, weight, False, True, residual, bias, NO_ROW, scratch)
+        product(out, x, weight, False, True, residual, bias, scratch)
 
 
-def linear_backward_input(dx, dout, weight, residual, scratch):
-    """dx (N, I) = dout (N, O) @ weight (O, I) + residual (N, I) or (0, 0); dx may be residual itself."""
-    product(dx, dout, weight, False, False, residual, NO_ROW, NO_ROW, scratch)
+@inline
+def _backward_part(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch, part, parts):
+    """What one of so many threads does of linear_backward."""
+    rows, outputs, inputs = dout.shape[0], weight.shape[0], weight.shape[1]
+    spare, room = pointer(scratch), scratch.shape[1]
+    before = pointer(dweight) if accumulate else null()
+    product_part(
+        pointer(dweight), outputs, inputs, pointer(dout), outputs, True, pointer(x), inputs, False, rows, before,
+        null(), optional(dbias), spare, room, part, parts,
+    )
+    product_part(
+        pointer(dx), rows, inputs, pointer(dout), outputs, False, pointer(weight), inputs, False, outputs,
+        optional(residual), null(), null(), spare, room, part, parts,
+    )
 
 
-def linear_backward_weight(dweight, dbias, dout, x, scratch):
-    """dweight (O, I) and dbias (O,) or (0,) are added to; dout (N, O), x (N, I)."""
-    product(dweight, dout, x, True, False, dweight, NO_ROW, dbias, scratch)
+@kernel(parallel=True)
+def linear_backward(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch):
+    """Gradients of linear_forward: two products in one parallel region.
+
+    dx       (N, I)  written; may be residual itself
+    dweight  (O, I)  added to, or written unless accumulate; so is
+    dbias    (O,)    (0,) for none
+    dout     (N, O)
+    x        (N, I)
+    weight   (O, I)
+    residual (N, I)  added to dx; (0, 0) for none
+    scratch  from matmul_scratch()
+    """
+    if not accumulate:
+        for o in range(dbias.shape[0]):
+            dbias[o] = np.float32(0)
+    work = (2 * dout.shape[0] + PACKING) * weight.size
+    parts = 1 if work < SERIAL_WORK else scratch.shape[0]
+    if parts == 1:
+        _backward_part(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch, 0, 1)
+        return
+    for part in prange(parts):
+        _backward_part(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch, part, parts)

@@ -278,55 +278,71 @@ def rows_are_cut(rows, columns, parts):
     return by_rows * 50 <= by_columns * 51  # no two threads write to one cache line where rows are cut
 
 
+@linked(types.void(P, N, N, P, N, B, P, N, B, N, P, P, P, P, N, N, N))
+def product_part(
+    c, rows, columns, a, a_row, a_transposed, b, b_row, b_transposed, depth, addend, bias, sums, scratch, room, part,
+    parts,
+):
+    """What one of so many threads does of `product`; scratch has a row for each of them."""
+    by_rows = rows_are_cut(rows, columns, parts)
+    unit = TILE_ROWS if by_rows else TILE_COLUMNS
+    tiles = ((rows if by_rows else columns) + unit - 1) // unit
+    start, stop = tiles * part // parts * unit, tiles * (part + 1) // parts * unit
+    if by_rows:
+        i, high, j, wide = start, min(stop, rows) - start, 0, columns
+    else:
+        i, high, j, wide = 0, rows, start, min(stop, columns) - start
+    multiply(
+        advance(c, i * columns + j),
+        columns,
+        advance(a, i if a_transposed else i * a_row),
+        a_row,
+        a_transposed,
+        advance(b, j * b_row if b_transposed else j),
+        b_row,
+        b_transposed,
+        high,
+        wide,
+        depth,
+        advance_optional(addend, i * columns + j),
+        columns,
+        advance_optional(bias, j),
+        advance_optional(sums, i) if by_rows or part == 0 else null(),
+        advance(scratch, part * room),
+        room,
+    )
+
+
+@inline
+def optional(array):
+    """The address of an array, or null for an empty one."""
+    return pointer(array) if array.size else null()
+
+
 @kernel(parallel=True)
-def product(out, a, b, transpose_a, transpose_b, addend, bias, sums, scratch):
+def product(out, a, b, transpose_a, transpose_b, addend, bias, scratch):
     """out (M, N) = op(a) @ op(b) + addend + bias on all threads.
 
     addend   (M, N), or (0, 0) for none; may be out itself, to accumulate
     bias     (N,), or (0,) for none
-    sums     (M,) a transposed a's columns are added to it; (0,) for none
     """
     rows, columns = out.shape
     depth = a.shape[0] if transpose_a else a.shape[1]
-    c, pa, pb, room = pointer(out), pointer(a), pointer(b), pointer(scratch)
-    a_row, b_row, size = a.shape[1], b.shape[1], scratch.shape[1]
-    extra = pointer(addend) if addend.size else null()
-    offset = pointer(bias) if bias.size else null()
-    total = pointer(sums) if sums.size else null()
-    parts = scratch.shape[0]
-    if parts == 1 or rows * columns * depth < SERIAL_WORK:
-        multiply(
-            c, columns, pa, a_row, transpose_a, pb, b_row, transpose_b, rows, columns, depth,
-            extra, columns, offset, total, room, size,
+    work = (rows + PACKING) * columns * depth
+    threads, room = scratch.shape
+    parts = 1 if work < SERIAL_WORK else threads
+    c, pa, pb, extra, offset = pointer(out), pointer(a), pointer(b), optional(addend), optional(bias)
+    spare = pointer(scratch)
+    if parts == 1:
+        product_part(
+            c, rows, columns, pa, a.shape[1], transpose_a, pb, b.shape[1], transpose_b, depth, extra, offset, null(),
+            spare, room, 0, 1,
         )
         return
-    by_rows = rows_are_cut(rows, columns, parts)
-    unit = TILE_ROWS if by_rows else TILE_COLUMNS
-    tiles = ((rows if by_rows else columns) + unit - 1) // unit
     for part in prange(parts):
-        start, stop = tiles * part // parts * unit, tiles * (part + 1) // parts * unit
-        if by_rows:
-            i, high, j, wide = start, min(stop, rows) - start, 0, columns
-        else:
-            i, high, j, wide = 0, rows, start, min(stop, columns) - start
-        multiply(
-            advance(c, i * columns + j),
-            columns,
-            advance(pa, i if transpose_a else i * a_row),
-            a_row,
-            transpose_a,
-            advance(pb, j * b_row if transpose_b else j),
-            b_row,
-            transpose_b,
-            high,
-            wide,
-            depth,
-            advance_optional(extra, i * columns + j),
-            columns,
-            advance_optional(offset, j),
-            advance_optional(total, i) if by_rows or part == 0 else null(),
-            advance(room, part * size),
-            size,
+        product_part(
+            c, rows, columns, pa, a.shape[1], transpose_a, pb, b.shape[1], transpose_b, depth, extra, offset, null(),
+            spare, room, part, parts,
         )
 
 
@@ -336,4 +352,4 @@ def matmul(out, a, b, transpose_a, transpose_b, accumulate, scratch):
     a  (M, K), or (K, M) if transpose_a       b  (K, N), or (N, K) if transpose_b
     scratch  from matmul_scratch()
     """
-    product(out, a, b, transpose_a, transpose_b, out if accumulate else NO_MATRIX, NO_ROW, NO_ROW, scratch)
+    product(out, a, b, transpose_a, transpose_b, out if accumulate else NO_MATRIX, NO_ROW, scratch)

@@ -29,7 +29,7 @@ MAY_IMPORT = {
         "training",
     },
     "peers": {
-        "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "parameters", "schedules",
+        "atomic", "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "parameters", "schedules",
         "tokenizers", "training",
     },
 }  # fmt: skip

@@ -108,12 +108,13 @@ STEP = 1e-6
 # objective, a sum of up to a few thousand numbers of size one.
 DIFFERENCE_TOLERANCE = 1e-6
 
-# A gradient that arrives by another way is only added: such sizes are left to the tests above.
+# A gradient that arrives by another way is only added, and one that is there already is added to or not: such sizes
+# are left to the tests above.
 BACKWARD = [
     pytest.param(case, size, id=f"{case.kernel}-{i}")
     for case in CASES.values()
     for i, size in enumerate(case.sizes)
-    if case.forward is not None and not size.get("residual")
+    if case.forward is not None and not size.get("residual") and size.get("accumulate", True)
 ]
 
 

@@ -123,7 +123,7 @@ def test_no_two_parts_of_a_run_share_their_masks():
     trainer = make_trainer(dropout=0.5, accumulate=3, rows=7, seed=5)
     seeds = []
     score = trainer.model.score_and_gradients
-    trainer.model.score_and_gradients = lambda *arguments: seeds.append(arguments[-1]) or score(*arguments)
+    trainer.model.score_and_gradients = lambda *given, **more: seeds.append(given[-1]) or score(*given, **more)
     trainer.train()
     assert len(set(seeds)) == len(seeds) == 3 * STEPS
 

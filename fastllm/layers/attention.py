@@ -75,13 +75,11 @@ class Attention:
         dqkv, dmixed = self._dqkv.array, dout
         if self.output_map:
             dmixed = self._dmixed.array
-            self.output_map.backward_weight(dout, self.mixed.array)
-            self.output_map.backward_input(dmixed, dout)
+            self.output_map.backward(dmixed, dout, self.mixed.array, accumulate=batch.accumulate)
         k.attention_backward(
             dqkv, dmixed, self.mixed.array, self.lse.array, self.qkv.array, batch.starts,
             self.heads, self.kv_heads, self.scale, b.attention_scratch,
         )  # fmt: skip
         if self.angles:
             k.rope_backward(dqkv, *self.angles, batch.positions, self.heads + self.kv_heads, self._interleaved)
-        self.qkv_map.backward_weight(dqkv, x)
-        self.qkv_map.backward_input(dx, dqkv, dresidual)
+        self.qkv_map.backward(dx, dqkv, x, dresidual, batch.accumulate)

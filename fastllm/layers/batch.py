@@ -24,6 +24,7 @@ class Batch:
     is_decode  one new token for each slot, attending to the cache; else whole sequences, to themselves
     dropout    seed of this step's dropout masks, or None outside training
     first      number of the first row, where this is a part of a larger batch
+    accumulate whether its gradients are added to what is there; else matrices' gradients take its place
     """
 
     tokens: np.ndarray
@@ -34,6 +35,7 @@ class Batch:
     is_decode: bool = False
     dropout: int | None = None
     first: int = 0
+    accumulate: bool = True
 
     @property
     def rows(self) -> slice:

@@ -64,7 +64,7 @@ class Block:
         dbranch, dropped = self._dbranch.array, self._dropped.array
         if self._is_pre:
             dout = self.feed_forward_dropout.backward(dropped, dstream, batch)
-            self.feed_forward.backward(dbranch, dout, self.feed_forward_norm.out.array, None)
+            self.feed_forward.backward(dbranch, dout, self.feed_forward_norm.out.array, None, batch)
             self.feed_forward_norm.backward(dstream, dbranch, self.middle.array, dstream)
             dout = self.attention_dropout.backward(dropped, dstream, batch)
             self.attention.backward(dbranch, dout, self.attention_norm.out.array, None, batch)
@@ -72,7 +72,7 @@ class Block:
             return
         self.feed_forward_norm.backward(dbranch, dstream, self.end.array)
         dout = self.feed_forward_dropout.backward(dropped, dbranch, batch)
-        self.feed_forward.backward(dstream, dout, self.attention_norm.out.array, dbranch)
+        self.feed_forward.backward(dstream, dout, self.attention_norm.out.array, dbranch, batch)
         self.attention_norm.backward(dbranch, dstream, self.middle.array)
         dout = self.attention_dropout.backward(dropped, dbranch, batch)
         self.attention.backward(dstream, dout, x, dbranch, batch)

@@ -7,6 +7,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..parameters import Parameters
 from .backend import Backend
+from .batch import Batch
 from .linear import Linear
 from .workspace import Workspace
 
@@ -41,11 +42,11 @@ class FeedForward:
         self._activate(self.after.array, self.before.array)
         self.down.forward(out, self.after.array, residual)
 
-    def backward(self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None) -> None:
+    def backward(
+        self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None, batch: Batch
+    ) -> None:
         """dx (N, C) from dout (N, C) and forward's x, plus dresidual if given."""
         dbefore, dafter = self._dbefore.array, self._dafter.array
-        self.down.backward_weight(dout, self.after.array)
-        self.down.backward_input(dafter, dout)
+        self.down.backward(dafter, dout, self.after.array, accumulate=batch.accumulate)
         self._activate_backward(dbefore, dafter, self.before.array)
-        self.up.backward_weight(dbefore, x)
-        self.up.backward_input(dx, dbefore, dresidual)
+        self.up.backward(dx, dbefore, x, dresidual, batch.accumulate)

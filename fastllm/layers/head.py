@@ -58,8 +58,13 @@ class Head:
             self._kernels.cross_entropy_forward(losses[chunk], correct[chunk], logits, wanted[chunk])
         return self._sum(len(rows))
 
-    def score_and_gradients(self, dx: np.ndarray, x: np.ndarray, targets: np.ndarray, normalizer: float) -> Score:
-        """As score, and dx (N, C) overwritten, the weight's gradients added to: of sum of losses / normalizer."""
+    def score_and_gradients(
+        self, dx: np.ndarray, x: np.ndarray, targets: np.ndarray, normalizer: float, accumulate: bool
+    ) -> Score:
+        """As score, and the gradients of sum of losses / normalizer.
+
+        dx (N, C) is overwritten, the weight's gradient added to or, unless accumulate, overwritten
+        """
         rows, picked, wanted = self._pick(x, targets)
         is_all = len(rows) == len(x)
         dpicked = dx if is_all else self._dpicked.array[: len(rows)]
@@ -69,8 +74,7 @@ class Head:
             self._kernels.cross_entropy_forward_backward(
                 losses[chunk], correct[chunk], logits, logits, wanted[chunk], 1.0 / normalizer
             )
-            self.map.backward_weight(logits, picked[chunk])
-            self.map.backward_input(dpicked[chunk], logits)
+            self.map.backward(dpicked[chunk], logits, picked[chunk], accumulate=accumulate or chunk.start > 0)
         if not is_all:
             self._kernels.scatter_rows(dx, dpicked, rows)
         return self._sum(len(rows))

@@ -30,13 +30,20 @@ class Linear:
         added = b.no_matrix if residual is None else residual
         b.kernels.linear_forward(out, x, self.weight, self.bias, added, b.matmul_scratch)
 
-    def backward_input(self, dx: np.ndarray, dout: np.ndarray, residual: np.ndarray | None = None) -> None:
-        """dx (N, I) from dout (N, O), plus residual (N, I) if given."""
+    def backward(
+        self,
+        dx: np.ndarray,
+        dout: np.ndarray,
+        x: np.ndarray,
+        residual: np.ndarray | None = None,
+        accumulate: bool = True,
+    ) -> None:
+        """dx (N, I) from dout (N, O) and forward's x (N, I), plus residual (N, I) if given.
+
+        accumulate  the gradients of weight and bias are added to what is there, else they take its place
+        """
         b = self._backend
         added = b.no_matrix if residual is None else residual
-        b.kernels.linear_backward_input(dx, dout, self.weight, added, b.matmul_scratch)
-
-    def backward_weight(self, dout: np.ndarray, x: np.ndarray) -> None:
-        """Add this batch's part to the gradients of weight and bias."""
-        b = self._backend
-        b.kernels.linear_backward_weight(self.dweight, self.dbias, dout, x, b.matmul_scratch)
+        b.kernels.linear_backward(
+            dx, self.dweight, self.dbias, dout, x, self.weight, added, accumulate, b.matmul_scratch
+        )

@@ -89,11 +89,15 @@ class Trainer:
         while self.step < (self.steps if until is None else min(until, self.steps)):
             began = time.perf_counter()
             batch = self.dataset.batch(self.step)
-            model.zero_gradients()
             score = Score()
             for number, part in enumerate(batch.split(self.accumulate)):
                 score += model.score_and_gradients(
-                    part.tokens, part.targets, part.starts, batch.target_count, self._dropout_seed(number)
+                    part.tokens,
+                    part.targets,
+                    part.starts,
+                    batch.target_count,
+                    self._dropout_seed(number),
+                    accumulate=number > 0,
                 )
             norm = gradient_norm(model)
             if not math.isfinite(score.total) or not math.isfinite(norm):

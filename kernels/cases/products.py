@@ -65,36 +65,26 @@ def linear_forward(rng, rows, inputs, outputs, bias=True, residual=False):
 
 
 @case(
-    LINEAR,
+    [*LINEAR, *({**size, "accumulate": False} for size in LINEAR)],
     LINEAR_REALISTIC,
-    terms=lambda s: s.outputs,
-    flops=lambda s: 2 * s.rows * s.inputs * s.outputs,
+    terms=lambda s: max(s.outputs, s.rows),
+    flops=lambda s: 4 * s.rows * s.inputs * s.outputs,
     written=("dx",),
-    forward="linear_forward",
-)
-def linear_backward_input(rng, rows, inputs, outputs, bias=True, residual=False):
-    return {
-        "dx": unwritten(rows, inputs),
-        "dout": normal(rng, rows, outputs),
-        "weight": normal(rng, outputs, inputs),
-        "residual": optional(rng, residual, rows, inputs),
-        "scratch": Scratch.MATMUL,
-    }
-
-
-@case(
-    LINEAR,
-    LINEAR_REALISTIC,
-    terms=lambda s: s.rows,
-    flops=lambda s: 2 * s.rows * s.inputs * s.outputs,
     updated=("dweight", "dbias"),
     forward="linear_forward",
 )
-def linear_backward_weight(rng, rows, inputs, outputs, bias=True, residual=False):
+def linear_backward(rng, rows, inputs, outputs, bias=True, residual=False, accumulate=True):
+    dweight, dbias = normal(rng, outputs, inputs), optional(rng, bias, outputs)
+    if not accumulate:
+        dweight, dbias = unwritten(*dweight.shape), unwritten(*dbias.shape)
     return {
-        "dweight": normal(rng, outputs, inputs),
-        "dbias": optional(rng, bias, outputs),
+        "dx": unwritten(rows, inputs),
+        "dweight": dweight,
+        "dbias": dbias,
         "dout": normal(rng, rows, outputs),
         "x": normal(rng, rows, inputs),
+        "weight": normal(rng, outputs, inputs),
+        "residual": optional(rng, residual, rows, inputs),
+        "accumulate": accumulate,
         "scratch": Scratch.MATMUL,
     }

@@ -22,7 +22,7 @@ from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
-from .linear import linear_backward_input, linear_backward_weight, linear_forward
+from .linear import linear_backward, linear_forward
 from .lion import lion
 from .matmul import matmul
 from .residual import add
@@ -53,8 +53,7 @@ __all__ = [
     "kv_cache_write",
     "layernorm_backward",
     "layernorm_forward",
-    "linear_backward_input",
-    "linear_backward_weight",
+    "linear_backward",
     "linear_forward",
     "lion",
     "matmul",

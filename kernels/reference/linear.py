@@ -24,11 +24,14 @@ def linear_forward(out, x, weight, bias, residual, scratch):
     out[...] = product
 
 
-def linear_backward_input(dx, dout, weight, residual, scratch):
-    """Gradient of linear_forward by x.
+def linear_backward(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch):
+    """Gradients of linear_forward.
 
     dx        (N, I)  overwritten
+    dweight   (O, I)  added to, or overwritten unless accumulate
+    dbias     (O,)    the same; empty for none
     dout      (N, O)
+    x         (N, I)
     weight    (O, I)
     residual  (N, I) gradient arriving at x by another way, or empty for none
     """
@@ -36,16 +39,9 @@ def linear_backward_input(dx, dout, weight, residual, scratch):
     if residual.size:
         product += residual
     dx[...] = product
-
-
-def linear_backward_weight(dweight, dbias, dout, x, scratch):
-    """Gradients of linear_forward by its parameters.
-
-    dweight  (O, I)  added to
-    dbias    (O,)    added to, or empty for none
-    dout     (N, O)
-    x        (N, I)
-    """
+    if not accumulate:
+        dweight[...] = 0
+        dbias[...] = 0
     dweight += dout.T @ x
     if dbias.size:
         dbias += dout.sum(axis=0)
