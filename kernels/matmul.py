@@ -328,7 +328,7 @@ def product(out, a, b, transpose_a, transpose_b, addend, bias, scratch):
     """
     rows, columns = out.shape
     depth = a.shape[0] if transpose_a else a.shape[1]
-    work = (rows + PACKING) * columns * depth
+    work = rows * columns * depth
     threads, room = scratch.shape
     parts = 1 if work < SERIAL_WORK else threads
     c, pa, pb, extra, offset = pointer(out), pointer(a), pointer(b), optional(addend), optional(bias)
