@@ -10,7 +10,7 @@ dot products over the rows of weight as they stand. More rows go through the mat
 import numpy as np
 
 from .jit import inline, kernel, prange
-from .matmul import PACKING, SERIAL_WORK, optional, product, product_part
+from .matmul import SERIAL_WORK, optional, product, product_part
 from .simd import null, pointer
 
 CHUNK = 32  # outputs in one parallel piece of a one-row product

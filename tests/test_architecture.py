@@ -29,8 +29,8 @@ MAY_IMPORT = {
         "training",
     },
     "peers": {
-        "atomic", "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "parameters", "schedules",
-        "tokenizers", "training",
+        "atomic", "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "parameters",
+        "schedules", "tokenizers", "training",
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {

@@ -97,7 +97,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_of_processes(count: int) -> Iterator[None]:
     """Let processes started meanwhile use so many threads."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
@@ -120,7 +120,7 @@ def race(
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastllm-peers-")))
-        stack.enter_context(_threads(threads))
+        stack.enter_context(threads_of_processes(threads))
         if isinstance(case, TrainingCase):
             _weights(case).tofile(folder / "weights")
         workers = []

@@ -1,4 +1,4 @@
-"""A chart as SVG: two curves, axes with round numbers, and a dashed line where a phase begins. Text only."""
+"""A chart as SVG: curves, axes with round numbers, and a dashed line where a phase begins. Text only."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def render(
     top: float,
     x_ticks: Sequence[float],
     y_ticks: Sequence[tuple[float, str]],
+    x_label: str = "update",
 ) -> str:
     """The file's text.
 
@@ -29,6 +30,7 @@ def render(
     right    end of the x axis, which begins at 0
     top      end of the y axis, which begins at 0
     y_ticks  height and label
+    x_label  what the x axis counts
     """
 
     def x(value: float) -> str:
@@ -59,7 +61,7 @@ def render(
         parts.append(line(x(at), floor, x(at), ceiling, 'stroke="#888" stroke-dasharray="4,4"'))
         parts.append(text(x(at), float(ceiling) - 6, name, "start"))
     parts.append(line(x(0), floor, end, floor, 'stroke="#888"'))
-    parts.append(text((LEFT + WIDTH - RIGHT) / 2, float(floor) + 40, "update"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, float(floor) + 40, x_label))
     for number, (name, color, points) in enumerate(curves):
         path = " ".join(f"{x(px)},{y(py)}" for px, py in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')

@@ -1,0 +1,233 @@
+"""Write docs/performance.md and its charts from measurements.
+
+    fastllm bench peers --json peers.json
+    python benchmarks/limits.py --json limits.json
+    python benchmarks/original_job.py --json original.json
+    python benchmarks/make_performance_page.py peers.json limits.json original.json [--docs docs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fastllm.atomic import replacing
+from fastllm.bench import three_digits
+from fastllm.training import svg
+
+Record = dict[str, Any]
+
+# What holds a case back, beside the multiply-adds themselves. Found by profiling; no number here is measured by a run.
+BOUNDS = {
+    "tiny, one row": (
+        "24 rows leave little to multiply: a weight is packed, multiplied by 24 rows and updated. Half of the time "
+        "is packing, Adam's pass, starting about thirty parallel regions (3.5 us each, more when the two cores lie "
+        "far apart) and Python between them"
+    ),
+    "tiny, real lengths": "the multiply-adds; then attention over short sequences, whose blocks are mostly edges",
+    "nanoGPT CPU": "the multiply-adds; then attention over 64 tokens, GELU and LayerNorm, about a quarter together",
+    "nanoGPT char": "the multiply-adds",
+    "GPT-2 124M, short": "the multiply-adds; Adam's pass over 3.5 GB; reading each weight from memory for 256 rows",
+    "GPT-2 124M, long": "the multiply-adds",
+    "Llama-style 15M": "the multiply-adds, a third of them in the head of 32,000 columns",
+    "attention alone": (
+        "the multiply-adds, seven products where six are counted, since backward computes the scores again; "
+        "exponentials take 6%, packing 3%, the edges of the register tiles 8%"
+    ),
+}
+
+METHOD = """## Method
+
+Each contender runs in a process of its own, with the same number of threads. All load the same random weights (biases
+and norms too) and see the same batch. Before anything is timed, losses and gradients must agree to 2e-5 and the losses
+after three updates to 1e-3; a case that fails is not timed. Then the contenders take turns, 15 rounds; a turn lasts 0.3
+s or one step, with pauses so that no thread of another is still spinning. The figures are medians, the range is the
+20th to the 80th percentile, the ratio is against the better PyTorch. A probe measures the multiply-add peak in each
+round: registers only, nothing loaded.
+
+A step is forward, loss, backward, clipping at norm 1.0 and AdamW. PyTorch is used as its users would: nanoGPT's modules,
+`scaled_dot_product_attention`, `AdamW(fused=True)`, eager and `torch.compile`. Sequences of different lengths are
+padded for it. Floating-point operations are 6 x matrix parameters x tokens, and 12 for each pair of tokens that the
+causal mask lets through and each column of attention. *At the peak* is the ratio that a step would have that did just
+these at the measured peak, and nothing else: no implementation reaches more in float32.
+
+Machines are shared, and their clocks and their cores' distances change: compare within this page.
+"""
+
+
+def page(peers: Record, limits: Record, original: list[Record]) -> str:
+    """The whole text."""
+    return "\n".join(
+        [
+            "# Performance\n",
+            "Written by `benchmarks/make_performance_page.py` from measurements; see there how to repeat them.\n",
+            f"Machine: {peers['machine']}.\n",
+            "## Against PyTorch\n",
+            race_table(peers),
+            METHOD,
+            "## What bounds each case\n",
+            *(f"- **{case['case']}**: {BOUNDS[case['case']]}." for case in peers["cases"]),
+            "\n## Memory\n",
+            "Peak resident memory of the whole process, imports and compiler included.\n",
+            memory_table(peers),
+            "## How close to the machine's limits\n",
+            limits_text(limits),
+            "## Growth\n",
+            growth_text(limits),
+            "## Start\n",
+            start_text(limits),
+            "## The original's job\n",
+            original_text(original),
+        ]
+    )
+
+
+def race_table(peers: Record) -> str:
+    lines = [
+        "| case | PyTorch eager, ms | compiled, ms | fastllm, ms | ratio | target | at the peak | share of peak |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    missed = []
+    for case in peers["cases"]:
+        ours, eager, compiled = (case["contenders"][name] for name in ("fastllm", "eager", "compiled"))
+        best = min(eager["median_ms"], compiled["median_ms"])
+        most = best * case["limits"]["gflops"] / case["gflop"] / 1e3
+        is_met = case["ratio"] >= case["target"]
+        if not is_met:
+            missed.append(case["case"])
+        lines.append(
+            f"| {case['case']} | {spread(eager)} | {spread(compiled)} | {spread(ours)} | "
+            f"{'' if is_met else '**'}{case['ratio']:.2f}x{'' if is_met else '**'} | {case['target']:g}x | {most:.2f}x | "
+            f"{ours['share_of_peak']:.0%} |"
+        )
+    for name, error in peers["failed"].items():
+        lines.append(f"| {name} | failed: {error} | | | | | | |")
+    lost = [case["case"] for case in peers["cases"] if case["ratio"] < 1]
+    lines += [
+        "",
+        f"Slower than PyTorch: {', '.join(lost) or 'none'}. Short of the target (bold): {'; '.join(missed) or 'none'}.\n",
+    ]
+    return "\n".join(lines)
+
+
+def spread(contender: Record) -> str:
+    median, low, high = (three_digits(contender[f"{key}_ms"]) for key in ("median", "p20", "p80"))
+    return f"{median} ({low}-{high})"
+
+
+def memory_table(peers: Record) -> str:
+    lines = ["| case | PyTorch eager, MB | compiled, MB | fastllm, MB | of eager |", "|---|--:|--:|--:|--:|"]
+    for case in peers["cases"]:
+        ours, eager, compiled = (case["contenders"][name]["peak_mb"] for name in ("fastllm", "eager", "compiled"))
+        lines.append(f"| {case['case']} | {eager:.0f} | {compiled:.0f} | {ours:.0f} | {ours / eager:.2f}x |")
+    return "\n".join([*lines, ""])
+
+
+def limits_text(limits: Record) -> str:
+    lines = ["| product | rows x inputs x outputs | GFLOP/s | share of peak |", "|---|---|--:|--:|"]
+    for record in limits["products"]:
+        lines.append(
+            f"| {record['product']} | {record['size']} | {record['gflops']:.0f} | {record['share']:.0%} |"
+        )
+    one, every = limits["threads"]
+    decode = limits["decode"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"A step of nanoGPT char takes {one['ms']:.0f} ms on one thread and {every['ms']:.0f} ms on "
+            f"{every['threads']}: {one['ms'] / every['ms']:.2f}x. The bits are the same (tests).\n",
+            f"Decoding with {decode['parameters'] / 1e6:.0f} million float32 parameters: {decode['tokens_per_s']:.0f} "
+            f"tokens/s, {decode['share_of_bandwidth']:.0%} of the bandwidth of reading memory. A prompt of 128 tokens: "
+            f"{decode['prompt_tokens_per_s']:.0f} tokens/s, {decode['share_of_peak']:.0%} of the multiply-add peak.\n",
+        ]
+    )
+
+
+def growth_text(limits: Record) -> str:
+    lines = ["| sequences of 64 tokens | ms | ms a sequence | MB |", "|--:|--:|--:|--:|"]
+    for record in limits["sequences"]:
+        count = record["sequences"]
+        lines.append(f"| {count} | {record['ms']:.1f} | {record['ms'] / count:.2f} | {record['mb']:.0f} |")
+    lines += ["", "![time by number of sequences](performance-sequences.svg)", ""]
+    lines += ["| tokens in one sequence | ms | GFLOP | GFLOP/s | MB |", "|--:|--:|--:|--:|--:|"]
+    for record in limits["context"]:
+        lines.append(
+            f"| {record['tokens']} | {record['ms']:.0f} | {record['gflop']:.0f} | {record['gflops']:.0f} | "
+            f"{record['mb']:.0f} |"
+        )
+    lines += [
+        "",
+        "![time and memory by context](performance-context.svg)",
+        "",
+        "Time follows the arithmetic, memory the length: nothing of size T x T is kept. More sequences take no more "
+        "memory, since a batch is done a thousand rows at a time.\n",
+    ]
+    return "\n".join(lines)
+
+
+def start_text(limits: Record) -> str:
+    start = limits["start"]
+    return (
+        f"nanoGPT CPU, whole processes: from an empty kernel cache to the end of the first training step "
+        f"{start['cold_s']:.1f} s, from a full one {start['warm_s']:.2f} s. `import fastllm` takes {start['import_s']:.2f} s, "
+        f"with the model {start['import_model_s']:.2f} s, NumPy alone {start['numpy_s']:.2f} s; `fastllm --help` "
+        f"{start['help_s']:.2f} s.\n"
+    )
+
+
+def original_text(original: list[Record]) -> str:
+    lines = ["25 facts and 53 dialogues, one row an update, 7,800 updates (`benchmarks/original_job.py`):\n"]
+    for record in original:
+        lines.append(f"- {record['backend']}: {record['seconds']:.1f} s for {record['updates']} updates")
+    return "\n".join([*lines, ""])
+
+
+def sequence_chart(limits: Record) -> str:
+    points = [(record["sequences"], record["ms"]) for record in limits["sequences"]]
+    return chart("time of a step (ms) by number of sequences", "sequences of 64 tokens", [("time", points)])
+
+
+def context_chart(limits: Record) -> str:
+    times = [(record["tokens"], record["ms"]) for record in limits["context"]]
+    memory = [(record["tokens"], record["mb"]) for record in limits["context"]]
+    return chart("time of a step (ms) and peak memory (MB) by context", "tokens", [("time", times), ("memory", memory)])
+
+
+def chart(title: str, x_label: str, curves: list[tuple[str, list[tuple[float, float]]]]) -> str:
+    right = max(x for _, points in curves for x, _ in points)
+    top = 1.1 * max(y for _, points in curves for _, y in points)
+    step = 10 ** (len(str(int(top))) - 1)
+    colors = (svg.TRAINING, svg.VALIDATION)
+    drawn = [(name, color, points) for (name, points), color in zip(curves, colors, strict=False)]
+    heights = [(height, str(height)) for height in range(0, int(top), step)]
+    return svg.render(title, drawn, [], right, top, [right * part / 8 for part in range(9)], heights, x_label)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("peers", "limits", "original"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    arguments = parser.parse_args(argv)
+    peers, limits, original = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (arguments.peers, arguments.limits, arguments.original)
+    )
+    files = {
+        "performance.md": page(peers, limits, original),
+        "performance-sequences.svg": sequence_chart(limits),
+        "performance-context.svg": context_chart(limits),
+    }
+    for name, text in files.items():
+        with replacing(arguments.docs / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,94 @@
+"""docs/performance.md is written from measurements; the scripts that measure and write run."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastllm.peers import report
+from fastllm.peers.cases import cases
+from fastllm.peers.race import Race, Result
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
+
+
+def measurements() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Of the form that the three measuring commands write; fastllm takes 0.2 s for everything, PyTorch 0.3."""
+    limits = [{"gflops": 100.0, "read_gbytes_per_s": 30.0, "update_gbytes_per_s": 40.0}]
+    races = [
+        Race(
+            name,
+            target,
+            10**10,
+            [
+                Result("fastllm", 1.0, 10**8, [0.2]),
+                Result("eager", 2.0, 2 * 10**8, [0.3]),
+                Result("compiled", 9.0, 3 * 10**8, [0.4]),
+            ],
+            limits,
+        )
+        for name, (_, target) in cases().items()
+    ]
+    peers = {"machine": "a machine", "cases": [report.as_dict(race) for race in races], "failed": {}}
+    of_limits = {
+        "products": [{"size": "80x128x384", "product": "forward", "threads": 2, "gflops": 90.0, "share": 0.9}],
+        "threads": [{"threads": 1, "ms": 190.0}, {"threads": 2, "ms": 100.0}],
+        "decode": {
+            "parameters": 110_000_000,
+            "tokens_per_s": 50.0,
+            "share_of_bandwidth": 0.87,
+            "prompt_tokens_per_s": 700.0,
+            "share_of_peak": 0.72,
+        },
+        "sequences": [{"sequences": n, "ms": n * 2.0, "mb": 200.0} for n in (8, 16)],
+        "context": [{"tokens": n, "ms": n / 10, "mb": 300.0, "gflop": 9.0, "gflops": 80.0} for n in (1024, 2048)],
+        "start": {
+            "cold_s": 18.0, "warm_s": 0.7, "numpy_s": 0.1, "import_s": 0.1, "import_model_s": 0.2, "help_s": 0.05,
+        },
+    }  # fmt: skip
+    return peers, of_limits, [{"backend": "numba", "seconds": 7.0, "updates": 7800}]
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    files = []
+    for name, content in zip(("peers", "limits", "original"), measurements(), strict=True):
+        files.append(str(tmp_path / f"{name}.json"))
+        Path(files[-1]).write_text(json.dumps(content))
+    assert script("make_performance_page")["main"]([*files, "--docs", str(tmp_path)]) == 0
+    text = (tmp_path / "performance.md").read_text()
+    for name, (_, target) in cases().items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert "| 300 (300-300) | 400 (400-400) | 200 (200-200) |" in line
+        assert ("**1.50x**" if target > 1.5 else "| 1.50x |") in line  # what misses its target stands out
+        assert "| 3.00x | 50% |" in line  # 0.1 s at the peak
+        assert f"- **{name}**: " in text
+    for said in ("1.90x", "87%", "18.0 s", "7.0 s for 7800 updates", "| 16 | 32.0 | 2.00 | 200 |", "0.50x"):
+        assert said in text
+    for chart in ("performance-sequences.svg", "performance-context.svg"):
+        assert chart in text
+        ET.parse(tmp_path / chart)
+
+
+def test_the_page_that_ships_has_every_case() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert all(f"| {name} |" in text for name in cases())
+
+
+def test_limits_are_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "limits.json"
+    assert script("limits")["main"](["--only", "products", "--rounds", "1", "--json", str(path)]) == 0
+    written = json.loads(path.read_text())["products"]
+    assert [record["product"] for record in written] == ["forward", "by input", "by weight"] * 2
+    assert all(record["gflops"] > 0 for record in written)
+    assert "product forward" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        script("limits")["main"](["--rounds", "0"])
