@@ -249,7 +249,9 @@ def advance_optional(typingctx, pointer, offset):
     """As advance, but null stays null."""
 
     def codegen(context, builder, signature, arguments):
-        return _at_unless_null(builder, *arguments)
+        pointer, offset = arguments
+        none = ir.Constant(pointer.type, None)
+        return builder.select(builder.icmp_unsigned("==", pointer, none), none, builder.gep(pointer, [offset]))
 
     return FLOATS(FLOATS, types.int64), codegen
 
@@ -611,55 +613,47 @@ def _prefetch_tile(builder, c, c_row, k):
 def _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
     """The end of `tile`: add what is to be added and store, within the bounds of the matrix."""
     vectors = len(totals[0])
-    is_whole = builder.and_(
-        builder.icmp_signed(">=", columns, ir.Constant(_INT, vectors * LANES)),
-        builder.icmp_signed(">=", rows, ir.Constant(_INT, TILE_ROWS)),
-    )
+    is_whole = builder.icmp_signed(">=", columns, ir.Constant(_INT, vectors * LANES))
     with builder.if_else(is_whole) as (whole, edge):
         with whole:
-            totals_now = _add_unless_null(builder, totals, addend, addend_row)
-            totals_now = _add_unless_null(builder, totals_now, bias, ir.Constant(_INT, 0))
-            for r, total in enumerate(totals_now):
-                to = _at(builder, c, builder.mul(ir.Constant(_INT, r), c_row))
-                for v in range(vectors):
-                    _store(builder, total[v], _at(builder, to, ir.Constant(_INT, v * LANES)))
+            _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
         with edge:
             masks = [
                 _lanes_below(builder, builder.sub(columns, ir.Constant(_INT, v * LANES))) for v in range(vectors)
             ]
-            for r, total in enumerate(totals):
-                number = ir.Constant(_INT, r)
-                with builder.if_then(builder.icmp_signed("<", number, rows)):
-                    moved = _at_unless_null(builder, addend, builder.mul(number, addend_row))
-                    [row] = _add_unless_null(builder, [total], moved, ir.Constant(_INT, 0), masks)
-                    [row] = _add_unless_null(builder, [row], bias, ir.Constant(_INT, 0), masks)
-                    to = _at(builder, c, builder.mul(number, c_row))
-                    for v in range(vectors):
-                        _masked_store(builder, row[v], _at(builder, to, ir.Constant(_INT, v * LANES)), masks[v])
+            _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, masks)
 
 
-def _at_unless_null(builder, pointer, offset):
-    none = ir.Constant(pointer.type, None)
-    return builder.select(builder.icmp_unsigned("==", pointer, none), none, builder.gep(pointer, [offset]))
+def _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, masks):
+    null_pointer = ir.Constant(c.type, None)
 
+    def add_row(row, source):
+        """row + the row at source, or row itself where source is null."""
+        before = builder.block
+        with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
+            added = []
+            for v in range(len(row)):
+                address = _at(builder, source, ir.Constant(_INT, v * LANES))
+                loaded = _masked_load(builder, address, masks[v]) if masks else _load(builder, address)
+                added.append(builder.fadd(row[v], loaded))
+            inside = builder.block
+        chosen = [builder.phi(_VECTOR) for _ in row]
+        for phi, old, new in zip(chosen, row, added, strict=True):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, inside)
+        return chosen
 
-def _add_unless_null(builder, totals, source, source_row, masks=None):
-    """totals + the rows at source, or totals themselves where source is null."""
-    before = builder.block
-    with builder.if_then(builder.icmp_unsigned("!=", source, ir.Constant(source.type, None))):
-        added = []
-        for r, total in enumerate(totals):
-            row = _at(builder, source, builder.mul(ir.Constant(_INT, r), source_row))
-            addresses = [_at(builder, row, ir.Constant(_INT, v * LANES)) for v in range(len(total))]
-            loaded = [
-                _masked_load(builder, address, masks[v]) if masks else _load(builder, address)
-                for v, address in enumerate(addresses)
-            ]
-            added.append([builder.fadd(*pair) for pair in zip(total, loaded, strict=True)])
-        inside = builder.block
-    chosen = [[builder.phi(_VECTOR) for _ in total] for total in totals]
-    for phis, old, new in zip(chosen, totals, added, strict=True):
-        for phi, without, with_source in zip(phis, old, new, strict=True):
-            phi.add_incoming(without, before)
-            phi.add_incoming(with_source, inside)
-    return chosen
+    for r, total in enumerate(totals):
+        number = ir.Constant(_INT, r)
+        with builder.if_then(builder.icmp_signed("<", number, rows)):
+            moved = _at(builder, addend, builder.mul(number, addend_row))
+            is_null = builder.icmp_unsigned("==", addend, null_pointer)
+            row = add_row(total, builder.select(is_null, null_pointer, moved))
+            row = add_row(row, bias)
+            to = _at(builder, c, builder.mul(number, c_row))
+            for v in range(len(row)):
+                address = _at(builder, to, ir.Constant(_INT, v * LANES))
+                if masks:
+                    _masked_store(builder, row[v], address, masks[v])
+                else:
+                    _store(builder, row[v], address)
