@@ -10,6 +10,7 @@ import numpy as np
 
 from .elementary import exp
 from .jit import chunk_count, inline, is_same, kernel, prange
+from .simd import larger
 
 
 @inline
@@ -17,7 +18,7 @@ def _row_statistics(logits, n, target):
     """Largest logit, sum of exp(logit - largest), and whether the target is the first largest."""
     top = logits[n, 0]
     for v in range(logits.shape[1]):
-        top = logits[n, v] if logits[n, v] > top else top
+        top = larger(top, logits[n, v])
     total = np.float32(0)
     for v in range(logits.shape[1]):
         total += exp(logits[n, v] - top)

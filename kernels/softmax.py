@@ -7,6 +7,7 @@ import numpy as np
 
 from .elementary import exp
 from .jit import chunk_count, inline, kernel, prange
+from .simd import larger
 
 
 @inline
@@ -14,7 +15,7 @@ def _forward_rows(out, x, start, stop):
     for n in range(start, stop):
         top = x[n, 0]
         for c in range(x.shape[1]):
-            top = x[n, c] if x[n, c] > top else top
+            top = larger(top, x[n, c])
         total = np.float32(0)
         for c in range(x.shape[1]):
             out[n, c] = exp(x[n, c] - top)
