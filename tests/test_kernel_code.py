@@ -6,11 +6,16 @@ reads the compiled code. Matrix product and RoPE work on float32 vectors by name
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
+
+from fastllm.kernels.simd import LANES, PROBE_SUMS, multiply_add_rounds, pointer
 
 # Kernel -> why it computes in float64 at all.
 MEANT = {
@@ -60,3 +65,18 @@ def test_float64_is_used_where_it_is_meant(doubles):
 
 def test_loops_compute_in_float32(doubles):
     assert {name for name, kinds in doubles.items() if "x double>" in kinds} == IN_VECTORS
+
+
+def test_the_probe_multiplies_and_adds_as_often_as_it_counts():
+    """An accumulator that begins at its fixed point would be left out, and the machine's peak would seem higher."""
+
+    @numba.njit
+    def rounds(out, count):
+        multiply_add_rounds(pointer(out), count)
+
+    out = np.zeros(LANES, np.float32)
+    rounds(out, 3)
+    expected = sum(2 + (number + 1) / 8 for number in range(PROBE_SUMS))  # each halves its distance to 2
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    [code] = rounds.inspect_llvm().values()
+    assert len(re.findall(r"= (?:tail )?call <\d+ x float> @llvm\.fma", code)) >= PROBE_SUMS
