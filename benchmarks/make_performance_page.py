@@ -171,8 +171,8 @@ def start_text(limits: Record) -> str:
     return (
         f"nanoGPT CPU, whole processes: from an empty kernel cache to the end of the first training step "
         f"{start['cold_s']:.1f} s, from a full one {start['warm_s']:.2f} s. `import fastllm` takes "
-        f"{start['import_s']:.2f} s, with the model {start['import_model_s']:.2f} s, NumPy alone {start['numpy_s']:.2f} s; "
-        f"`fastllm --help` {start['help_s']:.2f} s.\n"
+        f"{start['import_s']:.2f} s, with the model {start['import_model_s']:.2f} s, NumPy alone "
+        f"{start['numpy_s']:.2f} s; `fastllm --help` {start['help_s']:.2f} s.\n"
     )
 
 

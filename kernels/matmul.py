@@ -13,8 +13,9 @@ Three ideas, from the inside out:
    Beyond the matrix the panels hold zeros, so edges need no code of their own. A transposed B is transposed
    on the way. A is read where it stands, in rows; only a transposed A, and the last few rows, are packed.
 3. Blocking. A block of B is at most DEPTH deep and as wide as the second-level cache allows, so that it stays
-   there while all rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in the first. The depth
-   is cut evenly: 384 in one block costs 5% less than 256 and then 128, for each block reads and writes all of C.
+   there while all rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in the first. Each block
+   reads and writes all of C, so blocks are deep, and the depth is cut evenly: 384 in one costs 5% less than 256 and
+   then 128. A transposed A is packed a block of ROWS at a time and shares the cache, so its blocks are half as deep.
 
 Threads: C is cut into rectangles, one for each thread. Every element of C is summed in the same order
 whatever the rectangle, so the bits do not depend on the number of threads.
@@ -49,9 +50,11 @@ from .simd import (
 
 P, N, B = FLOATS, types.int64, types.boolean
 
-DEPTH = 384
+DEPTH = 768
+PACKED_DEPTH = DEPTH // 2
 ROWS = 128 // TILE_ROWS * TILE_ROWS  # whole panels: a packed block of A must not run over its room
-A_ROOM = DEPTH * (ROWS + TILE_ROWS) + 2 * LANES  # floats of scratch for packed rows of A; B's panels have the rest
+# Floats of scratch for packed rows of A: a block of a transposed A, and the last few rows. B's panels have the rest.
+A_ROOM = PACKED_DEPTH * ROWS + DEPTH * TILE_ROWS + 2 * LANES
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
@@ -64,19 +67,18 @@ NO_ROW = np.empty(0, np.float32)
 def matmul_scratch():
     """Room for packed panels, a row for each thread, to pass to the products below; readies what they call."""
     linked.compile()
-    # Three quarters of the cache: A and C pass through the rest.
-    columns = second_cache_size() * 3 // 4 // (DEPTH * 4) // TILE_COLUMNS * TILE_COLUMNS
-    columns = max(4 * TILE_COLUMNS, min(512, columns))
-    return np.empty((config.NUMBA_NUM_THREADS, columns * DEPTH + A_ROOM), np.float32)
+    panels = second_cache_size() * 3 // 4 // 4  # floats; A and C pass through the last quarter
+    panels = max(4 * TILE_COLUMNS * DEPTH, min(16 * TILE_COLUMNS * DEPTH, panels))
+    return np.empty((config.NUMBA_NUM_THREADS, panels + A_ROOM), np.float32)
 
 
 def second_cache_size():
     """Bytes of a core's second-level cache; half a megabyte where the system doesn't tell."""
     try:
         text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text()
-    except OSError:
+        return int(text.strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
         return 1 << 19
-    return int(text.strip().removesuffix("K")) << 10
 
 
 @linked(types.void(P, P, N, N, N))
@@ -228,10 +230,11 @@ def multiply(
     scratch       room floats, of matmul_scratch
     """
     a_panels = advance(scratch, room - A_ROOM)
-    spare = advance(a_panels, DEPTH * ROWS)
-    most = (room - A_ROOM) // DEPTH
-    blocks = max(1, (depth + DEPTH - 1) // DEPTH)
-    block = (depth + blocks - 1) // blocks
+    spare = advance(a_panels, PACKED_DEPTH * ROWS)
+    deepest = PACKED_DEPTH if a_transposed else DEPTH
+    blocks = max(1, (depth + deepest - 1) // deepest)
+    block = max(1, (depth + blocks - 1) // blocks)
+    most = (room - A_ROOM) // block // TILE_COLUMNS * TILE_COLUMNS
     for j in range(0, columns, most):
         width = min(most, columns - j)
         for k in range(0, depth, block):

@@ -291,7 +291,9 @@ def whole(tmp_path_factory, tokenizer):
     return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, PROGRESS])
 def test_damaged_bytes_never_raise_another_error(whole, name, data):

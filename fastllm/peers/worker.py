@@ -116,8 +116,6 @@ class FastllmTraining(Contender):
 class TorchTraining(Contender):
     """zero_grad, forward, backward, clip_grad_norm_, AdamW(fused=True)."""
 
-    name = "torch"
-
     def __init__(self, case: TrainingCase, compiled: bool) -> None:
         import torch
 
