@@ -27,11 +27,11 @@ BOUNDS = {
         "far apart) and Python between them"
     ),
     "tiny, real lengths": "the multiply-adds; then attention over short sequences, whose blocks are mostly edges",
-    "nanoGPT CPU": "the multiply-adds; then attention over 64 tokens, GELU and LayerNorm, about a quarter together",
+    "nanoGPT CPU": "the multiply-adds; then attention over 64 tokens, GELU and LayerNorm, about a sixth together",
     "nanoGPT char": "the multiply-adds",
     "GPT-2 124M, short": "the multiply-adds; Adam's pass over 3.5 GB; reading each weight from memory for 256 rows",
     "GPT-2 124M, long": "the multiply-adds",
-    "Llama-style 15M": "the multiply-adds, a third of them in the head of 32,000 columns",
+    "Llama-style 15M": "the multiply-adds, two thirds of them in the head of 32,000 columns",
     "attention alone": (
         "the multiply-adds, seven products where six are counted, since backward computes the scores again; "
         "exponentials take 6%, packing 3%, the edges of the register tiles 8%"
@@ -50,8 +50,8 @@ round: registers only, nothing loaded.
 A step is forward, loss, backward, clipping at norm 1.0 and AdamW. PyTorch is used as its users would: nanoGPT's
 modules, `scaled_dot_product_attention`, `AdamW(fused=True)`, eager and `torch.compile`. Sequences of different lengths
 are padded for it. Floating-point operations are 6 x matrix parameters x tokens, and 12 for each pair of tokens that the
-causal mask lets through and each column of attention. *At the peak* is the ratio that a step would have that did just
-these at the measured peak, and nothing else: no implementation reaches more in float32.
+causal mask lets through and each column of attention. *At the peak* is the ratio of a step that did just these at the
+measured peak of these cores in float32, and nothing else: it bounds what any target can ask for.
 
 Machines are shared, and their clocks and their cores' distances change: compare within this page.
 """
