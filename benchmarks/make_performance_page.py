@@ -197,7 +197,8 @@ def context_chart(limits: Record) -> str:
 def chart(title: str, x_label: str, curves: list[tuple[str, list[tuple[float, float]]]]) -> str:
     right = max(x for _, points in curves for x, _ in points)
     top = 1.1 * max(y for _, points in curves for _, y in points)
-    step = 10 ** (len(str(int(top))) - 1)
+    power = 10 ** (len(str(int(top))) - 1)
+    step = power if top > 3 * power else max(1, power // 5)
     colors = (svg.TRAINING, svg.VALIDATION)
     drawn = [(name, color, points) for (name, points), color in zip(curves, colors, strict=False)]
     heights = [(height, str(height)) for height in range(0, int(top), step)]
