@@ -30,8 +30,6 @@ from .matmul import multiply_tile_row, pack_rows, pack_transposed
 from .simd import (
     FLOATS,
     LANES,
-    TILE_COLUMNS,
-    TILE_ROWS,
     add,
     advance,
     broadcast,
@@ -45,6 +43,7 @@ from .simd import (
     subtract,
     sum_of_lanes,
 )
+from .tile import TILE_COLUMNS, TILE_ROWS
 
 P, N, B = FLOATS, types.int64, types.boolean
 

@@ -2,7 +2,7 @@
 
 Three ideas, from the inside out:
 
-1. The register tile (`simd.tile`). A TILE_ROWS x TILE_COLUMNS piece of C stays in registers while k runs; each
+1. The register tile (tile.py). A TILE_ROWS x TILE_COLUMNS piece of C stays in registers while k runs; each
    step loads one row of B and multiplies it by TILE_ROWS scalars of A. So a float of B, once loaded, is used
    TILE_ROWS times, and the adders never wait for memory.
 2. Packing. The tile wants B's rows one after another and the same whatever the layout in memory. So a block of
@@ -30,23 +30,8 @@ import numpy as np
 from numba import config, types
 
 from .jit import inline, kernel, linked, prange
-from .simd import (
-    COLUMNS_TOGETHER,
-    FLOATS,
-    LANES,
-    TILE_COLUMNS,
-    TILE_ROWS,
-    add_columns,
-    advance,
-    advance_optional,
-    copy,
-    copy_column,
-    is_null,
-    null,
-    pointer,
-    tile,
-    transpose,
-)
+from .simd import FLOATS, LANES, advance, advance_optional, copy, is_null, null, pointer, transpose
+from .tile import COLUMNS_TOGETHER, TILE_COLUMNS, TILE_ROWS, add_columns, copy_column, tile
 
 P, N, B = FLOATS, types.int64, types.boolean
 
@@ -193,7 +178,7 @@ def multiply_tile_row(
 def multiply_panels(
     c, c_row, a, a_row, a_step, a_tile, panels, rows, columns, depth, addend, addend_row, bias, spare
 ):
-    """C (rows, columns) = A @ (packed B) + addend + bias, for one block; addresses as in `simd.tile`.
+    """C (rows, columns) = A @ (packed B) + addend + bias, for one block; addresses as in `tile`.
 
     a_row, a_step  floats from one element of A to the next row's, and to the next k's
     a_tile         floats from one tile of rows to the next: TILE_ROWS * a_row, or TILE_ROWS * depth if packed

@@ -1,4 +1,4 @@
-"""Vectors of float32 inside Numba kernels: the type `vector`, pointers, and a few operations on both.
+"""Vectors of float32 inside Numba kernels: the type `Vector`, pointers, and a few operations on both.
 
 Numba vectorises simple loops by itself (LLVM does). The matrix product needs more: to say which values stay
 in registers. Here a Numba type stands for LLVM's `<LANES x float>`, and each function below becomes one
@@ -8,7 +8,6 @@ instruction or a few. LLVM lowers the generic type to AVX-512, AVX2, SSE or NEON
     pointer    address of an array's first element; p[i] reads without Numba's test for a negative index,
                which alone cost 20% of the matrix product
     advance    address of the n-th float from p
-    tile       the heart of the matrix product: see its docstring
     transpose  a LANES x LANES block, in registers
     copy       one vector from one address to another
     load, store, add, multiply_add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
@@ -27,20 +26,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
-    "COLUMNS_TOGETHER",
     "FLOATS",
     "LANES",
     "PROBE_SUMS",
-    "TILE_COLUMNS",
-    "TILE_ROWS",
     "add",
-    "add_columns",
     "advance",
     "advance_optional",
     "bits_of_float",
     "broadcast",
     "copy",
-    "copy_column",
     "float_from_bits",
     "fma",
     "is_null",
@@ -58,7 +52,6 @@ __all__ = [
     "store",
     "subtract",
     "sum_of_lanes",
-    "tile",
     "times_power_of_two",
     "transpose",
 ]
@@ -77,19 +70,11 @@ def _lanes() -> int:
 
 LANES = _lanes()
 
-# The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
-# registers: 8*2+2+1 = 19 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills).
-# Twelve or more accumulators hide the latency of a multiply-add; fewer rows waste less at the edges.
-TILE_ROWS, TILE_VECTORS = {16: (8, 2), 8: (6, 2), 4: (8, 2)}[LANES]
-TILE_COLUMNS = TILE_VECTORS * LANES
-PREFETCH_STEPS = 4  # a power of two
-COLUMNS_TOGETHER = 16  # of `add_columns`, a power of two
 PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-add's latency, fewer than registers
 
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-_COLUMN = ir.VectorType(_FLOAT, TILE_ROWS)
 FLOATS = types.CPointer(types.float32)
 
 
@@ -405,43 +390,6 @@ def copy(typingctx, to, source):
 
 
 @intrinsic
-def copy_column(typingctx, to, source):
-    """Copy TILE_ROWS floats: one step of a packed panel of A."""
-
-    def codegen(context, builder, signature, arguments):
-        to, source = (builder.bitcast(address, _COLUMN.as_pointer()) for address in arguments)
-        value = builder.load(source)
-        value.align = 4
-        builder.store(value, to).align = 4
-        return context.get_dummy_value()
-
-    return types.void(FLOATS, FLOATS), codegen
-
-
-@intrinsic
-def add_columns(typingctx, to, source):
-    """Add COLUMNS_TOGETHER steps of a packed panel of A, TILE_ROWS floats each, to the TILE_ROWS floats at `to`."""
-
-    def codegen(context, builder, signature, arguments):
-        def load_column(address):
-            value = builder.load(builder.bitcast(address, _COLUMN.as_pointer()))
-            value.align = 4
-            return value
-
-        to, source = arguments
-        columns = [
-            load_column(_at(builder, source, ir.Constant(_INT, k * TILE_ROWS))) for k in range(COLUMNS_TOGETHER)
-        ]
-        while len(columns) > 1:  # pairs of pairs, so that no sum waits long for another
-            columns = [builder.fadd(*pair) for pair in zip(columns[::2], columns[1::2], strict=True)]
-        total = builder.fadd(load_column(to), columns[0])
-        builder.store(total, builder.bitcast(to, _COLUMN.as_pointer())).align = 4
-        return context.get_dummy_value()
-
-    return types.void(FLOATS, FLOATS), codegen
-
-
-@intrinsic
 def transpose(typingctx, to, to_row, source, source_row):
     """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k].
 
@@ -505,155 +453,3 @@ def multiply_add_rounds(typingctx, out, rounds):
         return context.get_dummy_value()
 
     return types.void(FLOATS, types.int64), codegen
-
-
-@intrinsic
-def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
-    """c = a @ b + addend + bias for one register tile of TILE_ROWS x TILE_COLUMNS.
-
-    c       address; row r starts at c + r * c_row; the first `rows` rows and `columns` columns are written
-    a       element (r, k) at a + r * a_row + k * a_step; all TILE_ROWS rows are read, so rows beyond the
-            matrix must be readable: the caller lets them point at a row that exists
-    b       packed panel: TILE_COLUMNS floats for each k, zeros beyond the matrix
-    addend  as c, or null; often c itself, to accumulate
-    bias    one row, or null
-
-    All of c stays in registers over the loop in k: TILE_ROWS broadcasts of a, TILE_VECTORS loads of b and
-    TILE_ROWS * TILE_VECTORS multiply-adds a step.
-    """
-
-    def codegen(context, builder, signature, arguments):
-        # One loop for each number of vectors that the columns take: half a tile costs half as much.
-        columns = arguments[8]
-        end = builder.append_basic_block("tile.end")
-        for vectors in range(1, TILE_VECTORS):
-            is_narrow = builder.icmp_signed("<=", columns, ir.Constant(_INT, vectors * LANES))
-            narrow = builder.append_basic_block("tile.narrow")
-            wider = builder.append_basic_block("tile.wider")
-            builder.cbranch(is_narrow, narrow, wider)
-            builder.position_at_end(narrow)
-            _tile(builder, vectors, *arguments)
-            builder.branch(end)
-            builder.position_at_end(wider)
-        _tile(builder, TILE_VECTORS, *arguments)
-        builder.branch(end)
-        builder.position_at_end(end)
-        return context.get_dummy_value()
-
-    floats, size = FLOATS, types.int64
-    signature = types.void(floats, size, floats, size, size, floats, size, size, size, floats, size, floats)
-    return signature, codegen
-
-
-def _tile(builder, vectors, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
-    """`tile` for columns that so many vectors hold."""
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    one = ir.Constant(_INT, 1)
-    entry = builder.block
-    loop = builder.append_basic_block("tile.loop")
-    after = builder.append_basic_block("tile.after")
-    # Rows in groups of three, each group with one address: x86 addresses base, base + row and
-    # base + 2 * row, so a tile of 8 rows takes 3 registers for a, not 8.
-    twice = builder.add(a_row, a_row)
-    groups = [a]
-    for _ in range(3, TILE_ROWS, 3):
-        groups.append(_at(builder, groups[-1], twice, a_row))
-    builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(_INT, 0)), loop, after)
-
-    builder.position_at_end(loop)
-    k = builder.phi(_INT)
-    b_now = builder.phi(b.type)
-    a_now = [builder.phi(a.type) for _ in groups]
-    sums = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(TILE_ROWS)]
-    _prefetch_tile(builder, c, c_row, k)
-    b_row = [_load(builder, _at(builder, b_now, ir.Constant(_INT, v * LANES))) for v in range(vectors)]
-    new = []
-    for r in range(TILE_ROWS):
-        base = a_now[r // 3]
-        address = (base, _at(builder, base, a_row), _at(builder, base, twice))[r % 3]
-        x = _broadcast(builder, builder.load(address))
-        new.append([_fma(builder, x, b_row[v], sums[r][v]) for v in range(vectors)])
-    k_next = builder.add(k, one)
-    b_next = _at(builder, b_now, ir.Constant(_INT, TILE_COLUMNS))
-    a_next = [_at(builder, base, a_step) for base in a_now]
-    builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
-    for phi, start, following in [
-        (k, ir.Constant(_INT, 0), k_next),
-        (b_now, b, b_next),
-        *zip(a_now, groups, a_next, strict=True),
-        *[(sums[r][v], zero, new[r][v]) for r in range(TILE_ROWS) for v in range(vectors)],
-    ]:
-        phi.add_incoming(start, entry)
-        phi.add_incoming(following, loop)
-
-    builder.position_at_end(after)
-    totals = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(TILE_ROWS)]
-    for r in range(TILE_ROWS):
-        for v in range(vectors):
-            totals[r][v].add_incoming(zero, entry)
-            totals[r][v].add_incoming(new[r][v], loop)
-    _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
-
-
-def _prefetch_tile(builder, c, c_row, k):
-    """In step k of a tile's loop, bring one line of c into the first cache, where the end of the loop wants it.
-
-    All at once, before the loop, they would hold up the loads of b: that cost 4% of a large product. So there is one
-    each PREFETCH_STEPS steps.
-    """
-    number = builder.lshr(k, ir.Constant(_INT, PREFETCH_STEPS.bit_length() - 1))
-    r = builder.udiv(number, ir.Constant(_INT, TILE_VECTORS))
-    v = builder.urem(number, ir.Constant(_INT, TILE_VECTORS))
-    last = ir.Constant(_INT, TILE_ROWS - 1)
-    r = builder.select(builder.icmp_unsigned("<", r, last), r, last)
-    row = builder.mul(r, c_row)
-    _prefetch(builder, _at(builder, c, builder.add(row, builder.mul(v, ir.Constant(_INT, LANES)))))
-
-
-def _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
-    """The end of `tile`: add what is to be added and store, within the bounds of the matrix."""
-    vectors = len(totals[0])
-    is_whole = builder.icmp_signed(">=", columns, ir.Constant(_INT, vectors * LANES))
-    with builder.if_else(is_whole) as (whole, edge):
-        with whole:
-            _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
-        with edge:
-            masks = [
-                _lanes_below(builder, builder.sub(columns, ir.Constant(_INT, v * LANES))) for v in range(vectors)
-            ]
-            _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, masks)
-
-
-def _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, masks):
-    null_pointer = ir.Constant(c.type, None)
-
-    def add_row(row, source):
-        """row + the row at source, or row itself where source is null."""
-        before = builder.block
-        with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
-            added = []
-            for v in range(len(row)):
-                address = _at(builder, source, ir.Constant(_INT, v * LANES))
-                loaded = _masked_load(builder, address, masks[v]) if masks else _load(builder, address)
-                added.append(builder.fadd(row[v], loaded))
-            inside = builder.block
-        chosen = [builder.phi(_VECTOR) for _ in row]
-        for phi, old, new in zip(chosen, row, added, strict=True):
-            phi.add_incoming(old, before)
-            phi.add_incoming(new, inside)
-        return chosen
-
-    for r, total in enumerate(totals):
-        number = ir.Constant(_INT, r)
-        with builder.if_then(builder.icmp_signed("<", number, rows)):
-            moved = _at(builder, addend, builder.mul(number, addend_row))
-            is_null = builder.icmp_unsigned("==", addend, null_pointer)
-            row = add_row(total, builder.select(is_null, null_pointer, moved))
-            row = add_row(row, bias)
-            to = _at(builder, c, builder.mul(number, c_row))
-            for v in range(len(row)):
-                address = _at(builder, to, ir.Constant(_INT, v * LANES))
-                if masks:
-                    _masked_store(builder, row[v], address, masks[v])
-                else:
-                    _store(builder, row[v], address)
