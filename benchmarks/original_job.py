@@ -21,8 +21,9 @@ import numpy as np
 
 from fastllm import Adam, Model, Schedule, Trainer, preset
 from fastllm.atomic import replacing
-from fastllm.bench import check_gradients, describe_machine, random_examples, settle
+from fastllm.bench import check_gradients, describe_machine, settle
 from fastllm.datasets import Example, Examples, pack
+from fastllm.peers.cases import random_examples
 from fastllm.training import evaluate
 
 CONFIG = preset("rustgpt", vocab_size=530)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import math
 import os
 import platform
@@ -17,6 +19,15 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+
+
+def describe(threads: int, *packages: str) -> str:
+    """What times depend on, in one line: processor, threads, versions of Python and of what is installed of these."""
+    versions = []
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join([cpu_name(), f"threads {threads}", f"Python {platform.python_version()}", *versions])
 
 
 def cpu_name() -> str:

@@ -89,8 +89,7 @@ def linear_backward(dx, dweight, dbias, dout, x, weight, residual, accumulate, s
     if not accumulate:
         for o in range(dbias.shape[0]):
             dbias[o] = np.float32(0)
-    work = 2 * dout.shape[0] * weight.size
-    parts = 1 if work < SERIAL_WORK else scratch.shape[0]
+    parts = 1 if 2 * dout.shape[0] * weight.size < SERIAL_WORK else scratch.shape[0]
     if parts == 1:
         _backward_part(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch, 0, 1)
         return

@@ -1,8 +1,8 @@
 """What this machine can do at best, so that a kernel's speed can be given as a share of it.
 
     peak       multiply-adds that wait for nothing: 2 * LANES * PROBE_SUMS floating-point operations a round
-    reading    a large array read once: what bounds one-token decoding
-    updating   a = a * s + b over large arrays: two read, one written, as an optimizer's pass does
+    read       a large array read once: what bounds one-token decoding
+    update     a = a * s + b over large arrays: two read, one written, as an optimizer's pass does
 """
 
 import numpy as np

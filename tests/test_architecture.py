@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "generation": {"dialogue", "errors", "model", "tokenizers"},
     "machine": {"errors", "kernels"},
     "bench": {
-        "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "schedules",
-        "training",
+        "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "peers",
+        "schedules", "training",
     },
     "peers": {
         "atomic", "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "parameters",

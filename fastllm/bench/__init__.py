@@ -3,7 +3,7 @@
 from .kernel import check_kernel, kernel_benchmark
 from .report import Record, describe_machine, failure, records, three_digits, write_json
 from .timing import Benchmark, CheckError, Contender, Timing, measure, settle
-from .training_step import TRAINING_STEPS, check_gradients, random_examples, training_benchmark
+from .training_step import TRAINING_STEPS, check_gradients, training_benchmark
 
 __all__ = [
     "TRAINING_STEPS",
@@ -18,7 +18,6 @@ __all__ = [
     "failure",
     "kernel_benchmark",
     "measure",
-    "random_examples",
     "records",
     "settle",
     "three_digits",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -73,11 +71,7 @@ def three_digits(value: float | None) -> str:
 
 def describe_machine() -> str:
     """What times depend on, in one line: processor, threads, versions."""
-    threads = len(matmul_scratch())  # it has a row for each
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numba")]
-    return ", ".join(
-        [machine.cpu_name(), f"threads {threads}", f"Python {platform.python_version()}", *versions]
-    )
+    return machine.describe(len(matmul_scratch()), "numpy", "numba")  # scratch has a row for each thread
 
 
 def write_json(path: str | os.PathLike[str], results: Iterable[Record]) -> None:

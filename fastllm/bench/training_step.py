@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from ..config import ModelConfig, preset
-from ..datasets import Example, OneBatch, PackedBatch, pack
+from ..datasets import OneBatch, PackedBatch, pack
 from ..model import Model
 from ..optimizers import AdamW
+from ..peers.cases import TrainingCase
 from ..schedules import Schedule
 from ..training import Trainer
 from .timing import Benchmark, CheckError, Contender
@@ -22,39 +21,24 @@ from .timing import Benchmark, CheckError, Contender
 TOLERANCE = 5e-6
 
 
-@dataclass(frozen=True)
-class TrainingStep:
-    """A model and the lengths of the sequences it takes a step on."""
-
-    config: ModelConfig
-    lengths: Sequence[int]
-
-
 TRAINING_STEPS = {
-    "rustgpt 1x24": TrainingStep(preset("rustgpt", vocab_size=533), [24]),
-    "rustgpt 32 rows of 9 to 40": TrainingStep(preset("rustgpt", vocab_size=533), range(9, 41)),
-    "nanoGPT CPU 12x64": TrainingStep(
+    "rustgpt 1x24": TrainingCase(preset("rustgpt", vocab_size=533), [24]),
+    "rustgpt 32 rows of 9 to 40": TrainingCase(preset("rustgpt", vocab_size=533), range(9, 41)),
+    "nanoGPT CPU 12x64": TrainingCase(
         preset("gpt2", vocab_size=65, width=128, hidden=512, layers=4, heads=4, context=64), [64] * 12
     ),
 }
 
 
-def random_examples(vocabulary: int, lengths: Iterable[int], seed: int) -> list[Example]:
-    """Sequences of random ids that a model reads so many tokens of; the target of each is the next."""
-    rng = np.random.default_rng(seed)
-    rows = [rng.integers(0, vocabulary, length + 1, dtype=np.int32) for length in lengths]
-    return [Example(row[:-1], row[1:]) for row in rows]
-
-
 def training_benchmark(name: str) -> Benchmark:
     """The training step of that name: gradients, clipping at norm 1, AdamW."""
     step = TRAINING_STEPS[name]
-    batch = pack(random_examples(step.config.vocab_size, step.lengths, seed=0))
+    batch = pack(step.examples())
     return Benchmark(
         name=f"training_step {name}",
         contenders=tuple(_contender(backend, step.config, batch) for backend in ("numba", "numpy")),
         check=partial(check_gradients, step.config, batch),
-        flops=_operations(step.config, batch),
+        flops=step.flops,
     )
 
 
@@ -75,14 +59,3 @@ def _contender(backend: str, config: ModelConfig, batch: PackedBatch) -> Contend
     model = Model(config, backend=backend)
     trainer = Trainer(model, AdamW(model), OneBatch(batch), Schedule(peak=1e-4), steps=sys.maxsize)
     return Contender(backend, lambda: trainer.train(until=trainer.step + 1))
-
-
-def _operations(config: ModelConfig, batch: PackedBatch) -> int:
-    """Six for each matrix element and token: two forward, four backward; so too for attention's products."""
-    assert config.head_size is not None
-    matrices = Model(config).parameters.decayed
-    if config.tied_head:
-        matrices += config.vocab_size * config.width
-    lengths = np.diff(batch.starts).astype(np.int64)
-    visible = int((lengths * (lengths + 1) // 2).sum())
-    return 6 * matrices * len(batch.tokens) + 12 * visible * config.layers * config.heads * config.head_size

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from ..config import ModelConfig, preset
-from ..datasets import make_examples, read_records, record_texts
+from ..datasets import Example, make_examples, read_records, record_texts
 from ..tokenizers import WordTokenizer
 
 SEED = 0
 LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, BETAS, EPS = 1e-4, 1.0, 0.1, (0.9, 0.999), 1e-8
 DIALOGUES = "fastllm:en/dialogues.jsonl"  # they come along
+
+
+def random_examples(vocabulary: int, lengths: Iterable[int], seed: int) -> list[Example]:
+    """Sequences of random ids that a model reads so many tokens of; the target of each is the next."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, vocabulary, length + 1, dtype=np.int32) for length in lengths]
+    return [Example(row[:-1], row[1:]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,9 @@ class TrainingCase:
         visible = sum(length * (length + 1) // 2 for length in self.lengths)
         return 6 * matrices * sum(self.lengths) + 12 * visible * c.layers * c.heads * c.head_size
 
-    def rows(self) -> list[np.ndarray]:
-        """The sequences: one id more than is read, the last target. Random, but the same for all contenders."""
-        rng = np.random.default_rng(SEED)
-        return [rng.integers(0, self.config.vocab_size, length + 1, dtype=np.int32) for length in self.lengths]
+    def examples(self) -> list[Example]:
+        """The sequences: random, but the same for all contenders."""
+        return random_examples(self.config.vocab_size, self.lengths, SEED)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from .. import machine
 from ..atomic import replacing
-from ..machine import cpu_name
 from .race import Race, Result
 
 ROW = "{:<20} {:>11} {:>12} {:>20} {:>7} {:>7} {:>6} {:>20}"
@@ -52,9 +50,7 @@ def row(race: Race) -> str:
 
 def describe(threads: int) -> str:
     """The machine and the versions, in one line."""
-    packages = ("numpy", "numba", "torch")
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages if _is_installed(name)]
-    return ", ".join([cpu_name(), f"threads {threads}", f"Python {platform.python_version()}", *versions])
+    return machine.describe(threads, "numpy", "numba", "torch")
 
 
 def write_json(path: str | os.PathLike[str], races: Iterable[Race], failures: dict[str, str], threads: int) -> None:
@@ -87,14 +83,6 @@ def as_dict(race: Race) -> dict[str, Any]:
         "limits": limits,
         "contenders": contenders,
     }
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _result(race: Race, contender: str) -> Result:

@@ -77,13 +77,13 @@ class FastllmTraining(Contender):
     """A Trainer's step."""
 
     def __init__(self, case: TrainingCase) -> None:
-        from ..datasets import Example, OneBatch, pack
+        from ..datasets import OneBatch, pack
         from ..model import Model
         from ..optimizers import AdamW
         from ..schedules import Schedule
         from ..training.trainer import Trainer
 
-        self.batch = pack([Example(row[:-1], row[1:]) for row in case.rows()])
+        self.batch = pack(case.examples())
         self.model = Model(case.config, seed=SEED)
         self.trainer = Trainer(
             self.model,
@@ -130,9 +130,9 @@ class TorchTraining(Contender):
         longest = max(case.lengths)
         tokens = torch.zeros((len(case.lengths), longest), dtype=torch.long)
         targets = torch.full((len(case.lengths), longest), -1)
-        for i, row in enumerate(case.rows()):
-            tokens[i, : len(row) - 1] = torch.from_numpy(row[:-1].astype(np.int64))
-            targets[i, : len(row) - 1] = torch.from_numpy(row[1:].astype(np.int64))
+        for i, example in enumerate(case.examples()):
+            tokens[i, : len(example.tokens)] = torch.from_numpy(example.tokens)
+            targets[i, : len(example.targets)] = torch.from_numpy(example.targets)
         self.tokens, self.targets = tokens, targets
         decayed: list[Any] = []
         others: list[Any] = []
