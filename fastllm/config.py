@@ -69,6 +69,7 @@ class ModelConfig:
     rope_scaling     None, {"type": "linear", "factor": f}, or {"type": "llama3", "factor", "low_freq_factor",
                      "high_freq_factor", "original_max_position_embeddings"}
     attention_bias   bias of query, key and value
+    qk_norm          RMSNorm of each head's query and key before RoPE, one weight (D,) for all heads (Qwen3)
     attention_output a linear layer after attention; without it heads * head_size must equal width
     attention_output_bias  None: as attention_bias
     feed_forward_bias
@@ -99,6 +100,7 @@ class ModelConfig:
     rope_interleaved: bool = False
     rope_scaling: Mapping[str, Any] | None = None
     attention_bias: bool = True
+    qk_norm: bool = False
     attention_output: bool = True
     attention_output_bias: bool | None = None
     feed_forward_bias: bool = True
@@ -113,7 +115,7 @@ class ModelConfig:
             _require(
                 _is_size(value), f"{name} must be a whole number from 1 to 2^31 - 1", value, f"give {name}=1 or more"
             )
-        for name in ("norm_bias", "final_norm", "rope_interleaved", "attention_bias", "attention_output",
+        for name in ("norm_bias", "final_norm", "rope_interleaved", "attention_bias", "qk_norm", "attention_output",
                      "feed_forward_bias", "tied_head", "head_bias"):  # fmt: skip
             value = getattr(self, name)
             _require(isinstance(value, bool), f"{name} must be true or false", value, f"give {name}=True or False")

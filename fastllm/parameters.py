@@ -42,6 +42,9 @@ def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
             decayed[f"{attention}.{name}.weight"] = (outputs, c)
             if config.attention_bias:
                 others[f"{attention}.{name}.bias"] = (outputs,)
+        if config.qk_norm:
+            others[f"{attention}.query_norm.weight"] = (d,)
+            others[f"{attention}.key_norm.weight"] = (d,)
         if config.attention_output:
             decayed[f"{attention}.output.weight"] = (c, queries)
         if config.attention_output_bias:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "tokenizers": {"atomic", "errors"},
     "dialogue": {"tokenizers"},
     "datasets": {"atomic", "dialogue", "errors", "tokenizers"},
-    "formats": {"config", "errors", "parameters"},
+    "formats": {"atomic", "config", "errors", "kernels", "packed", "parameters"},
     "checkpoint": {"config", "errors", "model", "optimizers", "parameters", "tokenizers"},
     "generation": {"dialogue", "errors", "model", "tokenizers"},
     "machine": {"errors", "kernels"},
