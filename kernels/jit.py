@@ -17,21 +17,25 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numba
 from llvmlite import binding
-from numba import prange, types
+from numba import literally, prange, types
 from numba.core import event
 from numba.core.typing import Signature
 
 __all__ = [
     "cache_directory",
     "chunk_count",
+    "deferred",
     "inline",
     "is_same",
     "kernel",
     "linked",
+    "literally",
     "piece",
     "prange",
     "watch_compilation",
@@ -142,17 +146,48 @@ class Linked:
     def compile(self) -> None:
         """Compile, or read from the cache, what is declared so far, in that order; a second call does nothing."""
         for symbol, signature, function in self._waiting:
-            with _cache_folder():
-                compiled = numba.cfunc(signature, cache=_CACHE is not None, **FLAGS)(function)
+            compiled = _compile_for_c(signature, function)
             binding.add_symbol(symbol, compiled.address)
-            if not compiled.cache_hits:
-                for report in _watchers:
-                    report(function.__name__)
             self._compiled.append(compiled)  # keeps the machine code alive
         self._waiting.clear()
 
 
 linked = Linked()
+
+
+class Deferred:
+    """A function that kernels call by its address, compiled when that is first asked for.
+
+    For functions of which a program needs few: which, is known when it runs.
+    """
+
+    def __init__(self, signature: Signature, function: Callable) -> None:
+        self._signature = signature
+        self._function = function
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return _compile_for_c(self._signature, self._function)
+
+    @property
+    def address(self) -> int:
+        """Where the machine code is."""
+        return self._compiled.address
+
+
+def deferred(signature: Signature) -> Callable[[Callable], Deferred]:
+    """A decorator for a function of pointers and numbers that returns nothing."""
+    return lambda function: Deferred(signature, function)
+
+
+def _compile_for_c(signature: Signature, function: Callable) -> Any:
+    """Machine code that is called as a C function is."""
+    with _cache_folder():
+        compiled = numba.cfunc(signature, cache=_CACHE is not None, **FLAGS)(function)
+    if not compiled.cache_hits:
+        for report in _watchers:
+            report(function.__name__)
+    return compiled
 
 
 def inline(function: Callable) -> Callable:
