@@ -43,6 +43,7 @@ class Optimizer:
     def __init__(self, model: Model, weight_decay: float = 0.0) -> None:
         if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
+        model.unfreeze()
         self._model = model
         self._kernels = model._backend.kernels
         self.weight_decay = weight_decay

@@ -111,7 +111,7 @@ def test_every_activation(model, partials):
 
 def test_all_inputs_are_sorted(model):
     inputs = np.indices((3,) * DIGITS, dtype=np.int32).reshape(DIGITS, -1).T  # (729, 6)
-    cache = model.new_cache(len(inputs), CONTEXT)
+    cache = model.new_cache(len(inputs))
     logits = model.prefill(inputs, None, cache)
     outputs = [logits.argmax(axis=1)]
     while len(outputs) < DIGITS:

@@ -41,7 +41,7 @@ def search(
     are prefixes of max_tokens - 1 tokens it is exhaustive.
     """
     beams, length_penalty = config.beams, config.length_penalty
-    cache = model.new_cache(beams, prompt.size + max_tokens - 1)
+    cache = model.new_cache(beams)
     logits = model.prefill(prompt, np.array([0, prompt.size], np.int32), cache)
     running: list[list[int]] = [[]]
     sums: Floats = np.zeros(1)  # (B,) log-probabilities of the running hypotheses, descending

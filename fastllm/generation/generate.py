@@ -148,7 +148,7 @@ def _fit(
 def _sample(
     model: Model, prompt: np.ndarray, limit: int, sampler: Sampler, end_ids: Collection[int]
 ) -> Iterator[int]:
-    cache = model.new_cache(1, prompt.size + limit - 1)
+    cache = model.new_cache()
     logits = model.prefill(prompt, np.array([0, prompt.size], np.int32), cache)
     for remaining in reversed(range(limit)):
         token = sampler(logits[0])

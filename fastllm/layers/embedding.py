@@ -9,6 +9,7 @@ from ..parameters import Parameters
 from .backend import Backend
 from .batch import Batch
 from .dropout import Dropout
+from .linear import Store, read_only
 from .rotary import sinusoidal_table
 from .workspace import Workspace
 
@@ -20,26 +21,39 @@ class Embedding:
         self,
         backend: Backend,
         config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
+        parameters: Store,
+        gradients: Parameters | None,
         workspace: Workspace,
     ) -> None:
         self._kernels = backend.kernels
-        self.tokens, self.dtokens = parameters["embedding.token.weight"], gradients["embedding.token.weight"]
+        name = "embedding.token.weight"
+        self.tokens: np.ndarray | None = None
+        if isinstance(parameters, Parameters):
+            self.tokens = parameters[name]
+        else:
+            table = parameters.packed(name)
+            self._packed = read_only(table.data), table.kind.number
+        self.dtokens: np.ndarray | None = None
         self.dpositions: np.ndarray | None = None
         self.positions: np.ndarray | None = None
         if config.positions == "learned":
             self.positions = parameters["embedding.position.weight"]
-            self.dpositions = gradients["embedding.position.weight"]
         elif config.positions == "sinusoidal":
             self.positions = sinusoidal_table(config).astype(backend.dtype)
+        if gradients is not None:
+            self.dtokens = gradients[name]
+            if config.positions == "learned":
+                self.dpositions = gradients["embedding.position.weight"]
         self.dropout = Dropout(backend, config.dropout, site=0)
-        self.out = workspace.rows(config.width)
+        self.out = workspace.rows("embedding", config.width)
 
     def forward(self, batch: Batch) -> np.ndarray:
         """Rows (N, C) for batch.tokens."""
         out = self.out.array
-        self._kernels.embedding_forward(out, batch.tokens, self.tokens, False)
+        if self.tokens is None:
+            self._kernels.packed_embedding_forward(out, batch.tokens, *self._packed)
+        else:
+            self._kernels.embedding_forward(out, batch.tokens, self.tokens, False)
         if self.positions is not None:
             self._kernels.embedding_forward(out, batch.positions, self.positions, True)
         self.dropout.forward(out, batch)
@@ -48,6 +62,7 @@ class Embedding:
     def backward(self, dout: np.ndarray, batch: Batch) -> None:
         """Add to the tables' gradients; dout (N, C) is used up."""
         dout = self.dropout.backward(dout, dout, batch)
-        self._kernels.embedding_backward(self.dtokens, dout, batch.tokens)
+        if self.dtokens is not None:
+            self._kernels.embedding_backward(self.dtokens, dout, batch.tokens)
         if self.dpositions is not None:
             self._kernels.embedding_backward(self.dpositions, dout, batch.positions)

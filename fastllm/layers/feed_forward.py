@@ -8,7 +8,7 @@ from ..config import ModelConfig
 from ..parameters import Parameters
 from .backend import Backend
 from .batch import Batch
-from .linear import Linear
+from .linear import Linear, Store
 from .workspace import Workspace
 
 
@@ -19,8 +19,8 @@ class FeedForward:
         self,
         backend: Backend,
         config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
+        parameters: Store,
+        gradients: Parameters | None,
         workspace: Workspace,
         layer: int,
     ) -> None:
@@ -31,16 +31,16 @@ class FeedForward:
         self._activate = getattr(k, f"{config.activation}_forward")
         self._activate_backward = getattr(k, f"{config.activation}_backward")
         before = config.hidden * len(inner)
-        self.before = workspace.rows(before)
-        self.after = workspace.rows(config.hidden)
+        self.before = workspace.rows("before", before)
+        self.after = workspace.rows("after", config.hidden)
         self._dbefore = workspace.shared("dbefore", before)
         self._dafter = workspace.shared("dafter", config.hidden)
 
-    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None) -> None:
+    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
         """out (N, C) from x (N, C), plus residual (N, C) if given."""
-        self.up.forward(self.before.array, x)
+        self.up.forward(self.before.array, x, is_decode=batch.is_decode)
         self._activate(self.after.array, self.before.array)
-        self.down.forward(out, self.after.array, residual)
+        self.down.forward(out, self.after.array, residual, batch.is_decode)
 
     def backward(
         self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None, batch: Batch

@@ -8,7 +8,7 @@ from ..config import ModelConfig
 from ..memory import aligned
 from ..parameters import Parameters
 from .backend import Backend
-from .linear import Linear
+from .linear import Linear, Store
 from .score import Score
 from .workspace import Workspace
 
@@ -23,30 +23,31 @@ class Head:
         self,
         backend: Backend,
         config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
+        parameters: Store,
+        gradients: Parameters | None,
         workspace: Workspace,
     ) -> None:
         self._kernels = backend.kernels
         self.map = Linear(backend, parameters, gradients, "embedding.token" if config.tied_head else "head")
         if config.head_bias:
-            self.map.bias, self.map.dbias = parameters["head.bias"], gradients["head.bias"]
+            self.map.bias = parameters["head.bias"]
+            self.map.dbias = backend.no_row if gradients is None else gradients["head.bias"]
         self._vocabulary = config.vocab_size
         self._chunk = max(1, CHUNK_LOGITS // config.vocab_size)
         self._logits = np.empty((0, config.vocab_size), backend.dtype)
-        self._picked = workspace.rows(config.width)
-        self._dpicked = workspace.rows(config.width)
-        self._losses = workspace.rows(None)
-        self._correct = workspace.rows(None, np.int32)
+        self._picked = workspace.rows("picked", config.width)
+        self._dpicked = workspace.shared("dpicked", config.width)
+        self._losses = workspace.rows("losses", None)
+        self._correct = workspace.rows("correct", None, np.int32)
 
     def forward(self, out: np.ndarray, x: np.ndarray) -> None:
         """out (N, V) = logits of rows x (N, C)."""
         self.map.forward(out, x)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Logits (N, V) of rows x (N, C): a fresh array."""
+        """Logits (N, V) of a few rows x (N, C), each the same alone: a fresh array."""
         out = aligned((len(x), self._vocabulary), x.dtype)
-        self.forward(out, x)
+        self.map.forward(out, x, is_decode=True)
         return out
 
     def score(self, x: np.ndarray, targets: np.ndarray) -> Score:

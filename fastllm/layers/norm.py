@@ -7,6 +7,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..parameters import Parameters
 from .backend import Backend
+from .linear import Store
 from .workspace import Workspace
 
 
@@ -17,20 +18,24 @@ class Norm:
         self,
         backend: Backend,
         config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
+        parameters: Store,
+        gradients: Parameters | None,
         workspace: Workspace,
         name: str,
     ) -> None:
         self._backend = backend
         self._is_rms = config.norm == "rms_norm"
         self._eps = config.norm_eps
-        self.weight, self.dweight = parameters[f"{name}.weight"], gradients[f"{name}.weight"]
+        self.weight = parameters[f"{name}.weight"]
         self.bias = parameters.get(f"{name}.bias", backend.no_row)
-        self.dbias = gradients.get(f"{name}.bias", backend.no_row)
-        self.out = workspace.rows(config.width)
-        self.mean = workspace.rows(None)
-        self.rstd = workspace.rows(None)
+        self.dweight = self.dbias = backend.no_row
+        if gradients is not None:
+            self.dweight = gradients[f"{name}.weight"]
+            self.dbias = gradients.get(f"{name}.bias", backend.no_row)
+        kind = name.rpartition(".")[2]
+        self.out = workspace.rows(kind, config.width)
+        self.mean = workspace.rows(f"{kind} mean", None)
+        self.rstd = workspace.rows(f"{kind} rstd", None)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The normalised rows of x (N, C): this layer's own array, valid until the next forward."""

@@ -31,15 +31,26 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     return frequencies * (keep + (1 - keep) / scaling["factor"])
 
 
-RopeTables = tuple[np.ndarray, np.ndarray]
+class Rotary:
+    """cos and sin of every position and pair, (positions, D/2) each, which all layers share.
 
+    There are as many positions as were asked for so far: a context may be a hundred thousand tokens.
+    """
 
-def rope_tables(config: ModelConfig, dtype: DTypeLike = np.float32) -> RopeTables | None:
-    """cos and sin of every position and pair, (context, D/2) each, which all layers share; None without RoPE."""
-    if config.positions != "rope":
-        return None
-    angles = np.outer(np.arange(config.context), rope_frequencies(config))
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    def __init__(self, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
+        self._frequencies = rope_frequencies(config)
+        self._context = config.context
+        self._dtype = dtype
+        self.tables = self._make(0)
+
+    def reserve(self, positions: int) -> None:
+        """Have the angles of so many positions."""
+        if positions > len(self.tables[0]):
+            self.tables = self._make(min(self._context, max(256, 2 * positions)))
+
+    def _make(self, positions: int) -> tuple[np.ndarray, np.ndarray]:
+        angles = np.outer(np.arange(positions), self._frequencies)
+        return np.cos(angles).astype(self._dtype), np.sin(angles).astype(self._dtype)
 
 
 def sinusoidal_table(config: ModelConfig) -> np.ndarray:

@@ -21,7 +21,14 @@ BLOCKS = {
 
 
 def weights(rng, kind, rows, columns):
-    """A random matrix of a kind, (rows, bytes of a row) uint8: any bytes will do, but scales must be small numbers."""
+    """A random matrix of a kind, (rows, bytes of a row) uint8, read-only as a file's is."""
+    data = _bytes(rng, kind, rows, columns)
+    data.flags.writeable = False
+    return data
+
+
+def _bytes(rng, kind, rows, columns):
+    """Any bytes will do, but scales must be small numbers."""
     block, size, scales = BLOCKS[kind]
     if kind == 0:
         return normal(rng, rows, columns).view(np.uint8)
@@ -38,8 +45,9 @@ def weights(rng, kind, rows, columns):
 def matrices(rng, kinds, outputs, columns):
     """Three matrices and the numbers of their kinds; what isn't given is empty."""
     given = [weights(rng, kind, rows, columns) for kind, rows in zip(kinds, outputs, strict=True)]
-    missing = 3 - len(given)
-    return (*given, *[np.empty((0, 0), np.uint8)] * missing), (*kinds, *[0] * missing)
+    missing, nothing = 3 - len(given), np.empty((0, 0), np.uint8)
+    nothing.flags.writeable = False
+    return (*given, *[nothing] * missing), (*kinds, *[0] * missing)
 
 
 ODD = [
