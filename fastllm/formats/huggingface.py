@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.huggingface_config import config_from_huggingface, model_type
-from fastllm.parameters import Shapes, parameter_shapes
+from fastllm.formats.modules import Module, check, check_layers, layout_of, shapes_of
 
 __all__ = ["config_from_huggingface", "from_huggingface", "to_huggingface"]
 
@@ -32,28 +32,7 @@ Arrays = Mapping[str, NDArray[Any]]
 BUFFERS = re.compile(
     r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
-
 TURNED = re.compile(r"blocks\.\d+\.attention\.(query|key)(_norm)?\.(weight|bias)")  # what RoPE turns
-
-
-class Module(NamedTuple):
-    """A module of theirs, by its name, and ours that it holds, stacked along the outputs. "{}" is the layer.
-
-    Its tensors are .weight and .bias, as far as the model has them.
-    """
-
-    theirs: str
-    ours: tuple[str, ...]
-    transposed: bool = False  # the weight is (in, out)
-
-
-class Tensor(NamedTuple):
-    """One tensor of a checkpoint: a module's weight or bias in one layer."""
-
-    name: str
-    ours: tuple[str, ...]
-    transposed: bool
-
 
 MODULES = {
     "gpt2": (
@@ -89,7 +68,6 @@ MODULES = {
         Module("lm_head", ("head",)),
     ),
 }
-
 for _like_llama in ("mistral", "qwen2", "qwen3"):
     MODULES[_like_llama] = MODULES["llama"]
 
@@ -117,11 +95,7 @@ def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
             name if name.startswith("lm_head.") else prefix + name: array for name, array in tensors.items()
         }
     given = {name: array for name, array in tensors.items() if not _is_spare(name, config)}
-    if config.layers > len(given):  # else a damaged config.json could ask for names without end
-        raise FormatError(
-            f"a model of {config.layers} layers must have more tensors than that; got {len(given)}; "
-            "use the config.json that belongs to the weights"
-        )
+    check_layers(config, given)
     return given
 
 
@@ -130,14 +104,12 @@ def renamed(config: ModelConfig, given: Arrays) -> dict[str, NDArray[Any]]:
 
     Raises FormatError for a missing or unknown tensor and for a wrong shape.
     """
-    shapes = _shapes(config)
-    layout = _layout(config, shapes)
-    _check(given, {tensor.name: _stored_shape(tensor, shapes) for tensor in layout})
+    layout = layout_of(MODULES[model_type(config)], config)
+    check(given, {tensor.name: tensor.shape for tensor in layout})
     parameters: dict[str, NDArray[Any]] = {}
-    for name, ours, transposed in layout:
-        stacked = given[name].T if transposed else given[name]
-        ends = np.cumsum([shapes[part][0] for part in ours])
-        parameters.update(zip(ours, np.split(stacked, ends[:-1]), strict=True))
+    for tensor in layout:
+        stacked = given[tensor.name].T if tensor.transposed else given[tensor.name]
+        parameters.update(zip(tensor.ours, np.split(stacked, tensor.rows), strict=True))
     return parameters
 
 
@@ -147,15 +119,14 @@ def to_huggingface(config: ModelConfig, parameters: Arrays) -> dict[str, NDArray
     Raises FormatError for a model that Hugging Face has no name for, for a missing, unknown or non-float
     parameter and for a wrong shape.
     """
-    shapes = _shapes(config)
-    layout = _layout(config, shapes)
-    _check(parameters, shapes)
+    layout = layout_of(MODULES[model_type(config)], config)
+    check(parameters, shapes_of(config))
     _check_floats(parameters)
     tensors = {}
-    for name, ours, transposed in layout:
-        parts = [in_halves(config, part, parameters[part]) for part in ours]
+    for tensor in layout:
+        parts = [in_halves(config, part, parameters[part]) for part in tensor.ours]
         stacked = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        tensors[name] = np.ascontiguousarray(stacked.T if transposed else stacked)
+        tensors[tensor.name] = np.ascontiguousarray(stacked.T if tensor.transposed else stacked)
     return tensors
 
 
@@ -171,50 +142,9 @@ def in_halves(config: ModelConfig, name: str, array: NDArray[Any]) -> NDArray[An
     return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
-def _shapes(config: ModelConfig) -> Shapes:
-    decayed, others = parameter_shapes(config)
-    return decayed | others
-
-
-def _layout(config: ModelConfig, shapes: Shapes) -> list[Tensor]:
-    """The tensors of this model."""
-    layout = []
-    for theirs, ours, transposed in MODULES[model_type(config)]:
-        for layer in range(config.layers if "{}" in theirs else 1):
-            for kind in ("weight", "bias"):
-                names = tuple(f"{name.format(layer)}.{kind}" for name in ours)
-                if names[0] in shapes:
-                    layout.append(Tensor(f"{theirs.format(layer)}.{kind}", names, transposed))
-    return layout
-
-
-def _stored_shape(tensor: Tensor, shapes: Shapes) -> tuple[int, ...]:
-    parts = [shapes[part] for part in tensor.ours]
-    shape = (sum(part[0] for part in parts), *parts[0][1:])
-    return shape[::-1] if tensor.transposed else shape
-
-
 def _is_spare(name: str, config: ModelConfig) -> bool:
     """Whether a checkpoint may hold the tensor though the model has no use for it."""
     return BUFFERS.fullmatch(name) is not None or (config.tied_head and name == "lm_head.weight")
-
-
-def _check(given: Arrays, shapes: Shapes) -> None:
-    """Raise FormatError unless given are arrays with exactly these names and shapes."""
-    missing = [name for name in shapes if name not in given]
-    unknown = [name for name in given if name not in shapes]
-    for names, fault in (missing, "missing"), (unknown, "unknown"):
-        if names:
-            raise FormatError(
-                f"the weights must be those of the configuration; got {len(names)} {fault}, "
-                f"{', '.join(map(brief, names[:3]))}; use the configuration that belongs to them"
-            )
-    for name, shape in shapes.items():
-        if given[name].shape != shape:
-            raise FormatError(
-                f"{name} must be of shape {shape}; got {given[name].shape}; "
-                "use the configuration that belongs to the weights"
-            )
 
 
 def _check_floats(given: Arrays) -> None:

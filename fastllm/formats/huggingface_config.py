@@ -17,6 +17,8 @@ from fastllm.formats.bytes_of_file import brief
 
 Json = Mapping[str, Any]
 
+ROPE_TYPES = ("default", "linear", "llama3")
+
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -169,7 +171,7 @@ def _read_rope(config: Json) -> Json:
     }
     rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
     _require(rope, "partial_rotary_factor", 1.0)
-    kind = _choice(rope, "rope_type", None, ("default", *ROPE_SCALINGS))
+    kind = _choice(rope, "rope_type", None, ROPE_TYPES)
     scaling = None
     if kind != "default":
         scaling = {"type": kind, **{key: _number(rope, key) for key in ROPE_SCALINGS[kind]}}
@@ -219,6 +221,14 @@ LLAMA_PARTS = {
     "attention_output": True,
     "head_bias": False,
 }
+
+
+def _scaling_with_a_name(config: ModelConfig) -> Json:
+    """RoPE's scaling, but none where Hugging Face has no name for it."""
+    has_name = config.rope_scaling is None or config.rope_scaling["type"] in ROPE_TYPES
+    return {"rope_scaling": config.rope_scaling if has_name else None}
+
+
 ARCHITECTURES = {
     "gpt2": Architecture(
         {
