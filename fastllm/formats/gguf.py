@@ -24,8 +24,9 @@ from fastllm.errors import ConfigError, FormatError
 from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.gguf_file import GgufFile, StoredTensor, read_gguf_file
 from fastllm.formats.modules import Module, check, check_layers, layout_of
-from fastllm.formats.opened import OpenedModel, Weights, float32, generation_facts
+from fastllm.formats.opened import OpenedModel, Weights, generation_facts
 from fastllm.packed import Packed
+from fastllm.quantize import dequantize
 
 Json = Mapping[str, Any]
 
@@ -264,20 +265,15 @@ def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[
     weights: Weights = {}
     for tensor in layout:
         stored = given[tensor.name]
+        if len(tensor.shape) == 1:
+            vector = dequantize(Packed(stored.data.reshape(1, -1), stored.kind))[0]
+            weights.update(zip(tensor.ours, np.split(vector, tensor.rows), strict=True))
+            continue
         rows = stored.data.reshape(tensor.shape[0], -1)  # of bytes
         for name, part in zip(tensor.ours, np.split(rows, tensor.rows), strict=True):
-            if len(tensor.shape) == 2 and name != POSITIONS:
-                weights[name] = Packed(part, stored.kind)
-            else:
-                weights[name] = _floats(tensor.name, part, stored).reshape(-1, *tensor.shape[1:])
+            matrix = Packed(part, stored.kind)
+            weights[name] = dequantize(matrix) if name == POSITIONS else matrix
     return weights
-
-
-def _floats(name: str, rows: NDArray[np.uint8], stored: StoredTensor) -> NDArray[np.float32]:
-    dtype = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(stored.kind.name)
-    if dtype is None:
-        raise FormatError(f"{name} must be of floats; got {stored.kind.name}; use another file")
-    return float32(rows.view(dtype))
 
 
 def _generation(path: Path, metadata: Json, config: ModelConfig) -> dict[str, Any]:
