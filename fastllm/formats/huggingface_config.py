@@ -1,16 +1,23 @@
-"""Hugging Face's config.json of GPT-2 and Llama as our configuration."""
+"""Hugging Face's config.json of GPT-2, Llama, Mistral, Qwen2 and Qwen3, and our configuration, both ways.
+
+Mistral's is Llama's with a sliding window, Qwen2's is Llama's with biases of query, key and value, Qwen3's has norms of
+them instead. A window of W tokens sees all of a text that is no longer, so such a model is opened with a context of W:
+within it, the numbers are the same.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping
-from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from fastllm.config import ROPE_SCALINGS, ModelConfig
 from fastllm.errors import ConfigError, FormatError
+from fastllm.formats.bytes_of_file import brief
 
 Json = Mapping[str, Any]
+
+ROPE_TYPES = ("default", "linear", "llama3")
 
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -47,7 +54,7 @@ def config_from_huggingface(config: Json) -> ModelConfig:
     """
     architecture = ARCHITECTURES[_choice(config, "model_type", None, ARCHITECTURES)]
     try:
-        return ModelConfig(**architecture.fixed, **architecture.read(config))
+        return ModelConfig(**{**architecture.read(config), **architecture.fixed})
     except ConfigError as error:
         raise FormatError(f"config.json describes no model that fastllm can make: {error}") from error
 
@@ -115,7 +122,42 @@ def _read_llama(config: Json) -> Json:
 
 
 def _related_llama(config: ModelConfig) -> Json:
+    # transformers refuses a width that heads don't divide, though head_dim is given
+    return {"attention_output_bias": config.attention_bias, "width": config.width - config.width % config.heads}
+
+
+def _related_qwen3(config: ModelConfig) -> Json:
     return {"attention_output_bias": config.attention_bias}
+
+
+def _read_mistral(config: Json) -> Json:
+    return {**_read_llama(config), **_windowed(config, MISTRAL_WINDOW)}
+
+
+def _read_qwen2(config: Json) -> Json:
+    return {**_read_llama(config), **_windowed_qwen(config)}
+
+
+def _read_qwen3(config: Json) -> Json:
+    return {**_read_llama({**config, "head_dim": _size(config, "head_dim", QWEN3_HEAD)}), **_windowed_qwen(config)}
+
+
+def _windowed_qwen(config: Json) -> Json:
+    use = config.get("use_sliding_window", False)
+    kinds = config.get("layer_types") or ["full_attention"]
+    if not isinstance(use, bool) or not isinstance(kinds, list):
+        raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; mend config.json")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise FormatError(f"layer_types must be full_attention; got {brief(kind)}; use a model of that alone")
+    return _windowed({**config, "sliding_window": config.get("sliding_window", QWEN_WINDOW) if use else None}, None)
+
+
+def _windowed(config: Json, default: int | None) -> Json:
+    """The context in which a sliding window hides nothing."""
+    context = _size(config, "max_position_embeddings")
+    window = config.get("sliding_window", default)
+    return {"context": context if window is None else min(context, _size(config, "sliding_window", default))}
 
 
 def _read_rope(config: Json) -> Json:
@@ -129,7 +171,7 @@ def _read_rope(config: Json) -> Json:
     }
     rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
     _require(rope, "partial_rotary_factor", 1.0)
-    kind = _choice(rope, "rope_type", None, ("default", *ROPE_SCALINGS))
+    kind = _choice(rope, "rope_type", None, ROPE_TYPES)
     scaling = None
     if kind != "default":
         scaling = {"type": kind, **{key: _number(rope, key) for key in ROPE_SCALINGS[kind]}}
@@ -166,6 +208,27 @@ def _require(config: Json, key: str, only: object) -> None:
         raise FormatError(f"{key} must be {only}; got {brief(config[key])}; use a model without that feature")
 
 
+# What transformers takes where config.json does not say.
+MISTRAL_WINDOW = QWEN_WINDOW = 4096
+QWEN3_HEAD = 128
+
+LLAMA_PARTS = {
+    "norm": "rms_norm",
+    "norm_position": "pre",
+    "final_norm": True,
+    "activation": "swiglu",
+    "positions": "rope",
+    "attention_output": True,
+    "head_bias": False,
+}
+
+
+def _scaling_with_a_name(config: ModelConfig) -> Json:
+    """RoPE's scaling, but none where Hugging Face has no name for it."""
+    has_name = config.rope_scaling is None or config.rope_scaling["type"] in ROPE_TYPES
+    return {"rope_scaling": config.rope_scaling if has_name else None}
+
+
 ARCHITECTURES = {
     "gpt2": Architecture(
         {
@@ -183,18 +246,30 @@ ARCHITECTURES = {
         _read_gpt2,
         _related_gpt2,
     ),
-    "llama": Architecture(
+    "llama": Architecture({**LLAMA_PARTS, "qk_norm": False}, _read_llama, _related_llama),
+    "mistral": Architecture(
         {
-            "norm": "rms_norm",
-            "norm_position": "pre",
-            "final_norm": True,
-            "activation": "swiglu",
-            "positions": "rope",
-            "rope_interleaved": False,
-            "attention_output": True,
-            "head_bias": False,
+            **LLAMA_PARTS,
+            "qk_norm": False,
+            "attention_bias": False,
+            "attention_output_bias": False,
+            "feed_forward_bias": False,
         },
-        _read_llama,
-        _related_llama,
+        _read_mistral,
+        lambda config: {},
+    ),
+    "qwen2": Architecture(
+        {
+            **LLAMA_PARTS,
+            "qk_norm": False,
+            "attention_bias": True,
+            "attention_output_bias": False,
+            "feed_forward_bias": False,
+        },
+        _read_qwen2,
+        lambda config: {},
+    ),
+    "qwen3": Architecture(
+        {**LLAMA_PARTS, "qk_norm": True, "feed_forward_bias": False}, _read_qwen3, _related_qwen3
     ),
 }

@@ -1,4 +1,4 @@
-"""The angles of rotary position embedding (Su et al. 2021), with the two usual ways to stretch them."""
+"""The angles of rotary position embedding (Su et al. 2021), with the usual ways to stretch them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
 
     "linear" divides all by factor (Chen et al. 2023, arXiv:2306.15595). "llama3" divides only those that turn
     less than low_freq_factor times within the original context, leaves those that turn more than
-    high_freq_factor times, and blends in between (Llama 3.1's report, 2024).
+    high_freq_factor times, and blends in between (Llama 3.1's report, 2024). "factors" divides each by its own.
     """
     assert config.head_size is not None
     size = config.head_size
@@ -25,6 +25,8 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
         return frequencies
     if scaling["type"] == "linear":
         return frequencies / scaling["factor"]
+    if scaling["type"] == "factors":
+        return frequencies / np.array(scaling["factors"], np.float64)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     keep = np.clip((turns - low) / (high - low), 0, 1)
