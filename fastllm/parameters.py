@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 from .config import ModelConfig
 from .memory import aligned
 from .packed import KINDS, Packed
+from .quantize import dequantize
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -102,7 +102,7 @@ def scale_rows(to, to_row, source, source_row, rows, columns, factor):
             here[d] = there[d] * factor
 
 
-@linked(types.void(P, P, P, N, N, N, P, N, N))
+@linked(types.void(P, P, P, N, N, N, P, N, N), ordered=True)
 def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
     """Turn scores (rows, keys) into exp2(score - top); raise top, and rescale total and out where it grows.
 

@@ -13,9 +13,9 @@ KERNELS = ROOT / "kernels"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "config": {"errors"},
-    "parameters": {"config", "memory"},
-    "layers": {"config", "memory", "parameters"},
-    "model": {"config", "layers", "memory", "parameters"},
+    "parameters": {"config", "memory", "packed", "quantize"},
+    "layers": {"config", "memory", "packed", "parameters"},
+    "model": {"config", "layers", "memory", "packed", "parameters"},
     "optimizers": {"model"},
     "quantize": {"packed"},
     "tokenizers": {"atomic", "errors"},
