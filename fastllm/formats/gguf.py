@@ -231,30 +231,51 @@ def _rope_scaling(fields: _Fields, config: ModelConfig, stored: StoredTensor | N
     return llama3 or {"type": "factors", "factors": (factors * factor).tolist()}
 
 
+def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:
+    """What rope_freqs.weight holds, (D/2,): a divisor for each frequency. None where RoPE needs no such tensor."""
+    scaling = config.rope_scaling
+    if config.positions != "rope" or scaling is None or scaling["type"] == "linear":
+        return None
+    if scaling["type"] == "factors":
+        return np.array(scaling["factors"], np.float64)
+    turns = float(scaling["original_max_position_embeddings"]) * _frequencies(config) / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / (keep + (1 - keep) / scaling["factor"])
+
+
 def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[str, Any] | None:
-    """Llama 3's numbers, of which these divisors are made; None where there are none."""
+    """Llama 3's numbers, of which these divisors are made; None where there are none.
+
+    factor is the largest; the original context follows from a divisor between that and 1, where there is one.
+    """
     low, high = LLAMA3_TURNS
     factor = float(factors.max())
-    assert config.head_size is not None
-    frequencies = config.rope_theta ** (-np.arange(0, config.head_size, 2, dtype=np.float64) / config.head_size)
-    blended = np.flatnonzero((factors > 1) & (factors < factor))
-    if not (np.isfinite(factor) and factor > 1):
+    if not 1 < factor < math.inf:
         return None
     original = LLAMA3_CONTEXT
-    if len(blended):
-        i = blended[0]
+    between = np.flatnonzero((factors > 1) & (factors < factor))
+    if len(between):
+        i = between[0]
         keep = (1 / factors[i] - 1 / factor) / (1 - 1 / factor)
-        original = round((low + keep * (high - low)) * 2 * math.pi / frequencies[i])
-    keep = np.clip((original * frequencies / (2 * math.pi) - low) / (high - low), 0, 1)
-    if not np.allclose(factors, 1 / (keep + (1 - keep) / factor), rtol=FACTOR_TOLERANCE, atol=0):
-        return None
-    return {
+        original = max(1, round((low + keep * (high - low)) * 2 * math.pi / _frequencies(config)[i]))
+    scaling = {
         "type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+    made = rope_factors(ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling}))
+    assert made is not None
+    return scaling if np.allclose(factors, made, rtol=FACTOR_TOLERANCE, atol=0) else None
+
+
+def _frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    assert config.head_size is not None
+    size = config.head_size
+    with np.errstate(over="ignore"):  # a theta next to 0 is a damaged file's
+        return np.float64(config.rope_theta) ** (-np.arange(0, size, 2, dtype=np.float64) / size)
 
 
 def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, StoredTensor]) -> Weights:
