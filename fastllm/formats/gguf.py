@@ -120,19 +120,28 @@ def open_gguf(path: Path) -> OpenedModel:
         raise FormatError(message if message.startswith(str(path)) else f"{path}: {message}") from None
 
 
+def single(metadata: Json, key: str) -> Any:
+    """A value of the metadata that must not be an array; None where there is none."""
+    value = metadata.get(key)
+    if isinstance(value, (list, np.ndarray)):
+        raise FormatError(f"{key} must be a single value; got {brief(value)}; use another file")
+    return value
+
+
 class _Fields:
-    """The metadata of one architecture, with the types that they must have."""
+    """The metadata, with the types that they must have. Keys are those of the architecture, without its name."""
 
     def __init__(self, metadata: Json, architecture: str) -> None:
         self._metadata = metadata
         self._architecture = architecture
 
     def get(self, key: str) -> Any:
-        return self._metadata.get(f"{self._architecture}.{key}")
+        """A single value, or None."""
+        return single(self._metadata, f"{self._architecture}.{key}")
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number > 0; a list of them, one for each layer, must have one value."""
-        value = self.get(key)
+        """A whole number > 0; an array of them, one for each layer, must have one value."""
+        value = self._metadata.get(f"{self._architecture}.{key}")
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size and (value == value[0]).all():
             value = value[0].item()
         value = default if value is None else value
@@ -146,8 +155,9 @@ class _Fields:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self._error(key, "a finite number > 0", value)
-        is_single = abs(value) < np.finfo(np.float32).max and np.float32(value) == value
-        return float(str(np.float32(value))) if is_single else float(value)
+        if value > np.finfo(np.float32).max or float(np.float32(value)) != value:
+            return float(value)
+        return float(str(np.float32(value)))
 
     def _error(self, key: str, rule: str, value: Any) -> FormatError:
         return FormatError(
@@ -157,12 +167,14 @@ class _Fields:
 
 def _config(file: GgufFile) -> ModelConfig:
     metadata, tensors = file.metadata, file.tensors
-    kind = metadata.get("general.type", "model")
-    if kind != "model" or metadata.get("split.count", 1) not in (0, 1):
-        received = f"general.type {brief(kind)}" if kind != "model" else "one of several parts"
-        fix = "use another file" if kind != "model" else "join them with llama-gguf-split --merge"
-        raise FormatError(f"a file must hold a whole model; got {received}; {fix}")
-    name = metadata.get("general.architecture")
+    kind, parts = single(metadata, "general.type"), single(metadata, "split.count")
+    if kind not in (None, "model"):
+        raise FormatError(f"a file must hold a model; got general.type {brief(kind)}; use another file")
+    if parts not in (None, 0, 1):
+        raise FormatError(
+            f"a file must hold a whole model; got one of {brief(parts)} parts; join them with llama-gguf-split --merge"
+        )
+    name = single(metadata, "general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise FormatError(
             f"the architecture must be one of {', '.join(ARCHITECTURES)}; got {brief(name)}; use another model"
