@@ -7,12 +7,14 @@ from pathlib import Path
 
 from fastllm.errors import FormatError
 from fastllm.formats.gguf import open_gguf
+from fastllm.formats.gguf_export import write_gguf
 from fastllm.formats.gguf_file import is_gguf
+from fastllm.formats.huggingface_export import write_huggingface
 from fastllm.formats.huggingface_folder import CONFIG, open_huggingface
 from fastllm.formats.llama2c import read_llama2c
 from fastllm.formats.opened import OpenedModel, generation_facts, packed
 
-__all__ = ["OpenedModel", "open_model"]
+__all__ = ["OpenedModel", "open_model", "write_gguf", "write_huggingface"]
 
 
 def open_model(path: str | os.PathLike[str]) -> OpenedModel:

@@ -18,7 +18,11 @@ MAX_JSON = 16 << 20  # bytes; the largest index of shards has two; parsed, JSON 
 
 _repr = Repr()
 _repr.maxstring = _repr.maxother = 80
-brief = _repr.repr  # of a value for a message: one line, however large the value is
+
+
+def brief(value: object) -> str:
+    """A value for a message: one short line, however large it is."""
+    return _repr.repr(value).replace("\n", " ")
 
 
 def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

@@ -120,19 +120,28 @@ def open_gguf(path: Path) -> OpenedModel:
         raise FormatError(message if message.startswith(str(path)) else f"{path}: {message}") from None
 
 
+def single(metadata: Json, key: str) -> Any:
+    """A value of the metadata that must not be an array; None where there is none."""
+    value = metadata.get(key)
+    if isinstance(value, (list, np.ndarray)):
+        raise FormatError(f"{key} must be a single value; got {brief(value)}; use another file")
+    return value
+
+
 class _Fields:
-    """The metadata of one architecture, with the types that they must have."""
+    """The metadata, with the types that they must have. Keys are those of the architecture, without its name."""
 
     def __init__(self, metadata: Json, architecture: str) -> None:
         self._metadata = metadata
         self._architecture = architecture
 
     def get(self, key: str) -> Any:
-        return self._metadata.get(f"{self._architecture}.{key}")
+        """A single value, or None."""
+        return single(self._metadata, f"{self._architecture}.{key}")
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number > 0; a list of them, one for each layer, must have one value."""
-        value = self.get(key)
+        """A whole number > 0; an array of them, one for each layer, must have one value."""
+        value = self._metadata.get(f"{self._architecture}.{key}")
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size and (value == value[0]).all():
             value = value[0].item()
         value = default if value is None else value
@@ -146,8 +155,9 @@ class _Fields:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self._error(key, "a finite number > 0", value)
-        is_single = abs(value) < np.finfo(np.float32).max and np.float32(value) == value
-        return float(str(np.float32(value))) if is_single else float(value)
+        if value > np.finfo(np.float32).max or float(np.float32(value)) != value:
+            return float(value)
+        return float(str(np.float32(value)))
 
     def _error(self, key: str, rule: str, value: Any) -> FormatError:
         return FormatError(
@@ -157,12 +167,14 @@ class _Fields:
 
 def _config(file: GgufFile) -> ModelConfig:
     metadata, tensors = file.metadata, file.tensors
-    kind = metadata.get("general.type", "model")
-    if kind != "model" or metadata.get("split.count", 1) not in (0, 1):
-        received = f"general.type {brief(kind)}" if kind != "model" else "one of several parts"
-        fix = "use another file" if kind != "model" else "join them with llama-gguf-split --merge"
-        raise FormatError(f"a file must hold a whole model; got {received}; {fix}")
-    name = metadata.get("general.architecture")
+    kind, parts = single(metadata, "general.type"), single(metadata, "split.count")
+    if kind not in (None, "model"):
+        raise FormatError(f"a file must hold a model; got general.type {brief(kind)}; use another file")
+    if parts not in (None, 0, 1):
+        raise FormatError(
+            f"a file must hold a whole model; got one of {brief(parts)} parts; join them with llama-gguf-split --merge"
+        )
+    name = single(metadata, "general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise FormatError(
             f"the architecture must be one of {', '.join(ARCHITECTURES)}; got {brief(name)}; use another model"
@@ -231,30 +243,51 @@ def _rope_scaling(fields: _Fields, config: ModelConfig, stored: StoredTensor | N
     return llama3 or {"type": "factors", "factors": (factors * factor).tolist()}
 
 
+def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:
+    """What rope_freqs.weight holds, (D/2,): a divisor for each frequency. None where RoPE needs no such tensor."""
+    scaling = config.rope_scaling
+    if config.positions != "rope" or scaling is None or scaling["type"] == "linear":
+        return None
+    if scaling["type"] == "factors":
+        return np.array(scaling["factors"], np.float64)
+    turns = float(scaling["original_max_position_embeddings"]) * _frequencies(config) / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / (keep + (1 - keep) / scaling["factor"])
+
+
 def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[str, Any] | None:
-    """Llama 3's numbers, of which these divisors are made; None where there are none."""
+    """Llama 3's numbers, of which these divisors are made; None where there are none.
+
+    factor is the largest; the original context follows from a divisor between that and 1, where there is one.
+    """
     low, high = LLAMA3_TURNS
     factor = float(factors.max())
-    assert config.head_size is not None
-    frequencies = config.rope_theta ** (-np.arange(0, config.head_size, 2, dtype=np.float64) / config.head_size)
-    blended = np.flatnonzero((factors > 1) & (factors < factor))
-    if not (np.isfinite(factor) and factor > 1):
+    if not 1 < factor < math.inf:
         return None
     original = LLAMA3_CONTEXT
-    if len(blended):
-        i = blended[0]
+    between = np.flatnonzero((factors > 1) & (factors < factor))
+    if len(between):
+        i = between[0]
         keep = (1 / factors[i] - 1 / factor) / (1 - 1 / factor)
-        original = round((low + keep * (high - low)) * 2 * math.pi / frequencies[i])
-    keep = np.clip((original * frequencies / (2 * math.pi) - low) / (high - low), 0, 1)
-    if not np.allclose(factors, 1 / (keep + (1 - keep) / factor), rtol=FACTOR_TOLERANCE, atol=0):
-        return None
-    return {
+        original = max(1, round((low + keep * (high - low)) * 2 * math.pi / _frequencies(config)[i]))
+    scaling = {
         "type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+    made = rope_factors(ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling}))
+    assert made is not None
+    return scaling if np.allclose(factors, made, rtol=FACTOR_TOLERANCE, atol=0) else None
+
+
+def _frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    assert config.head_size is not None
+    size = config.head_size
+    with np.errstate(over="ignore"):  # a theta next to 0 is a damaged file's
+        return np.float64(config.rope_theta) ** (-np.arange(0, size, 2, dtype=np.float64) / size)
 
 
 def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, StoredTensor]) -> Weights:

@@ -23,6 +23,7 @@ from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.huggingface_config import config_from_huggingface, model_type
 from fastllm.formats.modules import Module, check, check_layers, layout_of, shapes_of
+from fastllm.formats.rows import row_order
 
 __all__ = ["config_from_huggingface", "from_huggingface", "to_huggingface"]
 
@@ -32,7 +33,6 @@ Arrays = Mapping[str, NDArray[Any]]
 BUFFERS = re.compile(
     r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
-TURNED = re.compile(r"blocks\.\d+\.attention\.(query|key)(_norm)?\.(weight|bias)")  # what RoPE turns
 
 MODULES = {
     "gpt2": (
@@ -131,15 +131,9 @@ def to_huggingface(config: ModelConfig, parameters: Arrays) -> dict[str, NDArray
 
 
 def in_halves(config: ModelConfig, name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """One of our parameters laid out for RoPE on the halves of a head: a view, or a copy where rows change places.
-
-    Each head's rows (0, 1, 2, 3, ...) of a query or key, whose pairs are neighbours, become (0, 2, ..., 1, 3, ...).
-    """
-    if not config.rope_interleaved or not TURNED.fullmatch(name):
-        return array
-    assert config.head_size is not None
-    pairs = array.reshape(-1, config.head_size // 2, 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)
+    """One of our parameters laid out for RoPE on the halves of a head: a copy where rows change places."""
+    order = row_order(config, name, len(array), interleaved=False)
+    return array if order is None else array[order]
 
 
 def _is_spare(name: str, config: ModelConfig) -> bool:

@@ -34,11 +34,15 @@ class Architecture(NamedTuple):
     fixed      fields of ours that are the same in every such model
     read       config.json -> the other fields
     related    the fields of ours that follow from others, as a given configuration must have them
+    write      our configuration -> config.json
+    name       of the class in transformers
     """
 
     fixed: Json
     read: Callable[[Json], Json]
     related: Callable[[ModelConfig], Json]
+    write: Callable[[ModelConfig], Json]
+    name: str
 
 
 def config_from_huggingface(config: Json) -> ModelConfig:
@@ -57,6 +61,30 @@ def config_from_huggingface(config: Json) -> ModelConfig:
         return ModelConfig(**{**architecture.read(config), **architecture.fixed})
     except ConfigError as error:
         raise FormatError(f"config.json describes no model that fastllm can make: {error}") from error
+
+
+def config_to_huggingface(config: ModelConfig, *, dtype: str = "float32") -> dict[str, Any]:
+    """The config.json with which transformers, 4 or 5, makes this model, as JSON-ready values.
+
+    RoPE is written as transformers 4 has it, which 5 reads as well. Queries and keys of a model with RoPE on pairs
+    have to be put in the order of halves, as to_huggingface does.
+
+    Raises FormatError for a model that Hugging Face has no name for.
+
+    >>> config_to_huggingface(ModelConfig(vocab_size=61, width=16, hidden=64, layers=2, heads=4, context=24))["n_embd"]
+    16
+    """
+    name = model_type(config)
+    architecture = ARCHITECTURES[name]
+    return {
+        "architectures": [architecture.name],
+        "model_type": name,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its older name
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied_head,
+        **architecture.write(config),
+    }
 
 
 def model_type(config: ModelConfig) -> str:
@@ -101,6 +129,23 @@ def _related_gpt2(config: ModelConfig) -> Json:
     }
 
 
+def _write_gpt2(config: ModelConfig) -> Json:
+    activations = {ours: theirs for theirs, ours in reversed(GPT2_ACTIVATIONS.items())}
+    return {
+        "n_embd": config.width,
+        "n_inner": config.hidden,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_positions": config.context,
+        "n_ctx": config.context,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": activations[config.activation],
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+    }
+
+
 def _read_llama(config: Json) -> Json:
     _require(config, "hidden_act", "silu")
     heads, width = _size(config, "num_attention_heads"), _size(config, "hidden_size")
@@ -123,11 +168,38 @@ def _read_llama(config: Json) -> Json:
 
 def _related_llama(config: ModelConfig) -> Json:
     # transformers refuses a width that heads don't divide, though head_dim is given
-    return {"attention_output_bias": config.attention_bias, "width": config.width - config.width % config.heads}
+    return {**_related_qwen3(config), "width": config.width - config.width % config.heads}
 
 
 def _related_qwen3(config: ModelConfig) -> Json:
-    return {"attention_output_bias": config.attention_bias}
+    return {"attention_output_bias": config.attention_bias, **_scaling_with_a_name(config)}
+
+
+def _write_llama(config: ModelConfig) -> Json:
+    scaling = None
+    if config.rope_scaling is not None:
+        numbers = {key: value for key, value in config.rope_scaling.items() if key != "type"}
+        scaling = {"rope_type": config.rope_scaling["type"], **numbers}
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "max_position_embeddings": config.context,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.feed_forward_bias,
+        "attention_dropout": 0.0,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+    }
+
+
+def _write_windowless(config: ModelConfig) -> Json:
+    return {**_write_llama(config), "sliding_window": None, "use_sliding_window": False}
 
 
 def _read_mistral(config: Json) -> Json:
@@ -161,8 +233,11 @@ def _windowed(config: Json, default: int | None) -> Json:
 
 
 def _read_rope(config: Json) -> Json:
-    """Theta and scaling: in rope_parameters since transformers 5, before in rope_theta and rope_scaling."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """Theta and scaling: in rope_parameters since transformers 5, before in rope_theta and rope_scaling.
+
+    Where both are, transformers takes rope_scaling.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise FormatError(f"RoPE's parameters must be an object; got {brief(rope)}; mend config.json")
     defaults = {
@@ -245,8 +320,12 @@ ARCHITECTURES = {
         },
         _read_gpt2,
         _related_gpt2,
+        _write_gpt2,
+        "GPT2LMHeadModel",
     ),
-    "llama": Architecture({**LLAMA_PARTS, "qk_norm": False}, _read_llama, _related_llama),
+    "llama": Architecture(
+        {**LLAMA_PARTS, "qk_norm": False}, _read_llama, _related_llama, _write_llama, "LlamaForCausalLM"
+    ),
     "mistral": Architecture(
         {
             **LLAMA_PARTS,
@@ -256,7 +335,9 @@ ARCHITECTURES = {
             "feed_forward_bias": False,
         },
         _read_mistral,
-        lambda config: {},
+        _scaling_with_a_name,
+        _write_windowless,
+        "MistralForCausalLM",
     ),
     "qwen2": Architecture(
         {
@@ -267,9 +348,15 @@ ARCHITECTURES = {
             "feed_forward_bias": False,
         },
         _read_qwen2,
-        lambda config: {},
+        _scaling_with_a_name,
+        _write_windowless,
+        "Qwen2ForCausalLM",
     ),
     "qwen3": Architecture(
-        {**LLAMA_PARTS, "qk_norm": True, "feed_forward_bias": False}, _read_qwen3, _related_qwen3
+        {**LLAMA_PARTS, "qk_norm": True, "feed_forward_bias": False},
+        _read_qwen3,
+        _related_qwen3,
+        _write_windowless,
+        "Qwen3ForCausalLM",
     ),
 }

@@ -11,8 +11,10 @@ file is trusted: the tensors are views of the mapped file, made after all their 
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -28,6 +30,7 @@ ITEM_SIZES = {
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 MAX_DIMENSIONS = 8
+ALIGNMENT = 8  # of the tensors, when written
 
 
 class StoredTensor(NamedTuple):
@@ -40,6 +43,15 @@ class StoredTensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+
+
+class TensorToWrite(NamedTuple):
+    """A tensor for write_safetensors. pieces: gives its bytes, one after another."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[NDArray[np.uint8]]]
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
@@ -74,6 +86,27 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         name: StoredTensor(entry["dtype"], tuple(entry["shape"]), body[slice(*places[name])])
         for name, entry in header.items()
     }
+
+
+def write_safetensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:
+    """Write a file, tensor after tensor, in pieces: no more than one tensor's piece is in memory.
+
+    Raises OSError where it can't be written.
+    """
+    tensors = list(tensors)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + math.prod(tensor.shape) * ITEM_SIZES[tensor.dtype]
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (begin, end)}
+    data = json.dumps(header, separators=(",", ":")).encode()
+    data += b" " * (-len(data) % ALIGNMENT)
+    with open(path, "wb") as file:
+        file.write(len(data).to_bytes(8, "little"))
+        file.write(data)
+        for tensor in tensors:
+            for piece in tensor.pieces():
+                file.write(np.ascontiguousarray(piece).data)
 
 
 def read_shards(index: Path) -> dict[str, StoredTensor]:
