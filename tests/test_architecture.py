@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "model": {"config", "layers", "memory", "parameters"},
     "optimizers": {"model"},
     "tokenizers": {"atomic", "errors"},
-    "dialogue": {"tokenizers"},
+    "dialogue": {"errors", "tokenizers"},
     "datasets": {"atomic", "dialogue", "errors", "tokenizers"},
     "formats": {"atomic", "config", "errors", "kernels", "packed", "parameters"},
     "checkpoint": {"config", "errors", "model", "optimizers", "parameters", "tokenizers"},
