@@ -1,11 +1,30 @@
-"""How a dialogue stands in tokens, in training and in chat alike:
+"""How a dialogue stands in tokens, in training and in chat alike.
+
+A tokenizer of a real model brings a chat template, which lays a conversation out. Without one, it is
 
     <user> question <assistant> answer <end> <user> question <assistant> answer <end> ...
+
+What people type stays text. Where a message holds the text of a control token, the template gets other
+characters in its place, which stand for themselves afterwards. Because a template may cut and join what it is
+given, the conversation is laid out a second time with nothing in the messages that a control token could be
+made of. Only if the control tokens are the same ones is the first layout taken; else the second, in which none
+comes from a message.
 """
 
 from __future__ import annotations
 
-from .tokenizers.base import Tokenizer
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+
+from .errors import DataError
+from .tokenizers.base import ASSISTANT, USER, Tokenizer, check_text
+from .tokenizers.optional import require
+
+ROLES = ("system", "user", "assistant")
+PRIVATE_USE = 0xF0000
+"""Code points from here on stand for nothing in Unicode."""
+
+Message = Mapping[str, str]
 
 
 def question_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -16,3 +35,121 @@ def question_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 def answer_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """`answer <end>`: what it is to say."""
     return [*tokenizer.encode(text).tolist(), tokenizer.end_id]
+
+
+def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens at which an answer ends: the end tokens, and where the user would speak."""
+    if tokenizer.chat_template is None and USER in tokenizer.tokens:
+        return tokenizer.end_ids | {tokenizer.user_id}
+    return tokenizer.end_ids
+
+
+def check_speakers(tokenizer: Tokenizer) -> None:
+    """Raise DataError unless the tokenizer can mark who speaks, by a chat template or by tokens."""
+    missing = {USER, ASSISTANT}.difference(tokenizer.tokens)
+    if missing and tokenizer.chat_template is None:
+        raise DataError(
+            f"to chat, a vocabulary must mark who speaks; got one without {', '.join(sorted(missing))}; "
+            "train a model on dialogues, or use `fastllm generate`"
+        )
+
+
+def prompt_tokens(
+    tokenizer: Tokenizer, messages: Iterable[Message], add_generation_prompt: bool = True
+) -> list[int]:
+    """The ids of a conversation, as the model was tuned on it.
+
+    messages               {"role": "system" | "user" | "assistant", "content": text}, the oldest first
+    add_generation_prompt  whether it ends with what stands before an answer; without a chat template, it always
+                           does after a question
+
+    Raises TypeError or DataError (a ValueError) for messages that are none or that the model doesn't take: without
+    a chat template, a system message or two questions in a row. FormatError for a template that fails,
+    FastllmError where the package to render it is missing.
+    """
+    checked = [_checked(message, position) for position, message in enumerate(messages)]
+    check_speakers(tokenizer)
+    if tokenizer.chat_template is not None:
+        return _laid_out(tokenizer, tokenizer.chat_template, checked, add_generation_prompt)
+    ids: list[int] = []
+    for position, message in enumerate(checked):
+        role = ROLES[1 + position % 2]
+        if message["role"] != role:
+            raise DataError(
+                f"without a chat template, user and assistant must take turns; got {message['role']} as message "
+                f"{position + 1}; " + ("put it into the question" if message["role"] == "system" else "join the two")
+            )
+        ids += (question_tokens if role == "user" else answer_tokens)(tokenizer, message["content"])
+    return ids
+
+
+def _checked(message: object, position: int) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise TypeError(f'a message must be {{"role": ..., "content": ...}}; got {message!r:.60}; pass a list of them')
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise DataError(f"a role must be one of {', '.join(ROLES)}; got {role!r:.60} in message {position + 1}; "
+                        "rename it")  # fmt: skip
+    check_text(content)
+    return {"role": role, "content": content}
+
+
+def _laid_out(
+    tokenizer: Tokenizer, template: str, messages: Sequence[dict[str, str]], add_generation_prompt: bool
+) -> list[int]:
+    """Render the template and tell its control tokens from the text of messages."""
+    require("jinja2", "a chat template")
+    from .tokenizers.chat_template import compiled
+
+    private = _Private((template, *(message["content"] for message in messages)))
+    alphabet = "".join({
+        character for token_id in tokenizer.control_ids for character in tokenizer.tokens[token_id]
+        if not character.isspace()  # which templates strip
+    })  # fmt: skip
+
+    def whole(content: str) -> str:
+        """Control tokens replaced."""
+        return "".join(
+            private.hide(tokenizer.tokens[part], tokenizer.tokens[part]) if isinstance(part, int) else part
+            for part in tokenizer.split_control(content)
+        )
+
+    def bare(content: str) -> str:
+        """Whatever a control token could be made of replaced."""
+        return private.hide(content, alphabet)
+
+    def parts(changed: Callable[[str], str]) -> list[str | int]:
+        text = compiled(template).render(
+            [{**message, "content": changed(message["content"])} for message in messages],
+            add_generation_prompt,
+            **tokenizer.special_tokens,
+        )
+        return tokenizer.split_control(text)
+
+    def controls(parts: list[str | int]) -> list[int]:
+        return [part for part in parts if isinstance(part, int)]
+
+    found, safe = parts(whole), parts(bare)
+    if controls(found) != controls(safe):
+        found = safe
+    shown = [part if isinstance(part, int) else private.show(part) for part in found]
+    return tokenizer.encode_parts(shown).tolist()
+
+
+class _Private:
+    """Characters in the place of others, none of which occurs in texts."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        used = set().union(*texts)
+        self._free = (character for character in map(chr, count(PRIVATE_USE)) if character not in used)
+        self._of: dict[str, str] = {}
+
+    def hide(self, text: str, characters: str) -> str:
+        """The text without these characters."""
+        for character in characters:
+            if character not in self._of:
+                self._of[character] = next(self._free)
+        return text.translate({ord(character): self._of[character] for character in characters})
+
+    def show(self, text: str) -> str:
+        return text.translate({ord(private): character for character, private in self._of.items()})

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "optimizers": {"model"},
     "quantize": {"packed"},
     "tokenizers": {"atomic", "errors"},
-    "dialogue": {"tokenizers"},
+    "dialogue": {"errors", "tokenizers"},
     "datasets": {"atomic", "dialogue", "errors", "tokenizers"},
     "formats": {"atomic", "config", "errors", "packed", "parameters", "quantize"},
     "checkpoint": {"config", "errors", "model", "optimizers", "parameters", "tokenizers"},

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar, Self
 
@@ -24,6 +27,7 @@ UNKNOWN, END, USER, ASSISTANT = "<unk>", "<end>", "<user>", "<assistant>"
 
 FILE_FORMAT = "fastllm-tokenizer"
 FILE_VERSION = 1
+FILE_NAME = "tokenizer.json"
 
 
 def check_text(text: object) -> None:
@@ -40,44 +44,61 @@ def check_text(text: object) -> None:
         ) from None
 
 
+def distinct_ids(tokens: Sequence[str]) -> dict[str, int]:
+    """The id of each token. TypeError for a token that is no str, ValueError for one repeated or damaged."""
+    ids: dict[str, int] = {}
+    for position, token in enumerate(tokens):
+        if not isinstance(token, str):
+            raise TypeError(
+                f"tokens must be str; got {type(token).__name__} at position {position}; "
+                "build the tokenizer again"
+            )
+        check_text(token)
+        first = ids.setdefault(token, position)
+        if first != position:
+            raise ValueError(
+                f"tokens must be distinct; got {brief(token)} at positions {first} and {position}; "
+                "build the tokenizer again"
+            )
+    return ids
+
+
 class Tokenizer(ABC):
     """Maps text to token ids 0 .. vocab_size - 1 and back.
 
-    tokens        the token of each id, as text
-    begin_id      what the model expects before every text, None for nothing
+    tokens          the token of each id, as text; "" for an id that has none
+    begin_id        what the model expects before every text, None for nothing
     end_id, user_id, assistant_id    ids of the control tokens
-    unknown_id    id of "<unk>", None where every text has its own ids
+    end_ids         all that end an answer, end_id among them
+    unknown_id      id of "<unk>", None where every text has its own ids
+    control_ids     tokens that no text turns into and that decode leaves out
+    chat_template   Jinja source that lays out a conversation, None without one
+    special_tokens  what a template calls some tokens, {"bos_token": "<s>", ...}
     """
 
     name: ClassVar[str]
     """How files and command lines call this kind of tokenizer."""
     fields: ClassVar[tuple[str, ...]] = ("tokens",)
     """The lists that the file on disk holds, which are what the constructor takes."""
-    end_token: ClassVar[str] = END
+    end_token: str = END
     begin_id: int | None = None
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        """Raises TypeError for a token that is no str, ValueError for one that is repeated or damaged."""
+    chat_template: str | None = None
+
+    def __init__(self, tokens: Sequence[str], ids: dict[str, int] | None = None) -> None:
+        """ids, where not all tokens have one of their own; without it they must be distinct.
+
+        Raises TypeError for a token that is no str, ValueError for one that is repeated or damaged.
+        """
         self.tokens = list(tokens)
-        self._ids: dict[str, int] = {}
-        for position, token in enumerate(self.tokens):
-            if not isinstance(token, str):
-                raise TypeError(
-                    f"tokens must be str; got {type(token).__name__} at position {position}; "
-                    "build the tokenizer again"
-                )
-            check_text(token)
-            first = self._ids.setdefault(token, position)
-            if first != position:
-                raise ValueError(
-                    f"tokens must be distinct; got {brief(token)} at positions {first} and {position}; "
-                    "build the tokenizer again"
-                )
+        self._ids = distinct_ids(self.tokens) if ids is None else ids
         self.end_id = self.id_of(self.end_token)
+        self.end_ids = frozenset((self.end_id,))
         self.unknown_id = self._ids.get(UNKNOWN)
         self.control_ids = frozenset(
             self._ids[token] for token in (self.end_token, USER, ASSISTANT) if token in self._ids
         )
+        self.special_tokens: Mapping[str, str] = {}
 
     @classmethod
     @abstractmethod
@@ -106,6 +127,49 @@ class Tokenizer(ABC):
         """
         check_text(text)
         return self._encode(text)
+
+    def encode_template(self, text: str) -> NDArray[np.int32]:
+        """Ids (N,) int32 of what a chat template wrote: here the texts of control tokens are those tokens.
+
+        Never for text of a user's; `dialogue.prompt_tokens` keeps the two apart. Raises as encode does.
+        """
+        check_text(text)
+        return self.encode_parts(self.split_control(text))
+
+    def split_control(self, text: str) -> list[str | int]:
+        """The text in parts: the ids of control tokens whose texts it holds, and what stands between."""
+        parts: list[str | int] = []
+        end = 0
+        for match in self._control_pattern.finditer(text):
+            parts += [text[end : match.start()], self._control_texts[match.group()]]
+            end = match.end()
+        return [part for part in (*parts, text[end:]) if part != ""]
+
+    def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
+        """Ids (N,) int32 of a text given in parts: an int is a control token, a str what it says, as in encode.
+
+        Raises as encode does, ValueError for an int that is no control token.
+        """
+        ids: list[int] = []
+        for part in parts:
+            ids += [self._control(part)] if isinstance(part, int) else self.encode(part).tolist()
+        return np.array(ids, dtype=np.int32)
+
+    def _control(self, token_id: int) -> int:
+        if token_id not in self.control_ids:
+            raise ValueError(f"an id in a text must be a control token's; got {token_id}; pass the others as text")
+        return token_id
+
+    @cached_property
+    def _control_texts(self) -> dict[str, int]:
+        """What encode_template recognises."""
+        return {self.tokens[token_id]: token_id for token_id in sorted(self.control_ids) if self.tokens[token_id]}
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        """Finds the leftmost, longest control text."""
+        texts = sorted(self._control_texts, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ids (N,), an array or any iterable of integers.
@@ -147,6 +211,10 @@ class Tokenizer(ABC):
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
+    def save_into(self, folder: str | os.PathLike[str]) -> None:
+        """Write all that belongs to the tokenizer into a folder, for load_tokenizer. Raises OSError."""
+        self.save(Path(folder) / FILE_NAME)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.vocab_size} tokens>"
 
@@ -159,6 +227,7 @@ class TextStream(ABC):
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
         self._tokens = tokenizer.tokens
+        self._count = len(self._tokens)
         self._hidden = tokenizer.control_ids if skip_special else frozenset()
         self._position = 0
 
@@ -169,7 +238,8 @@ class TextStream(ABC):
     def push(self, token_id: int) -> str:
         """What this id adds to the text, often "" in the middle of a character.
 
-        Raises TypeError unless it is an integer, ValueError unless it is in 0 .. vocab_size - 1.
+        Raises TypeError unless it is an integer, ValueError unless it is in 0 .. vocab_size - 1. (Tokenizers of
+        real models take ids beyond: the tables of such models are often longer than the vocabulary.)
         """
         try:
             token_id = operator.index(token_id)
@@ -178,14 +248,18 @@ class TextStream(ABC):
                 f"token ids must be integers; got {type(token_id).__name__} at position {self._position}; "
                 "pass the ids of one text, as encode() gives them"
             ) from None
-        if not 0 <= token_id < len(self._tokens):
+        if not 0 <= token_id < self._count:
             raise ValueError(
-                f"token ids must be in 0 .. {len(self._tokens) - 1}; "
+                f"token ids must be in 0 .. {self._count - 1}; "
                 f"got {token_id} at position {self._position}; "
                 "decode with the tokenizer that encoded the text"
             )
         self._position += 1
-        return self.flush() if token_id in self._hidden else self._text(token_id)
+        return self._hidden_text() if token_id in self._hidden else self._text(token_id)
+
+    def _hidden_text(self) -> str:
+        """What a token that isn't shown adds: it ends the character before it."""
+        return self.flush()
 
     def flush(self) -> str:
         """What is still held back when no more ids come."""

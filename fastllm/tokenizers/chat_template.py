@@ -1,0 +1,478 @@
+"""Chat templates: the Jinja source that comes with a model and lays a conversation out as one text.
+
+A template is a stranger's program. It runs in jinja2's immutable sandbox, in the environment that transformers
+gives it (trim_blocks, lstrip_blocks, break and continue, `{% generation %}`, raise_exception, strftime_now,
+tojson as JSON), and further, so that it ends soon and stays small:
+
+- It sees texts, numbers, lists and dicts, and of those the methods in METHODS; it includes and imports nothing.
+- Every operation has a price, and so has every body of a loop, branch or macro each time it runs: one unit for a
+  character or an item that is read or made, more for a call. A template that would spend more than BUDGET
+  ends in an error, before memory is taken for what it asked for. Nothing is computed when it is compiled.
+- Only the filters in FILTERS are there, those whose price is known.
+
+Needs jinja2 (the extra `hf`); imported where a template is rendered.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from types import BuiltinMethodType, GeneratorType, MethodType
+from typing import Any
+
+import jinja2
+from jinja2 import nodes, pass_context
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.visitor import NodeTransformer
+
+from fastllm.errors import DataError, FormatError
+
+BUDGET = 40_000_000
+"""Units a rendering may spend: several megabytes of conversation, or two seconds of a hostile loop."""
+STEP = 30
+"""Units of a call, an operation or a turn of a loop, however small."""
+MOST_SOURCE = 1 << 16
+"""Characters of a template. The longest in use has about 20,000."""
+MOST_BITS = 4096
+"""Of a whole number."""
+
+METHODS: tuple[tuple[type, str], ...] = (
+    (str, "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii isdecimal isdigit "
+          "islower isnumeric isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix "
+          "replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper "
+          "zfill"),
+    (list, "count index"),
+    (tuple, "count index"),
+    (dict, "get items keys values"),
+    (Cycler, "current next reset"),
+    (Macro, "arguments caller catch_kwargs catch_varargs name"),
+    (LoopContext, "changed cycle depth depth0 first index index0 last length nextitem previtem revindex revindex0"),
+)  # fmt: skip
+"""Methods and attributes that a template may use."""
+WHOLE = "count d default first items last length list map reject rejectattr reverse select selectattr"
+"""Filters that don't look into what an item holds."""
+FILTERS = WHOLE + (
+    " abs capitalize center dictsort e escape float forceescape format indent int join lower max min replace round"
+    " safe sort string title trim truncate unique upper wordcount"
+)
+NOT_ALONE = (nodes.Extends, nodes.Block, nodes.Include, nodes.Import, nodes.FromImport)
+BODIES = {nodes.For: ("body", "else_"), nodes.If: ("body", "else_"), nodes.Macro: ("body",), nodes.CallBlock: ("body",)}
+LONG_NUMBER = re.compile(r"\d{4}|\*")
+SIZED: tuple[Any, ...] = (str, dict, range, list, tuple, type({}.keys()), type({}.values()), type({}.items()))
+SEQUENCES: tuple[Any, ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
+
+
+class ChatTemplate:
+    """A compiled template.
+
+    Raises FormatError for a source that is no template, is too long, or uses what isn't there.
+    """
+
+    def __init__(self, source: str) -> None:
+        if len(source) > MOST_SOURCE:
+            raise FormatError(
+                f"a chat template must have at most {MOST_SOURCE} characters; got {len(source)}; use another"
+            )
+        self._environment = _Environment()
+        self._lock = threading.Lock()
+        try:
+            tree = _Priced(self._environment).visit(self._environment.parse(source))
+            code = self._environment.compile(tree)
+            self._template = jinja2.Template.from_code(
+                self._environment, code, self._environment.make_globals(None)
+            )
+        except (Exception, MemoryError) as error:
+            raise _one_error(error, "be one that jinja2 can compile") from None
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, **variables: object
+    ) -> str:
+        """The conversation as one text.
+
+        messages               {"role": ..., "content": ...} each
+        add_generation_prompt  whether the beginning of an answer ends it
+        variables              bos_token and whatever else the template may ask for
+
+        Raises DataError where the template refuses the messages, FormatError where it fails, asks for what is
+        not allowed, or goes on for too long.
+        """
+        given = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt,
+                 "tools": None, "documents": None, **variables}  # fmt: skip
+        with self._lock:
+            self._environment.spent = 0
+            try:
+                return "".join(self._template.root_render_func(self._template.new_context(given)))
+            except _RefusedError as refusal:
+                raise DataError(
+                    f"the messages must be such as the chat template takes; it says {str(refusal)!r:.200}; change them"
+                ) from None
+            except (Exception, MemoryError) as error:
+                raise _one_error(error, "end with a text") from None
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(source: str) -> ChatTemplate:
+    """The template, compiled once."""
+    return ChatTemplate(source)
+
+
+class _RefusedError(Exception):
+    """The template called raise_exception."""
+
+
+class _BudgetError(Exception):
+    """The template asked for too much."""
+
+
+def _one_error(error: BaseException, rule: str) -> FormatError:
+    said = " ".join(str(error).split())
+    if not isinstance(error, (_BudgetError, jinja2.TemplateError)):
+        said = f"{type(error).__name__}: {said}"
+    where = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+    return FormatError(f"a chat template must {rule}; got the error {said!r:.200}{where}; use another")
+
+
+class _Generation(Extension):
+    """`{% generation %}`: marks what the assistant says, for training; here it is just its content."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Namespace(Namespace):
+    """What a template keeps across scopes; no name begins with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, attributes = args[0], dict(*args[1:], **kwargs)
+        for name in attributes:
+            _Namespace._check(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _Namespace._check(name)
+        Namespace.__setitem__(self, name, value)
+
+    @staticmethod
+    def _check(name: object) -> None:
+        if not isinstance(name, str) or name.startswith("_"):
+            raise SecurityError(f"names in a namespace must not begin with an underscore; got {name!r:.60}")
+
+
+def _raise_exception(message: object) -> None:
+    raise _RefusedError(message)
+
+
+def _strftime_now(format: str) -> str:  # the name that templates may use
+    if not isinstance(format, str) or len(format) > 200 or LONG_NUMBER.search(format):
+        raise SecurityError(f"a format of time must be short; got {format!r:.60}")
+    return datetime.now().strftime(format)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """transformers' environment, in which everything has a price."""
+
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
+
+    def __init__(self) -> None:
+        self.spent = 0
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # or it would compute constants, such as "a" * 10 ** 9, when it compiles
+            finalize=pass_context(_shown),
+            extensions=(_Generation, loopcontrols),
+            cache_size=0,
+        )
+        self.globals = {
+            "range": safe_range,
+            "dict": _dict,
+            "namespace": _Namespace,
+            "cycler": Cycler,
+            "joiner": Joiner,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
+        self._callables = frozenset(map(id, self.globals.values()))
+        self.filters = {name: self._priced(name, self.filters[name]) for name in FILTERS.split()}
+        self.filters["tojson"] = self._priced("tojson", self._json)
+        # A template can name them in map("=body"); it gains nothing by it.
+        self.filters |= {"=body": self.spend, "=items": self._items, "=size": self._sized, "=deep": self._measured}
+        self.tests = {name: self._priced("", test) for name, test in self.tests.items()}  # type: ignore[arg-type]
+
+    # Prices
+
+    def spend(self, units: int) -> None:
+        if units < 0:
+            raise SecurityError("nothing has a price below 0")
+        self.spent += units
+        if self.spent > BUDGET:
+            raise _BudgetError(f"it takes more than {BUDGET} steps, characters and items")
+
+    def _sized(self, value: Any) -> Any:
+        """The value, once it is paid for as something new; an item takes the memory of several characters."""
+        self.spend(_size(value) * (1 if isinstance(value, str) else 8))
+        return value
+
+    def _measured(self, value: Any) -> Any:
+        """The value, once all that it holds is paid for, as often as it holds it: what repr, == and hash look at."""
+        if type(value) is str:
+            self.spend(len(value))
+            return value
+        waiting: list[Any] = [value]
+        while waiting:
+            item = waiting.pop()
+            self.spend(5)
+            if isinstance(item, str):
+                self.spend(12 * len(item))  # the longest that repr and JSON make of a character
+            elif isinstance(item, dict):
+                self.spend(2 * len(item))
+                waiting += chain.from_iterable(item.items())
+            elif isinstance(item, SEQUENCES):
+                self.spend(len(item))
+                waiting += item
+            elif item is not value and not isinstance(item, (int, float, Undefined, type(None))):
+                raise SecurityError(f"a list or dict must hold plain values; got {type(item).__name__}")
+        return value
+
+    def _items(self, value: Any, price: int) -> Any:
+        """What a loop runs over."""
+        if isinstance(value, Collection) and not isinstance(value, Undefined):
+            self.spend(len(value) * price)
+            return value
+        return value if isinstance(value, Undefined) else self._counted(value, price)
+
+    def _counted(self, items: Iterable[Any], price: int = STEP) -> Iterator[Any]:
+        for item in items:
+            self.spend(price)
+            yield item
+
+    # Operations
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        self.spend(STEP + _size(left) + _size(right))
+        if operator == "%" and isinstance(left, str):
+            self._check_format(left)
+            self._measured(right)
+        elif operator == "*":
+            for text, times in ((left, right), (right, left)):
+                if isinstance(text, (str, list, tuple)) and isinstance(times, int):
+                    self.spend(len(text) * max(times, 0))
+        if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
+            bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > MOST_BITS:
+                raise _BudgetError(f"a whole number would have more than {MOST_BITS} bits")
+        return self._sized(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Context, __callee: Any, *args: Any, **kwargs: Any) -> Any:
+        """Its own arguments have names that no keyword of a template's can have, as in jinja2."""
+        self, callee = __self, __callee
+        args = tuple([*value] if isinstance(value, GeneratorType) else value for value in args)
+        given = [*args, *kwargs.values()]
+        self.spend(STEP + sum(map(_size, given)))
+        if isinstance(callee, (BuiltinMethodType, MethodType)):
+            subject = callee.__self__
+            if not _allowed(subject, callee.__name__):
+                raise SecurityError(f"the method {callee.__name__!r:.60} must not be called")
+            given = [*args, *(value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars"))]
+            for value in (subject, *given) if isinstance(subject, (list, tuple)) else given:
+                self._measured(value)
+            self.spend(_size(subject))
+            if isinstance(subject, str):
+                self._check_growth(callee.__name__, subject, given)
+        elif callee is _dict:
+            for value in args:
+                self._measured(value)
+        elif not (isinstance(callee, (Macro, Joiner, Undefined)) or id(callee) in self._callables):
+            raise SecurityError(f"{type(callee).__name__} must not be called")
+        return self._sized(super().call(__context, callee, *args, **kwargs))
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, (Namespace, Undefined)):
+            if attribute.startswith("_"):
+                return self.unsafe_undefined(obj, attribute)
+            try:
+                return getattr(obj, attribute)  # of an Undefined: raises UndefinedError
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+        if _allowed(obj, attribute):
+            return getattr(obj, attribute)
+        if hasattr(type(obj), attribute):
+            return self.unsafe_undefined(obj, attribute)
+        try:
+            return obj[attribute]
+        except (TypeError, LookupError):
+            return self.undefined(obj=obj, name=attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if not isinstance(argument, (str, int)):
+            self._measured(argument)  # to hash it
+        try:
+            return obj[argument]
+        except (TypeError, LookupError):
+            if isinstance(argument, str):
+                return self.getattr(obj, str(argument))
+        return self.undefined(obj=obj, name=argument)
+
+    def _check_format(self, text: str) -> None:
+        """Raises where a width could be long."""
+        if LONG_NUMBER.search(text):
+            raise SecurityError(f"widths in a format must be short numbers; got {text!r:.60}")
+        self.spend(1000 * text.count("%"))
+
+    def _check_growth(self, name: str, text: str, given: list[Any]) -> None:
+        """Pay, before it is made, for what a method or filter makes of a text."""
+        width = max((value for value in given if isinstance(value, int)), default=0)
+        if name in ("center", "ljust", "rjust", "zfill"):
+            self.spend(max(width, 0))
+        elif name in ("split", "rsplit", "list"):
+            separator = next((value for value in given if isinstance(value, str)), "")
+            self.spend(15 * (text.count(separator) + 1) if separator else 8 * len(text))
+        elif name == "splitlines":
+            self.spend(8 * len(text))
+        elif name == "expandtabs":
+            self.spend((8 + max(width, 0)) * text.count("\t"))
+        elif name == "indent":
+            longest = max((len(value) for value in given if isinstance(value, str)), default=0)
+            self.spend((4 + max(width, 0) + longest) * (1 + len(text.splitlines())))
+        elif name == "replace" and len(given) > 1:
+            old, new = str(given[0]), str(given[1])
+            self.spend((text.count(old) if old else len(text) + 1) * len(new))
+        elif name == "join" and given:
+            self.spend(len(text) * _size(given[0]))
+        elif name == "round" and any(isinstance(value, int) and abs(value) > 100 for value in given):
+            raise SecurityError("a number must be rounded to at most 100 digits")
+
+    def _priced(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter or test that pays for what it reads and makes."""
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+        looks_inside = name not in WHOLE.split()
+
+        @functools.wraps(function)
+        def priced(*args: Any, **kwargs: Any) -> Any:
+            if looks_inside:
+                args = tuple([*value] if isinstance(value, GeneratorType) else value for value in args)
+            given = [*args[first:], *kwargs.values()]
+            self.spend(STEP + sum(map(_size, given)))
+            if looks_inside:
+                for value in given:
+                    self._measured(value)
+            if name == "format":
+                self._check_format(str(given[0]))
+            elif name == "join":
+                self._check_growth("join", str(given[1]) if len(given) > 1 else "", given)
+            elif name in ("center", "indent", "replace", "round") or (name == "list" and isinstance(given[0], str)):
+                self._check_growth(name, str(given[0]), given[1:])
+            result = function(*args, **kwargs)
+            if isinstance(result, Iterator) and not isinstance(result, LoopContext):
+                return self._counted(result)
+            return self._sized(result)
+
+        return priced
+
+    def _json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """transformers' filter. jinja2's own makes an escape of "<", for HTML."""
+        if separators is not None and not all(isinstance(text, str) and len(text) < 16 for text in separators):
+            raise SecurityError(f"separators of JSON must be short; got {separators!r:.60}")
+        text = json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
+        if indent is None:
+            return text
+        if not isinstance(indent, int) or not 0 <= indent <= 16:
+            raise SecurityError(f"JSON must be indented by 0 to 16; got {indent!r:.60}")
+        brackets = text.count("[") + text.count("{")
+        self.spend((2 * brackets + text.count(",")) * (1 + indent * min(brackets, 1000)))
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
+
+def _shown(context: Context, value: Any) -> Any:
+    """What is to be written, paid for."""
+    if not isinstance(value, (str, int, float, dict, Undefined, type(None), *SEQUENCES)):
+        raise SecurityError(f"what is shown must be a plain value; got {type(value).__name__}")
+    return context.environment._measured(value)  # type: ignore[attr-defined]
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    """dict without its attributes."""
+    return dict(*args, **kwargs)
+
+
+def _size(value: Any) -> int:
+    """Units of looking at a value, not into it."""
+    return len(value) if isinstance(value, SIZED) else 1
+
+
+def _allowed(value: Any, attribute: str) -> bool:
+    """Whether a template may use this attribute."""
+    return any(attribute in names.split() for kind, names in METHODS if isinstance(value, kind))
+
+
+class _Priced(NodeTransformer):
+    """Puts the price into a template: of each body when it runs, and of what compiles to plain Python."""
+
+    def __init__(self, environment: _Environment) -> None:
+        self._environment = environment
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(node, NOT_ALONE):
+            raise SecurityError(f"a chat template stands alone, without {type(node).__name__.lower()}")
+        if isinstance(node, nodes.For) and node.recursive:
+            raise SecurityError("loops must not be recursive")
+        bodies = next((names for kind, names in BODIES.items() if isinstance(node, kind)), ())
+        prices = [sum(map(_price, getattr(node, name))) for name in bodies]
+        test = _price(node.test) if isinstance(node, nodes.For) and node.test is not None else 0
+        node = self.generic_visit(node)
+        for name, price in zip(bodies, prices, strict=True):
+            body = getattr(node, name)
+            if body or isinstance(node, (nodes.Macro, nodes.CallBlock)) or name == "body":
+                body.insert(0, nodes.ExprStmt(_filtered("=body", nodes.Const(STEP + price))))
+        if isinstance(node, nodes.For):
+            node.iter = _filtered("=items", node.iter, nodes.Const(1 + test))
+        elif isinstance(node, nodes.Concat):
+            node.nodes = [_filtered("=deep", part) for part in node.nodes]
+        elif isinstance(node, nodes.Compare):
+            node.expr = _filtered("=deep", node.expr)
+            for operand in node.ops:
+                operand.expr = _filtered("=deep", operand.expr)
+        elif isinstance(node, nodes.Dict):
+            for pair in node.items:
+                pair.key = _filtered("=deep", pair.key)
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+            return _filtered("=size", node)
+        return node
+
+
+def _filtered(name: str, node: nodes.Node, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno or 1)
+
+
+def _price(node: nodes.Node) -> int:
+    """Units of running a node once, without the bodies in it, which pay for themselves."""
+    price, waiting = 0, [node]
+    while waiting:
+        node = waiting.pop()
+        price += len(node.data) if isinstance(node, nodes.TemplateData) else 5
+        bodies = next((names for kind, names in BODIES.items() if isinstance(node, kind)), ())
+        waiting += node.iter_child_nodes(exclude=bodies)
+    return price

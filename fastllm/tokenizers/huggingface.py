@@ -1,0 +1,507 @@
+"""Tokenizers of real models: Hugging Face's tokenizer.json, encoded by the package `tokenizers`.
+
+A folder of a model holds, of a tokenizer:
+
+    tokenizer.json           vocabulary, merges, how text is normalised, split and decoded, added tokens
+    tokenizer_config.json    which tokens begin and end a text, more added tokens, the chat template
+    special_tokens_map.json  the same tokens again, in older folders
+    chat_template.jinja      the chat template, in newer folders
+    generation_config.json   the tokens that end an answer, where they are several
+    vocab.json, merges.txt   GPT-2's vocabulary and merges, in folders without tokenizer.json
+
+Special tokens stand in `added_tokens`, and `tokenizers` recognises them in any text. Here a text must not turn
+into one, so they get names in memory that nobody can type: a private-use character, a random number, the id.
+A control token is then written by its name, and "<|im_end|>" is a text like others. Ids, splitting,
+normalisation and decoding stay those of the file. Ids may have gaps, and a model may have more rows than the
+tokenizer has tokens: an id without a token decodes to "".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.atomic import replacing
+from fastllm.errors import DataError, FormatError
+from fastllm.tokenizers.base import FILE_NAME, TextStream, Tokenizer, check_text, distinct_ids
+from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, HuggingFaceStream, steps_of
+from fastllm.tokenizers.optional import require
+
+CONFIG, SPECIAL_MAP, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
+GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
+MOST_IDS = 1 << 22
+"""No vocabulary has four million tokens; a damaged file may name an id for which memory would not do."""
+
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+ENDS_OF_TURN = frozenset(
+    (*ENDS_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<EOT>", "<|return|>")
+)
+"""Names under which models end an answer. The one in their configuration is often not the only one."""
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json with what the files beside it say. Needs the extra `hf`.
+
+    `encode` gives the ids of plain text, without begin or end token; `encode_template` recognises control
+    tokens, as transformers does in what a chat template wrote.
+
+    control_ids  the added tokens that the file calls special, "<unk>" too if it is one: decode leaves them out
+    """
+
+    name = "huggingface"
+
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        end_ids: Iterable[int] = (),
+    ) -> None:
+        """
+        document  what tokenizer.json holds
+        settings  what tokenizer_config.json holds: eos_token, bos_token, add_bos_token, added_tokens_decoder,
+                  chat_template and so on
+        end_ids   tokens that end an answer, beside eos_token and those known by their names
+
+        Raises ValueError or TypeError where they contradict themselves, FastllmError without the package.
+        """
+        rust = require("tokenizers", "a tokenizer.json")
+        self._settings = {key: value for key, value in (settings or {}).items() if key != "auto_map"}  # names code
+        vocabulary = _vocabulary(document)
+        self._added = _added_tokens(document, self._settings, vocabulary)
+        vocabulary |= {text: entry["id"] for text, entry in self._added.items()}
+        tokens = _by_id(vocabulary)
+        self._special = {text: token["id"] for text, token in self._added.items() if token["special"]}
+        self.end_token = self._end_token()
+        super().__init__(tokens, vocabulary)
+        self.control_ids = frozenset(self._special.values())
+        self.special_tokens = {
+            name: text for name in NAMED if (text := _text_of(self._settings.get(name), name)) is not None
+        }
+        unknown = self.special_tokens.get("unk_token")
+        self.unknown_id = None if unknown is None else vocabulary.get(unknown)
+        self.begin_id = self._begin_id(document)
+        self._given_ends = frozenset(end for end in end_ids if end in self.control_ids)
+        self.end_ids |= self._given_ends | {i for text, i in self._special.items() if text in ENDS_OF_TURN}
+        self.chat_template = _chat_template(self._settings.get("chat_template"))
+        self.decoder: Mapping[str, Any] | None = document.get("decoder")
+        steps_of(self.decoder)  # raises
+
+        effective = {**document, "added_tokens": sorted(self._added.values(), key=lambda token: token["id"])}
+        self._json = json.dumps(effective, ensure_ascii=False)
+        self._names = _private_names(self._special)
+        private = json.dumps(_renamed(effective, self._names), ensure_ascii=False)
+        with _one_error("a tokenizer.json must be one that `tokenizers` opens", ValueError):
+            self._rust = rust.Tokenizer.from_str(private)
+            wrong = [
+                token for text, token in self._added.items()
+                if self._rust.token_to_id(self._names.get(token["id"], text)) != token["id"]
+            ]  # fmt: skip
+        if wrong:
+            raise ValueError(
+                f"added tokens must have the ids that follow the vocabulary's; got {brief(wrong[0])}; "
+                "use another tokenizer.json"
+            )
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a folder of a model, or the tokenizer.json in one.
+
+        Raises FormatError for files that are damaged or foreign, FileNotFoundError, FastllmError without the
+        package `tokenizers`.
+        """
+        path = Path(path)
+        folder = path if path.is_dir() else path.parent
+        settings = _read_settings(folder)
+        if path != folder:
+            document = _read_object(path)
+        elif (folder / FILE_NAME).is_file():
+            document = _read_object(folder / FILE_NAME)
+        else:
+            document, settings = _read_gpt2(folder, settings)
+        try:
+            return cls(document, settings, end_ids=_read_end_ids(folder))
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{path} is no tokenizer that fastllm can open: {error}") from error
+
+    @classmethod
+    def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
+        """Not possible: the vocabulary comes with a model. Raises NotImplementedError."""
+        raise NotImplementedError("tokenizers of Hugging Face come with their models; use load_tokenizer(path)")
+
+    def _end_token(self) -> str:
+        """The token that ends a text: as the settings say, else by its name."""
+        given = _text_of(self._settings.get("eos_token"), "eos_token")
+        for text in ENDS_OF_TEXT if given is None else (given,):
+            if text in self._special:
+                return text
+        raise ValueError(
+            f'a tokenizer must have a token that ends a text; got none among {brief(sorted(self._special))}; '
+            f'name it as "eos_token" in {CONFIG}'
+        )
+
+    def _begin_id(self, document: Mapping[str, Any]) -> int | None:
+        """What stands before every text: by add_bos_token, else by the post-processor, as in transformers."""
+        add = self._settings.get("add_bos_token")
+        if isinstance(add, bool):
+            begin = self.special_tokens.get("bos_token")
+            return self.id_of(begin) if add and begin is not None else None
+        prefix = _prefix(document.get("post_processor"))
+        if len(prefix) > 1 or not self.control_ids.issuperset(prefix):
+            raise ValueError(
+                f"a post-processor must put one special token before a text or none; got {prefix!r:.60}; "
+                f'say "add_bos_token" in {CONFIG}'
+            )
+        return prefix[0] if prefix else None
+
+    def _encode(self, text: str) -> NDArray[np.int32]:
+        with _one_error("a text must be one that the tokenizer can write", DataError):
+            return np.array(self._rust.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
+        texts = []
+        for part in parts:
+            if isinstance(part, str):
+                check_text(part)
+            texts.append(self._names[self._control(part)] if isinstance(part, int) else part)
+        return self._encode("".join(texts))
+
+    def split_control(self, text: str) -> list[str | int]:
+        parts: list[str | int] = []
+        for part in super().split_control(text):  # added tokens that aren't special are text
+            if isinstance(part, int) and part not in self.control_ids:
+                part = self.tokens[part]
+            if isinstance(part, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += part
+            else:
+                parts.append(part)
+        return parts
+
+    @cached_property
+    def _control_texts(self) -> dict[str, int]:
+        return {text: token["id"] for text, token in self._added.items()}
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        def pattern(text: str) -> str:
+            return rf"(?<!\w){re.escape(text)}(?!\w)" if self._added[text]["single_word"] else re.escape(text)
+
+        # An added token that isn't special counts too: where it is longer, it is what `tokenizers` finds.
+        texts = [t for t, token in self._added.items() if token["special"] or not token["normalized"]]
+        return re.compile("|".join(map(pattern, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        return HuggingFaceStream(self, skip_special, steps_of(self.decoder))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What tokenizer.json holds, all added tokens in it."""
+        return json.loads(self._json)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tokenizer.json alone, which says nothing of begin, end and chat template. Raises OSError."""
+        with replacing(path) as temporary:
+            temporary.write_text(self._json, encoding="utf-8")
+
+    def save_into(self, folder: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json and tokenizer_config.json; transformers.AutoTokenizer opens the folder too."""
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._settings, "eos_token": self.end_token}
+        settings.pop("name_or_path", None)
+        if self._given_ends:
+            settings["end_ids"] = sorted(self._given_ends)
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        self.save(Path(folder) / FILE_NAME)
+        with replacing(Path(folder) / CONFIG) as temporary:
+            temporary.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def is_tokenizer_json(document: object) -> bool:
+    """Whether a JSON document is Hugging Face's tokenizer.json."""
+    model = document.get("model") if isinstance(document, dict) else None
+    return isinstance(model, dict) and "vocab" in model
+
+
+@contextmanager
+def _one_error(rule: str, kind: type[Exception]) -> Iterator[None]:
+    """Turn whatever `tokenizers` raises into one kind of error; even its panics, which are no Exceptions."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, (kind, MemoryError)) or not (
+            isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        ):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{rule}; got the error {said!r:.200}; use another file or text") from None
+
+
+# What a document says
+
+
+def _vocabulary(document: Mapping[str, Any]) -> dict[str, int]:
+    """Text -> id of the model's own tokens. Raises ValueError for one that is damaged."""
+    model = document.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, list):  # Unigram: [[text, score], ...]
+        if not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in vocab):
+            raise ValueError('"vocab" must hold [text, score] pairs; got others; use another tokenizer.json')
+        return distinct_ids([entry[0] for entry in vocab])
+    if not isinstance(vocab, dict) or not vocab:
+        raise ValueError(f'"vocab" must map tokens to ids; got {brief(vocab)}; use another tokenizer.json')
+    for text, token_id in vocab.items():
+        _check_id(token_id, text)
+    return dict(vocab)
+
+
+def _check_id(token_id: object, text: str) -> None:
+    if type(token_id) is not int or not 0 <= token_id < MOST_IDS:
+        raise ValueError(
+            f"ids must be whole numbers in 0 .. {MOST_IDS - 1}; got {token_id!r:.40} for {brief(text)}; "
+            "use another tokenizer.json"
+        )
+
+
+def _by_id(vocabulary: Mapping[str, int]) -> list[str]:
+    """The text of each id, "" for one without. Raises ValueError where an id has two."""
+    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for text, token_id in vocabulary.items():
+        check_text(text)
+        if tokens[token_id]:
+            raise ValueError(
+                f"each id must have one token; got {brief(tokens[token_id])} and {brief(text)} for {token_id}; "
+                "use another tokenizer.json"
+            )
+        tokens[token_id] = text
+    return tokens
+
+
+def _added_tokens(
+    document: Mapping[str, Any], settings: Mapping[str, Any], vocabulary: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Text -> {id, content, special, ...}: those of the document, then those of the settings, as in transformers."""
+    given = document.get("added_tokens") or []
+    more = settings.get("added_tokens_decoder") or {}
+    if not isinstance(given, list) or not isinstance(more, dict):
+        raise TypeError("added tokens must be a list, in tokenizer_config.json an object; got others; copy it again")
+    added: dict[str, dict[str, Any]] = {}
+
+    def add(entry: object, token_id: object) -> None:
+        text = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(text, str) or not text:
+            raise ValueError(f'an added token must have a text as "content"; got {brief(entry)}; copy it again')
+        _check_id(token_id, text)
+        if vocabulary.get(text, token_id) != token_id or (text in added and added[text]["id"] != token_id):
+            raise ValueError(
+                f"a token must have one id; got {vocabulary.get(text, added.get(text, {}).get('id'))} and {token_id} "
+                f"for {brief(text)}; the files are of two tokenizers"
+            )
+        flags = {
+            flag: bool(entry.get(flag, False))  # type: ignore[attr-defined]
+            for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")
+        }
+        added[text] = {"id": token_id, "content": text, **flags}
+
+    for entry in given:
+        add(entry, entry.get("id") if isinstance(entry, dict) else None)
+    for key, entry in more.items():
+        add(entry, int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else None)
+    extra = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
+    named = [settings.get(name) for name in NAMED]
+    for value in (*named, *(token for tokens in extra if isinstance(tokens, list) for token in tokens)):
+        text = _text_of(value, "a special token")
+        if text is None:
+            continue
+        if text not in added:
+            following = max([*vocabulary.values(), *(token["id"] for token in added.values())], default=-1) + 1
+            add({"content": text, "special": True}, vocabulary.get(text, following))
+        added[text]["special"] = True
+    return added
+
+
+def _text_of(value: object, name: str) -> str | None:
+    """The text of a special token in settings: a str, {"content": str}, or nothing."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a text; got {brief(value)}; copy {CONFIG} again")
+    return value or None
+
+
+def _chat_template(value: object) -> str | None:
+    """A template, or of several with names the one called "default"."""
+    if isinstance(value, list):
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    if isinstance(value, dict):
+        value = value.get("default")
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"chat_template must be a text; got {type(value).__name__}; copy {CONFIG} again")
+    return value
+
+
+def _prefix(processor: object) -> list[int]:
+    """Ids that a post-processor puts before a text."""
+    if not isinstance(processor, dict):
+        return []
+    match processor.get("type"):
+        case "Sequence" if isinstance(processor.get("processors"), list):
+            prefixes = [
+                _prefix(inner) for inner in processor["processors"]
+                if not (isinstance(inner, dict) and inner.get("type") == "Sequence")  # no file nests them
+            ]  # fmt: skip
+            return [token_id for prefix in reversed(prefixes) for token_id in prefix]
+        case "BertProcessing" | "RobertaProcessing" if isinstance(processor.get("cls"), list):
+            return [token_id for token_id in processor["cls"][1:2] if isinstance(token_id, int)]
+        case "TemplateProcessing" if isinstance(processor.get("single"), list):
+            return _template_prefix(processor["single"], processor.get("special_tokens"))
+    return []
+
+
+def _template_prefix(pieces: list[object], known: object) -> list[int]:
+    ids: list[int] = []
+    for piece in pieces:
+        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+        if not isinstance(special, dict):
+            break  # the text itself
+        entry = known.get(special.get("id")) if isinstance(known, dict) else None
+        ids += entry["ids"] if isinstance(entry, dict) and isinstance(entry.get("ids"), list) else [-1]
+    return ids
+
+
+# The names that nobody can type
+
+
+def _private_names(special: Mapping[str, int]) -> dict[int, str]:
+    secret = secrets.token_hex(8)
+    # A byte token keeps its name, by which `tokenizers` finds it.
+    return {
+        token_id: text if BYTE_TOKEN.fullmatch(text) else f"\ue000{secret}x{token_id}\ue001"
+        for text, token_id in special.items()
+    }
+
+
+def _renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """The document with control tokens under private names, and without what isn't for plain text."""
+    added = [{**token, "content": names.get(token["id"], token["content"])} for token in document["added_tokens"]]
+    hidden = {token["content"]: names[token["id"]] for token in document["added_tokens"] if token["id"] in names}
+    model = dict(document["model"])
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[hidden.get(entry[0], entry[0]), entry[1]] for entry in model["vocab"]]
+    else:
+        model["vocab"] = {hidden.get(text, text): token_id for text, token_id in model["vocab"].items()}
+        # with the ids that are written; `tokenizers` would number them on, whatever the file says
+        model["vocab"] |= {token["content"]: token["id"] for token in added}
+    if "unk_token" in model:
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    if isinstance(model.get("merges"), list):
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [merge for merge in model["merges"] if not hidden.keys() & _merge(merge, prefix)]
+    if "dropout" in model:
+        model["dropout"] = None
+    for token in added:
+        if token["special"]:
+            token["single_word"] = False  # split_control has seen to it
+    return {
+        **document, "added_tokens": added, "model": model, "truncation": None, "padding": None, "post_processor": None
+    }  # fmt: skip
+
+
+def _merge(merge: object, prefix: str) -> set[str]:
+    """The two tokens of a merge, "a b" or ["a", "b"], and what they become."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        raise ValueError(f"a merge must join two tokens; got {brief(merge)}; use another tokenizer.json")
+    return {*pair, pair[0] + pair[1].removeprefix(prefix)}
+
+
+# Files
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. FileNotFoundError, FormatError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"a tokenizer must be an existing file; got {path}, which is missing; "
+                                "check the path") from None  # fmt: skip
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} must be whole JSON; got {error}; copy the file again") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} must be a JSON object; got {brief(value)}; copy the file again")
+    return value
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with what stands in the other files beside it."""
+    settings: dict[str, Any] = _read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if (folder / SPECIAL_MAP).is_file():
+        for name, value in _read_object(folder / SPECIAL_MAP).items():
+            if settings.get(name) is None:
+                settings[name] = value
+    if (folder / TEMPLATE_JSON).is_file():
+        settings["chat_template"] = _read_object(folder / TEMPLATE_JSON).get("chat_template")
+    if (folder / TEMPLATE).is_file():
+        try:
+            settings["chat_template"] = (folder / TEMPLATE).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{folder / TEMPLATE} must be UTF-8; got {error}; copy the file again") from None
+    return settings
+
+
+def _read_end_ids(folder: Path) -> list[int]:
+    """What generation_config.json, or a tokenizer_config.json of ours, says beside eos_token."""
+    ids: list[object] = []
+    for name, key in ((GENERATION, "eos_token_id"), (CONFIG, "end_ids")):
+        value = _read_object(folder / name).get(key) if (folder / name).is_file() else None
+        ids += value if isinstance(value, list) else [value]
+    return [value for value in ids if type(value) is int]
+
+
+def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Vocabulary and merges as one document, and the settings with GPT-2's end token."""
+    for vocabulary, merges in GPT2_FILES:
+        if (folder / vocabulary).is_file() and (folder / merges).is_file():
+            break
+    else:
+        raise FileNotFoundError(
+            f"a folder must hold {FILE_NAME}, or {' and '.join(GPT2_FILES[0])}; got neither in {folder}; check the path"
+        )
+    kind = settings.get("tokenizer_class", "GPT2Tokenizer")
+    if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+        raise FormatError(
+            f"{folder}: {vocabulary} and {merges} alone must be GPT-2's kind of tokenizer; got {kind!r:.60}; "
+            f"add its {FILE_NAME}"
+        )
+    try:
+        lines = (folder / merges).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{folder / merges} must be UTF-8; got {error}; copy the file again") from None
+    document = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": settings.get("add_prefix_space") is True},
+        "decoder": BYTE_LEVEL,
+        "model": {
+            "type": "BPE",
+            "vocab": _read_object(folder / vocabulary),
+            "merges": [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()],
+        },
+    }
+    return document, dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | settings

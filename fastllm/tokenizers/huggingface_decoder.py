@@ -1,0 +1,232 @@
+"""Text from the tokens of a tokenizer.json, one token at a time.
+
+The file's "decoder" is a step or a sequence of steps, each taking strings and giving strings:
+
+    ByteLevel     each character of a token stands for a byte (GPT-2's table); all bytes together are the text
+    Replace       a string by another, in each token
+    ByteFallback  "<0x0A>" is a byte; bytes in a row are UTF-8
+    Fuse          all strings so far become one
+    Strip         takes up to so many of a character from both ends of each string
+    Metaspace     "▁" is a space; in the first token it is nothing, unless told otherwise
+
+Here each step keeps what it must hold back, so that text is shown as soon as it is certain. The text is what
+the package `tokenizers` decodes, but for one thing: of bytes in a row that are no UTF-8, that package shows a
+U+FFFD for each, also where there are whole characters among them; such a character has been shown here before
+the byte came that spoils it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from fastllm.tokenizers.base import TextStream, Tokenizer
+
+SPACE = "▁"
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+KINDS = ("ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip")
+LAST_ID = 2**31 - 1
+
+
+class Step:
+    """A step that gives each string as it came."""
+
+    def push(self, text: str) -> str:
+        return text
+
+    def flush(self) -> str:
+        return ""
+
+
+class Each(Step):
+    """Changes each string by itself."""
+
+    def __init__(self, change: Callable[[str], str]) -> None:
+        self._change = change
+
+    def push(self, text: str) -> str:
+        return self._change(text)
+
+
+class Bytes(Step):
+    """Joins bytes to characters; what is no byte ends the character before it."""
+
+    def __init__(self, bytes_of: Callable[[str], bytes | None]) -> None:
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, text: str) -> str:
+        data = self._bytes_of(text)
+        return self.flush() + text if data is None else self._decoder.decode(data)
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class FirstMetaspace(Step):
+    """Spaces for "▁", but nothing for those of the first token."""
+
+    _first = True
+
+    def push(self, text: str) -> str:
+        space, self._first = "" if self._first else " ", False
+        return text.replace(SPACE, space)
+
+
+class StripStart(Step):
+    """Takes up to `count` of a character from the beginning of the whole text."""
+
+    def __init__(self, character: str, count: int) -> None:
+        self._character, self._left = character, count
+
+    def push(self, text: str) -> str:
+        while self._left and text:
+            if text[0] != self._character:
+                self._left = 0
+            else:
+                self._left -= 1
+                text = text[1:]
+        return text
+
+
+class Joined(Step):
+    """A space between tokens, where a file names no decoder."""
+
+    _between = ""
+
+    def push(self, text: str) -> str:
+        text, self._between = self._between + text, " "
+        return text
+
+
+@cache
+def byte_characters() -> dict[str, int]:
+    """GPT-2's table: the character that stands for each byte. Printable bytes stand for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes that a token stands for; a token with another character in it is just text."""
+    table = byte_characters()
+    try:
+        return bytes([table[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def fallback_byte(token: str) -> bytes | None:
+    """b"\\x0a" for "<0x0A>", None for what is no such token."""
+    match = BYTE_TOKEN.fullmatch(token)
+    return bytes((int(match[1], 16),)) if match else None
+
+
+def steps_of(decoder: Mapping[str, Any] | None) -> list[Step]:
+    """Fresh steps for one text. ValueError for a decoder that is damaged, or that can't be done as it streams."""
+    if decoder is None:
+        return [Joined()]
+    steps: list[Step] = []
+    fused = False
+    for part in _parts(decoder):
+        kind = part["type"]
+        if kind == "Fuse":
+            fused = True
+        elif kind == "ByteLevel":
+            steps.append(Bytes(byte_level_bytes))
+            fused = True
+        elif kind == "ByteFallback":
+            if fused:
+                raise _unusable("ByteFallback behind Fuse")
+            steps.append(Bytes(fallback_byte))
+        elif kind == "Replace":
+            steps.append(Each(_replacing(part, fused)))
+        elif kind == "Strip":
+            steps.append(_strip(part, fused))
+        elif part.get("replacement", SPACE) != SPACE or fused:
+            raise _unusable(f"Metaspace with {part!r:.80}")
+        elif part.get("prepend_scheme", "always") == "never" or part.get("add_prefix_space") is False:
+            steps.append(Each(lambda text: text.replace(SPACE, " ")))
+        else:
+            steps.append(FirstMetaspace())
+    return steps
+
+
+def _parts(decoder: object) -> list[dict[str, Any]]:
+    """The steps of a decoder, sequences inside sequences laid out flat."""
+    parts: list[dict[str, Any]] = []
+    waiting: list[object] = [decoder]
+    while waiting:
+        part = waiting.pop(0)
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in KINDS:
+            raise _unusable(repr(kind))
+        if kind != "Sequence":
+            parts.append(part)  # type: ignore[arg-type]
+            continue
+        inner = part.get("decoders")  # type: ignore[attr-defined]
+        if not isinstance(inner, list):
+            raise _unusable("a Sequence without decoders")
+        waiting[:0] = inner
+    return parts
+
+
+def _replacing(part: Mapping[str, Any], fused: bool) -> Callable[[str], str]:
+    pattern, content = part.get("pattern"), part.get("content")
+    string = pattern.get("String") if isinstance(pattern, dict) else None
+    if not isinstance(string, str) or not isinstance(content, str) or not string or (fused and len(string) > 1):
+        raise _unusable(f"Replace of {pattern!r:.60} by {content!r:.60}")
+    return lambda text: text.replace(string, content)
+
+
+def _strip(part: Mapping[str, Any], fused: bool) -> Step:
+    character, start, stop = (part.get(name) for name in ("content", "start", "stop"))
+    if not (isinstance(character, str) and len(character) == 1 and type(start) is int and type(stop) is int):
+        raise _unusable(f"Strip with {part!r:.80}")
+    if fused:
+        if stop:
+            raise _unusable("Strip at the end of the text")
+        return StripStart(character, start)
+
+    def strip(text: str) -> str:
+        begins = min(start, len(text) - len(text.lstrip(character)))
+        text = text[begins:]
+        return text[: len(text) - min(stop, len(text) - len(text.rstrip(character)))]
+
+    return Each(strip)
+
+
+def _unusable(what: str) -> ValueError:
+    return ValueError(f"a decoder must be made of {', '.join(KINDS)}; got {what}; use another tokenizer.json")
+
+
+class HuggingFaceStream(TextStream):
+    """Sends tokens through the decoder's steps. An id without a token adds nothing, as in `tokenizers`."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, steps: list[Step]) -> None:
+        super().__init__(tokenizer, skip_special)
+        self._count = LAST_ID + 1
+        self._steps = steps
+
+    def _hidden_text(self) -> str:
+        return ""  # in the original, bytes go on across a token that isn't shown
+
+    def _text(self, token_id: int) -> str:
+        token = self._tokens[token_id] if token_id < len(self._tokens) else ""
+        return self._through(token, 0) if token else ""
+
+    def _through(self, text: str, first: int) -> str:
+        for step in self._steps[first:]:
+            if not text:
+                break
+            text = step.push(text)
+        return text
+
+    def flush(self) -> str:
+        """What is held back, each step's through all steps behind it."""
+        return "".join(
+            self._through(text, i + 1) for i, step in enumerate(self._steps) if (text := step.flush())
+        )
