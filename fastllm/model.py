@@ -117,13 +117,16 @@ class Model:
         """The name of the backend."""
         return self._backend.name
 
-    def forward(self, tokens: ArrayLike, starts: ArrayLike | None = None) -> np.ndarray:
-        """Logits (N, V) of tokens (N,), or (B, T, V) of (B, T): a fresh array."""
+    def forward(self, tokens: ArrayLike, starts: ArrayLike | None = None, keep: bool = False) -> np.ndarray:
+        """Logits (N, V) of tokens (N,), or (B, T, V) of (B, T): a fresh array.
+
+        keep  every layer keeps its activations, to be looked at, until the next call; else layers share memory
+        """
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
         logits = aligned((ids.size, self.config.vocab_size), self._backend.dtype)
         for part in batch.parts(ROWS_AT_ONCE):
-            self.head.forward(logits[part.rows], self._run(part))
+            self.head.forward(logits[part.rows], self._run(part, keep))
         return logits.reshape(*ids.shape, -1)
 
     def score(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> Score:

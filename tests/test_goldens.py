@@ -53,7 +53,7 @@ def test_prefill_and_decode(model, golden):
     """All but the last token of each sequence read at once, the last alone, by way of the cache."""
     starts, tokens = golden["starts"], golden["tokens"]
     for begin, end in pairwise(starts):
-        cache = model.new_cache(1, int(end - begin))
+        cache = model.new_cache()
         if end - begin > 1:
             logits = model.prefill(tokens[begin : end - 1], None, cache)
             assert_close(logits[0], golden["logits"][end - 2], f"logits of row {end - 2}")

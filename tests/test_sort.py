@@ -58,7 +58,7 @@ def activations(model, tokens):
 
     Those of one block are of the first; query, key, value and scores are (B, H, T, D) and (B, H, T, T).
     """
-    logits = model.forward(tokens)
+    logits = model.forward(tokens, keep=True)
     probabilities = np.empty_like(logits).reshape(-1, logits.shape[-1])
     softmax_forward = (kernels if model.backend == "numba" else reference).softmax_forward
     softmax_forward(probabilities, logits.reshape(probabilities.shape))
