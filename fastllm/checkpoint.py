@@ -104,7 +104,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
         decayed, others = parameter_shapes(config)
         check_shapes(decayed | others, arrays)
         model = Model(config, backend=backend)
-        model.parameters.load(arrays)
+        model.unfreeze().load(arrays)
     except ValueError as error:
         raise FormatError(f"{folder / WEIGHTS}: {error}") from None
     return model, tokenizer

@@ -15,14 +15,15 @@ from .layers.block import Block
 from .layers.embedding import Embedding
 from .layers.head import Head
 from .layers.kv_cache import KVCache
-from .layers.linear import Store
 from .layers.norm import Norm
 from .layers.rotary import Rotary
 from .layers.score import Score
+from .layers.shared import Shared
 from .layers.workspace import Workspace
+from .lora import AdapterParameters, LoRAConfig, additions_of
 from .memory import aligned
 from .packed import Packed
-from .parameters import FileParameters, Parameters, initialise
+from .parameters import FileParameters, FlatParameters, Parameters, initialise
 
 # Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
 PREFILL_ROWS = 256
@@ -66,24 +67,33 @@ class Model:
         self.generation_options: dict[str, Any] = {}
         self._backend = Backend(backend, config.head_size, config.width, dtype)
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
-        self._gradients: Parameters | None = None
+        self.adapter: AdapterParameters | None = None
+        self._gradients: FlatParameters | None = None
+        self.parameters: Parameters | FileParameters
         if weights is not None:
-            self._build(FileParameters(config, weights))
-            return
-        parameters = Parameters(config, self._backend.dtype)
-        initialise(parameters, config, seed)
-        self._build(parameters)
+            self.parameters = FileParameters(config, weights)
+        else:
+            self.parameters = Parameters(config, self._backend.dtype)
+            initialise(self.parameters, config, seed)
+        self._build()
 
-    def _build(self, parameters: Store) -> None:
-        """Make the layers, which hold views of parameters and, once they are wanted, gradients."""
-        self.parameters = parameters
-        config = self.config
+    def _build(self) -> None:
+        """Make the layers, which hold views of parameters and, once they are wanted, of gradients."""
+        gradients, config = self._gradients, self.config
         self._workspace = Workspace(self._backend.dtype)
-        shared = (self._backend, config, parameters, self._gradients, self._workspace)
-        self.embedding = Embedding(*shared)
-        self.blocks = [Block(*shared, layer, self._rotary) for layer in range(config.layers)]
-        self.final_norm = Norm(*shared, "final_norm") if config.final_norm else None
-        self.head = Head(*shared)
+        shared = Shared(
+            self._backend,
+            config,
+            self.parameters,
+            gradients if isinstance(gradients, Parameters) else None,
+            self._workspace,
+            self.adapter,
+            gradients if isinstance(gradients, AdapterParameters) else None,
+        )
+        self.embedding = Embedding(shared)
+        self.blocks = [Block(shared, layer, self._rotary) for layer in range(config.layers)]
+        self.final_norm = Norm(shared, "final_norm") if config.final_norm else None
+        self.head = Head(shared)
         self._dstream = self._workspace.shared("dstream", config.width)
         self._dnormed = self._workspace.shared("dnormed", config.width)
 
@@ -92,25 +102,83 @@ class Model:
         """Whether the parameters are a file's, to be read only."""
         return isinstance(self.parameters, FileParameters)
 
-    def unfreeze(self) -> None:
+    def unfreeze(self) -> Parameters:
         """Copy parameters that a file holds to memory, as float32, so that they can be trained and written to.
 
-        What needs gradients does it by itself.
+        Returns them. What trains all parameters calls it by itself; what is in memory already stays there.
         """
-        if self.is_frozen:
+        if not isinstance(self.parameters, Parameters):
             parameters = Parameters(self.config, self._backend.dtype)
             for name, view in parameters.items():
                 view[...] = self.parameters[name]
-            self._build(parameters)
+            self.parameters = parameters
+            self._build()
+        assert isinstance(self.parameters, Parameters)
+        return self.parameters
 
     @property
-    def gradients(self) -> Parameters:
-        """Gradients by the parameters' names; there is memory for them from the first use on."""
+    def trainable(self) -> FlatParameters:
+        """What an optimizer updates: the adapter's parameters where there is one, else the model's own."""
+        if self.adapter is not None:
+            return self.adapter
+        return self.unfreeze()
+
+    @property
+    def gradients(self) -> FlatParameters:
+        """Gradients of `trainable`, by the same names; there is memory for them from the first use on."""
         if self._gradients is None:
-            self.unfreeze()
-            self._gradients = Parameters(self.config, self._backend.dtype)
-            self._build(self.parameters)
+            trainable = self.trainable
+            if isinstance(trainable, AdapterParameters):
+                self._gradients = AdapterParameters(self.config, trainable.additions, self._backend.dtype)
+            else:
+                self._gradients = Parameters(self.config, self._backend.dtype)
+            self._build()
         return self._gradients
+
+    def add_lora(self, config: LoRAConfig | None = None, seed: int = 0, **options: Any) -> AdapterParameters:
+        """Train a small low-rank map beside linear maps instead of all parameters, which stay as they are.
+
+        config   what is added; options are LoRAConfig's fields, in its place
+        seed     of the random half of it
+
+        The parameters may stay in a file, quantised or not. Raises ConfigError for a wrong option, ValueError for a
+        model in float64 or that has an adapter already.
+
+            >>> import fastllm
+            >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=50))
+            >>> model.add_lora(rank=4, targets=("query", "value"))["blocks.0.attention.query.lora_a"].shape
+            (4, 128)
+        """
+        if config is not None and options:
+            raise ValueError("give a LoRAConfig or its fields; got both; leave one out")
+        if self.adapter is not None:
+            raise ValueError("a model has one adapter; got a second; merge_adapter() or remove_adapter() before")
+        adapter = AdapterParameters(self.config, additions_of(self.config, config or LoRAConfig(**options)))
+        adapter.initialise(seed)
+        self.set_adapter(adapter)
+        return adapter
+
+    def set_adapter(self, adapter: AdapterParameters) -> None:
+        """Use an adapter, in place of one that is there."""
+        if self._backend.dtype != np.float32:
+            raise ValueError(f"an adapter goes with a model in float32; got {self._backend.dtype}; make another Model")
+        self.adapter, self._gradients = adapter, None
+        self._build()
+
+    def remove_adapter(self) -> None:
+        """Compute without the adapter again."""
+        self.adapter = self._gradients = None
+        self._build()
+
+    def merge_adapter(self) -> None:
+        """Add what the adapter adds to the parameters themselves, which are float32 in memory from then on."""
+        if self.adapter is None:
+            raise ValueError("merge_adapter needs an adapter; got a model without; add_lora or load_adapter before")
+        adapter = self.adapter
+        self.remove_adapter()
+        parameters = self.unfreeze()
+        for name in adapter.additions:
+            parameters[f"{name}.weight"][...] += adapter.change(name)
 
     @property
     def backend(self) -> str:
@@ -171,8 +239,11 @@ class Model:
                 score += self._score_and_gradients(part, wanted[part.rows], normalizer)
         return score
 
-    def _zero_sums(self, gradients: Parameters) -> None:
-        """Set the gradients to 0 that are always added to: norms', and embeddings' but for a tied head's."""
+    def _zero_sums(self, gradients: FlatParameters) -> None:
+        """Set the gradients to 0 that are always added to: norms', embeddings' but for a tied head's, adapters'."""
+        if self.adapter is not None:
+            gradients.flat.fill(0)
+            return
         begin = gradients.decayed
         if self.config.tied_head:
             begin += gradients["embedding.token.weight"].size
@@ -221,7 +292,9 @@ class Model:
         lengths = np.diff(batch.starts)
         chosen = _slots(cache, slots, len(lengths))
         if len(np.unique(chosen)) < len(chosen):
-            raise ValueError(f"prefill takes each slot once; got slots {chosen.tolist()}; read one stretch after another")
+            raise ValueError(
+                f"prefill takes each slot once; got slots {chosen.tolist()}; read one stretch after another"
+            )
         places = cache.reserve(chosen, lengths)
         before = cache.lengths[chosen]
         positions = batch.positions + np.repeat(before, lengths)

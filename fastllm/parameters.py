@@ -83,15 +83,14 @@ def check_shapes(shapes: Shapes, arrays: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must have shape {shape}; got {received}; use the configuration it was saved with")
 
 
-class Parameters(Mapping[str, np.ndarray]):
+class FlatParameters(Mapping[str, np.ndarray]):
     """A flat buffer and its named views. Read `parameters[name]`, write in place: `parameters[name][...] = x`.
 
     flat     (P,)  the whole buffer
     decayed  the first so many floats are what weight decay applies to
     """
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
-        decayed, others = parameter_shapes(config)
+    def __init__(self, decayed: Shapes, others: Shapes, dtype: DTypeLike = np.float32) -> None:
         self.decayed = sum(int(np.prod(shape)) for shape in decayed.values())
         size = self.decayed + sum(int(np.prod(shape)) for shape in others.values())
         self.flat = aligned(size, dtype)
@@ -140,6 +139,13 @@ class Parameters(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._views)
+
+
+class Parameters(FlatParameters):
+    """All parameters of a model, in the order of parameter_shapes."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(*parameter_shapes(config), dtype)
 
 
 class FileParameters(Mapping[str, np.ndarray]):

@@ -37,6 +37,7 @@ from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
 from .lion import lion
+from .lora import lora_backward, lora_forward
 from .matmul import matmul, matmul_scratch
 from .packed import (
     packed_backward,
@@ -81,6 +82,8 @@ __all__ = [
     "linear_backward",
     "linear_forward",
     "lion",
+    "lora_backward",
+    "lora_forward",
     "matmul",
     "matmul_scratch",
     "packed_backward",

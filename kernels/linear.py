@@ -12,6 +12,7 @@ from .jit import inline, kernel, prange
 from .matmul import SERIAL_WORK, optional, product, product_part
 from .simd import null, pointer
 
+
 def linear_forward(out, x, weight, bias, residual, scratch):
     """An affine map of each row.
 

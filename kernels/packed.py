@@ -13,8 +13,8 @@ map, so that one parallel region does for all. Two ways to do it:
 import numpy as np
 from numba import config
 
-from .jit import chunk_count, inline, kernel, linked, prange
-from .kinds import block_weights, call_dot, call_unpack, dot_of, step, unpack_of
+from .jit import chunk_count, inline, kernel, prange
+from .kinds import call_dot, call_unpack, dot_of, step, unpack_of
 from .matmul import matmul_scratch, multiply, optional
 from .simd import advance, advance_optional, null, pointer
 from .tile import TILE_COLUMNS

@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..parameters import Parameters
-from .backend import Backend
 from .batch import Batch
-from .linear import Linear, Store
+from .linear import Linear
 from .rotary import Rotary
-from .workspace import Workspace
+from .shared import Shared
 
 
 class Attention:
     """qkv = x W; queries and keys normalised if the model does that; rotated if RoPE; out = attention(qkv) W_o."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Store,
-        gradients: Parameters | None,
-        workspace: Workspace,
-        layer: int,
-        rotary: Rotary | None,
-    ) -> None:
+    def __init__(self, shared: Shared, layer: int, rotary: Rotary | None) -> None:
+        backend, config, workspace = shared.backend, shared.config, shared.workspace
         assert config.head_size is not None and config.kv_heads is not None
         self._backend = backend
         self._layer = layer
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.scale = config.head_size**-0.5
         name = f"blocks.{layer}.attention"
-        self.qkv_map = Linear(backend, parameters, gradients, f"{name}.query", f"{name}.key", f"{name}.value")
-        self.output_map = Linear(backend, parameters, gradients, f"{name}.output") if config.attention_output else None
+        self.qkv_map = Linear(shared, f"{name}.query", f"{name}.key", f"{name}.value")
+        self.output_map = Linear(shared, f"{name}.output") if config.attention_output else None
         self._rotary = rotary
         self._interleaved = config.rope_interleaved
         mixed = config.heads * config.head_size
         self.qkv = workspace.rows("qkv", config.qkv_width)
         self.mixed = workspace.rows("mixed", mixed)
         self.lse = workspace.rows("lse", config.heads)
-        self.norm = HeadNorm(backend, config, parameters, gradients, workspace, name) if config.qk_norm else None
+        self.norm = HeadNorm(shared, name) if config.qk_norm else None
         self._dqkv = workspace.shared("dqkv", config.qkv_width)
         self._dmixed = workspace.shared("dmixed", mixed)
 
@@ -100,21 +89,13 @@ class Attention:
 class HeadNorm:
     """RMSNorm of each head's query and key. `x` (N, (H+2K)*D) is what is normalised, kept for backward."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Store,
-        gradients: Parameters | None,
-        workspace: Workspace,
-        name: str,
-    ) -> None:
-        self._backend = backend
+    def __init__(self, shared: Shared, name: str) -> None:
+        self._backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._sizes = config.heads, config.kv_heads
         self._eps = config.norm_eps
         names = f"{name}.query_norm.weight", f"{name}.key_norm.weight"
-        self._weights = [parameters[weight] for weight in names]
-        self._dweights = [] if gradients is None else [gradients[weight] for weight in names]
+        self._weights = [shared.parameters[weight] for weight in names]
+        self._dweights = [shared.gradient(weight) for weight in names]
         self.x = workspace.rows("unnormalised qkv", config.qkv_width)
         self.rstd = workspace.rows("head rstd", config.heads + config.kv_heads)  # type: ignore[operator]
         self._dx = workspace.shared("dunnormalised qkv", config.qkv_width)

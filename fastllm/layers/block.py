@@ -8,39 +8,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..parameters import Parameters
 from .attention import Attention
-from .backend import Backend
 from .batch import Batch
 from .dropout import Dropout
 from .feed_forward import FeedForward
-from .linear import Store
 from .norm import Norm
 from .rotary import Rotary
-from .workspace import Workspace
+from .shared import Shared
 
 
 class Block:
     """One block. `middle` and `end` are the residual stream after attention and after feed-forward."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Store,
-        gradients: Parameters | None,
-        workspace: Workspace,
-        layer: int,
-        rotary: Rotary | None,
-    ) -> None:
+    def __init__(self, shared: Shared, layer: int, rotary: Rotary | None) -> None:
+        backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._kernels = backend.kernels
         self._is_pre = config.norm_position == "pre"
-        shared = (backend, config, parameters, gradients, workspace)
-        self.attention_norm = Norm(*shared, f"blocks.{layer}.attention_norm")
-        self.attention = Attention(*shared, layer, rotary)
-        self.feed_forward_norm = Norm(*shared, f"blocks.{layer}.feed_forward_norm")
-        self.feed_forward = FeedForward(*shared, layer)
+        self.attention_norm = Norm(shared, f"blocks.{layer}.attention_norm")
+        self.attention = Attention(shared, layer, rotary)
+        self.feed_forward_norm = Norm(shared, f"blocks.{layer}.feed_forward_norm")
+        self.feed_forward = FeedForward(shared, layer)
         self.attention_dropout = Dropout(backend, config.dropout, site=2 * layer + 1)
         self.feed_forward_dropout = Dropout(backend, config.dropout, site=2 * layer + 2)
         self.middle = workspace.rows("middle", config.width)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..parameters import Parameters
-from .backend import Backend
 from .batch import Batch
 from .dropout import Dropout
-from .linear import Store, read_only
+from .linear import read_only
 from .rotary import sinusoidal_table
-from .workspace import Workspace
+from .shared import Shared
 
 
 class Embedding:
     """Token table, and the position table if the model has one (learned, or fixed and sinusoidal)."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Store,
-        gradients: Parameters | None,
-        workspace: Workspace,
-    ) -> None:
+    def __init__(self, shared: Shared) -> None:
+        backend, config, parameters = shared.backend, shared.config, shared.parameters
         self._kernels = backend.kernels
         name = "embedding.token.weight"
         self.tokens: np.ndarray | None = None
@@ -40,12 +32,12 @@ class Embedding:
             self.positions = parameters["embedding.position.weight"]
         elif config.positions == "sinusoidal":
             self.positions = sinusoidal_table(config).astype(backend.dtype)
-        if gradients is not None:
-            self.dtokens = gradients[name]
+        if shared.gradients is not None:
+            self.dtokens = shared.gradients[name]
             if config.positions == "learned":
-                self.dpositions = gradients["embedding.position.weight"]
+                self.dpositions = shared.gradients["embedding.position.weight"]
         self.dropout = Dropout(backend, config.dropout, site=0)
-        self.out = workspace.rows("embedding", config.width)
+        self.out = shared.workspace.rows("embedding", config.width)
 
     def forward(self, batch: Batch) -> np.ndarray:
         """Rows (N, C) for batch.tokens."""

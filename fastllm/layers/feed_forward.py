@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..parameters import Parameters
-from .backend import Backend
 from .batch import Batch
-from .linear import Linear, Store
-from .workspace import Workspace
+from .linear import Linear
+from .shared import Shared
 
 
 class FeedForward:
     """out = activation(x W_up) W_down, or (silu(x W_gate) * (x W_up)) W_down."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Store,
-        gradients: Parameters | None,
-        workspace: Workspace,
-        layer: int,
-    ) -> None:
-        name, k = f"blocks.{layer}.feed_forward", backend.kernels
+    def __init__(self, shared: Shared, layer: int) -> None:
+        config, workspace = shared.config, shared.workspace
+        name, k = f"blocks.{layer}.feed_forward", shared.backend.kernels
         inner = (f"{name}.gate", f"{name}.up") if config.activation == "swiglu" else (f"{name}.up",)
-        self.up = Linear(backend, parameters, gradients, *inner)
-        self.down = Linear(backend, parameters, gradients, f"{name}.down")
+        self.up = Linear(shared, *inner)
+        self.down = Linear(shared, f"{name}.down")
         self._activate = getattr(k, f"{config.activation}_forward")
         self._activate_backward = getattr(k, f"{config.activation}_backward")
         before = config.hidden * len(inner)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..memory import aligned
-from ..parameters import Parameters
-from .backend import Backend
-from .linear import Linear, Store
+from .linear import Linear
 from .score import Score
-from .workspace import Workspace
+from .shared import Shared
 
 # Logits in memory at once: 64 MB. Each chunk reads the whole weight, so chunks should have hundreds of rows.
 CHUNK_LOGITS = 2**24
@@ -19,19 +16,13 @@ CHUNK_LOGITS = 2**24
 class Head:
     """logits = x weight.T + bias, where weight may be the token embedding's (tied)."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Store,
-        gradients: Parameters | None,
-        workspace: Workspace,
-    ) -> None:
+    def __init__(self, shared: Shared) -> None:
+        backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._kernels = backend.kernels
-        self.map = Linear(backend, parameters, gradients, "embedding.token" if config.tied_head else "head")
+        self.map = Linear(shared, "embedding.token" if config.tied_head else "head")
         if config.head_bias:
-            self.map.bias = parameters["head.bias"]
-            self.map.dbias = backend.no_row if gradients is None else gradients["head.bias"]
+            self.map.bias = shared.parameters["head.bias"]
+            self.map.dbias = shared.gradient("head.bias")
         self._vocabulary = config.vocab_size
         self._chunk = max(1, CHUNK_LOGITS // config.vocab_size)
         self._logits = np.empty((0, config.vocab_size), backend.dtype)

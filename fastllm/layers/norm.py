@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..parameters import Parameters
-from .backend import Backend
-from .linear import Store
-from .workspace import Workspace
+from .shared import Shared
 
 
 class Norm:
     """LayerNorm or RMSNorm, as config.norm says. Keeps the output and each row's statistics."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Store,
-        gradients: Parameters | None,
-        workspace: Workspace,
-        name: str,
-    ) -> None:
-        self._backend = backend
+    def __init__(self, shared: Shared, name: str) -> None:
+        self._backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._is_rms = config.norm == "rms_norm"
         self._eps = config.norm_eps
-        self.weight = parameters[f"{name}.weight"]
-        self.bias = parameters.get(f"{name}.bias", backend.no_row)
-        self.dweight = self.dbias = backend.no_row
-        if gradients is not None:
-            self.dweight = gradients[f"{name}.weight"]
-            self.dbias = gradients.get(f"{name}.bias", backend.no_row)
+        self.weight = shared.parameters[f"{name}.weight"]
+        self.bias = shared.parameters.get(f"{name}.bias", shared.backend.no_row)
+        self.dweight, self.dbias = shared.gradient(f"{name}.weight"), shared.gradient(f"{name}.bias")
         kind = name.rpartition(".")[2]
         self.out = workspace.rows(kind, config.width)
         self.mean = workspace.rows(f"{kind} mean", None)

@@ -25,6 +25,7 @@ from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
 from .lion import lion
+from .lora import lora_backward, lora_forward
 from .matmul import matmul
 from .packed import packed_backward, packed_embedding_forward, packed_forward, packed_rows_forward
 from .residual import add
@@ -61,6 +62,8 @@ __all__ = [
     "linear_backward",
     "linear_forward",
     "lion",
+    "lora_backward",
+    "lora_forward",
     "matmul",
     "packed_backward",
     "packed_embedding_forward",
