@@ -8,6 +8,7 @@ the others are libFuzzer's. Found inputs go to the current folder. What comes ou
 weights have the shapes that its configuration asks for.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -22,8 +23,6 @@ with atheris.instrument_imports(include=["fastllm.formats", "fastllm.config"]):
     from fastllm.formats import open_model
     from fastllm.formats.safetensors_file import read_safetensors
     from fastllm.parameters import parameter_shapes
-
-import contextlib
 
 from gguf_bytes import model_file  # noqa: E402
 from test_llama2c import checkpoint, later_checkpoint  # noqa: E402
