@@ -21,7 +21,8 @@ def open_model(path: str | os.PathLike[str]) -> OpenedModel:
     """Open a model of another project: a folder of Hugging Face's, a GGUF file, or a checkpoint of llama2.c.
 
     What it is follows from its content. Opening maps the files into memory and copies nothing, but GPT-2's matrices
-    in a folder of Hugging Face's.
+    in a folder of Hugging Face's, and llama2.c's version 2. The files must stay as they are while the model is in
+    use; a file that takes their place does no harm.
 
     Raises FormatError for what is none of these, is damaged, or that fastllm can't run; it says what is supported.
     Raises FileNotFoundError where there is nothing, OSError where it can't be read.
