@@ -313,7 +313,7 @@ def _sentencepiece_metadata(tokenizer: SentencePieceTokenizer) -> dict[str, Any]
         PREFIX + "tokens": [
             token if i in tokenizer.control_ids else token.replace(" ", SPACE)
             for i, token in enumerate(tokenizer.tokens)
-        ],  # fmt: skip
+        ],
         PREFIX + "scores": np.array(tokenizer.scores, np.float32),
         PREFIX + "token_type": np.array(tokenizer.types, np.int32),
         PREFIX + "add_space_prefix": tokenizer.add_space_prefix,
