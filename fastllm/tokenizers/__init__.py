@@ -1,6 +1,6 @@
-"""Tokenizers: text to token ids and back, by words, characters or bytes, kept on disk as JSON.
+"""Tokenizers: text to token ids and back, by words, characters or bytes, and those that come with models.
 
-A file looks like {"format": "fastllm-tokenizer", "version": 1, "type": "word", "tokens": ["<unk>", ...]};
+A file of ours looks like {"format": "fastllm-tokenizer", "version": 1, "type": "word", "tokens": ["<unk>", ...]};
 the place of a token in the list is its id.
 """
 
@@ -10,13 +10,13 @@ import json
 import os
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any
 
 from fastllm.errors import FormatError
 from fastllm.tokenizers.base import (
     ASSISTANT,
     END,
     FILE_FORMAT,
+    FILE_NAME,
     FILE_VERSION,
     UNKNOWN,
     USER,
@@ -25,7 +25,10 @@ from fastllm.tokenizers.base import (
 )
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
+from fastllm.tokenizers.gguf import tokenizer_from_gguf, tokenizer_to_gguf
+from fastllm.tokenizers.huggingface import HuggingFaceTokenizer, is_tokenizer_json
 from fastllm.tokenizers.llama2c import Llama2cTokenizer
+from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
 from fastllm.tokenizers.word import WordTokenizer
 
 __all__ = [
@@ -36,33 +39,55 @@ __all__ = [
     "USER",
     "ByteTokenizer",
     "CharacterTokenizer",
+    "HuggingFaceTokenizer",
     "Llama2cTokenizer",
+    "SentencePieceTokenizer",
     "TextStream",
     "Tokenizer",
     "WordTokenizer",
     "load_tokenizer",
+    "tokenizer_from_gguf",
+    "tokenizer_to_gguf",
 ]
+
+LLAMA2C_NAME = "tokenizer.bin"
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {
     kind.name: kind for kind in (WordTokenizer, CharacterTokenizer, ByteTokenizer)
 }
 """Kinds that can be built from texts."""
 
-FILE_TYPES: dict[str, type[Tokenizer]] = {**TOKENIZERS, Llama2cTokenizer.name: Llama2cTokenizer}
+FILE_TYPES: dict[str, type[Tokenizer]] = {
+    **TOKENIZERS,
+    Llama2cTokenizer.name: Llama2cTokenizer,
+    SentencePieceTokenizer.name: SentencePieceTokenizer,
+}
 """Kinds that a file may hold."""
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Open a tokenizer written by `save`.
+    """Open a tokenizer: a file written by `save`, a tokenizer.json of Hugging Face's, llama2.c's tokenizer.bin, or
+    the folder of any of them.
+
+    What tokenizer_config.json and others beside a tokenizer.json of Hugging Face's say counts too (see
+    tokenizers/huggingface.py).
 
     Raises FileNotFoundError where there is no file, FormatError (a ValueError) for a file that is truncated,
-    foreign or contradicts itself, OSError where it can't be read.
+    foreign or contradicts itself, FastllmError where a package it needs is missing, OSError where it can't be read.
     """
+    given, path = path, Path(path)
+    if path.is_dir():
+        file = next((path / name for name in (FILE_NAME, LLAMA2C_NAME) if (path / name).is_file()), None)
+        if file is None:
+            return HuggingFaceTokenizer.read(path)
+        path = file
+    if path.suffix == Path(LLAMA2C_NAME).suffix:
+        return Llama2cTokenizer.read(path)
     try:
-        content = Path(path).read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"a tokenizer must be an existing file; got {path}, which is missing; "
+            f"a tokenizer must be an existing file; got {given}, which is missing; "
             "check the path, or write one with tokenizer.save(path)"
         ) from None
     try:
@@ -72,6 +97,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             f"a tokenizer file must be whole JSON; got {path}, which fails with: {error}; "
             "save the tokenizer again or pass another file"
         ) from error
+    if is_tokenizer_json(document):
+        return HuggingFaceTokenizer.read(path, document)
     try:
         return _tokenizer_of(document)
     except (TypeError, ValueError) as error:
@@ -89,8 +116,4 @@ def _tokenizer_of(document: object) -> Tokenizer:
     kind = document.get("type")
     if not isinstance(kind, str) or kind not in FILE_TYPES:
         raise ValueError(f'"type" must be one of {", ".join(FILE_TYPES)}; got {brief(kind)}; update fastllm')
-    fields: dict[str, Any] = {field: document.get(field) for field in FILE_TYPES[kind].fields}
-    for field, value in fields.items():
-        if not isinstance(value, list):
-            raise TypeError(f'"{field}" must be a list; got {brief(value)}; save the tokenizer again')
-    return FILE_TYPES[kind](**fields)
+    return FILE_TYPES[kind].from_document(document)

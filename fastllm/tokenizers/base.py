@@ -13,6 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, ClassVar, Self
@@ -151,8 +152,9 @@ class Tokenizer(ABC):
         Raises as encode does, ValueError for an int that is no control token.
         """
         ids: list[int] = []
-        for part in parts:
-            ids += [self._control(part)] if isinstance(part, int) else self.encode(part).tolist()
+        for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
+            alike: list[Any] = [*group]
+            ids += self.encode("".join(alike)).tolist() if is_text else map(self._control, alike)
         return np.array(ids, dtype=np.int32)
 
     def _control(self, token_id: int) -> int:
@@ -206,10 +208,22 @@ class Tokenizer(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer as JSON; the file is replaced whole or not at all. Raises OSError."""
-        document: dict[str, Any] = {"format": FILE_FORMAT, "version": FILE_VERSION, "type": self.name}
-        document |= {field: getattr(self, field) for field in self.fields}
+        document = {"format": FILE_FORMAT, "version": FILE_VERSION, "type": self.name, **self._document()}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def _document(self) -> dict[str, Any]:
+        """What the file holds beside its format."""
+        return {field: getattr(self, field) for field in self.fields}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """The tokenizer that a file's JSON describes. Raises TypeError or ValueError where it describes none."""
+        fields: dict[str, Any] = {field: document.get(field) for field in cls.fields}
+        for field, value in fields.items():
+            if not isinstance(value, list):
+                raise TypeError(f'"{field}" must be a list; got {brief(value)}; save the tokenizer again')
+        return cls(**fields)
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write all that belongs to the tokenizer into a folder, for load_tokenizer. Raises OSError."""

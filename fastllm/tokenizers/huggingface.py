@@ -121,8 +121,10 @@ class HuggingFaceTokenizer(Tokenizer):
             )
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
+    def read(cls, path: str | os.PathLike[str], document: Mapping[str, Any] | None = None) -> Self:
         """Open a folder of a model, or the tokenizer.json in one.
+
+        document  what the file at path holds, where it has been read already
 
         Raises FormatError for files that are damaged or foreign, FileNotFoundError, FastllmError without the
         package `tokenizers`.
@@ -131,7 +133,7 @@ class HuggingFaceTokenizer(Tokenizer):
         folder = path if path.is_dir() else path.parent
         settings = _read_settings(folder)
         if path != folder:
-            document = _read_object(path)
+            document = document or _read_object(path)
         elif (folder / FILE_NAME).is_file():
             document = _read_object(folder / FILE_NAME)
         else:

@@ -7,42 +7,35 @@ The file, little-endian:
     a token    float32 score, int32 length, so many bytes of UTF-8; until the file ends
 
 Tokens 0, 1 and 2 are <unk>, <s> (a text begins) and </s> (it ends), 3 .. 258 the bytes, all others pieces of
-text.
+text, which hold spaces as they are.
 
-Encoding puts a space before the text and cuts it into characters; one that is no piece becomes its bytes of
-UTF-8. Then, of all neighbours whose union is a piece, the pair whose union scores best is joined, of equals
-the leftmost, until there is none.
+Encoding is SentencePiece's (sentencepiece.py), but for one thing: a character that is no piece is bytes at
+once and is joined with nothing, even where it is a part of a piece.
 """
 
 from __future__ import annotations
 
-import heapq
 import os
 import struct
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from reprlib import repr as brief
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fastllm.errors import FormatError
-from fastllm.tokenizers.base import TextStream, Tokenizer
-from fastllm.tokenizers.byte import ByteStream
+from fastllm.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, SentencePieceTokenizer
 
 LONGEST = struct.Struct("<i")
 ENTRY = struct.Struct("<fi")
 
-BEGIN_ID = 1
+BEGIN_ID, END_ID = 1, 2
 FIRST_BYTE = 3
 FIRST_PIECE = FIRST_BYTE + 256
 FOREIGN = "copy the file again, or pass a tokenizer.bin of llama2.c"
 FIXED_TOKENS = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)))
 
 
-class Llama2cTokenizer(Tokenizer):
+class Llama2cTokenizer(SentencePieceTokenizer):
     """The tokenizer of a llama2.c model; with the bytes to fall back on, no text is unknown.
 
     A text begins with `begin_id`; llama2.c's models expect it. The space that encoding puts before a text is
@@ -59,8 +52,10 @@ class Llama2cTokenizer(Tokenizer):
 
     name = "llama2c"
     fields = ("tokens", "scores")
-    end_token = "</s>"
-    begin_id = BEGIN_ID
+    options = ()
+    space = " "
+    joins_foreign = False
+    strips_start = False
 
     def __init__(self, tokens: Sequence[str], scores: Sequence[float]) -> None:
         """Raises TypeError or ValueError where they are no such vocabulary."""
@@ -69,16 +64,8 @@ class Llama2cTokenizer(Tokenizer):
                 f"tokens must begin with {', '.join(FIXED_TOKENS[:4])} and the other bytes; "
                 f"got {brief(list(tokens[:4]))}; pass a tokenizer.bin of llama2.c"
             )
-        finite = sum(isinstance(score, (int, float)) and abs(score) <= sys.float_info.max for score in scores)
-        if not len(tokens) == len(scores) == finite:
-            raise ValueError(
-                f"each of the {len(tokens)} tokens must have a finite score; got {len(scores)} scores, "
-                f"{finite} of them finite numbers; pass an undamaged tokenizer.bin"
-            )
-        super().__init__(tokens)
-        self.scores = list(scores)
-        self.control_ids = frozenset((BEGIN_ID, self.end_id))
-        self._pieces = {token: FIRST_PIECE + i for i, token in enumerate(self.tokens[FIRST_PIECE:])}
+        types = [UNKNOWN, CONTROL, CONTROL, *(BYTE for _ in range(256)), *(NORMAL for _ in tokens[FIRST_PIECE:])]
+        super().__init__(tokens, scores, types, end_id=END_ID, begin_id=BEGIN_ID, unknown_id=0)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -94,69 +81,6 @@ class Llama2cTokenizer(Tokenizer):
                     return cls(*_parse(data))
             except ValueError as error:
                 raise FormatError(f"{path} is no tokenizer of llama2.c: {error}") from error
-
-    @classmethod
-    def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
-        """Not possible: the vocabulary comes with a model. Raises NotImplementedError."""
-        raise NotImplementedError("llama2.c's tokenizers come with their models; use read(path)")
-
-    def _encode(self, text: str) -> NDArray[np.int32]:
-        ids: list[int] = []
-        for character in " " + text if text else "":
-            piece = self._pieces.get(character)
-            ids += [piece] if piece is not None else [FIRST_BYTE + byte for byte in character.encode()]
-        return np.array(self._join(ids), dtype=np.int32)
-
-    def _join(self, ids: list[int]) -> list[int]:
-        """Join neighbours into pieces, best score first; ids is used up.
-
-        A heap of candidate pairs, so the time is n log n; run.c looks at all pairs again for each join.
-        """
-        nothing = -1  # in the place of an id that its left neighbour has taken in
-        before = list(range(-1, len(ids) - 1))
-        after = list(range(1, len(ids) + 1))
-        candidates: list[tuple[float, int, int, int, int, int]] = []
-
-        def consider(left: int, right: int) -> None:
-            if left < 0 or right >= len(ids) or min(ids[left], ids[right]) < FIRST_PIECE:
-                return  # an end of the text, or a byte: its name is not its text
-            union = self._pieces.get(self.tokens[ids[left]] + self.tokens[ids[right]])
-            if union is not None:
-                heapq.heappush(candidates, (-self.scores[union], left, right, ids[left], ids[right], union))
-
-        for left in range(len(ids) - 1):
-            consider(left, left + 1)
-        while candidates:
-            _, left, right, left_id, right_id, union = heapq.heappop(candidates)
-            if (ids[left], ids[right]) != (left_id, right_id):
-                continue  # one of them has been joined to something else meanwhile
-            ids[left], ids[right] = union, nothing
-            after[left] = after[right]
-            if after[left] < len(ids):
-                before[after[left]] = left
-            consider(before[left], left)
-            consider(left, after[left])
-        return [token_id for token_id in ids if token_id != nothing]
-
-    def stream(self, skip_special: bool = True) -> TextStream:
-        return Llama2cStream(self, skip_special)
-
-
-class Llama2cStream(ByteStream):
-    """Holds the bytes of a character back until it is whole; leaves out the space a text begins with."""
-
-    _begins = False  # whether the last id was <s>
-
-    def push(self, token_id: int) -> str:
-        text = super().push(token_id)
-        self._begins = token_id == BEGIN_ID
-        return text
-
-    def _text(self, token_id: int) -> str:
-        if FIRST_BYTE <= token_id < FIRST_PIECE:
-            return self._decoder.decode(bytes((token_id - FIRST_BYTE,)))
-        token = self._tokens[token_id]
-        return self.flush() + (token.removeprefix(" ") if self._begins else token)
 
 
 def _parse(data: mmap) -> tuple[list[str], list[float]]:

@@ -1,0 +1,237 @@
+"""SentencePiece's byte-pair encoding with byte fallback, as Llama 1 and 2, Mistral and Gemma use it.
+
+Spaces are written "▁", one of them before the text. Then the text is cut into characters, and of all neighbours
+whose union is a piece, the pair whose union scores best is joined, of equals the leftmost, until there is none.
+A character that is no piece becomes its bytes of UTF-8, tokens "<0x00>" ... "<0xFF>". User-defined pieces are
+found first and joined with nothing.
+
+A token has a type, by the numbers of SentencePiece and GGUF; only normal and user-defined pieces are ever made
+from text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from reprlib import repr as brief
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.errors import DataError
+from fastllm.tokenizers.base import TextStream, Tokenizer, distinct_ids
+from fastllm.tokenizers.byte import ByteStream
+from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, LAST_ID, SPACE
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Pieces of text with scores.
+
+    The space that encoding puts before a text is left out where decoding begins, so
+    decode(encode(text)) == text, but that a "▁" typed comes back as a space. An id beyond the tokens decodes to
+    "": tables of models are often longer.
+
+    types             NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE of each token
+    scores            how early a pair is joined into the token: the higher the sooner
+    add_space_prefix  whether a space is put before a text
+    """
+
+    name = "sentencepiece"
+    fields: ClassVar[tuple[str, ...]] = ("tokens", "scores", "types")
+    options: ClassVar[tuple[str, ...]] = ("end_id", "begin_id", "unknown_id", "add_space_prefix", "chat_template",
+                                          "special_tokens", "end_ids")  # fmt: skip
+    """What a file holds beside the fields."""
+    space: ClassVar[str] = SPACE
+    """How tokens write a space."""
+    joins_foreign: ClassVar[bool] = True
+    """Whether a character that is no piece may be a part of one."""
+    strips_start: ClassVar[bool] = True
+    """Whether decoding leaves out a first space also where no begin token stands before it."""
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        scores: Sequence[float],
+        types: Sequence[int],
+        *,
+        end_id: int,
+        begin_id: int | None = None,
+        unknown_id: int | None = None,
+        add_space_prefix: bool = True,
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+        end_ids: Iterable[int] = (),
+    ) -> None:
+        """
+        begin_id  what stands before every text, None for nothing
+        end_ids   tokens that end an answer, beside end_id
+
+        Raises TypeError or ValueError where they are no such vocabulary.
+        """
+        finite = sum(isinstance(score, (int, float)) and abs(score) <= sys.float_info.max for score in scores)
+        if not len(tokens) == len(scores) == finite:
+            raise ValueError(
+                f"each of the {len(tokens)} tokens must have a finite score; got {len(scores)} scores, "
+                f"{finite} of them finite numbers; pass an undamaged tokenizer"
+            )
+        known = sum(type(kind) is int and NORMAL <= kind <= BYTE for kind in types)
+        if not len(tokens) == len(types) == known:
+            raise ValueError(
+                f"each of the {len(tokens)} tokens must have a type from {NORMAL} to {BYTE}; got {len(types)} types, "
+                f"{known} of them so; pass an undamaged tokenizer"
+            )
+        for name, token_id in (("end_id", end_id), ("begin_id", begin_id), ("unknown_id", unknown_id)):
+            if token_id is not None and (type(token_id) is not int or not 0 <= token_id < len(tokens)):
+                raise ValueError(
+                    f"{name} must be in 0 .. {len(tokens) - 1}; got {token_id!r:.40}; pass an undamaged tokenizer"
+                )
+        self.end_token = tokens[end_id]
+        named = [i for i, token in enumerate(tokens) if token != ""]
+        ids = distinct_ids([tokens[i] for i in named])
+        super().__init__(tokens, {token: named[place] for token, place in ids.items()})
+        self.scores, self.types = list(scores), list(types)
+        self.begin_id, self.unknown_id, self.add_space_prefix = begin_id, unknown_id, bool(add_space_prefix)
+        self.chat_template = chat_template
+        self.special_tokens = dict(special_tokens or {})
+        self.control_ids = frozenset(
+            {i for i, kind in enumerate(self.types) if kind == CONTROL and self.tokens[i]} | {end_id}
+            | ({begin_id} if begin_id is not None else set())
+        )  # fmt: skip
+        self.end_ids = frozenset(i for i in (end_id, *end_ids) if i in self.control_ids)
+        self._pieces = {
+            token: i for token, i in self._ids.items()
+            if self.types[i] in (NORMAL, USER_DEFINED) and i not in self.control_ids
+        }  # fmt: skip
+        self._byte_ids: list[int | None] = [None] * 256
+        self._bytes: dict[int, bytes] = {}
+        for i, kind in enumerate(self.types):
+            if kind == BYTE:
+                match = BYTE_TOKEN.fullmatch(self.tokens[i])
+                if not match:
+                    raise ValueError(f"a byte must be named <0x00> to <0xFF>; got {brief(self.tokens[i])} at position "
+                                     f"{i}; pass an undamaged tokenizer")  # fmt: skip
+                self._byte_ids[int(match[1], 16)] = i
+                self._bytes[i] = bytes((int(match[1], 16),))
+
+    @classmethod
+    def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
+        """Not possible: the vocabulary comes with a model. Raises NotImplementedError."""
+        raise NotImplementedError("tokenizers of SentencePiece come with their models; open the model's")
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """From a file's JSON; the constructor checks the fields."""
+        options = {name: document[name] for name in cls.options if name in document}
+        for name, kind, said in (("special_tokens", dict, "an object"), ("end_ids", list, "a list"),
+                                 ("chat_template", (str, type(None)), "a text")):  # fmt: skip
+            if name in options and not isinstance(options[name], kind):
+                raise TypeError(f'"{name}" must be {said}; got {brief(options[name])}; save the tokenizer again')
+        for field in cls.fields:
+            if not isinstance(document.get(field), list):
+                raise TypeError(f'"{field}" must be a list; got {brief(document.get(field))}; save the tokenizer again')
+        return cls(**{field: document[field] for field in cls.fields}, **options)
+
+    def _document(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in self.options}
+        if "end_ids" in options:
+            options["end_ids"] = sorted(self.end_ids)
+        return super()._document() | options
+
+    def _encode(self, text: str) -> NDArray[np.int32]:
+        if text and self.add_space_prefix:
+            text = " " + text
+        text = text.replace(" ", self.space)
+        ids: list[int] = []
+        end = 0
+        for match in self._user_defined.finditer(text):
+            ids += [*self._join(text[end : match.start()]), self._pieces[match.group()]]
+            end = match.end()
+        return np.array(ids + self._join(text[end:]), dtype=np.int32)
+
+    @cached_property
+    def _user_defined(self) -> re.Pattern[str]:
+        texts = [token for token, i in self._pieces.items() if self.types[i] == USER_DEFINED]
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+    def _join(self, text: str) -> list[int]:
+        """Join characters into pieces, best score first.
+
+        A heap of candidate pairs, so the time is n log n; looking at all pairs again for each join takes n^2.
+        """
+        symbols = list(text)
+        before = list(range(-1, len(symbols) - 1))
+        after = list(range(1, len(symbols) + 1))
+        candidates: list[tuple[float, int, int, str, str, int]] = []
+
+        def consider(left: int, right: int) -> None:
+            if left < 0 or right >= len(symbols):
+                return  # an end of the text
+            if not self.joins_foreign and not (symbols[left] in self._pieces and symbols[right] in self._pieces):
+                return
+            union = self._pieces.get(symbols[left] + symbols[right])
+            if union is not None:
+                heapq.heappush(candidates, (-self.scores[union], left, right, symbols[left], symbols[right], union))
+
+        for left in range(len(symbols) - 1):
+            consider(left, left + 1)
+        while candidates:
+            _, left, right, left_symbol, right_symbol, union = heapq.heappop(candidates)
+            if (symbols[left], symbols[right]) != (left_symbol, right_symbol):
+                continue  # one of them has been joined to something else meanwhile
+            symbols[left], symbols[right] = self.tokens[union], ""
+            after[left] = after[right]
+            if after[left] < len(symbols):
+                before[after[left]] = left
+            consider(before[left], left)
+            consider(left, after[left])
+        ids: list[int] = []
+        for symbol in symbols:
+            if symbol:
+                piece = self._pieces.get(symbol)
+                ids += self._fallback(symbol) if piece is None else [piece]
+        return ids
+
+    def _fallback(self, character: str) -> list[int]:
+        """A character that is no piece: its bytes, or <unk> where the vocabulary lacks one of them."""
+        ids = [self._byte_ids[byte] for byte in character.encode()]
+        if None not in ids:
+            return ids  # type: ignore[return-value]
+        if self.unknown_id is None:
+            raise DataError(
+                f"a text must be of characters that the tokenizer knows; got {character!r}, and it has neither its "
+                "bytes nor a token for the unknown; leave it out"
+            )
+        return [self.unknown_id]
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        return SentencePieceStream(self, skip_special)
+
+
+class SentencePieceStream(ByteStream):
+    """Holds the bytes of a character back until it is whole; leaves out the space a text begins with."""
+
+    def __init__(self, tokenizer: SentencePieceTokenizer, skip_special: bool) -> None:
+        super().__init__(tokenizer, skip_special)
+        self._count = LAST_ID + 1
+        self._tokenizer = tokenizer
+        self._begins = tokenizer.strips_start and tokenizer.add_space_prefix
+
+    def push(self, token_id: int) -> str:
+        text = super().push(token_id)
+        self._begins = token_id == self._tokenizer.begin_id and self._tokenizer.add_space_prefix
+        return text
+
+    def _text(self, token_id: int) -> str:
+        tokenizer = self._tokenizer
+        if token_id in tokenizer._bytes:
+            return self._decoder.decode(tokenizer._bytes[token_id])
+        text = self._tokens[token_id] if token_id < len(self._tokens) else ""
+        if token_id not in tokenizer.control_ids:
+            text = text.replace(tokenizer.space, " ")
+        return self.flush() + (text.removeprefix(" ") if self._begins else text)
