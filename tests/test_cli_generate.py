@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from recomputed_cache import in_a_process_of_its_own
 from tiny_checkpoint import learned, write_checkpoint
 
 import fastllm
@@ -65,9 +66,9 @@ def test_text_appears_as_it_is_generated(checkpoint, monkeypatch):
         def flush(self):
             shown.append(self.getvalue())
 
-    def watched(model, tokens, cache):
+    def watched(*arguments):
         steps.append(len(shown))
-        return decode(model, tokens, cache)
+        return decode(*arguments)
 
     steps = []
     monkeypatch.setattr(fastllm.Model, "decode", watched)
@@ -139,6 +140,7 @@ def test_a_prompt_longer_than_the_context_is_a_failure(checkpoint, capsys):
     assert "context of 32 tokens; got 40" in capsys.readouterr().err
 
 
+@in_a_process_of_its_own
 def test_a_process_of_its_own_on_the_kernels(checkpoint):
     command = [sys.executable, "-m", "fastllm", "generate", checkpoint, "Is it", "--max-tokens", "4"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
