@@ -406,6 +406,7 @@ def test_a_batch_gives_each_prompt_its_text():
             found = generate_batch(model(), CHARACTERS, prompts, slots=slots, **options)
             assert [completion.text for completion in found] == expected
             assert [completion.prompt_tokens for completion in found] == [3, 1, 9, 1, 3]
+            assert [completion.prompt for completion in found] == [0, 1, 2, 3, 4]
     assert generate_batch(model(), CHARACTERS, []) == []
 
 

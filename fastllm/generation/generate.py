@@ -151,33 +151,37 @@ def completions(
         try:
             tokens = encode_prompt(tokenizer, prompt)
             if engine:
-                generations += engine.submit(tokens, config)
+                generations.append(engine.submit(tokens, config))
             else:
                 fit(model, tokens, config)
         except ConfigError:
             raise
         except ValueError as error:
             raise DataError(f"prompt {position}: {error}") from None
-        encoded += [tokens] * (config.n if engine else 1)
+        encoded.append(tokens)
     if engine is None:
-        return (found for tokens in encoded for found in _beam_completions(model, tokenizer, tokens, config))
+        return (
+            found
+            for position, tokens in enumerate(encoded)
+            for found in _beam_completions(model, tokenizer, tokens, config, position)
+        )
     return _run_all(engine, tokenizer, generations, encoded)
 
 
 def _run_all(
-    engine: Engine, tokenizer: Tokenizer, generations: list[Generation], prompts: list[np.ndarray]
+    engine: Engine, tokenizer: Tokenizer, generations: list[list[Generation]], prompts: list[np.ndarray]
 ) -> Iterator[Completion]:
-    befores = dict(zip(generations, prompts, strict=True))
+    prompt_of = {generation: position for position, samples in enumerate(generations) for generation in samples}
     readers: dict[Generation, Reader] = {}
     pieces: dict[Generation, list[Piece]] = {}
-    for generation in generations:
+    for generation, position in prompt_of.items():
         while generation not in readers or readers[generation].finish_reason is None:
             for changed in engine.step():
                 if changed not in readers:
-                    readers[changed] = Reader(changed, tokenizer, befores.pop(changed))
+                    readers[changed] = Reader(changed, tokenizer, prompts[prompt_of[changed]])
                 if readers[changed].finish_reason is None and (piece := readers[changed].read()):
                     pieces.setdefault(changed, []).append(piece)
-        yield completion(pieces.pop(generation), generation.prompt_tokens)
+        yield completion(pieces.pop(generation), generation.prompt_tokens, position)
 
 
 def beam_search(
@@ -189,17 +193,17 @@ def beam_search(
     """
     config = _resolve(model, tokenizer, config, options)
     config = GenerationConfig.of(config, {"n": config.beams})
-    found = _beam_completions(model, tokenizer, encode_prompt(tokenizer, prompt), config)
+    found = _beam_completions(model, tokenizer, encode_prompt(tokenizer, prompt), config, 0)
     return [(best.text, best.score or 0.0) for best in found]
 
 
 def _beam_completions(
-    model: Model, tokenizer: Tokenizer, prompt: np.ndarray, config: GenerationConfig
+    model: Model, tokenizer: Tokenizer, prompt: np.ndarray, config: GenerationConfig, position: int
 ) -> Iterator[Completion]:
     """The n best hypotheses."""
     for hypothesis in beam.search(model, *fit(model, prompt, config), config, config.end_ids or ())[: config.n]:
         pieces = list(_hypothesis_pieces(tokenizer, prompt, hypothesis))
-        yield completion(pieces, prompt.size, hypothesis.score)
+        yield completion(pieces, prompt.size, position, hypothesis.score)
 
 
 def _best_beam_pieces(

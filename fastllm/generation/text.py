@@ -37,6 +37,7 @@ class Completion:
     logprobs       TokenLogprobs of each of them, None if they weren't asked for
     finish_reason  "end" (an end token), "stop" (a stop string) or "length" (max_tokens, or the context is full)
     prompt_tokens  number of tokens of the prompt, a begin token included
+    prompt         position of its prompt among those of the batch
     score          of a hypothesis of beam search, otherwise None
     """
 
@@ -45,6 +46,7 @@ class Completion:
     logprobs: list[TokenLogprobs] | None
     finish_reason: str
     prompt_tokens: int
+    prompt: int = 0
     score: float | None = None
 
     def __str__(self) -> str:
@@ -111,7 +113,7 @@ class Reader:
         return Piece(text, generation.tokens[new], logprobs, self.finish_reason)
 
 
-def completion(pieces: Sequence[Piece], prompt_tokens: int, score: float | None = None) -> Completion:
+def completion(pieces: Sequence[Piece], prompt_tokens: int, prompt: int, score: float | None = None) -> Completion:
     """All pieces of a text, in one."""
     logprobs = None if pieces[0].logprobs is None else [entry for piece in pieces for entry in piece.logprobs or ()]
     return Completion(
@@ -120,6 +122,7 @@ def completion(pieces: Sequence[Piece], prompt_tokens: int, score: float | None 
         logprobs=logprobs,
         finish_reason=pieces[-1].finish_reason or "",
         prompt_tokens=prompt_tokens,
+        prompt=prompt,
         score=score,
     )
 
