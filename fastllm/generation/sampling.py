@@ -27,6 +27,8 @@ from fastllm.generation.config import GenerationConfig
 
 Floats = NDArray[np.floating]
 
+BINS = 1024
+
 
 class Sampler:
     """Chooses token after token of one sequence; holds the random state and what the penalties count.
@@ -230,13 +232,25 @@ def typical_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
 
     distance = | -log(probability) - entropy |, the smaller the more typical; of equals all or none
     """
-    with np.errstate(divide="ignore", invalid="ignore"):  # a probability of 0: surprisal inf, and 0 * inf
+    with np.errstate(divide="ignore"):  # a probability of 0 is infinitely surprising
         surprisal = -np.log(probabilities)
-        entropy = np.nansum(probabilities * surprisal)
+    product = np.multiply(probabilities, surprisal, where=probabilities > 0, out=np.zeros(probabilities.size))
+    entropy = product.sum()
     distance = np.abs(surprisal - entropy)
-    order = np.argsort(distance)
-    last = int(np.searchsorted(np.cumsum(probabilities[order]), p))
-    return distance <= distance[order[min(last, order.size - 1)]]
+    # Sorting 150,000 distances takes 5 ms. So they are counted into bins first, and only the bin in which p is
+    # reached is sorted. Tokens of greater surprisal than `rare` add up to less than (1 - p) / 2: no need to tell
+    # them apart.
+    rare = np.log(2 * probabilities.size / (1 - p))
+    bins = np.minimum(distance * (BINS / max(rare - entropy, entropy)), BINS).astype(np.intp)
+    sums = np.cumsum(np.bincount(bins, probabilities))
+    if sums[-1] < p:  # rounding
+        return np.ones(probabilities.size, np.bool_)
+    place = int(np.searchsorted(sums, p))
+    border = np.flatnonzero(bins == place)
+    border = border[np.argsort(distance[border])]
+    before = sums[place - 1] if place else 0.0
+    last = int(np.searchsorted(before + np.cumsum(probabilities[border]), p))
+    return distance <= distance[border[min(last, border.size - 1)]]
 
 
 def largest(values: Floats, k: int) -> NDArray[np.intp]:
