@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import recomputed_cache
 from hypothesis import HealthCheck, settings
 
 import fastllm
 from fastllm.tokenizers import WordTokenizer
 
-recomputed_cache.install()
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

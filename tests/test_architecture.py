@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "dialogue": {"errors", "tokenizers"},
     "datasets": {"atomic", "dialogue", "errors", "tokenizers"},
     "formats": {"atomic", "config", "errors", "packed", "parameters", "quantize"},
-    "checkpoint": {"config", "errors", "model", "optimizers", "parameters", "tokenizers"},
+    "hub": {"errors"},
+    "checkpoint": {"config", "errors", "formats", "hub", "model", "optimizers", "parameters", "tokenizers"},
     "generation": {"dialogue", "errors", "model", "tokenizers"},
     "machine": {"errors", "kernels"},
     "bench": {

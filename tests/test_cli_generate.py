@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from recomputed_cache import in_a_process_of_its_own
 from tiny_checkpoint import learned, write_checkpoint
 
 import fastllm
@@ -312,7 +311,7 @@ def test_words_that_make_no_command_are_wrong_use(capsys, arguments):
     ("make", "message"),
     [
         (lambda folder: folder / "nowhere", "got nothing; check the name"),
-        (lambda folder: folder, "or a checkpoint folder; got neither"),
+        (lambda folder: folder, "must be a model's folder, with a config.json; got none"),
         (lambda folder: damaged(folder / "cut"), "whole safetensors file"),
     ],
 )
@@ -328,7 +327,6 @@ def test_a_prompt_longer_than_the_context_is_a_failure(checkpoint, capsys):
     assert "context of 32 tokens; got 40" in capsys.readouterr().err
 
 
-@in_a_process_of_its_own
 def test_a_process_of_its_own_on_the_kernels(checkpoint):
     command = [sys.executable, "-m", "fastllm", "generate", checkpoint, "Is it", "--max-tokens", "4"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)

@@ -54,7 +54,7 @@ def write_huggingface(
     target = Path(folder).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{folder} must be a new or an empty folder; got one with files in it; choose another")
-    fields, facts = _fields(config, dtype, generation or {})
+    fields, facts = config_files(config, dtype, generation or {})
     contents = {CONFIG: _json(fields), GENERATION: _json(facts)}
     for name in files or {}:
         if name in (*contents, WEIGHTS) or Path(name).name != name:
@@ -111,8 +111,10 @@ def _float32(weight: NDArray[Any] | Packed) -> NDArray[np.float32]:
     return dequantize(weight) if isinstance(weight, Packed) else np.asarray(weight, np.float32)
 
 
-def _fields(config: ModelConfig, dtype: str, generation: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json and generation_config.json."""
+def config_files(
+    config: ModelConfig, dtype: str, generation: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and generation_config.json hold; generation as OpenedModel has it."""
     ends = [int(token) for token in generation.get("end_ids", ())]
     ids = {"bos_token_id": generation.get("begin_id"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     options = {name: generation[name] for name in OPTIONS if name in generation}
