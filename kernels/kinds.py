@@ -36,16 +36,20 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .jit import deferred, inline, literally
-from .simd import _FLOAT, _INT, _VECTOR, FLOATS, LANES, _broadcast, _call, _fma, _reduce, advance
+from .simd import _FLOAT, _INT, _VECTOR, FLOATS, HAS_HALF, LANES, _broadcast, _call, _fma, _reduce, advance
 
 __all__ = ["BYTES", "block_weights", "call_dot", "call_unpack", "dot_of", "step", "unpack_of"]
 
 BYTES = types.CPointer(types.uint8)
 
 _BYTE, _SHORT, _LONG = ir.IntType(8), ir.IntType(16), ir.IntType(32)
-_LONGS = ir.VectorType(_LONG, LANES)
+_SHORTS, _LONGS = ir.VectorType(_SHORT, LANES), ir.VectorType(_LONG, LANES)
+_FIRST = ir.Constant(_LONGS, [0] * LANES)  # shuffles the first lane into all
 
 Vectors = Iterator[tuple[int, ir.Value]]
+
+SUMS = 4  # accumulators of a dot product
+TOGETHER = 2 if LANES == 8 else 4  # rows of x that a weight, once unpacked, is multiplied with: AVX2 has 16 registers
 
 
 class Block:
@@ -100,12 +104,14 @@ class Block:
         return self.builder.zext(self._load(offset, _BYTE), _LONG)
 
     def half(self, offset: int) -> ir.Value:
-        """A float16 as a float32."""
-        return _from_half(self.builder, self.builder.zext(self._load(offset, _SHORT), _LONG))
+        """A float16, in all lanes as a float32."""
+        bits = self._load(offset, _SHORT)
+        one = self.builder.insert_element(ir.Constant(_SHORTS, ir.Undefined), bits, ir.Constant(_LONG, 0))
+        return _from_half(self.builder, self.builder.shuffle_vector(one, ir.Constant(_SHORTS, ir.Undefined), _FIRST))
 
     def halves(self, offset: int) -> ir.Value:
         """LANES float16 as float32."""
-        return _from_half(self.builder, self.builder.zext(self._load(offset, ir.VectorType(_SHORT, LANES)), _LONGS))
+        return _from_half(self.builder, self._load(offset, _SHORTS))
 
     def brain(self, offset: int) -> ir.Value:
         """LANES bfloat16 as float32."""
@@ -123,27 +129,32 @@ class Block:
             return self.builder.fmul(values, scale)
         return _fma(self.builder, values, scale, shift)
 
+    def times(self, vector: ir.Value, factor: float) -> ir.Value:
+        """factor * vector."""
+        return self.builder.fmul(vector, ir.Constant(_VECTOR, [factor] * LANES))
+
     def all(self, scalar: ir.Value) -> ir.Value:
         """A float32 in all lanes."""
         return _broadcast(self.builder, scalar)
 
 
 def _from_half(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    """float32 from the bits of float16 as int32, scalars or vectors; exact for all finite numbers.
+    """float32 from the bits of float16, lane by lane; exact for all finite numbers.
 
-    Exponent and fraction move to their places in a float32, which is then 2^112 times too small; so subnormal numbers
-    come out right too. Infinity and NaN become finite numbers from 65,536 on: weights have none.
+    Where no instruction does it, exponent and fraction move to their places in a float32, which is then 2^112 times
+    too small; so subnormal numbers come out right too. Infinity and NaN become finite: weights have none.
     """
-    kind = _VECTOR if isinstance(bits.type, ir.VectorType) else _FLOAT
+    if HAS_HALF:
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), LANES)), _VECTOR)
 
-    def same(value: float) -> ir.Constant:
-        of = bits.type if isinstance(value, int) else kind
-        return ir.Constant(of, [value] * LANES if kind is _VECTOR else value)
+    def same(number: int) -> ir.Constant:
+        return ir.Constant(_LONGS, [number] * LANES)
 
-    magnitude = builder.shl(builder.and_(bits, same(0x7FFF)), same(13))
-    number = builder.fmul(builder.bitcast(magnitude, kind), same(2.0**112))
-    sign = builder.shl(builder.and_(bits, same(0x8000)), same(16))
-    return builder.bitcast(builder.or_(builder.bitcast(number, bits.type), sign), kind)
+    wide = builder.zext(bits, _LONGS)
+    magnitude = builder.bitcast(builder.shl(builder.and_(wide, same(0x7FFF)), same(13)), _VECTOR)
+    number = builder.fmul(magnitude, ir.Constant(_VECTOR, [2.0**112] * LANES))
+    sign = builder.shl(builder.and_(wide, same(0x8000)), same(16))
+    return builder.bitcast(builder.or_(builder.bitcast(number, _LONGS), sign), _VECTOR)
 
 
 def _f32(block: Block) -> Vectors:
@@ -162,37 +173,38 @@ def _bf16(block: Block) -> Vectors:
 
 
 def _q8_0(block: Block) -> Vectors:
-    scale = block.all(block.half(0))
+    scale = block.half(0)
     for j in range(0, 32, LANES):
         yield j, block.weights(block.signed(2 + j), scale)
 
 
 def _q4_0(block: Block) -> Vectors:
-    scale = block.all(block.half(0))
+    scale = block.half(0)
+    centre = block.times(scale, -8.0)
     for half in (block.low, block.high):
         for j in range(0, 16, LANES):
-            centred = block.builder.sub(half(block.unsigned(2 + j)), block.same(8))
-            yield j + (16 if half == block.high else 0), block.weights(centred, scale)
+            yield j + (16 if half == block.high else 0), block.weights(half(block.unsigned(2 + j)), scale, centre)
 
 
 def _q4_1(block: Block) -> Vectors:
-    scale, shift = block.all(block.half(0)), block.all(block.half(2))
+    scale, shift = block.half(0), block.half(2)
     for half in (block.low, block.high):
         for j in range(0, 16, LANES):
             yield j + (16 if half == block.high else 0), block.weights(half(block.unsigned(4 + j)), scale, shift)
 
 
 def _q5_0(block: Block) -> Vectors:
-    scale = block.all(block.half(0))
+    scale = block.half(0)
+    centre = block.times(scale, -16.0)
     for half in (block.low, block.high):
         for j in range(0, 16, LANES):
             first = j + (16 if half == block.high else 0)
             number = block.builder.or_(half(block.unsigned(6 + j)), block.fifth(2, first))
-            yield first, block.weights(block.builder.sub(number, block.same(16)), scale)
+            yield first, block.weights(number, scale, centre)
 
 
 def _q5_1(block: Block) -> Vectors:
-    scale, shift = block.all(block.half(0)), block.all(block.half(2))
+    scale, shift = block.half(0), block.half(2)
     for half in (block.low, block.high):
         for j in range(0, 16, LANES):
             first = j + (16 if half == block.high else 0)
@@ -201,7 +213,7 @@ def _q5_1(block: Block) -> Vectors:
 
 
 def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """d s and -m t of 32 weights in a block of Q4_K or Q5_K, whose twelve bytes of 6-bit numbers begin at 4.
+    """d s and -m t, in all lanes, of 32 weights in a block of Q4_K or Q5_K, whose twelve bytes of 6-bit numbers begin at 4.
 
     Bytes 0-3 and 4-7 have s and t of parts 0-3 in their lower six bits; bytes 8-11 the lower four bits of s and t
     of parts 4-7, whose upper two stand above those six.
@@ -220,13 +232,11 @@ def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple
         t_above = b.shl(b.lshr(block.byte(4 + part), number(6)), number(4))
         s = b.or_(b.and_(low, number(15)), s_above)
         t = b.or_(b.lshr(low, number(4)), t_above)
-    scale = b.fmul(d, b.sitofp(s, _FLOAT))
-    shift = b.fneg(b.fmul(m, b.sitofp(t, _FLOAT)))
-    return block.all(scale), block.all(shift)
+    return b.fmul(d, block.all(b.sitofp(s, _FLOAT))), b.fmul(m, block.all(b.sitofp(t, _FLOAT)))
 
 
 def _q4_k(block: Block) -> Vectors:
-    d, m = block.half(0), block.half(2)
+    d, m = block.half(0), block.times(block.half(2), -1.0)
     for part in range(8):
         scale, shift = _scale_and_shift(block, part, d, m)
         half = block.high if part % 2 else block.low
@@ -236,7 +246,7 @@ def _q4_k(block: Block) -> Vectors:
 
 
 def _q5_k(block: Block) -> Vectors:
-    d, m = block.half(0), block.half(2)
+    d, m = block.half(0), block.times(block.half(2), -1.0)
     for part in range(8):
         scale, shift = _scale_and_shift(block, part, d, m)
         half = block.high if part % 2 else block.low
@@ -255,8 +265,8 @@ def _q6_k(block: Block) -> Vectors:
             above = block.bits(block.unsigned(128 + 32 * (part // 4) + j), 2 * (part % 4), 3)
             centred = block.builder.sub(block.builder.or_(numbers, above), block.same(32))
             s = block.builder.sext(block._load(192 + 2 * part + j // 16, _BYTE), _LONG)
-            scale = block.builder.fmul(d, block.builder.sitofp(s, _FLOAT))
-            yield 32 * part + j, block.weights(centred, block.all(scale))
+            scale = block.builder.fmul(d, block.all(block.builder.sitofp(s, _FLOAT)))
+            yield 32 * part + j, block.weights(centred, scale)
 
 
 class _Layout(NamedTuple):
@@ -292,9 +302,9 @@ def _one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value
     block = Block(builder, address)
     if kind == 0:
         return block._load(0, _FLOAT)
-    bits = builder.zext(block._load(0, _SHORT), _LONG)
     if kind == 1:
-        return _from_half(builder, bits)
+        return builder.extract_element(block.half(0), ir.Constant(_LONG, 0))
+    bits = builder.zext(block._load(0, _SHORT), _LONG)
     return builder.bitcast(builder.shl(bits, ir.Constant(_LONG, 16)), _FLOAT)
 
 
@@ -303,11 +313,25 @@ def _advance(builder: ir.IRBuilder, pointer: ir.Value, offset: ir.Value) -> ir.V
 
 
 def _for_each_block(builder, layout, weight, columns, body, last):
-    """body(address of a block, number of its first weight) for whole blocks, last(address, number) for lone weights."""
+    """body(address of a block, number of its first weight, how many blocks before it in this round of the loop)
+    for whole blocks, last(address, number) for lone weights.
+    """
+    together = max(1, SUMS * LANES // layout.weights)
     whole = builder.sdiv(columns, ir.Constant(_INT, layout.weights))
-    with cgutils.for_range(builder, whole, intp=_INT) as loop:
-        at = builder.mul(loop.index, ir.Constant(_INT, layout.size))
-        body(_advance(builder, weight, at), builder.mul(loop.index, ir.Constant(_INT, layout.weights)))
+    rounds = builder.sdiv(whole, ir.Constant(_INT, together))
+
+    def block(number, place):
+        at = builder.mul(number, ir.Constant(_INT, layout.size))
+        body(_advance(builder, weight, at), builder.mul(number, ir.Constant(_INT, layout.weights)), place)
+
+    with cgutils.for_range(builder, rounds, intp=_INT) as loop:
+        first = builder.mul(loop.index, ir.Constant(_INT, together))
+        for place in range(together):
+            block(builder.add(first, ir.Constant(_INT, place)), place)
+    if together > 1:
+        done = builder.mul(rounds, ir.Constant(_INT, together))
+        with cgutils.for_range(builder, builder.sub(whole, done), intp=_INT) as loop:
+            block(builder.add(done, loop.index), 0)
     if layout.bytes_each:
         done = builder.mul(whole, ir.Constant(_INT, layout.weights))
         with cgutils.for_range(builder, builder.sub(columns, done), intp=_INT) as loop:
@@ -318,38 +342,39 @@ def _for_each_block(builder, layout, weight, columns, body, last):
 def _sums(builder: ir.IRBuilder, kind: int, rows: int, weight, columns, x, x_row) -> list[ir.Value]:
     """One row of weights with so many rows of x: their sums.
 
-    Each sum is two accumulators and a third for lone weights, whatever the number of rows: the same bits alone or
-    together.
+    Each is SUMS accumulators, so that a multiply-add need not wait for the one before, and one more for lone weights:
+    whatever the number of rows, so that a row has the same bits alone or beside others.
     """
     layout = _LAYOUTS[kind]
     zero, zeros = ir.Constant(_FLOAT, 0.0), ir.Constant(_VECTOR, [0.0] * LANES)
-    sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(2)] for _ in range(rows)]
+    sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(SUMS)] for _ in range(rows)]
     rests = [cgutils.alloca_once_value(builder, zero) for _ in range(rows)]
     starts = [_advance(builder, x, builder.mul(x_row, ir.Constant(_INT, r))) for r in range(rows)]
 
-    def add(accumulator: ir.Value, product: ir.Value) -> None:
-        builder.store(product, accumulator)
-
-    def body(address: ir.Value, first: ir.Value) -> None:
-        for number, (offset, values) in enumerate(layout.emit(Block(builder, address))):
+    def body(address: ir.Value, first: ir.Value, place: int) -> None:
+        before = place * layout.weights // LANES
+        for number, (offset, values) in enumerate(layout.emit(Block(builder, address)), before):
             for r in range(rows):
-                place = _advance(builder, starts[r], builder.add(first, ir.Constant(_INT, offset)))
-                factor = builder.load(builder.bitcast(place, _VECTOR.as_pointer()))
+                here = _advance(builder, starts[r], builder.add(first, ir.Constant(_INT, offset)))
+                factor = builder.load(builder.bitcast(here, _VECTOR.as_pointer()))
                 factor.align = 4
-                accumulator = sums[r][number % 2]
-                add(accumulator, _fma(builder, values, factor, builder.load(accumulator)))
+                accumulator = sums[r][number % SUMS]
+                builder.store(_fma(builder, values, factor, builder.load(accumulator)), accumulator)
 
     def last(address: ir.Value, number: ir.Value) -> None:
         value = _one_weight(builder, kind, address)
         for r in range(rows):
             factor = builder.load(_advance(builder, starts[r], number))
-            add(rests[r], _call(builder, "llvm.fma.f32", _FLOAT, [value, factor, builder.load(rests[r])]))
+            product = _call(builder, "llvm.fma.f32", _FLOAT, [value, factor, builder.load(rests[r])])
+            builder.store(product, rests[r])
 
     _for_each_block(builder, layout, weight, columns, body, last)
     totals = []
-    for (first, second), rest in zip(sums, rests, strict=True):
-        both = builder.fadd(builder.load(first), builder.load(second))
-        totals.append(builder.fadd(_reduce(builder, both, builder.fadd), builder.load(rest)))
+    for parts, rest in zip(sums, rests, strict=True):
+        vectors = [builder.load(part) for part in parts]
+        while len(vectors) > 1:
+            vectors = [builder.fadd(*pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
+        totals.append(builder.fadd(_reduce(builder, vectors[0], builder.fadd), builder.load(rest)))
     return totals
 
 
@@ -381,7 +406,7 @@ def unpack_row(typingctx, kind, out, weight, columns):
         _, out, weight, columns = arguments
         layout = _LAYOUTS[number]
 
-        def body(address, first):
+        def body(address, first, place):
             for offset, values in layout.emit(Block(builder, address)):
                 place = _advance(builder, out, builder.add(first, ir.Constant(_INT, offset)))
                 builder.store(values, builder.bitcast(place, _VECTOR.as_pointer())).align = 4
@@ -409,7 +434,6 @@ N = types.int64
 DOT = types.void(FLOATS, N, FLOATS, N, BYTES, N, N, N, N)
 UNPACK = types.void(FLOATS, N, BYTES, N, N, N)
 
-TOGETHER = 4  # rows of x that a weight, once unpacked, is multiplied with
 
 
 @inline

@@ -27,6 +27,7 @@ from numba.extending import intrinsic, models, register_model
 
 __all__ = [
     "FLOATS",
+    "HAS_HALF",
     "LANES",
     "PROBE_SUMS",
     "add",
@@ -57,18 +58,17 @@ __all__ = [
 ]
 
 
-def _lanes() -> int:
-    """The widest vectors of the CPU that Numba compiles for: this one's, unless NUMBA_CPU_FEATURES says otherwise."""
+def _features() -> dict[str, bool]:
+    """Of the CPU that Numba compiles for: this one's, unless NUMBA_CPU_FEATURES says otherwise."""
     if config.CPU_FEATURES is not None:
-        features = dict.fromkeys(config.CPU_FEATURES.replace("+", "").split(","), True)
-    else:
-        features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16
-    return 8 if features.get("avx") else 4
+        return dict.fromkeys(config.CPU_FEATURES.replace("+", "").split(","), True)
+    return dict(llvmlite.binding.get_host_cpu_features())
 
 
-LANES = _lanes()
+FEATURES = _features()
+LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of the widest vectors
+# Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
+HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
 
 PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-add's latency, fewer than registers
 
