@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, settings
 import fastllm
 from fastllm.tokenizers import WordTokenizer
 
-
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

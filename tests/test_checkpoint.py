@@ -254,7 +254,10 @@ DAMAGES = {
     "cut weights": (lambda f: os.truncate(f / WEIGHTS, 1000), "whole safetensors file"),
     "NaN": (lambda f: rewrite_weights(f, lambda a: a[THEIRS].fill(np.nan)), f"{NAME} must be finite; got NaN"),
     "shape": (lambda f: rewrite_weights(f, lambda a: a.update({THEIRS: a[THEIRS][:-1].copy()})), "of shape"),
-    "integers": (lambda f: rewrite_weights(f, lambda a: a.update({THEIRS: a[THEIRS].view(np.int32)})), "must be of floats"),
+    "integers": (
+        lambda f: rewrite_weights(f, lambda a: a.update({THEIRS: a[THEIRS].view(np.int32)})),
+        "must be of floats",
+    ),
     "missing weight": (lambda f: rewrite_weights(f, lambda a: a.pop(THEIRS)), f"missing, '{THEIRS}'"),
     "empty config": (lambda f: (f / CONFIG).write_bytes(b""), "must hold JSON"),
     "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "must hold JSON"),

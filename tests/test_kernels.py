@@ -166,7 +166,8 @@ def parameter_names(function):
     return list(inspect.signature(getattr(function, "py_func", function)).parameters)
 
 
-SERVICES = {"attention_scratch", "cache_directory", "matmul_scratch", "packed_scratch", "watch_compilation"}  # no kernels
+# No kernels.
+SERVICES = {"attention_scratch", "cache_directory", "matmul_scratch", "packed_scratch", "watch_compilation"}
 
 
 def test_kernels_twins_and_cases_have_the_same_names():
