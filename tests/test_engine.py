@@ -186,6 +186,20 @@ def test_samples_that_are_closed_pass_the_prompt_on():
     assert [generation.finish_reason for generation in generations] == [*["closed"] * 2, "length", "closed", "length"]
 
 
+def test_a_sample_that_is_closed_before_it_began_passes_the_prompt_on():
+    model = TableModel(context=60, seed=3)
+    running = Engine(model, slots=1)
+    config = GenerationConfig(n=4, max_tokens=3, temperature=1.0)
+    generations = running.submit([1, 2], config)
+    running.step()
+    for generation in generations[:2]:
+        generation.close()
+    run(running)
+    assert is_idle(running)
+    expected = list(samples([1, 2], config, TableModel(context=60, seed=3)))
+    assert [generation.tokens for generation in generations] == [expected[0][:1], [], *expected[2:]]
+
+
 def test_the_logits_of_a_prompt_are_kept_no_longer_than_they_are_needed():
     running = Engine(TableModel(context=60), slots=2)
     generations = running.submit([1], GenerationConfig(n=5, max_tokens=3, temperature=1.0))
@@ -406,9 +420,10 @@ def test_drafts_end_with_the_text():
 def test_drafts_are_shared_out():
     model = TableModel(vocab_size=3, context=100, scale=0.0)  # always token 0
     running = Engine(model, slots=8)
-    for _ in range(8):
-        running.submit([0, 0], GenerationConfig(max_tokens=21, speculate=31))
-    run(running)
+    texts = [running.submit([0, 0], GenerationConfig(max_tokens=21, speculate=31))[0] for _ in range(8)]
+    while running.busy:
+        running.step()
+        assert len({len(text.tokens) for text in texts}) == 1
     assert model.rows == [32] * 5  # 4 rows each, 20 tokens after the first
 
 
