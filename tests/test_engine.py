@@ -404,8 +404,15 @@ def test_drafts_save_steps():
     assert list(generate_tokens(drafted, [1, 2, 3], speculate=6, **config)) == expected == script
     assert plain.decoded == 27
     # After 1 comes 2 3 1 ..., it says the prompt: 2 and 3 are right, and 4 is chosen. 5, 6, 7 and 1 are new. From
-    # then on all six are right, and a seventh follows; but the last must not exceed 28.
-    assert drafted.rows == [7, 1, 1, 1, 1, 7, 7, 6]
+    # then on all is right: three tokens, the two that were and one more, then six; and 28 must not be exceeded.
+    assert drafted.rows == [7, 1, 1, 1, 1, 4, 7, 7, 2]
+
+
+def test_drafts_that_fail_become_short():
+    model = ScriptedModel([1, 2, 1, 3, 1, 4, 1, 5, 1, 6, 1, 7] * 2, vocab_size=8, context=100)
+    list(generate_tokens(model, [1] * 9, speculate=8, max_tokens=24))
+    assert model.rows[0] == 9
+    assert max(model.rows[1:8]) == 2
 
 
 def test_drafts_end_with_the_text():
