@@ -681,7 +681,7 @@ def test_a_batch_equals_each_alone_and_slots_can_be_reordered(backend):
 
 
 def test_texts_of_the_real_model_are_the_same_alone_and_in_any_batch():
-    """To the bit, log-probabilities too, as the kernels are. (The twins' matrix product is BLAS's.)"""
+    """To the bit: the log-probabilities, too. (BLAS, behind the twins, gives a row other bits alone.)"""
     model = real_model("numba", positions="rope", context=64)
     random = np.random.default_rng(5)
     requests = [
