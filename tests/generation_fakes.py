@@ -43,7 +43,10 @@ class FakeCache:
 
 
 class TableModel:
-    """logits after t_0 ... t_n = sum over i of 0.6 ** (n - i) * table[i, t_i]."""
+    """logits after t_0 ... t_n = sum over i of 0.6 ** (n - i) * table[i, t_i].
+
+    What prefill and decode returned is worth nothing after the next call.
+    """
 
     def __init__(self, vocab_size=5, context=8, seed=0, scale=1.0):
         self.config = SimpleNamespace(vocab_size=vocab_size, context=context)
@@ -53,6 +56,7 @@ class TableModel:
         self.prefilled = []  # tokens in each call of prefill
         self.rows = []  # rows in each call of decode
         self.caches = []
+        self.returned = np.empty(0)
 
     @property
     def decoded(self):
@@ -81,7 +85,7 @@ class TableModel:
             assert start < stop
             self.prompts.append(tokens[start:stop].tolist())
             cache.append(slot, tokens[start:stop])
-        return np.stack([self.logits_of(cache, slot) for slot in slots])
+        return self.give([self.logits_of(cache, slot) for slot in slots])
 
     def decode(self, tokens, cache, slots=None):
         slots = np.arange(len(tokens)) if slots is None else slots
@@ -93,7 +97,12 @@ class TableModel:
             assert cache.texts[slot]
             cache.append(slot, [token])
             logits.append(self.logits_of(cache, slot))
-        return np.stack(logits)
+        return self.give(logits)
+
+    def give(self, rows):
+        self.returned.fill(np.nan)
+        self.returned = np.stack(rows)
+        return self.returned
 
     def logits_of(self, cache, slot):
         assert len(cache.texts[slot]) <= self.config.context

@@ -186,6 +186,20 @@ def test_samples_that_are_closed_pass_the_prompt_on():
     assert [generation.finish_reason for generation in generations] == [*["closed"] * 2, "length", "closed", "length"]
 
 
+def test_a_sample_that_is_closed_before_it_began_passes_the_prompt_on():
+    model = TableModel(context=60, seed=3)
+    running = Engine(model, slots=1)
+    config = GenerationConfig(n=4, max_tokens=3, temperature=1.0)
+    generations = running.submit([1, 2], config)
+    running.step()
+    for generation in generations[:2]:
+        generation.close()
+    run(running)
+    assert is_idle(running)
+    expected = list(samples([1, 2], config, TableModel(context=60, seed=3)))
+    assert [generation.tokens for generation in generations] == [expected[0][:1], [], *expected[2:]]
+
+
 def test_the_logits_of_a_prompt_are_kept_no_longer_than_they_are_needed():
     running = Engine(TableModel(context=60), slots=2)
     generations = running.submit([1], GenerationConfig(n=5, max_tokens=3, temperature=1.0))
@@ -390,8 +404,15 @@ def test_drafts_save_steps():
     assert list(generate_tokens(drafted, [1, 2, 3], speculate=6, **config)) == expected == script
     assert plain.decoded == 27
     # After 1 comes 2 3 1 ..., it says the prompt: 2 and 3 are right, and 4 is chosen. 5, 6, 7 and 1 are new. From
-    # then on all six are right, and a seventh follows; but the last must not exceed 28.
-    assert drafted.rows == [7, 1, 1, 1, 1, 7, 7, 6]
+    # then on all is right: three tokens, the two that were and one more, then six; and 28 must not be exceeded.
+    assert drafted.rows == [7, 1, 1, 1, 1, 4, 7, 7, 2]
+
+
+def test_drafts_that_fail_become_short():
+    model = ScriptedModel([1, 2, 1, 3, 1, 4, 1, 5, 1, 6, 1, 7] * 2, vocab_size=8, context=100)
+    list(generate_tokens(model, [1] * 9, speculate=8, max_tokens=24))
+    assert model.rows[0] == 9
+    assert max(model.rows[1:8]) == 2
 
 
 def test_drafts_end_with_the_text():
@@ -406,9 +427,10 @@ def test_drafts_end_with_the_text():
 def test_drafts_are_shared_out():
     model = TableModel(vocab_size=3, context=100, scale=0.0)  # always token 0
     running = Engine(model, slots=8)
-    for _ in range(8):
-        running.submit([0, 0], GenerationConfig(max_tokens=21, speculate=31))
-    run(running)
+    texts = [running.submit([0, 0], GenerationConfig(max_tokens=21, speculate=31))[0] for _ in range(8)]
+    while running.busy:
+        running.step()
+        assert len({len(text.tokens) for text in texts}) == 1
     assert model.rows == [32] * 5  # 4 rows each, 20 tokens after the first
 
 

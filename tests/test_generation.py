@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pickle
 from itertools import pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from generation_fakes import ScriptedModel, TableModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastllm.errors import ConfigError
+from fastllm.errors import ConfigError, FastllmError
 from fastllm.generation import (
     Engine,
     GenerationConfig,
@@ -25,6 +26,7 @@ from fastllm.generation import (
 )
 from fastllm.generation.sampling import log_softmax
 from fastllm.generation.stop import StopStrings
+from fastllm.generation.text import Reader
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, WordTokenizer
 
 CHARACTERS = CharacterTokenizer.build(["abcdefgh END"])
@@ -390,6 +392,22 @@ def test_closing_a_stream_frees_its_slot():
     assert model.cache.used == {0}
     pieces.close()
     assert model.cache.used == set()
+
+
+def test_what_goes_wrong_after_a_stop_string_does_not_matter():
+    """Several tokens may come in one step, the stop string's end and an error among them."""
+    tokens = CHARACTERS.encode("abENDab").tolist()
+
+    def reader(count):
+        generation = SimpleNamespace(
+            tokens=tokens[:count], logprobs=None, finish_reason="error", error=FastllmError("damaged"), close=list,
+            config=GenerationConfig(stop="END"),
+        )  # fmt: skip
+        return Reader(generation, CHARACTERS, [])
+
+    assert reader(6).read() == ("ab", tokens[:5], None, "stop")
+    with pytest.raises(FastllmError, match="damaged"):
+        reader(4).read()
 
 
 # --- batches

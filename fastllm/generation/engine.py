@@ -137,11 +137,16 @@ class Engine:
 
     def _accept(self, generation: Generation, drafted: list[int], logits: Floats) -> None:
         """Choose from each row of logits, up to the first that doesn't go on as drafted."""
+        right = 0
         for row, guess in zip(logits, [*drafted, None], strict=True):
             if self._choose(generation, row) != guess:
                 break
+            right += 1
         if drafted and generation.finish_reason is None:
             self._cache.truncate(generation._slot, generation._cached)
+            # A row that was drafted wrong is lost time: the next draft is as long as this one was right, and one
+            # more; twice as long if all of it was.
+            generation._most_drafted = right + 1 if right < len(drafted) else 2 * right
 
     def _choose(self, generation: Generation, logits: Floats) -> int | None:
         """The next token, None if the text has ended."""
@@ -290,6 +295,7 @@ class Generation:
         self._slot = -1
         sampler.begin(prompt.tokens)
         self._speculates = config.speculate > 0 and config.temperature == 0
+        self._most_drafted = config.speculate
         if self._speculates:
             self._text = np.empty(len(prompt.tokens) + limit, np.int32)
             self._text[: len(prompt.tokens)] = prompt.tokens
@@ -325,7 +331,7 @@ class Generation:
 
     def _draft(self, spare: int) -> list[int]:
         """Tokens that may come next, at most so many, and no more than the text may still have."""
-        count = min(self.config.speculate, spare, self.limit - len(self.tokens) - 1)
+        count = min(self.config.speculate, self._most_drafted, spare, self.limit - len(self.tokens) - 1)
         if not self._speculates or count < 1:
             return []
         return draft(self._text[: self.prompt_tokens + len(self.tokens)], self.config.speculate_ngram, count)

@@ -116,9 +116,10 @@ def generate_batch(
 
     slots  how many texts are generated side by side, 1 to 32: more take more memory, and less time in all
 
-    Each is the text that `generate` gives for its prompt: neither the other prompts nor `slots` change it. The
-    first of n samples has the seed's own random state, each further one another that follows from the seed.
-    With beams > 1 the n are the best hypotheses, and there may be fewer.
+    Each is the text that `generate` gives for its prompt: neither the other prompts nor `slots` change it. (On the
+    NumPy twins up to rounding, which may decide between two tokens.) The first of n samples has the seed's own
+    random state, each further one another that follows from the seed. With beams > 1 the n are the best
+    hypotheses, and there may be fewer.
 
     Arguments and errors as for `generate`; an error in a prompt names its position, before any is generated.
 
