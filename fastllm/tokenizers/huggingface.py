@@ -60,7 +60,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json with what the files beside it say. Needs the extra `hf`.
 
     `encode` gives the ids of plain text, without begin or end token; `encode_template` recognises control
-    tokens, as transformers does in what a chat template wrote.
+    tokens, as transformers does in what a chat template wrote. A character that the vocabulary can't write, which
+    byte-level ones with all bytes don't have, is left out or "<unk>", as the file says.
 
     control_ids  the added tokens that the file calls special, "<unk>" too if it is one: decode leaves them out
     """
