@@ -112,7 +112,7 @@ def decode(rounds: int) -> Record:
     model, probe = Model(config), Probe()
     size = model.parameters.flat.size
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, 128)
-    cache = model.new_cache(1, 256)
+    cache = model.new_cache()
     embedding, pairs = config.vocab_size * config.width, 128 * 129 // 2
     flops = 2 * (size - embedding) * 128 + 2 * embedding + 4 * pairs * config.layers * config.width
     steps: list[float] = []
@@ -121,6 +121,7 @@ def decode(rounds: int) -> Record:
     model.prefill(prompt, None, cache)
     for _ in range(rounds):
         limits.append(probe.limits())
+        cache.release(0)
         began = time.perf_counter()
         model.prefill(prompt, None, cache)
         prompts.append(time.perf_counter() - began)

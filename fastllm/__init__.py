@@ -25,6 +25,7 @@ _HOME = {
     "ByteTokenizer": "tokenizers",
     "CharacterTokenizer": "tokenizers",
     "Chat": "generation",
+    "Completion": "generation",
     "ConfigError": "errors",
     "DataError": "errors",
     "FastllmError": "errors",
@@ -42,6 +43,7 @@ _HOME = {
     "beam_search": "generation",
     "clip_gradients": "optimizers",
     "generate": "generation",
+    "generate_batch": "generation",
     "load": "checkpoint",
     "load_tokenizer": "tokenizers",
     "preset": "config",
@@ -68,6 +70,7 @@ __all__ = [
     "ByteTokenizer",
     "CharacterTokenizer",
     "Chat",
+    "Completion",
     "ConfigError",
     "DataError",
     "FastllmError",
@@ -87,6 +90,7 @@ __all__ = [
     "datasets",
     "errors",
     "generate",
+    "generate_batch",
     "generation",
     "kernels",
     "layers",
@@ -119,7 +123,7 @@ if TYPE_CHECKING:
     from .checkpoint import load, save
     from .config import ModelConfig, preset
     from .errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
-    from .generation import Chat, GenerationConfig, beam_search, generate, stream
+    from .generation import Chat, Completion, GenerationConfig, beam_search, generate, generate_batch, stream
     from .layers.score import Score
     from .model import Model
     from .optimizers import SGD, Adam, AdamW, Lion, clip_gradients

@@ -1,5 +1,8 @@
 """A checkpoint is a folder: model.safetensors, config.json, tokenizer.json, and for going on with training
-optimizer.safetensors and progress.json.
+optimizer.safetensors and progress.json. `load` opens other projects' models too.
+
+Where Hugging Face has a name for the model, weights and config.json are as transformers has them, so that it opens the
+folder; config.json then says in "fastllm" what theirs has no words for. Other models have our names.
 
 It is written whole beside the old one and then takes its place, so that at any moment one of the two is
 complete: `.checkpoint.new` becomes `checkpoint` after that has become `.checkpoint.old`.
@@ -7,6 +10,7 @@ complete: `.checkpoint.new` becomes `checkpoint` after that has become `.checkpo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,15 +24,21 @@ from safetensors import SafetensorError
 
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
+from .formats import OpenedModel, open_model
+from .formats.huggingface import from_huggingface, to_huggingface
+from .formats.huggingface_config import model_type
+from .formats.huggingface_export import config_files
+from .hub import download, is_hub_name
 from .model import Model
 from .optimizers import Optimizer
 from .parameters import check_shapes, parameter_shapes
-from .tokenizers import load_tokenizer
+from .tokenizers import load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+GENERATION = "generation_config.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
-FORMAT, VERSION = "fastllm", 1
+FORMAT, VERSION = "fastllm", 2  # version 1 has our names for all parameters, and no other project's config.json
 
 
 def save(
@@ -41,8 +51,13 @@ def save(
     """Write a checkpoint folder, in one step from a reader's view.
 
     optimizer, progress  kept with it, to go on with training later
-    Raises OSError if the disk is full or the folder can't be written; what was there stays.
+    Raises OSError if the disk is full or the folder can't be written; what was there stays. Raises ValueError for a
+    model with an adapter: merge it before, or save it alone.
     """
+    if model.adapter is not None:
+        raise ValueError(
+            "a checkpoint holds a model without an adapter; got one with; merge_adapter() before, or save_adapter"
+        )
     target = Path(directory).resolve()
     if target.exists() and not _is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
@@ -52,9 +67,8 @@ def save(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        _write_arrays(new / WEIGHTS, model.parameters)
-        _write_json(new / CONFIG, {"format": FORMAT, "version": VERSION, "model": model.config.to_dict()})
-        tokenizer.save(new / TOKENIZER)
+        _write_model(new, model, tokenizer, keeps_order=optimizer is not None)
+        tokenizer.save_into(new)
         if optimizer is not None:
             _write_arrays(new / OPTIMIZER, optimizer.state())
         if progress is not None:
@@ -71,43 +85,108 @@ def save(
 
 
 def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, Tokenizer]:
-    """The model and tokenizer of a checkpoint folder, or of a run folder that has one.
+    """A model and its tokenizer, from
 
-    Raises FileNotFoundError, or FormatError for a file that is damaged or not a checkpoint's.
+        a checkpoint or run folder of ours     in memory, ready to be trained
+        a folder of Hugging Face's             GPT-2, Llama, Mistral, Qwen2, Qwen3; safetensors
+        a GGUF file                            the same architectures, quantised or not
+        a llama2.c checkpoint                  with tokenizer.bin beside it
+        a name such as "org/model"             where there is no such file: from Hugging Face's hub (extra `hf`)
+
+    Other projects' files are mapped into memory and their weights used as they are, without a copy, until something
+    trains them (see Model.unfreeze). `model.generation_options` are what the files say about generating.
+
+    Raises FileNotFoundError, or FormatError for a file that is damaged or of a kind that can't be opened; it says
+    which can.
     """
-    folder = find_checkpoint(path)
-    fields = _read_json(folder / CONFIG)
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT or not isinstance(fields.get("model"), dict):
-        raise FormatError(f"{folder / CONFIG} must be a fastllm checkpoint's; got another format; name a folder that "
-                          "`fastllm train` or fastllm.save wrote")  # fmt: skip
-    if fields.get("version") != VERSION:
-        raise FormatError(
-            f"{folder / CONFIG} must be of version {VERSION}; got {fields.get('version')!r:.40}; update fastllm"
-        )
+    given = Path(path)
+    if not given.exists() and not _beside(given.resolve(), "old").exists() and is_hub_name(os.fspath(path)):
+        given = download(os.fspath(path))
+    folder = _find(given)
+    if folder is None:
+        return _open_foreign(given, backend)
+    fields = _own_fields(folder)
+    if fields is None:
+        return _open_foreign(folder, backend)
     try:
         config = ModelConfig.from_dict(fields["model"])
     except ConfigError as error:
         raise FormatError(f"{folder / CONFIG}: {error}") from None
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise FormatError(
-            f"{folder}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
-            f"vocab_size {config.vocab_size}; the files are of two checkpoints"
-        )
     arrays = read_arrays(folder / WEIGHTS)
     try:
+        _check_vocabulary(folder, tokenizer, config)
         # Before memory is taken for what may be a damaged configuration.
         if config.layers > len(arrays):
             raise ValueError(
                 f"{config.layers} layers have more parameters than the {len(arrays)} here; use another checkpoint"
             )
+        if fields["names"] == "huggingface":
+            arrays = from_huggingface(config, arrays)
         decayed, others = parameter_shapes(config)
         check_shapes(decayed | others, arrays)
         model = Model(config, backend=backend)
-        model.parameters.load(arrays)
+        model.unfreeze().load(arrays)
     except ValueError as error:
         raise FormatError(f"{folder / WEIGHTS}: {error}") from None
+    model.generation_options = fields["generation"]
     return model, tokenizer
+
+
+def _own_fields(folder: Path) -> dict[str, Any] | None:
+    """What config.json says of a model that fastllm wrote: model, names, generation; None for another project's."""
+    fields = _read_json(folder / CONFIG)
+    if not isinstance(fields, dict):
+        raise FormatError(f"{folder / CONFIG} must hold a JSON object; got {type(fields).__name__}; use another folder")
+    own = fields if fields.get("format") == FORMAT else fields.get(FORMAT)
+    if own is None:
+        return None
+    names = "huggingface" if own is not fields else "fastllm"
+    if not isinstance(own, dict) or not isinstance(own.get("model"), dict):
+        raise FormatError(f"{folder / CONFIG} must describe a model of fastllm's; got something else; use another one")
+    if own.get("version") not in (1, VERSION):
+        raise FormatError(
+            f"{folder / CONFIG} must be of version {VERSION}; got {own.get('version')!r:.40}; update fastllm"
+        )
+    generation = own.get("generation", {})
+    if not isinstance(generation, dict):
+        raise FormatError(f"{folder / CONFIG} must hold options of generation in an object; mend it")
+    if isinstance(generation.get("end_ids"), list):
+        generation["end_ids"] = tuple(generation["end_ids"])
+    return {"model": own["model"], "names": names, "generation": generation}
+
+
+def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
+    """A model of another project."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there must be a model at {path}; got nothing; check the name: a run or checkpoint folder, a folder of "
+            "Hugging Face's, or a GGUF file"
+        )
+    opened = open_model(path)
+    tokenizer = _foreign_tokenizer(opened)
+    _check_vocabulary(path, tokenizer, opened.config)
+    model = Model(opened.config, backend=backend, weights=opened.weights)
+    options = {name: value for name, value in opened.generation.items() if name != "begin_id"}
+    if not options.get("end_ids"):
+        options.pop("end_ids", None)
+    model.generation_options = options
+    return model, tokenizer
+
+
+def _foreign_tokenizer(opened: OpenedModel) -> Tokenizer:
+    if opened.source == "gguf":
+        return tokenizer_from_gguf(opened.tokenizer_metadata)
+    return load_tokenizer(opened.path if opened.path.is_dir() else opened.path.parent)
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """A model may have more rows than there are tokens, which nothing uses, but not fewer."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise FormatError(
+            f"{path}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
+            f"vocab_size {config.vocab_size}; the files are of two models"
+        )
 
 
 def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> dict[str, Any]:
@@ -128,17 +207,48 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """The checkpoint folder at path, or in the run folder at path."""
-    given = Path(path)
-    for folder in (given, given / "checkpoint"):
-        _restore(folder)
-        if _is_checkpoint(folder):
-            return folder
-    if not given.exists():
+    folder = _find(Path(path))
+    if folder is not None:
+        return folder
+    if not Path(path).exists():
         raise FileNotFoundError(f"there must be a checkpoint or run folder at {path}; got nothing; check the name")
     raise FormatError(
         f"{path} must hold {CONFIG} and {WEIGHTS}, or a checkpoint folder; got neither; "
         "name a folder that `fastllm train` or fastllm.save wrote"
     )
+
+
+def _find(path: Path) -> Path | None:
+    for folder in (path, path / "checkpoint"):
+        _restore(folder)
+        if _is_checkpoint(folder):
+            return folder
+    return None
+
+
+def _write_model(folder: Path, model: Model, tokenizer: Tokenizer, keeps_order: bool) -> None:
+    """Weights and config.json, with Hugging Face's names where it has some.
+
+    keeps_order  rows stay where they are, as the optimizer's moments do. Hugging Face has RoPE on the halves of a
+                 head, so rows of a model that has it on pairs would change places
+    """
+    config, parameters = model.config, model.parameters
+    own: dict[str, Any] = {"version": VERSION, "generation": dict(model.generation_options)}
+    try:
+        model_type(config)
+        is_known = not (keeps_order and config.rope_interleaved)
+    except FormatError:
+        is_known = False
+    if not is_known:
+        _write_arrays(folder / WEIGHTS, parameters)
+        _write_json(folder / CONFIG, {"format": FORMAT, **own, "model": config.to_dict()})
+        return
+    _write_arrays(folder / WEIGHTS, to_huggingface(config, parameters), {"format": "pt"})
+    options = {"end_ids": (tokenizer.end_id,), "begin_id": tokenizer.begin_id, **model.generation_options}
+    fields, generation = config_files(config, "float32", options)
+    in_halves = dataclasses.replace(config, rope_interleaved=False).to_dict()
+    _write_json(folder / CONFIG, {**fields, FORMAT: {**own, "model": in_halves}})
+    _write_json(folder / GENERATION, generation)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -167,9 +277,10 @@ def _beside(folder: Path, state: str) -> Path:
     return folder.parent / f".{folder.name}.{state}"
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     try:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        safetensors.numpy.save_file(contiguous, path, metadata)
     except SafetensorError as error:  # how it reports a full disk
         raise OSError(f"{path} could not be written: {error}; what was there before is untouched") from None
 

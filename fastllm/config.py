@@ -18,6 +18,7 @@ POSITIONS = ("learned", "rope", "sinusoidal", "none")
 ROPE_SCALINGS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "factors": ("factors",),
 }
 
 
@@ -66,8 +67,9 @@ class ModelConfig:
     positions        "learned", "rope", "sinusoidal" (fixed, added) or "none"
     rope_theta       base of RoPE's frequencies
     rope_interleaved RoPE pairs columns (2i, 2i+1) instead of (i, i + D/2)
-    rope_scaling     None, {"type": "linear", "factor": f}, or {"type": "llama3", "factor", "low_freq_factor",
-                     "high_freq_factor", "original_max_position_embeddings"}
+    rope_scaling     None, {"type": "linear", "factor": f}, {"type": "llama3", "factor", "low_freq_factor",
+                     "high_freq_factor", "original_max_position_embeddings"}, or {"type": "factors", "factors": list}
+                     with a divisor for each of the D/2 frequencies
     attention_bias   bias of query, key and value
     qk_norm          RMSNorm of each head's query and key before RoPE, one weight (D,) for all heads (Qwen3)
     attention_output a linear layer after attention; without it heads * head_size must equal width
@@ -201,6 +203,17 @@ class ModelConfig:
         )
         needed = ROPE_SCALINGS[str(kind)]
         reject_unknown_keys(scaling, ("type", *needed), "rope_scaling")
+        if kind == "factors":
+            factors = scaling.get("factors")
+            _require(
+                isinstance(factors, list)
+                and len(factors) == self.head_size // 2  # type: ignore[operator]
+                and all(map(_is_positive, factors)),
+                f"rope_scaling's factors must be a list of {self.head_size} / 2 finite numbers > 0",
+                factors,
+                "give one for each pair of columns",
+            )
+            return
         for name in needed:
             value = scaling.get(name)
             _require(

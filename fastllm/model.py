@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
@@ -13,11 +16,17 @@ from .layers.embedding import Embedding
 from .layers.head import Head
 from .layers.kv_cache import KVCache
 from .layers.norm import Norm
-from .layers.rotary import rope_tables
+from .layers.rotary import Rotary
 from .layers.score import Score
+from .layers.shared import Shared
 from .layers.workspace import Workspace
+from .lora import AdapterParameters, LoRAConfig, additions_of
 from .memory import aligned
-from .parameters import Parameters, initialise
+from .packed import Packed
+from .parameters import FileParameters, FlatParameters, Parameters, initialise
+
+# Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
+PREFILL_ROWS = 256
 
 # Rows whose activations are in memory at once. A larger batch is done in parts of whole sequences: the same sums, in
 # less memory. A thousand rows keep the matrix products at full speed.
@@ -31,6 +40,8 @@ class Model:
     seed     of the random weights
     backend  "numba" (the compiled kernels) or "numpy" (their twins)
     dtype    float32; with backend "numpy" also float64, for gradient checks
+    weights  in place of random ones: float32 arrays and packed matrices by name, as fastllm.formats opens them. They
+             stay where they are, in a mapped file say, and are read only: see `unfreeze`
 
     tokens are int32 ids, (N,) packed rows or (B, T); starts (S+1,) says where sequences begin in packed rows.
     A target below 0 has no loss. One thread at a time: activations belong to the model.
@@ -39,38 +50,151 @@ class Model:
         >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=50), seed=0)
         >>> model.forward(np.array([[1, 2, 3], [4, 5, 6]])).shape
         (2, 3, 50)
+
+    generation_options  how the files that it comes from would have it generate: GenerationConfig's fields
     """
 
     def __init__(
-        self, config: ModelConfig, seed: int = 0, backend: str = "numba", dtype: DTypeLike = np.float32
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        backend: str = "numba",
+        dtype: DTypeLike = np.float32,
+        weights: Mapping[str, np.ndarray | Packed] | None = None,
     ) -> None:
         assert config.head_size is not None
         self.config = config
+        self.generation_options: dict[str, Any] = {}
         self._backend = Backend(backend, config.head_size, config.width, dtype)
-        self.parameters = Parameters(config, self._backend.dtype)
-        self.gradients = Parameters(config, self._backend.dtype)
-        initialise(self.parameters, config, seed)
+        self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
+        self.adapter: AdapterParameters | None = None
+        self._gradients: FlatParameters | None = None
+        self.parameters: Parameters | FileParameters
+        if weights is not None:
+            self.parameters = FileParameters(config, weights)
+        else:
+            self.parameters = Parameters(config, self._backend.dtype)
+            initialise(self.parameters, config, seed)
+        self._build()
+
+    def _build(self) -> None:
+        """Make the layers, which hold views of parameters and, once they are wanted, of gradients."""
+        gradients, config = self._gradients, self.config
         self._workspace = Workspace(self._backend.dtype)
-        shared = (self._backend, config, self.parameters, self.gradients, self._workspace)
-        self.embedding = Embedding(*shared)
-        angles = rope_tables(config, self._backend.dtype)
-        self.blocks = [Block(*shared, layer, angles) for layer in range(config.layers)]
-        self.final_norm = Norm(*shared, "final_norm") if config.final_norm else None
-        self.head = Head(*shared)
-        self._dstream = self._workspace.rows(config.width)
-        self._dnormed = self._workspace.rows(config.width)
+        shared = Shared(
+            self._backend,
+            config,
+            self.parameters,
+            gradients if isinstance(gradients, Parameters) else None,
+            self._workspace,
+            self.adapter,
+            gradients if isinstance(gradients, AdapterParameters) else None,
+        )
+        self.embedding = Embedding(shared)
+        self.blocks = [Block(shared, layer, self._rotary) for layer in range(config.layers)]
+        self.final_norm = Norm(shared, "final_norm") if config.final_norm else None
+        self.head = Head(shared)
+        self._dstream = self._workspace.shared("dstream", config.width)
+        self._dnormed = self._workspace.shared("dnormed", config.width)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the parameters are a file's, to be read only."""
+        return isinstance(self.parameters, FileParameters)
+
+    def unfreeze(self) -> Parameters:
+        """Copy parameters that a file holds to memory, as float32, so that they can be trained and written to.
+
+        Returns them. What trains all parameters calls it by itself; what is in memory already stays there.
+        """
+        if not isinstance(self.parameters, Parameters):
+            parameters = Parameters(self.config, self._backend.dtype)
+            for name, view in parameters.items():
+                view[...] = self.parameters[name]
+            self.parameters = parameters
+            self._build()
+        assert isinstance(self.parameters, Parameters)
+        return self.parameters
+
+    @property
+    def trainable(self) -> FlatParameters:
+        """What an optimizer updates: the adapter's parameters where there is one, else the model's own."""
+        if self.adapter is not None:
+            return self.adapter
+        return self.unfreeze()
+
+    @property
+    def gradients(self) -> FlatParameters:
+        """Gradients of `trainable`, by the same names; there is memory for them from the first use on."""
+        if self._gradients is None:
+            trainable = self.trainable
+            if isinstance(trainable, AdapterParameters):
+                self._gradients = AdapterParameters(self.config, trainable.additions, self._backend.dtype)
+            else:
+                self._gradients = Parameters(self.config, self._backend.dtype)
+            self._build()
+        return self._gradients
+
+    def add_lora(self, config: LoRAConfig | None = None, seed: int = 0, **options: Any) -> AdapterParameters:
+        """Train a small low-rank map beside linear maps instead of all parameters, which stay as they are.
+
+        config   what is added; options are LoRAConfig's fields, in its place
+        seed     of the random half of it
+
+        The parameters may stay in a file, quantised or not. Raises ConfigError for a wrong option, ValueError for a
+        model in float64 or that has an adapter already.
+
+            >>> import fastllm
+            >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=50))
+            >>> model.add_lora(rank=4, targets=("query", "value"))["blocks.0.attention.query.lora_a"].shape
+            (4, 128)
+        """
+        if config is not None and options:
+            raise ValueError("give a LoRAConfig or its fields; got both; leave one out")
+        if self.adapter is not None:
+            raise ValueError("a model has one adapter; got a second; merge_adapter() or remove_adapter() before")
+        adapter = AdapterParameters(self.config, additions_of(self.config, config or LoRAConfig(**options)))
+        adapter.initialise(seed)
+        self.set_adapter(adapter)
+        return adapter
+
+    def set_adapter(self, adapter: AdapterParameters) -> None:
+        """Use an adapter, in place of one that is there."""
+        if self._backend.dtype != np.float32:
+            raise ValueError(f"an adapter goes with a model in float32; got {self._backend.dtype}; make another Model")
+        self.adapter, self._gradients = adapter, None
+        self._build()
+
+    def remove_adapter(self) -> None:
+        """Compute without the adapter again."""
+        self.adapter = self._gradients = None
+        self._build()
+
+    def merge_adapter(self) -> None:
+        """Add what the adapter adds to the parameters themselves, which are float32 in memory from then on."""
+        if self.adapter is None:
+            raise ValueError("merge_adapter needs an adapter; got a model without; add_lora or load_adapter before")
+        adapter = self.adapter
+        self.remove_adapter()
+        parameters = self.unfreeze()
+        for name in adapter.additions:
+            parameters[f"{name}.weight"][...] += adapter.change(name)
 
     @property
     def backend(self) -> str:
         """The name of the backend."""
         return self._backend.name
 
-    def forward(self, tokens: ArrayLike, starts: ArrayLike | None = None) -> np.ndarray:
-        """Logits (N, V) of tokens (N,), or (B, T, V) of (B, T): a fresh array."""
+    def forward(self, tokens: ArrayLike, starts: ArrayLike | None = None, keep: bool = False) -> np.ndarray:
+        """Logits (N, V) of tokens (N,), or (B, T, V) of (B, T): a fresh array.
+
+        keep  every layer keeps its activations, to be looked at, until the next call; else layers share memory
+        """
         ids = np.asarray(tokens)
+        batch = self._batch(ids, starts)
         logits = aligned((ids.size, self.config.vocab_size), self._backend.dtype)
-        for part in self._batch(ids, starts).parts(ROWS_AT_ONCE):
-            self.head.forward(logits[part.rows], self._run(part))
+        for part in batch.parts(ROWS_AT_ONCE):
+            self.head.forward(logits[part.rows], self._run(part, keep))
         return logits.reshape(*ids.shape, -1)
 
     def score(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> Score:
@@ -106,24 +230,28 @@ class Model:
         wanted = self._targets(targets, ids.shape)
         normalizer = float((wanted >= 0).sum()) if normalizer is None else float(normalizer)
         score = Score()
+        gradients = self.gradients
         if not accumulate:
-            self._zero_sums()
+            self._zero_sums(gradients)
         for part in batch.parts(ROWS_AT_ONCE):
             if (wanted[part.rows] >= 0).any():
                 part.accumulate = accumulate or score.targets > 0
                 score += self._score_and_gradients(part, wanted[part.rows], normalizer)
         return score
 
-    def _zero_sums(self) -> None:
-        """Set the gradients to 0 that are always added to: norms', and embeddings' but for a tied head's."""
-        begin = self.gradients.decayed
+    def _zero_sums(self, gradients: FlatParameters) -> None:
+        """Set the gradients to 0 that are always added to: norms', embeddings' but for a tied head's, adapters'."""
+        if self.adapter is not None:
+            gradients.flat.fill(0)
+            return
+        begin = gradients.decayed
         if self.config.tied_head:
-            begin += self.gradients["embedding.token.weight"].size
-        self.gradients.flat[begin:] = 0
+            begin += gradients["embedding.token.weight"].size
+        gradients.flat[begin:] = 0
 
     def _score_and_gradients(self, batch: Batch, targets: np.ndarray, normalizer: float) -> Score:
         """Forward and backward of a part of a batch, at least one of whose tokens has a target."""
-        out = self._run(batch)
+        out = self._run(batch, keep=True)
         dstream = self._dstream.array
         if self.final_norm:
             score = self.head.score_and_gradients(self._dnormed.array, out, targets, normalizer, batch.accumulate)
@@ -147,49 +275,85 @@ class Model:
         """Set all gradients to 0."""
         self.gradients.flat.fill(0)
 
-    def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
-        """An empty cache for `batch` sequences of at most `capacity` tokens (None: the context)."""
-        return KVCache(self.config, batch, self.config.context if capacity is None else capacity, self._backend.dtype)
+    def new_cache(self, slots: int = 1) -> KVCache:
+        """An empty cache for so many texts, which grows as they do."""
+        return KVCache(self.config, slots, self._backend.dtype)
 
-    def prefill(self, tokens: ArrayLike, starts: ArrayLike | None, cache: KVCache) -> np.ndarray:
-        """Read prompts into the cache's slots from position 0; logits (S, V) of each prompt's last token."""
+    def prefill(
+        self, tokens: ArrayLike, starts: ArrayLike | None, cache: KVCache, slots: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Read stretches of text after what the cache's slots hold; logits (S, V) of each stretch's last token.
+
+        slots  (S,) where each belongs, no two the same; None: 0, 1, 2, ...
+
+        A stretch gives the same bits alone or beside others, in one piece or in several.
+        """
         batch = self._batch(np.asarray(tokens), starts)
         lengths = np.diff(batch.starts)
-        if len(lengths) > cache.batch or lengths.max() > cache.capacity:
+        chosen = _slots(cache, slots, len(lengths))
+        if len(np.unique(chosen)) < len(chosen):
             raise ValueError(
-                f"prompts must fit the cache of {cache.batch} x {cache.capacity} tokens; got {len(lengths)} "
-                f"prompts, the longest of {lengths.max()}; make a larger cache or shorten them"
+                f"prefill takes each slot once; got slots {chosen.tolist()}; read one stretch after another"
             )
-        batch.cache = cache
-        batch.slots = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        out = self._run(batch)
-        cache.lengths[:] = 0
-        cache.lengths[: len(lengths)] = lengths
-        return self.head.logits(out[batch.starts[1:] - 1])
+        places = cache.reserve(chosen, lengths)
+        before = cache.lengths[chosen]
+        positions = batch.positions + np.repeat(before, lengths)
+        if self._rotary:
+            self._rotary.reserve(int(positions.max()) + 1)
+        last = np.empty((len(lengths), self.config.width), self._backend.dtype)
+        for begin in range(0, len(places), PREFILL_ROWS):
+            end = min(begin + PREFILL_ROWS, len(places))
+            low = int(np.searchsorted(batch.starts, begin, side="right")) - 1
+            high = int(np.searchsorted(batch.starts, end, side="left"))
+            bounds = np.clip(batch.starts[low : high + 1], begin, end)
+            part = Batch(
+                batch.tokens[begin:end],
+                bounds - np.int32(begin),
+                positions[begin:end],
+                cache=cache,
+                places=places[begin:end],
+                slots=chosen[low:high],
+                before=before[low:high] + (bounds[:-1] - batch.starts[low:high]),
+            )
+            out = self._run(part)
+            ended = np.flatnonzero(bounds[1:] == batch.starts[low + 1 : high + 1])
+            last[low + ended] = out[part.starts[1:][ended] - 1]
+        cache.advance(chosen, lengths)
+        return self.head.logits(last)
 
-    def decode(self, tokens: ArrayLike, cache: KVCache) -> np.ndarray:
-        """Append tokens (B,), one to each slot of the cache; logits (B, V) of what follows."""
+    def decode(self, tokens: ArrayLike, cache: KVCache, slots: ArrayLike | None = None) -> np.ndarray:
+        """Append one token (N,) after another to the cache's slots; logits (N, V) of what follows each.
+
+        slots  (N,) the slot of each; None: 0, 1, 2, ... A slot named several times gets its tokens in that order
+
+        Up to 32 tokens at once, each gives the same bits as alone.
+        """
         ids = np.asarray(tokens)
-        if ids.shape != (cache.batch,):
-            raise ValueError(
-                f"decode takes one token for each of the cache's {cache.batch} slots; got shape {ids.shape}; "
-                "give an array of that length"
-            )
-        if cache.lengths.max() >= cache.capacity:
-            raise ValueError(
-                f"the cache holds {cache.capacity} tokens a slot and is full; got one more; stop, or make the "
-                f"cache larger (the model's context is {self.config.context})"
-            )
-        batch = self._batch(ids, np.arange(cache.batch + 1))
-        batch.positions = cache.lengths.copy()
+        if ids.ndim != 1:
+            raise ValueError(f"decode takes tokens (N,), one for each slot named; got shape {ids.shape}; give a row")
+        batch = self._batch(ids, np.arange(ids.size + 1))
+        batch.slots = _slots(cache, slots, ids.size)
         batch.cache, batch.is_decode = cache, True
-        batch.slots = np.arange(cache.batch, dtype=np.int32)
-        cache.lengths += 1
-        return self.head.logits(self._run(batch))
+        once, which, counts = np.unique(batch.slots, return_inverse=True, return_counts=True)
+        order = np.argsort(which, kind="stable")
+        batch.places = np.empty(ids.size, np.int32)
+        batch.places[order] = cache.reserve(once, counts)
+        nth = np.empty(ids.size, np.int32)  # among the tokens of its slot
+        nth[order] = np.arange(ids.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        batch.positions = cache.lengths[batch.slots] + nth
+        batch.lengths = batch.positions + np.int32(1)
+        if self._rotary:
+            self._rotary.reserve(int(batch.lengths.max()))
+        logits = self.head.logits(self._run(batch))
+        cache.advance(once, counts)
+        return logits
 
-    def _run(self, batch: Batch) -> np.ndarray:
-        """Rows (N, C) that the head takes. Keeps what backward needs."""
-        self._workspace.resize(len(batch.tokens))
+    def _run(self, batch: Batch, keep: bool = False) -> np.ndarray:
+        """Rows (N, C) that the head takes.
+
+        keep  what backward needs
+        """
+        self._workspace.resize(len(batch.tokens), keep)
         x = self.embedding.forward(batch)
         self._streams = []
         for block in self.blocks:
@@ -228,6 +392,8 @@ class Model:
                 f"a sequence may have at most context = {self.config.context} tokens; got {lengths.max()}; "
                 "shorten it, or train a model with a longer context"
             )
+        if self._rotary:
+            self._rotary.reserve(int(lengths.max()))
         positions = np.arange(flat.size, dtype=np.int32)
         if len(lengths) > 1:
             positions -= np.repeat(bounds[:-1], lengths)
@@ -263,3 +429,14 @@ def _ids(array: np.ndarray, what: str) -> np.ndarray:
         at = int(wrapped.argmax())
         raise ValueError(f"{what} must fit into int32; got {flat[at]} at position {at}; give ids of the vocabulary")
     return ids
+
+
+def _slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.ndarray:
+    """Check the slots that tokens go to."""
+    chosen = np.arange(count, dtype=np.int32) if slots is None else _ids(np.asarray(slots), "slots")
+    if chosen.shape != (count,) or chosen.min() < 0 or chosen.max() >= cache.slots:
+        raise ValueError(
+            f"slots must be {count} numbers from 0 to {cache.slots - 1}; got {chosen.tolist()[:40]}; "
+            "make a cache with more slots, or fewer texts at once"
+        )
+    return chosen

@@ -44,10 +44,11 @@ class Optimizer:
         if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
         self._model = model
+        self._trainable = model.trainable
         self._kernels = model._backend.kernels
         self.weight_decay = weight_decay
         self.steps = 0
-        self._moments = [np.zeros_like(model.parameters.flat) for _ in self.moments]
+        self._moments = [np.zeros_like(self._trainable.flat) for _ in self.moments]
 
     def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
         """Update all parameters once.
@@ -55,7 +56,7 @@ class Optimizer:
         gradient_scale  gradients count this many times: clip_scale, or 1 / batches accumulated
         """
         self.steps += 1
-        parameters, gradients = self._model.parameters, self._model.gradients
+        parameters, gradients = self._trainable, self._model.gradients
         decayed = parameters.decayed if self.weight_decay else 0
         # Matrices decay; norms, biases and embeddings, which stand behind them, do not.
         for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
@@ -65,7 +66,7 @@ class Optimizer:
 
     def compile(self) -> None:
         """Update no parameters: the kernels are compiled after it."""
-        nothing = self._model.parameters.flat[:0]
+        nothing = self._trainable.flat[:0]
         self._update(nothing, [nothing for _ in self._moments], nothing, 1.0, 1.0, 0.0)
         self._kernels.squared_norm(self._model._backend.norm_partials, nothing)
 

@@ -15,6 +15,8 @@ from numpy.typing import DTypeLike
 
 from .config import ModelConfig
 from .memory import aligned
+from .packed import KINDS, Packed
+from .quantize import dequantize
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -81,15 +83,14 @@ def check_shapes(shapes: Shapes, arrays: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must have shape {shape}; got {received}; use the configuration it was saved with")
 
 
-class Parameters(Mapping[str, np.ndarray]):
+class FlatParameters(Mapping[str, np.ndarray]):
     """A flat buffer and its named views. Read `parameters[name]`, write in place: `parameters[name][...] = x`.
 
     flat     (P,)  the whole buffer
     decayed  the first so many floats are what weight decay applies to
     """
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
-        decayed, others = parameter_shapes(config)
+    def __init__(self, decayed: Shapes, others: Shapes, dtype: DTypeLike = np.float32) -> None:
         self.decayed = sum(int(np.prod(shape)) for shape in decayed.values())
         size = self.decayed + sum(int(np.prod(shape)) for shape in others.values())
         self.flat = aligned(size, dtype)
@@ -108,6 +109,10 @@ class Parameters(Mapping[str, np.ndarray]):
         start = self._offsets[names[0]]
         stop = start + sum(self._views[name].size for name in names)
         return self.flat[start:stop].reshape(-1, *self._views[names[0]].shape[1:])
+
+    def packed(self, name: str) -> Packed:
+        """A matrix (O, I) as layers that decode take it; of float32 parameters only. No copy."""
+        return Packed(self._views[name].view(np.uint8), KINDS["F32"])
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Copy arrays of the same names and shapes into the buffer; nothing is copied if one is wrong.
@@ -134,6 +139,43 @@ class Parameters(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._views)
+
+
+class Parameters(FlatParameters):
+    """All parameters of a model, in the order of parameter_shapes."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(*parameter_shapes(config), dtype)
+
+
+class FileParameters(Mapping[str, np.ndarray]):
+    """Parameters as a file holds them, read and not written: float32 vectors, and matrices that may be packed.
+
+    `parameters[name]` is a float32 array, unpacked if need be.
+    """
+
+    def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray | Packed]) -> None:
+        """Raises ValueError for a missing or unknown name or a wrong shape."""
+        decayed, others = parameter_shapes(config)
+        check_shapes(decayed | others, arrays)
+        self._arrays = {name: arrays[name] for name in decayed | others}
+
+    def packed(self, name: str) -> Packed:
+        """A matrix as it is in the file."""
+        array = self._arrays[name]
+        if isinstance(array, Packed):
+            return array
+        return Packed(np.ascontiguousarray(array, np.float32).view(np.uint8), KINDS["F32"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._arrays[name]
+        return dequantize(array) if isinstance(array, Packed) else array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def initialise(parameters: Parameters, config: ModelConfig, seed: int) -> None:

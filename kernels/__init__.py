@@ -8,7 +8,7 @@ The contract, the same for all of them:
   int32. An optional array that is not there is passed empty. Nothing is checked here: layers do that.
 - Gradients of activations are overwritten, gradients of parameters are added to; those of matrices are overwritten
   where `accumulate` is false, which spares setting them to zero.
-- No memory is taken: scratch is passed in, from `matmul_scratch` or `attention_scratch`.
+- No memory is taken: scratch is passed in, from `matmul_scratch`, `packed_scratch` or `attention_scratch`.
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
 
@@ -26,17 +26,26 @@ from .activation import (
     silu_forward,
 )
 from .adam import adamw
-from .attention import attention_backward, attention_forward, attention_scratch
+from .attention import attention_backward, attention_forward, attention_prefill, attention_scratch
 from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm
+from .head_norm import head_norm_backward, head_norm_forward
 from .jit import cache_directory, watch_compilation
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
 from .lion import lion
+from .lora import lora_backward, lora_forward
 from .matmul import matmul, matmul_scratch
+from .packed import (
+    packed_backward,
+    packed_embedding_forward,
+    packed_forward,
+    packed_rows_forward,
+    packed_scratch,
+)
 from .residual import add
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward
@@ -51,6 +60,7 @@ __all__ = [
     "attention_backward",
     "attention_decode",
     "attention_forward",
+    "attention_prefill",
     "attention_scratch",
     "cache_directory",
     "cross_entropy_forward",
@@ -64,14 +74,23 @@ __all__ = [
     "gelu_forward",
     "gelu_tanh_backward",
     "gelu_tanh_forward",
+    "head_norm_backward",
+    "head_norm_forward",
     "kv_cache_write",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",
     "linear_forward",
     "lion",
+    "lora_backward",
+    "lora_forward",
     "matmul",
     "matmul_scratch",
+    "packed_backward",
+    "packed_embedding_forward",
+    "packed_forward",
+    "packed_rows_forward",
+    "packed_scratch",
     "relu_backward",
     "relu_forward",
     "rms_norm_backward",

@@ -33,6 +33,7 @@ from .simd import (
     add,
     advance,
     broadcast,
+    is_null,
     largest_lane,
     load,
     maximum,
@@ -46,6 +47,7 @@ from .simd import (
 from .tile import TILE_COLUMNS, TILE_ROWS
 
 P, N, B = FLOATS, types.int64, types.boolean
+PAGES = types.CPointer(types.int32)
 
 QUERIES, KEYS = 256, 256
 # From one row of scores to the next: whole tiles, and one vector more, lest a column's numbers share a few sets of
@@ -100,7 +102,7 @@ def scale_rows(to, to_row, source, source_row, rows, columns, factor):
             here[d] = there[d] * factor
 
 
-@linked(types.void(P, P, P, N, N, N, P, N, N))
+@linked(types.void(P, P, P, N, N, N, P, N, N), ordered=True)
 def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
     """Turn scores (rows, keys) into exp2(score - top); raise top, and rescale total and out where it grows.
 
@@ -134,11 +136,16 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
         total[n] += part
 
 
-@linked(types.void(P, N, P, N, P, P, P, N, N, N, N, types.float32, P))
-def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, size, scale, scratch):
+@linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, N, N, types.float32, P))
+def _forward_block(
+    out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, first, queries, size, scale, scratch
+):
     """One head, queries first .. first + queries - 1 of a sequence.
 
-    out, lse, q  addresses for the block's first query; k, v for the sequence's first key
+    out, lse, q  addresses for the block's first query; lse may be null
+    k, v         for the sequence's first key, or for the first of all pages
+    pages, page  numbers of the pages that hold the sequence's keys, `page` rows each: at most KEYS, or a multiple of
+                 that; page = 0: the keys are one stretch
     """
     padded = _padded(size)
     scores = scratch
@@ -148,14 +155,16 @@ def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, siz
     top = advance(v_panels, KEYS * padded)
     total = advance(top, QUERIES)
     spare = advance(total, QUERIES)
-    scale_rows(scaled, size, q, row, queries, size, scale * LOG2_E)
+    scale_rows(scaled, size, q, q_row, queries, size, scale * LOG2_E)
     for i in range(queries):
         top[i] = np.float32(-np.inf)
         total[i] = np.float32(0)
-    for j in range(0, first + queries, KEYS):
-        keys = min(KEYS, first + queries - j)
-        pack_transposed(k_panels, advance(k, j * row), row, size, keys)
-        pack_rows(v_panels, advance(v, j * row), row, keys, size)
+    together = min(KEYS, page) if page else KEYS
+    for j in range(0, first + queries, together):
+        keys = min(together, first + queries - j)
+        begin = pages[j // page] * page + j % page if page else j
+        pack_transposed(k_panels, advance(k, begin * row), row, size, keys)
+        pack_rows(v_panels, advance(v, begin * row), row, keys, size)
         for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
             rows = min(TILE_ROWS, queries - i)
             seen = min(keys, first + i + rows - j)  # by the tile's last query
@@ -176,7 +185,8 @@ def _forward_block(out, out_row, lse, lse_row, q, k, v, row, first, queries, siz
         inverse = np.float32(1) / total[i]
         for d in range(size):
             target[d] *= inverse
-        lse[i * lse_row] = top[i] * LN_2 + np.log(total[i])
+        if not is_null(lse):
+            lse[i * lse_row] = top[i] * LN_2 + np.log(total[i])
 
 
 @inline
@@ -201,9 +211,12 @@ def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, 
                         advance(p_lse, i * heads + h),
                         heads,
                         advance(p_qkv, i * row + h * size),
+                        row,
                         advance(p_qkv, start * row + kv * size),
                         advance(p_qkv, start * row + (kv + kv_heads) * size),
                         row,
+                        pointer(starts),
+                        0,
                         i - start,
                         queries,
                         size,
@@ -232,6 +245,85 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
         return
     for part in prange(parts):
         _forward_part(out, lse, qkv, starts, heads, kv_heads, rate, advance(room, part * size), part, parts)
+
+
+@inline
+def _seen(starts, before):
+    """Twice the scores of one head, where each sequence has some keys before its first query."""
+    total = 0
+    for s in range(starts.shape[0] - 1):
+        length = np.int64(starts[s + 1] - starts[s])
+        total += length * (2 * before[s] + length)
+    return total
+
+
+@inline
+def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch, part, parts):
+    """What one of so many threads does of attention_prefill."""
+    part = np.int64(part)
+    size = out.shape[1] // heads
+    row, out_row, kv_row = qkv.shape[1], out.shape[1], keys.shape[2]
+    group, done = heads // kv_heads, 0
+    total = _seen(starts, before) * heads
+    for s in range(starts.shape[0] - 1):
+        start, stop = np.int64(starts[s]), np.int64(starts[s + 1])
+        for h in range(heads):
+            kv = h // group * size
+            for i in range(start, stop, QUERIES):
+                queries = min(QUERIES, stop - i)
+                first = np.int64(before[s]) + i - start
+                work = queries * (2 * first + queries)
+                if _owner(done, work, total, parts) == part:
+                    _forward_block(
+                        advance(pointer(out), i * out_row + h * size),
+                        out_row,
+                        null(),
+                        0,
+                        advance(pointer(qkv), i * row + h * size),
+                        row,
+                        advance(pointer(keys), kv),
+                        advance(pointer(values), kv),
+                        kv_row,
+                        pointer(pages[slots[s]]),
+                        keys.shape[1],
+                        first,
+                        queries,
+                        size,
+                        scale,
+                        scratch,
+                    )
+                done += work
+
+
+@kernel(parallel=True)
+def attention_prefill(
+    out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch
+):
+    """New stretches of some sequences attend to all that their sequences have in the cache, which they are part of.
+
+    out          (N, H*D)         written
+    qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
+    keys, values (pages, T, K*D)  the new tokens' own already written (kv_cache_write)
+    pages        (slots, most)    the pages of each slot, in order; pages of at most KEYS tokens or a multiple of that
+    slots        (S,)             the slot of each stretch
+    starts       (S+1,)           stretch s has rows starts[s] .. starts[s+1]-1
+    before       (S,)             tokens in the slot before the stretch
+    scale        usually 1 / sqrt(D)
+    scratch      from attention_scratch(D)
+    """
+    parts = scratch.shape[0]
+    rate = np.float32(scale)
+    room, floats = pointer(scratch), scratch.shape[1]
+    if parts == 1 or _seen(starts, before) * out.shape[1] < SERIAL_WORK:
+        _prefill_part(
+            out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, rate, room, 0, 1
+        )
+        return
+    for part in prange(parts):
+        _prefill_part(
+            out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, rate, advance(room, part * floats),
+            part, parts,
+        )
 
 
 @linked(types.void(P, P, types.float32, types.float32, N, N))

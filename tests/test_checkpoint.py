@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fastllm
 from fastllm import checkpoint
-from fastllm.checkpoint import CONFIG, OPTIMIZER, PROGRESS, TOKENIZER, WEIGHTS, load_progress
+from fastllm.checkpoint import CONFIG, GENERATION, OPTIMIZER, PROGRESS, TOKENIZER, WEIGHTS, load_progress
 from fastllm.errors import FormatError
 
 
@@ -45,7 +45,7 @@ def test_everything_comes_back(saved, tiny_model, tokenizer):
     assert model.parameters.flat.tobytes() == tiny_model.parameters.flat.tobytes()
     assert model.config == tiny_model.config
     assert words.tokens == tokenizer.tokens
-    assert sorted(os.listdir(saved)) == [CONFIG, WEIGHTS, TOKENIZER]
+    assert sorted(os.listdir(saved)) == [CONFIG, GENERATION, WEIGHTS, TOKENIZER]
     assert os.listdir(saved.parent) == ["model"]
 
 
@@ -217,23 +217,26 @@ def test_folders_of_similar_names_stay(saved, tiny_model, tokenizer, suffix):
 
 
 def test_missing_folders_and_files(tmp_path, saved):
-    with pytest.raises(FileNotFoundError, match="there must be a checkpoint or run folder at"):
+    with pytest.raises(FileNotFoundError, match="there must be a model at"):
         load(tmp_path / "nothing")
-    with pytest.raises(FormatError, match=r"must hold config\.json and model\.safetensors"):
-        load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError, match=r"must be a model's folder, with a config\.json; got none"):
+        load(tmp_path / "empty")
     (saved / TOKENIZER).unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer"):
         load(saved)
 
 
 def rewrite_config(folder, **changes):
+    """What config.json says of the model in our words."""
     document = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**document, **changes}))
+    document["fastllm"] |= changes
+    (folder / CONFIG).write_text(json.dumps(document))
 
 
 def rewrite_model(folder, **changes):
     document = json.loads((folder / CONFIG).read_text())
-    rewrite_config(folder, model={**document["model"], **changes})
+    rewrite_config(folder, model={**document["fastllm"]["model"], **changes})
 
 
 def rewrite_weights(folder, change):
@@ -244,27 +247,29 @@ def rewrite_weights(folder, change):
 
 
 NAME = "blocks.0.attention.query.weight"
+THEIRS = "model.layers.0.self_attn.q_proj.weight"
 DAMAGES = {
     "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), "whole safetensors file"),
     "foreign weights": (lambda f: (f / WEIGHTS).write_bytes(b"GGUF" * 100), "whole safetensors file"),
     "cut weights": (lambda f: os.truncate(f / WEIGHTS, 1000), "whole safetensors file"),
-    "NaN": (lambda f: rewrite_weights(f, lambda a: a[NAME].fill(np.nan)), f"{NAME} must be finite; got NaN"),
-    "shape": (lambda f: rewrite_weights(f, lambda a: a.update({NAME: a[NAME][:-1].copy()})), "must have shape"),
-    "integers": (lambda f: rewrite_weights(f, lambda a: a.update({NAME: a[NAME].view(np.int32)})), "must be floats"),
-    "missing weight": (lambda f: rewrite_weights(f, lambda a: a.pop(NAME)), f"missing: .'{NAME}'"),
+    "NaN": (lambda f: rewrite_weights(f, lambda a: a[THEIRS].fill(np.nan)), f"{NAME} must be finite; got NaN"),
+    "shape": (lambda f: rewrite_weights(f, lambda a: a.update({THEIRS: a[THEIRS][:-1].copy()})), "of shape"),
+    "integers": (lambda f: rewrite_weights(f, lambda a: a.update({THEIRS: a[THEIRS].view(np.int32)})), "must be of floats"),
+    "missing weight": (lambda f: rewrite_weights(f, lambda a: a.pop(THEIRS)), f"missing, '{THEIRS}'"),
     "empty config": (lambda f: (f / CONFIG).write_bytes(b""), "must hold JSON"),
     "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "must hold JSON"),
     "deep config": (lambda f: (f / CONFIG).write_bytes(b"[" * 10**5), "must hold JSON"),
-    "list": (lambda f: (f / CONFIG).write_text("[]"), "another format"),
-    "other format": (lambda f: rewrite_config(f, format="gpt2"), "another format"),
+    "list": (lambda f: (f / CONFIG).write_text("[]"), "must hold a JSON object"),
+    "other format": (lambda f: (f / CONFIG).write_text('{"model_type": "bert"}'), "model_type must be one of gpt2"),
     "newer version": (lambda f: rewrite_config(f, version=99), "version"),
-    "no model": (lambda f: rewrite_config(f, model=None), "another format"),
+    "no model": (lambda f: rewrite_config(f, model=None), "must describe a model"),
+    "odd generation": (lambda f: rewrite_config(f, generation=[1]), "options of generation"),
     "unknown key": (lambda f: rewrite_model(f, widht=8), "no key 'widht'; did you mean 'width'"),
     "wrong value": (lambda f: rewrite_model(f, dropout=7), "dropout must be"),
     "wrong kind": (lambda f: rewrite_model(f, rope_scaling=7), "rope_scaling must be"),
     "endless number": (lambda f: rewrite_model(f, norm_eps=10**400), "norm_eps must be"),
-    "other sizes": (lambda f: rewrite_model(f, hidden=13), "must have shape"),
-    "huge sizes": (lambda f: rewrite_model(f, hidden=2**31 - 1), "must have shape"),
+    "other sizes": (lambda f: rewrite_model(f, hidden=13), "of shape"),
+    "huge sizes": (lambda f: rewrite_model(f, hidden=2**31 - 1), "of shape"),
     "huge context": (lambda f: rewrite_model(f, context=10**15), "context"),
     "many layers": (lambda f: rewrite_model(f, layers=10**9), "1000000000 layers have more"),
     "vocabulary": (lambda f: rewrite_model(f, vocab_size=7), "one vocabulary"),

@@ -1,6 +1,7 @@
 """fastllm generate: the library's text on stdout, and a line for what is wrong."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -32,14 +33,37 @@ def generate(*arguments):
             {"temperature": 1.5, "seed": 4, "top_k": 9},
         ),
         (["--temperature", "2", "--top-p", ".7"], {"temperature": 2.0, "top_p": 0.7}),
+        (
+            ["--temperature", "2", "--min-p", ".1", "--typical-p", ".8"],
+            {"temperature": 2.0, "min_p": 0.1, "typical_p": 0.8},
+        ),
+        (
+            ["--repetition-penalty", "3", "--presence-penalty", "1", "--frequency-penalty", ".5"],
+            {"repetition_penalty": 3.0, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+        ),
+        (["--speculate", "4"], {"speculate": 4}),
         (["--stop", "far", "--stop", "model"], {"stop": ("far", "model")}),
-        (["--beams", "3", "--length-penalty", "-1"], {"beams": 3, "length_penalty": -1.0}),
+        (
+            ["--beams", "3", "--length-penalty", "-1", "--early-stopping", "never"],
+            {"beams": 3, "length_penalty": -1.0, "early_stopping": "never"},
+        ),
     ],
 )
 @pytest.mark.parametrize("prompt", ["Is it", ""])
 def test_writes_what_the_library_generates(checkpoint, capsys, prompt, words, options):
     assert generate(checkpoint, prompt, *words) == 0
     assert capsys.readouterr().out == fastllm.generate(*learned(), prompt, **options) + "\n"
+
+
+def test_options_may_stand_before_the_prompt(checkpoint, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Is it", encoding="utf-8")
+    texts = []
+    for words in (["Is it", "--json", "--max-tokens", "3"], ["--max-tokens", "3", "--json", "Is it"]):
+        assert main(["generate", "--backend", "numpy", checkpoint, *words]) == 0
+        texts.append(capsys.readouterr().out)
+    assert main(["generate", "--batch", str(tmp_path / "prompts.txt"), checkpoint, "--max-tokens", "3"]) == 0
+    texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2] != ""
 
 
 def test_a_run_folder_is_as_good_as_its_checkpoint(checkpoint, capsys):
@@ -65,9 +89,9 @@ def test_text_appears_as_it_is_generated(checkpoint, monkeypatch):
         def flush(self):
             shown.append(self.getvalue())
 
-    def watched(model, tokens, cache):
+    def watched(*arguments):
         steps.append(len(shown))
-        return decode(model, tokens, cache)
+        return decode(*arguments)
 
     steps = []
     monkeypatch.setattr(fastllm.Model, "decode", watched)
@@ -75,6 +99,151 @@ def test_text_appears_as_it_is_generated(checkpoint, monkeypatch):
     assert generate(checkpoint, "Is it", "--max-tokens", "5") == 0
     assert steps == [1, 2, 3]  # a word is out before the next is computed
     assert shown[:3] == [" is", " is near", " is near."]
+
+
+def json_lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+PROMPTS = ["Is it", "", "Who are you", "What is red"]
+
+
+def test_several_prompts_give_json_lines(checkpoint, capsys):
+    assert generate(checkpoint, *PROMPTS, "--slots", "2") == 0
+    found = json_lines(capsys)
+    assert [line["prompt"] for line in found] == [0, 1, 2, 3]
+    model, tokenizer = learned()
+    for prompt, line in zip(PROMPTS, found, strict=True):
+        assert line["text"] == fastllm.generate(model, tokenizer, prompt)
+        assert tokenizer.decode([*tokenizer.encode(prompt), *line["tokens"]]) == prompt + line["text"]
+        assert line["prompt_tokens"] == max(tokenizer.encode(prompt).size, 1)
+        assert set(line) == {"prompt", "text", "tokens", "finish_reason", "prompt_tokens"}
+    assert found[0]["finish_reason"] == "end"
+
+
+@pytest.mark.parametrize("ending", ["", "\n"])
+@pytest.mark.parametrize("source", ["file", "-"])
+def test_a_batch_is_a_prompt_in_each_line(checkpoint, capsys, monkeypatch, tmp_path, source, ending):
+    text = "\n".join(PROMPTS) + ending
+    if source == "-":
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    else:
+        source = str(tmp_path / "prompts.txt")
+        (tmp_path / "prompts.txt").write_text(text, encoding="utf-8")
+    assert generate(checkpoint, "--batch", source) == 0
+    batch = json_lines(capsys)
+    assert generate(checkpoint, *PROMPTS) == 0
+    assert batch == json_lines(capsys)
+
+
+def test_lines_that_windows_ends_and_separators_within_lines(checkpoint, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffIs it\r\nWho\u2028are\x0cyou\r\n".encode())
+    assert generate(checkpoint, "--batch", str(tmp_path / "prompts.txt")) == 0
+    model, tokenizer = learned()
+    expected = [fastllm.generate(model, tokenizer, prompt) for prompt in ("Is it", "Who\u2028are\x0cyou")]
+    assert [line["text"] for line in json_lines(capsys)] == expected
+
+
+def test_json_of_one_prompt(checkpoint, capsys):
+    assert generate(checkpoint, "Is it", "--json", "--stop", "near") == 0
+    [line] = json_lines(capsys)
+    assert line["text"] == " is "
+    assert line["finish_reason"] == "stop"
+    assert generate(checkpoint, "Is it", "--json", "--max-tokens", "2") == 0
+    assert json_lines(capsys)[0]["finish_reason"] == "length"
+
+
+def test_several_samples_and_hypotheses(checkpoint, capsys):
+    options = {"temperature": 1.5, "seed": 2, "n": 3}
+    assert generate(checkpoint, "Is it", "Who", "--n", "3", "--temperature", "1.5", "--seed", "2") == 0
+    found = json_lines(capsys)
+    assert [line["prompt"] for line in found] == [0, 0, 0, 1, 1, 1]
+    expected = fastllm.generate_batch(*learned(), ["Is it", "Who"], **options)
+    assert [line["text"] for line in found] == [completion.text for completion in expected]
+    assert "score" not in found[0]
+    assert generate(checkpoint, "Is it", "--n", "2", "--beams", "3") == 0
+    best = fastllm.beam_search(*learned(), "Is it", beams=3)[:2]
+    assert [(line["text"], line["score"]) for line in json_lines(capsys)] == best
+
+
+def test_log_probabilities(checkpoint, capsys):
+    assert generate(checkpoint, "Is it", "--logprobs", "2", "--max-tokens", "3") == 0
+    [line] = json_lines(capsys)
+    model, tokenizer = learned()
+    text = tokenizer.encode("Is it").tolist()
+    assert [entry["token"] for entry in line["logprobs"]] == line["tokens"]
+    for entry in line["logprobs"]:
+        logits = model.forward(np.array(text))[-1].astype(np.float64)
+        logs = logits - np.log(np.exp(logits).sum())
+        assert entry["logprob"] == pytest.approx(logs[entry["token"]], abs=1e-5)
+        assert entry["text"] == tokenizer.tokens[entry["token"]]
+        assert [top["token"] for top in entry["top"]] == np.argsort(-logs)[:2].tolist()
+        text.append(entry["token"])
+
+
+def test_lines_come_as_soon_as_their_texts_are_complete(checkpoint, monkeypatch):
+    shown = []
+
+    class Output(io.StringIO):
+        def flush(self):
+            shown.append(len(steps))
+
+    def watched(*arguments):
+        steps.append(1)
+        return decode(*arguments)
+
+    steps = []
+    decode = fastllm.Model.decode
+    monkeypatch.setattr(fastllm.Model, "decode", watched)
+    monkeypatch.setattr("sys.stdout", Output())
+    assert generate(checkpoint, *PROMPTS, "--slots", "1", "--max-tokens", "3") == 0
+    assert len(shown) == len(PROMPTS)
+    assert shown[0] <= 2 < shown[-1] == len(steps)
+
+
+def test_what_is_not_asked_for_is_the_models_own(checkpoint, capsys, monkeypatch):
+    model, tokenizer = learned()
+    own = {"temperature": 4.0, "seed": 4, "max_tokens": 6}
+    expected = fastllm.generate(model, tokenizer, "Is it", **own)
+    load = fastllm.load
+
+    def with_options(*arguments):
+        loaded, tokenizer = load(*arguments)
+        loaded.generation_options = own
+        return loaded, tokenizer
+
+    monkeypatch.setattr("fastllm.checkpoint.load", with_options)
+    assert generate(checkpoint, "Is it") == 0
+    assert capsys.readouterr().out == expected + "\n"
+    assert generate(checkpoint, "Is it", "--temperature", "0") == 0
+    greedy = capsys.readouterr().out
+    assert greedy != expected + "\n"
+    assert generate(checkpoint, "Is it", "--temperature", "0", "--max-tokens", "1") == 0
+    assert greedy.startswith(capsys.readouterr().out.rstrip())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there must be a text file"),
+        (b"", "needs a prompt in each line; got nothing"),
+        (b"ab\xff", "must be UTF-8 text; got byte 0xff at position 2"),
+        (b"Is it\n" + b"far " * 40, "prompt 1: a prompt must fit into the model's context of 32 tokens; got 40"),
+    ],
+)
+def test_a_batch_that_cannot_be_read_is_a_failure(checkpoint, capsys, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    assert generate(checkpoint, "--batch", str(tmp_path / "prompts.txt")) == 1
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+
+
+def test_samples_of_temperature_0_are_wrong_use(checkpoint, capsys):
+    assert generate(checkpoint, "Is it", "--n", "2") == 2
+    assert "n above 1 needs a temperature above 0" in capsys.readouterr().err
 
 
 def damaged(folder):
@@ -98,6 +267,16 @@ def damaged(folder):
         (["--beams", "0"], "beams must be 1 or more"),
         (["--beams", "2", "--temperature", "1"], "beams above 1 need temperature=0"),
         (["--length-penalty", "inf"], "length_penalty must be between"),
+        (["--min-p", "2"], "min_p must be from 0 to 1"),
+        (["--typical-p", "0"], "typical_p must be above 0"),
+        (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0"),
+        (["--presence-penalty", "nan"], "presence_penalty must be finite"),
+        (["--frequency-penalty", "inf"], "frequency_penalty must be finite"),
+        (["--n", "0"], "n must be 1 or more"),
+        (["--n", "3", "--beams", "2"], "n must be at most beams"),
+        (["--logprobs", "-1"], "logprobs must not be negative"),
+        (["--speculate", "32"], "speculate must be from 0 to 31"),
+        (["--slots", "33"], "--slots must be from 1 to 32; got 33"),
     ],
 )
 def test_wrong_options_are_wrong_use_and_no_model_is_loaded(tmp_path, capsys, arguments, message):
@@ -110,7 +289,16 @@ def test_wrong_options_are_wrong_use_and_no_model_is_loaded(tmp_path, capsys, ar
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["model"], ["model", "text", "--top-k", "many"], ["model", "text", "--backend", "fast"]]
+    "arguments",
+    [
+        [],
+        ["model"],
+        ["model", "-", "-"],
+        ["model", "text", "--batch", "file"],
+        ["model", "text", "--top-k", "many"],
+        ["model", "text", "--early-stopping", "often"],
+        ["model", "text", "--backend", "fast"],
+    ],
 )
 def test_words_that_make_no_command_are_wrong_use(capsys, arguments):
     with pytest.raises(SystemExit) as exit:
@@ -123,7 +311,7 @@ def test_words_that_make_no_command_are_wrong_use(capsys, arguments):
     ("make", "message"),
     [
         (lambda folder: folder / "nowhere", "got nothing; check the name"),
-        (lambda folder: folder, "or a checkpoint folder; got neither"),
+        (lambda folder: folder, "must be a model's folder, with a config.json; got none"),
         (lambda folder: damaged(folder / "cut"), "whole safetensors file"),
     ],
 )

@@ -106,7 +106,8 @@ def test_stopped_and_resumed_gives_the_same_weights(tmp_path, job_file, uninterr
 def test_run_folder(uninterrupted):
     assert sorted(os.listdir(uninterrupted)) == ["checkpoint", "config.toml", "loss.svg", "metrics.jsonl"]
     assert sorted(os.listdir(uninterrupted / "checkpoint")) == [
-        "config.json", "model.safetensors", "optimizer.safetensors", "progress.json", "tokenizer.json",
+        "config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors", "progress.json",
+        "tokenizer.json",
     ]  # fmt: skip
     assert metrics(uninterrupted)[-1]["loss"] < metrics(uninterrupted)[0]["loss"]
 

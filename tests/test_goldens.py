@@ -11,7 +11,10 @@ import fastllm
 from fastllm.formats.huggingface import config_from_huggingface, from_huggingface, to_huggingface
 
 GOLDENS = Path(__file__).parent / "goldens"
-NAMES = ("gpt2", "llama", "llama-tied-wide-heads", "llama-biases-linear-rope", "llama3-rope")
+NAMES = (
+    "gpt2", "llama", "llama-tied-wide-heads", "llama-biases-linear-rope", "llama3-rope", "mistral", "qwen2", "qwen3",
+    "qwen3-tied-biases",
+)  # fmt: skip
 
 # Of the largest number in a tensor. float32 rounds to 6e-8; some hundred sums and products one after another,
 # on both sides, leave up to 7e-6 (where most of the key bias's gradient cancels). The smallest mistake that
@@ -53,7 +56,7 @@ def test_prefill_and_decode(model, golden):
     """All but the last token of each sequence read at once, the last alone, by way of the cache."""
     starts, tokens = golden["starts"], golden["tokens"]
     for begin, end in pairwise(starts):
-        cache = model.new_cache(1, int(end - begin))
+        cache = model.new_cache()
         if end - begin > 1:
             logits = model.prefill(tokens[begin : end - 1], None, cache)
             assert_close(logits[0], golden["logits"][end - 2], f"logits of row {end - 2}")

@@ -112,7 +112,7 @@ def test_rope_as_transformers_4_and_5_write_it(keys, theta, scaling):
     ("base", "keys", "received"),
     [
         ({}, {}, "got None"),
-        ({}, {"model_type": "mamba"}, "gpt2, llama; got 'mamba'"),
+        ({}, {"model_type": "mamba"}, "gpt2, llama, mistral, qwen2, qwen3; got 'mamba'"),
         ({}, {"model_type": ["gpt2"]}, "got ['gpt2']"),
         (GPT2, {"n_embd": None}, "n_embd must be a whole number > 0; got None"),
         (GPT2, {"n_layer": "2"}, "got '2'"),
@@ -238,7 +238,6 @@ def test_a_configuration_of_endless_layers_is_refused_at_once():
         (GPT2, {"activation": "swiglu"}, "activation=gelu_tanh"),
         (GPT2, {"heads": 2, "kv_heads": 1}, "kv_heads=2"),
         (GPT2, {"head_size": 4}, "head_size=3"),
-        (LLAMA, {"rope_interleaved": True}, "rope_interleaved=False"),
         (LLAMA, {"attention_output_bias": True}, "attention_output_bias=False"),
         (LLAMA, {"norm_position": "post"}, "norm_position=pre"),
     ],

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm import FormatError, Model
+from fastllm.formats import open_model
 from fastllm.formats.llama2c import read_llama2c
+from fastllm.packed import Packed
 from fastllm.parameters import Parameters
+from fastllm.quantize import dequantize
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 WIDTH, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCABULARY, CONTEXT = SIZES = (12, 10, 2, 3, 1, 7, 5)
@@ -45,6 +48,38 @@ def checkpoint(*, tied=False, sizes=SIZES):
     return header + b"".join(array.tobytes() for array in arrays)
 
 
+GROUP = 4
+
+
+def later_checkpoint(version, *, tied=False, sizes=SIZES, group=GROUP, flag=None, magic=b"24ka"):
+    """The bytes of a file of version 1 or 2, and our names -> what it holds."""
+    header = magic + struct.pack("<i7iB", version, *sizes, tied if flag is None else flag)
+    header += struct.pack("<i", group) if version == 2 else b""
+    data, expected = [header + bytes(256 - len(header))], {}
+    arrays = dict(TENSORS)
+    norms = ("attention_norm.weight", "feed_forward_norm.weight", "final_norm.weight")
+    order = [
+        *norms, "embedding.token.weight", "attention.query.weight", "attention.key.weight", "attention.value.weight",
+        "attention.output.weight", "feed_forward.gate.weight", "feed_forward.down.weight", "feed_forward.up.weight",
+        *([] if tied else ["head.weight"]),
+    ]  # fmt: skip
+    for name in order:
+        is_layered = name.startswith(("attention", "feed_forward"))
+        for layer, array in enumerate(arrays[name] if is_layered else [arrays[name]]):
+            ours = f"blocks.{layer}.{name}" if is_layered else name
+            if version == 1 or name in norms:
+                data.append(array.tobytes())
+                expected[ours] = array
+                continue
+            groups = array.reshape(-1, GROUP)
+            scales = np.abs(groups).max(axis=1) / 127
+            whole = np.round(groups / scales[:, None]).astype(np.int8)
+            data += [whole.tobytes(), scales.astype(np.float32).tobytes()]
+            restored = [[weight * scale for weight in row] for row, scale in zip(whole.tolist(), scales, strict=True)]
+            expected[ours] = np.array(restored, np.float32).reshape(array.shape)
+    return b"".join(data), expected
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return tmp_path_factory.mktemp("llama2c") / "model.bin"
@@ -63,6 +98,35 @@ def test_every_tensor_gets_its_name(path, tied):
         for layer in range(LAYERS):
             if (ours := f"blocks.{layer}.{name}") in parameters:
                 np.testing.assert_array_equal(parameters[ours], array[layer], err_msg=ours)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("tied", [True, False])
+def test_later_versions(path, version, tied):
+    data, expected = later_checkpoint(version, tied=tied)
+    path.write_bytes(checkpoint(tied=tied))
+    legacy, _ = read_llama2c(path)
+    path.write_bytes(data)
+    config, parameters = read_llama2c(path)
+    assert config == legacy
+    assert parameters.keys() == expected.keys() == Parameters(config).keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(parameters[name], array, err_msg=name)
+        assert parameters[name].dtype == np.float32
+        assert parameters[name].flags.owndata is False or version == 2
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_open_model_opens_it(path, version):
+    path.write_bytes(checkpoint() if version == 0 else later_checkpoint(version)[0])
+    opened = open_model(path)
+    config, parameters = read_llama2c(path)
+    assert (opened.source, opened.path, opened.config) == ("llama2c", path, config)
+    assert opened.generation == {"end_ids": (1, 2), "begin_id": 1}
+    for name, array in parameters.items():
+        weight = opened.weights[name]
+        assert isinstance(weight, Packed) == (array.ndim == 2)
+        np.testing.assert_array_equal(dequantize(weight) if isinstance(weight, Packed) else weight, array)
 
 
 def test_a_model_runs_on_it(path):
@@ -89,7 +153,15 @@ def test_the_file_is_mapped_and_stays_as_it_is(path):
         (checkpoint()[:28], "got 28"),
         (checkpoint()[:-1], f"got {len(checkpoint()) - 1}"),
         (checkpoint() + b"\0", f"got {len(checkpoint()) + 1}"),
-        (b"24ka" + checkpoint()[4:], "later one"),
+        (b"24ka" + checkpoint()[4:255], "got 255"),
+        (later_checkpoint(3)[0], "0, 1 or 2; got 3"),
+        (later_checkpoint(1, flag=2)[0], "0 or 1; got 2"),
+        (later_checkpoint(1)[0][:-1], f"got {len(later_checkpoint(1)[0]) - 1}"),
+        (later_checkpoint(1, sizes=(*SIZES[:5], -VOCABULARY, CONTEXT))[0], f"got {-VOCABULARY}"),
+        (later_checkpoint(2)[0] + b"\0", f"got {len(later_checkpoint(2)[0]) + 1}"),
+        (later_checkpoint(2, group=0)[0], "must divide the width, 12; got 0"),
+        (later_checkpoint(2, group=-4)[0], "got -4"),
+        (later_checkpoint(2, group=5)[0], "got 5"),
         (checkpoint(sizes=(0, *SIZES[1:])), "got 0"),
         (checkpoint(sizes=(WIDTH, HIDDEN, -1, *SIZES[3:])), "got -1"),
         (checkpoint(sizes=(WIDTH, HIDDEN, LAYERS, 5, *SIZES[4:])), "(12, 5)"),
@@ -139,6 +211,20 @@ def test_no_header_breaks_the_reader(path, header):
 def test_no_single_wrong_size_breaks_the_reader(path, field, value, tied):
     data = bytearray(checkpoint(tied=tied))
     struct.pack_into("<i", data, 4 * field, value)
+    read_or_refuse(path, bytes(data))
+
+
+@given(version=INT32 | st.integers(0, 3), header=st.tuples(*[INT32 | st.integers(-2, 13)] * 7), data=st.data())
+def test_no_later_header_breaks_the_reader(path, version, header, data):
+    flag, group = data.draw(st.integers(0, 255) | st.integers(0, 1)), data.draw(INT32 | st.integers(-1, 6))
+    head = b"24ka" + struct.pack("<i7iBi", version, *header, flag, group)
+    read_or_refuse(path, head + later_checkpoint(2)[0][len(head) :])
+
+
+@given(position=st.integers(0, 300), value=st.integers(0, 255), version=st.sampled_from([1, 2]))
+def test_no_single_wrong_byte_breaks_the_reader(path, position, value, version):
+    data = bytearray(later_checkpoint(version, tied=True)[0])
+    data[position] = value
     read_or_refuse(path, bytes(data))
 
 

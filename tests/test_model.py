@@ -331,7 +331,7 @@ def test_decoding_with_a_cache_equals_reading_all(config, backend):
     rng = np.random.default_rng(3)
     texts = rng.integers(0, 19, (3, 9))
     read = [5, 1, 3]
-    cache = model.new_cache(3, 9)
+    cache = model.new_cache(3)
     prompts = np.concatenate([text[:length] for text, length in zip(texts, read, strict=True)])
     logits = model.prefill(prompts, np.cumsum([0, *read]), cache)
     for _ in range(4):
@@ -345,7 +345,7 @@ def test_decoding_with_a_cache_equals_reading_all(config, backend):
 def test_reorder_moves_whole_sequences(backend):
     model = make_model(CONFIG, backend)
     texts = np.random.default_rng(3).integers(0, 19, (3, 5))
-    cache = model.new_cache(3, 9)
+    cache = model.new_cache(3)
     model.prefill(texts[:, :4], None, cache)
     cache.reorder(np.array([2, 0, 0]))
     logits = model.decode(texts[[2, 0, 0], 4], cache)
@@ -353,9 +353,81 @@ def test_reorder_moves_whole_sequences(backend):
         assert_close(row, model.forward(text)[-1])
 
 
-def test_prefill_starts_the_cache_anew():
+@backends
+def test_a_text_in_pieces_gives_the_bits_of_the_whole(backend):
+    """Prompts in chunks, beside others or alone, over the border of a page."""
+    config = dataclasses.replace(CONFIG, context=300)
+    model = make_model(config, backend)
+    texts = np.random.default_rng(3).integers(0, 19, (3, 290))
+    whole = model.prefill(texts, None, model.new_cache(3))
+    cache = model.new_cache(4)
+    pieces = [texts[:, :7], texts[:, 7:130], texts[:, 130:]]
+    for piece in pieces:
+        logits = model.prefill(piece, None, cache, slots=[3, 0, 2])
+    same = np.testing.assert_array_equal if backend == "numba" else assert_close  # BLAS gives a row other bits alone
+    same(logits, whole)
+    alone = model.new_cache()
+    same(model.prefill(texts[1], None, alone)[0], whole[1])
+    for row, text in zip(whole, texts, strict=True):
+        assert_close(row, model.forward(text)[-1])
+    assert cache.lengths.tolist() == [290, 0, 290, 290]
+
+
+@backends
+def test_tokens_of_one_slot_decoded_together_give_the_bits_of_one_after_another(backend):
+    """A slot named several times, as for drafted tokens; forgotten afterwards."""
+    model = make_model(dataclasses.replace(CONFIG, context=300), backend)
+    text = np.random.default_rng(3).integers(0, 19, 140)
+    same = np.testing.assert_array_equal if backend == "numba" else assert_close
+    cache, other = model.new_cache(), model.new_cache(2)
+    model.prefill(text[:124], None, cache)
+    expected = np.concatenate([model.decode([token], cache) for token in text[124:134]])
+    for _ in range(2):
+        model.prefill(text[:124], None, other, slots=[1])
+        model.decode([5], other, slots=[0])
+        logits = model.decode([*text[124:134], 7], other, slots=[1] * 10 + [0])
+        same(logits[:10], expected)
+        other.truncate(1, 3)
+        other.truncate(1, 0)
+    assert other.lengths.tolist() == [4, 0]
+
+
+@backends
+def test_slots_that_share_pages_go_their_own_ways(backend):
+    model = make_model(dataclasses.replace(CONFIG, context=300), backend)
+    rng = np.random.default_rng(3)
+    text, tails = rng.integers(0, 19, 200), rng.integers(0, 19, (3, 20))
+    cache = model.new_cache(3)
+    model.prefill(text, None, cache)
+    cache.copy(0, 1)
+    cache.reorder([1, 0, 0])
+    for column in tails.T:
+        logits = model.decode(column, cache)
+    for row, tail in zip(logits, tails, strict=True):
+        assert_close(row, model.forward(np.concatenate([text, tail]))[-1])
+    sizes = set()
+    for _ in range(3):  # what is released is used again
+        for slot in range(3):
+            cache.release(slot)
+        model.prefill(np.tile(text, (3, 1)), None, cache)
+        sizes.add(cache.nbytes)
+    assert len(sizes) == 1
+
+
+def test_an_interrupted_step_leaves_the_cache_as_it_was(monkeypatch):
     model = make_model(CONFIG, "numpy")
-    cache = model.new_cache(2, 9)
-    model.prefill(np.arange(8).reshape(2, 4), None, cache)
-    model.prefill([5, 6], None, cache)
-    assert cache.lengths.tolist() == [2, 0]
+    cache = model.new_cache()
+    model.prefill([1, 2, 3], None, cache)
+    expected = model.decode([4], cache)
+    cache.truncate(0, 3)
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.head.map, "forward", interrupt)
+        for _ in range(20):  # more often than there are pages
+            with pytest.raises(KeyboardInterrupt):
+                model.decode([5], cache)
+    assert cache.lengths.tolist() == [3]
+    np.testing.assert_array_equal(model.decode([4], cache), expected)

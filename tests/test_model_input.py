@@ -94,31 +94,37 @@ def test_a_model_can_be_used_after_an_error(model):
     np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
 
 
-@pytest.mark.parametrize(("batch", "capacity"), [(0, 5), (-1, 5), (1, 0), (1, -1), (1, 10)])
-def test_wrong_size_of_a_cache(model, batch, capacity):
-    with raises(ValueError, "a cache"):
-        model.new_cache(batch, capacity)
+@pytest.mark.parametrize("slots", [0, -1])
+def test_wrong_size_of_a_cache(model, slots):
+    with raises(ValueError, "a cache needs at least one slot"):
+        model.new_cache(slots)
 
 
 def test_wrong_use_of_a_cache(model):
-    cache = model.new_cache(2, 4)
-    with raises(ValueError, "fit the cache of 2 x 4 tokens; got 3 prompts"):
+    cache = model.new_cache(2)
+    with raises(ValueError, "slots must be 3 numbers from 0 to 1"):
         model.prefill([[1], [2], [3]], None, cache)
-    with raises(ValueError, "the longest of 5"):
-        model.prefill([1, 2, 3, 4, 5], None, cache)
+    with raises(ValueError, "each slot once"):
+        model.prefill([[1], [2]], None, cache, slots=[1, 1])
     model.prefill([[1, 2, 3], [4, 5, 6]], None, cache)
-    with raises(ValueError, "one token for each of the cache's 2 slots"):
-        model.decode([1], cache)
+    with raises(ValueError, "slots must be 1 numbers from 0 to 1"):
+        model.decode([1], cache, slots=[2])
+    with raises(ValueError, "decode takes tokens"):
+        model.decode([[1]], cache)
     with raises(ValueError, "got 19 at position 0"):
         model.decode([19, 0], cache)
     for indices in ([0], [0, 2], [-1, 0]):
         with raises(ValueError, "reorder takes 2 slot numbers"):
             cache.reorder(np.array(indices))
+    with raises(ValueError, "at most the tokens it has, 3; got 4"):
+        cache.truncate(0, 4)
     assert cache.lengths.tolist() == [3, 3]
-    model.decode([1, 2], cache)
-    with raises(ValueError, "holds 4 tokens a slot and is full"):
+    model.decode([1, 2, 3, 4, 5, 6, 7], cache, slots=[0, 1, 0, 0, 0, 0, 0])
+    with raises(ValueError, "at most context = 9 tokens; got 10 with the 1 new ones, in slot 0"):
         model.decode([1, 2], cache)
-    assert cache.lengths.tolist() == [4, 4]
+    with raises(ValueError, "context = 9"):
+        model.prefill([[1, 2, 3, 4, 5, 6]], None, cache, slots=[1])
+    assert cache.lengths.tolist() == [9, 4]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def activations(model, tokens):
 
     Those of one block are of the first; query, key, value and scores are (B, H, T, D) and (B, H, T, T).
     """
-    logits = model.forward(tokens)
+    logits = model.forward(tokens, keep=True)
     probabilities = np.empty_like(logits).reshape(-1, logits.shape[-1])
     softmax_forward = (kernels if model.backend == "numba" else reference).softmax_forward
     softmax_forward(probabilities, logits.reshape(probabilities.shape))
@@ -111,7 +111,7 @@ def test_every_activation(model, partials):
 
 def test_all_inputs_are_sorted(model):
     inputs = np.indices((3,) * DIGITS, dtype=np.int32).reshape(DIGITS, -1).T  # (729, 6)
-    cache = model.new_cache(len(inputs), CONTEXT)
+    cache = model.new_cache(len(inputs))
     logits = model.prefill(inputs, None, cache)
     outputs = [logits.argmax(axis=1)]
     while len(outputs) < DIGITS:

@@ -38,7 +38,7 @@ def story(folder):
 def written(model, tokenizer):
     """The ids of the most probable text, <s> first, as run.c writes it at temperature 0 from no prompt."""
     ids = [tokenizer.begin_id]
-    cache = model.new_cache(1, TOKENS)
+    cache = model.new_cache()
     logits = model.prefill(np.array(ids), None, cache)
     for _ in range(TOKENS):
         token = int(logits[0].argmax())

@@ -3,40 +3,131 @@
 An empty prompt gives a text from its beginning. The prompt is read as it stands, without marks of who speaks;
 `fastllm chat` adds them.
 
+Several prompts, and those of --batch, are generated side by side; each text is the one that its prompt alone would
+give. Several texts, --json and --logprobs write JSON Lines, in the order of the prompts:
+
+  {"prompt": 0, "text": "...", "tokens": [...], "finish_reason": "end", "prompt_tokens": 3}
+
+prompt counts from 0; finish_reason is "end" (an end token), "stop" (a stop string) or "length" (--max-tokens, or the
+context is full). --beams adds the "score", --logprobs for each token its log-probability and so many alternatives.
+
 examples:
   fastllm generate runs/shakespeare "ROMEO:" --max-tokens 200 --temperature 0.8
   fastllm generate runs/demo-en "The moon" --beams 4
   fastllm generate runs/demo-en - < prompt.txt
+  fastllm generate runs/demo-en "The moon" --n 3 --temperature 1
+  fastllm generate runs/demo-en --batch prompts.txt > texts.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
+from typing import TYPE_CHECKING, Any
 
-from .model_options import add_generation, add_model, generation_config
+from ..errors import ConfigError, DataError
+from ..generation import GenerationConfig
+from .model_options import add_generation, add_model, add_option, generation_config
+
+if TYPE_CHECKING:
+    from ..generation import Completion
+    from ..tokenizers import Tokenizer
+
+EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from standard input")
-    add_generation(parser)
-    parser.add_argument("--beams", type=int, metavar="N", default=argparse.SUPPRESS,
-                        help="beam search with N hypotheses, at temperature 0 (default: 1)")  # fmt: skip
-    parser.add_argument("--length-penalty", type=float, metavar="X", default=argparse.SUPPRESS,
-                        help="a hypothesis scores log-probability / length ** X (default: 1)")  # fmt: skip
+    prompts = parser.add_argument("prompts", metavar="PROMPT", nargs="+", default=[],
+                                  help="text to continue; - reads it from standard input")  # fmt: skip
+
+    class Batch(argparse.Action):
+        """Takes the place of the prompts. (With nargs="*" they could not follow an option.)"""
+
+        def __call__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace, value: Any, *_: Any) -> None:
+            arguments.batch = value
+            prompts.required = False
+
+    parser.add_argument("--batch", action=Batch, metavar="FILE",
+                        help="a file with a prompt in each line, in place of PROMPT; - is standard input")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="write JSON Lines")
+    parser.add_argument("--slots", type=int, default=8, metavar="N",
+                        help="how many texts to generate side by side, 1 to 32 (default: 8)")  # fmt: skip
+    add_option(parser, "--n", int, "N", "texts for each prompt: samples, or with --beams the best (default: 1)")
+    add_option(parser, "--logprobs", int, "N", "log-probabilities of the tokens, with N alternatives for each")
+    generation = add_generation(parser)
+    add_option(generation, "--beams", int, "N", "beam search with N hypotheses, at temperature 0 (1)")
+    add_option(generation, "--length-penalty", float, "X", "a hypothesis scores log-probability / length ** X (1)")
+    add_option(generation, "--early-stopping", _early_stopping, "WHEN", "stop a beam search when so many hypotheses "
+               "are complete (true), when no other is likely to become better (false), when none can (never) "
+               "(false)")  # fmt: skip
+    parser.set_defaults(parser=parser)
+
+
+def _early_stopping(word: str) -> bool | str:
+    if word not in EARLY_STOPPING:
+        raise argparse.ArgumentTypeError(f"must be true, false or never; got {word!r}")
+    return EARLY_STOPPING[word]
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.prompts and arguments.batch is not None:
+        arguments.parser.error("give prompts or --batch, one of the two")
+    if arguments.prompts.count("-") > 1:
+        arguments.parser.error("standard input is one prompt; got - twice")
+    if not 1 <= arguments.slots <= 32:
+        raise ConfigError(f"--slots must be from 1 to 32; got {arguments.slots}; use 8")
     config = generation_config(arguments)
     from ..checkpoint import load
-    from ..generation import stream
+    from ..generation import completions, stream
     from ..training.progress import compile_kernels
 
     model, tokenizer = load(arguments.model, arguments.backend)
+    prompts = _read_prompts(arguments)
     compile_kernels(model)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    for piece in stream(model, tokenizer, prompt, config):
-        print(piece, end="", flush=True)
-    print()
+    config = GenerationConfig.of(config, {}, model.generation_options)
+    if arguments.json or arguments.batch is not None or len(prompts) > 1 or config.n > 1 or config.logprobs is not None:
+        found = completions(model, tokenizer, prompts, config, slots=arguments.slots)
+        for completion in found:
+            print(json.dumps(_json_line(completion, tokenizer), ensure_ascii=False, allow_nan=False), flush=True)
+    else:
+        for piece in stream(model, tokenizer, prompts[0], config):
+            print(piece, end="", flush=True)
+        print()
     return 0
+
+
+def _read_prompts(arguments: argparse.Namespace) -> list[str]:
+    if arguments.batch is None:
+        return [sys.stdin.read() if prompt == "-" else prompt for prompt in arguments.prompts]
+    from ..datasets import read_text
+
+    text = sys.stdin.read() if arguments.batch == "-" else read_text(arguments.batch)
+    if not text:
+        raise DataError(f"--batch needs a prompt in each line; got nothing in {arguments.batch}; write one")
+    return text.removesuffix("\n").split("\n")
+
+
+def _json_line(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        text = tokenizer.tokens[token] if token < tokenizer.vocab_size else None
+        # what can't come has no number in JSON
+        return {"token": token, "text": text, "logprob": logprob if math.isfinite(logprob) else None}
+
+    line: dict[str, Any] = {
+        "prompt": completion.prompt,
+        "text": completion.text,
+        "tokens": completion.tokens,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+    }
+    if completion.score is not None:
+        line["score"] = completion.score
+    if completion.logprobs is not None:
+        line["logprobs"] = [
+            entry(token, logprob) | {"top": [entry(*alternative) for alternative in top]}
+            for token, logprob, top in completion.logprobs
+        ]
+    return line

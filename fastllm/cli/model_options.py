@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import Any
 
 from ..errors import ConfigError
 from ..generation import GenerationConfig
@@ -15,19 +16,32 @@ def add_model(parser: argparse.ArgumentParser) -> None:
                         help="compiled kernels or their NumPy twins (default: numba)")  # fmt: skip
 
 
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """Options named like GenerationConfig's fields; those that aren't given keep its defaults."""
+def add_option(parser: argparse._ActionsContainer, name: str, kind: Any, metavar: str, text: str) -> None:
+    """An option named like a field of GenerationConfig; not given, it isn't among the arguments."""
+    parser.add_argument(name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
-    def add(name: str, kind: type, metavar: str, text: str) -> None:
-        parser.add_argument(name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
-    add("--max-tokens", int, "N", "most tokens to generate (default: until the context is full)")
-    add("--temperature", float, "T", "0: always the most probable token; above: draw (default: 0)")
-    add("--top-k", int, "K", "draw from the K most probable tokens (default: all)")
-    add("--top-p", float, "P", "draw from the most probable tokens that add up to P (default: 1, all)")
-    add("--seed", int, "S", "the same seed gives the same text (default: 0)")
-    parser.add_argument("--stop", action="append", metavar="TEXT", default=argparse.SUPPRESS,
-                        help="end before this text; may be repeated")  # fmt: skip
+def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """A group of options named like GenerationConfig's fields."""
+    group = parser.add_argument_group(
+        "generation", "What isn't given is the model's own setting if it has one, or else what stands in brackets."
+    )
+    add_option(group, "--max-tokens", int, "N", "most tokens to generate (until the context is full)")
+    add_option(group, "--temperature", float, "T", "0: always the most probable token; above: draw (0)")
+    add_option(group, "--top-k", int, "K", "draw from the K most probable tokens (all)")
+    add_option(group, "--top-p", float, "P", "draw from the most probable tokens that add up to P (1: all)")
+    add_option(group, "--min-p", float, "P", "leave out tokens less probable than P times the most probable (0)")
+    add_option(group, "--typical-p", float, "P", "draw from the most typical tokens that add up to P (1: all)")
+    add_option(group, "--repetition-penalty", float, "X", "divide positive logits of tokens in prompt or text by X, "
+               "multiply negative ones (1)")  # fmt: skip
+    add_option(group, "--presence-penalty", float, "X", "take X from the logits of tokens in the text (0)")
+    add_option(group, "--frequency-penalty", float, "X", "take X from them for each time they are there (0)")
+    add_option(group, "--speculate", int, "N", "at temperature 0, draft N tokens from earlier places in the text: the "
+               "same text, sooner where it repeats itself (0)")  # fmt: skip
+    add_option(group, "--seed", int, "S", "the same seed gives the same text (0)")
+    group.add_argument("--stop", action="append", metavar="TEXT", default=argparse.SUPPRESS,
+                       help="end before this text; may be repeated")  # fmt: skip
+    return group
 
 
 def generation_config(arguments: argparse.Namespace) -> GenerationConfig:

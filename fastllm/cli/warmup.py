@@ -115,7 +115,7 @@ def _train_and_answer(model: Model, optimizer: Optimizer) -> None:
     clip_gradients(model, 1e-6)
     optimizer.step(1e-6)
     model.score(tokens, targets)
-    cache = model.new_cache(capacity=len(tokens) + 1)
+    cache = model.new_cache()
     model.prefill(tokens, None, cache)
     model.decode(tokens[:1], cache)
 

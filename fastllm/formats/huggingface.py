@@ -1,26 +1,29 @@
-"""Hugging Face's names for the parameters of GPT-2 and Llama, and ours, both ways.
+"""Hugging Face's names for the parameters of GPT-2, Llama, Mistral, Qwen2 and Qwen3, and ours, both ways.
 
     GPT-2    transformer.h.0.attn.c_attn.weight (C, 3C)   blocks.0.attention.query | key | value.weight (C, C)
     Llama    model.layers.0.self_attn.q_proj.weight       blocks.0.attention.query.weight, the same array
 
-GPT-2's linear weights are (in, out), and its query, key and value are one tensor. Llama's are (out, in), laid
-out for RoPE on the halves (i, i + D/2) of a head. Numbers only change places, so gradients map as their
-parameters do.
+GPT-2's linear weights are (in, out), and its query, key and value are one tensor. Llama's and those of the others,
+which have Llama's names, are (out, in), laid out for RoPE on the halves (i, i + D/2) of a head; a model of ours with
+RoPE on the pairs (2i, 2i + 1) has its queries and keys put in that order. Numbers only change places, so gradients map
+as their parameters do.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
+from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.huggingface_config import config_from_huggingface, model_type
-from fastllm.parameters import Shapes, parameter_shapes
+from fastllm.formats.modules import Module, check, check_layers, layout_of, shapes_of
+from fastllm.formats.rows import row_order
 
 __all__ = ["config_from_huggingface", "from_huggingface", "to_huggingface"]
 
@@ -30,26 +33,6 @@ Arrays = Mapping[str, NDArray[Any]]
 BUFFERS = re.compile(
     r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
-
-
-class Module(NamedTuple):
-    """A module of theirs, by its name, and ours that it holds, stacked along the outputs. "{}" is the layer.
-
-    Its tensors are .weight and .bias, as far as the model has them.
-    """
-
-    theirs: str
-    ours: tuple[str, ...]
-    transposed: bool = False  # the weight is (in, out)
-
-
-class Tensor(NamedTuple):
-    """One tensor of a checkpoint: a module's weight or bias in one layer."""
-
-    name: str
-    ours: tuple[str, ...]
-    transposed: bool
-
 
 MODULES = {
     "gpt2": (
@@ -75,6 +58,8 @@ MODULES = {
         Module("model.layers.{}.self_attn.k_proj", ("blocks.{}.attention.key",)),
         Module("model.layers.{}.self_attn.v_proj", ("blocks.{}.attention.value",)),
         Module("model.layers.{}.self_attn.o_proj", ("blocks.{}.attention.output",)),
+        Module("model.layers.{}.self_attn.q_norm", ("blocks.{}.attention.query_norm",)),
+        Module("model.layers.{}.self_attn.k_norm", ("blocks.{}.attention.key_norm",)),
         Module("model.layers.{}.post_attention_layernorm", ("blocks.{}.feed_forward_norm",)),
         Module("model.layers.{}.mlp.gate_proj", ("blocks.{}.feed_forward.gate",)),
         Module("model.layers.{}.mlp.up_proj", ("blocks.{}.feed_forward.up",)),
@@ -83,6 +68,10 @@ MODULES = {
         Module("lm_head", ("head",)),
     ),
 }
+for _like_llama in ("mistral", "qwen2", "qwen3"):
+    MODULES[_like_llama] = MODULES["llama"]
+
+T = TypeVar("T")
 
 
 def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[np.float32]]:
@@ -93,27 +82,34 @@ def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[
 
     Raises FormatError for a missing, unknown or non-float tensor and for a wrong shape.
     """
-    modules = MODULES[model_type(config)]
-    prefix = modules[0].theirs.partition(".")[0] + "."
+    given = needed(config, tensors)
+    _check_floats(given)
+    return {name: array.astype(np.float32, copy=False) for name, array in renamed(config, given).items()}
+
+
+def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
+    """A checkpoint's tensors, of whatever kind, by their full names and without those a model has no use for."""
+    prefix = MODULES[model_type(config)][0].theirs.partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {
             name if name.startswith("lm_head.") else prefix + name: array for name, array in tensors.items()
         }
     given = {name: array for name, array in tensors.items() if not _is_spare(name, config)}
-    if config.layers > len(given):  # else a damaged config.json could ask for names without end
-        raise FormatError(
-            f"a model of {config.layers} layers must have more tensors than that; got {len(given)}; "
-            "use the config.json that belongs to the weights"
-        )
-    shapes = _shapes(config)
-    layout = _layout(config, shapes)
-    _check(given, {tensor.name: _stored_shape(tensor, shapes) for tensor in layout})
-    parameters: dict[str, NDArray[np.float32]] = {}
-    for name, ours, transposed in layout:
-        stacked = given[name].T if transposed else given[name]
-        ends = np.cumsum([shapes[part][0] for part in ours])
-        for part, array in zip(ours, np.split(stacked, ends[:-1]), strict=True):
-            parameters[part] = array.astype(np.float32, copy=False)
+    check_layers(config, given)
+    return given
+
+
+def renamed(config: ModelConfig, given: Arrays) -> dict[str, NDArray[Any]]:
+    """Parameters by our names from the needed tensors: views of them, of the same type.
+
+    Raises FormatError for a missing or unknown tensor and for a wrong shape.
+    """
+    layout = layout_of(MODULES[model_type(config)], config)
+    check(given, {tensor.name: tensor.shape for tensor in layout})
+    parameters: dict[str, NDArray[Any]] = {}
+    for tensor in layout:
+        stacked = given[tensor.name].T if tensor.transposed else given[tensor.name]
+        parameters.update(zip(tensor.ours, np.split(stacked, tensor.rows), strict=True))
     return parameters
 
 
@@ -123,38 +119,21 @@ def to_huggingface(config: ModelConfig, parameters: Arrays) -> dict[str, NDArray
     Raises FormatError for a model that Hugging Face has no name for, for a missing, unknown or non-float
     parameter and for a wrong shape.
     """
-    shapes = _shapes(config)
-    layout = _layout(config, shapes)
-    _check(parameters, shapes)
+    layout = layout_of(MODULES[model_type(config)], config)
+    check(parameters, shapes_of(config))
+    _check_floats(parameters)
     tensors = {}
-    for name, ours, transposed in layout:
-        parts = [parameters[part] for part in ours]
+    for tensor in layout:
+        parts = [in_halves(config, part, parameters[part]) for part in tensor.ours]
         stacked = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        tensors[name] = np.ascontiguousarray(stacked.T if transposed else stacked)
+        tensors[tensor.name] = np.ascontiguousarray(stacked.T if tensor.transposed else stacked)
     return tensors
 
 
-def _shapes(config: ModelConfig) -> Shapes:
-    decayed, others = parameter_shapes(config)
-    return decayed | others
-
-
-def _layout(config: ModelConfig, shapes: Shapes) -> list[Tensor]:
-    """The tensors of this model."""
-    layout = []
-    for theirs, ours, transposed in MODULES[model_type(config)]:
-        for layer in range(config.layers if "{}" in theirs else 1):
-            for kind in ("weight", "bias"):
-                names = tuple(f"{name.format(layer)}.{kind}" for name in ours)
-                if names[0] in shapes:
-                    layout.append(Tensor(f"{theirs.format(layer)}.{kind}", names, transposed))
-    return layout
-
-
-def _stored_shape(tensor: Tensor, shapes: Shapes) -> tuple[int, ...]:
-    parts = [shapes[part] for part in tensor.ours]
-    shape = (sum(part[0] for part in parts), *parts[0][1:])
-    return shape[::-1] if tensor.transposed else shape
+def in_halves(config: ModelConfig, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """One of our parameters laid out for RoPE on the halves of a head: a copy where rows change places."""
+    order = row_order(config, name, len(array), interleaved=False)
+    return array if order is None else array[order]
 
 
 def _is_spare(name: str, config: ModelConfig) -> bool:
@@ -162,19 +141,7 @@ def _is_spare(name: str, config: ModelConfig) -> bool:
     return BUFFERS.fullmatch(name) is not None or (config.tied_head and name == "lm_head.weight")
 
 
-def _check(given: Arrays, shapes: Shapes) -> None:
-    """Raise FormatError unless given are float arrays with exactly these names and shapes."""
-    missing = [name for name in shapes if name not in given]
-    unknown = [name for name in given if name not in shapes]
-    for names, fault in (missing, "missing"), (unknown, "unknown"):
-        if names:
-            raise FormatError(
-                f"the weights must be those of the configuration; got {len(names)} {fault}, "
-                f"{', '.join(map(repr, names[:3]))}; use the configuration that belongs to them"
-            )
-    for name, shape in shapes.items():
-        if given[name].shape != shape or not np.issubdtype(given[name].dtype, np.floating):
-            raise FormatError(
-                f"{name} must be float, of shape {shape}; got {given[name].dtype}, {given[name].shape}; "
-                "use the configuration that belongs to the weights"
-            )
+def _check_floats(given: Arrays) -> None:
+    for name, array in given.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            raise FormatError(f"{brief(name)} must be of floats; got {array.dtype}; use a model of floats")

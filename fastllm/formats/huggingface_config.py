@@ -1,16 +1,23 @@
-"""Hugging Face's config.json of GPT-2 and Llama as our configuration."""
+"""Hugging Face's config.json of GPT-2, Llama, Mistral, Qwen2 and Qwen3, and our configuration, both ways.
+
+Mistral's is Llama's with a sliding window, Qwen2's is Llama's with biases of query, key and value, Qwen3's has norms of
+them instead. A window of W tokens sees all of a text that is no longer, so such a model is opened with a context of W:
+within it, the numbers are the same.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping
-from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from fastllm.config import ROPE_SCALINGS, ModelConfig
 from fastllm.errors import ConfigError, FormatError
+from fastllm.formats.bytes_of_file import brief
 
 Json = Mapping[str, Any]
+
+ROPE_TYPES = ("default", "linear", "llama3")
 
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -27,11 +34,15 @@ class Architecture(NamedTuple):
     fixed      fields of ours that are the same in every such model
     read       config.json -> the other fields
     related    the fields of ours that follow from others, as a given configuration must have them
+    write      our configuration -> config.json
+    name       of the class in transformers
     """
 
     fixed: Json
     read: Callable[[Json], Json]
     related: Callable[[ModelConfig], Json]
+    write: Callable[[ModelConfig], Json]
+    name: str
 
 
 def config_from_huggingface(config: Json) -> ModelConfig:
@@ -47,9 +58,33 @@ def config_from_huggingface(config: Json) -> ModelConfig:
     """
     architecture = ARCHITECTURES[_choice(config, "model_type", None, ARCHITECTURES)]
     try:
-        return ModelConfig(**architecture.fixed, **architecture.read(config))
+        return ModelConfig(**{**architecture.read(config), **architecture.fixed})
     except ConfigError as error:
         raise FormatError(f"config.json describes no model that fastllm can make: {error}") from error
+
+
+def config_to_huggingface(config: ModelConfig, *, dtype: str = "float32") -> dict[str, Any]:
+    """The config.json with which transformers, 4 or 5, makes this model, as JSON-ready values.
+
+    RoPE is written as transformers 4 has it, which 5 reads as well. Queries and keys of a model with RoPE on pairs
+    have to be put in the order of halves, as to_huggingface does.
+
+    Raises FormatError for a model that Hugging Face has no name for.
+
+    >>> config_to_huggingface(ModelConfig(vocab_size=61, width=16, hidden=64, layers=2, heads=4, context=24))["n_embd"]
+    16
+    """
+    name = model_type(config)
+    architecture = ARCHITECTURES[name]
+    return {
+        "architectures": [architecture.name],
+        "model_type": name,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its older name
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied_head,
+        **architecture.write(config),
+    }
 
 
 def model_type(config: ModelConfig) -> str:
@@ -94,6 +129,23 @@ def _related_gpt2(config: ModelConfig) -> Json:
     }
 
 
+def _write_gpt2(config: ModelConfig) -> Json:
+    activations = {ours: theirs for theirs, ours in reversed(GPT2_ACTIVATIONS.items())}
+    return {
+        "n_embd": config.width,
+        "n_inner": config.hidden,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_positions": config.context,
+        "n_ctx": config.context,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": activations[config.activation],
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+    }
+
+
 def _read_llama(config: Json) -> Json:
     _require(config, "hidden_act", "silu")
     heads, width = _size(config, "num_attention_heads"), _size(config, "hidden_size")
@@ -115,12 +167,77 @@ def _read_llama(config: Json) -> Json:
 
 
 def _related_llama(config: ModelConfig) -> Json:
-    return {"attention_output_bias": config.attention_bias}
+    # transformers refuses a width that heads don't divide, though head_dim is given
+    return {**_related_qwen3(config), "width": config.width - config.width % config.heads}
+
+
+def _related_qwen3(config: ModelConfig) -> Json:
+    return {"attention_output_bias": config.attention_bias, **_scaling_with_a_name(config)}
+
+
+def _write_llama(config: ModelConfig) -> Json:
+    scaling = None
+    if config.rope_scaling is not None:
+        numbers = {key: value for key, value in config.rope_scaling.items() if key != "type"}
+        scaling = {"rope_type": config.rope_scaling["type"], **numbers}
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "max_position_embeddings": config.context,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.feed_forward_bias,
+        "attention_dropout": 0.0,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+    }
+
+
+def _write_windowless(config: ModelConfig) -> Json:
+    return {**_write_llama(config), "sliding_window": None, "use_sliding_window": False}
+
+
+def _read_mistral(config: Json) -> Json:
+    return {**_read_llama(config), **_windowed(config, MISTRAL_WINDOW)}
+
+
+def _read_qwen2(config: Json) -> Json:
+    return {**_read_llama(config), **_windowed_qwen(config)}
+
+
+def _read_qwen3(config: Json) -> Json:
+    return {**_read_llama({**config, "head_dim": _size(config, "head_dim", QWEN3_HEAD)}), **_windowed_qwen(config)}
+
+
+def _windowed_qwen(config: Json) -> Json:
+    use = config.get("use_sliding_window", False)
+    kinds = config.get("layer_types") or ["full_attention"]
+    if not isinstance(use, bool) or not isinstance(kinds, list):
+        raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; mend config.json")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise FormatError(f"layer_types must be full_attention; got {brief(kind)}; use a model of that alone")
+    return _windowed({**config, "sliding_window": config.get("sliding_window", QWEN_WINDOW) if use else None}, None)
+
+
+def _windowed(config: Json, default: int | None) -> Json:
+    """The context in which a sliding window hides nothing."""
+    context = _size(config, "max_position_embeddings")
+    window = config.get("sliding_window", default)
+    return {"context": context if window is None else min(context, _size(config, "sliding_window", default))}
 
 
 def _read_rope(config: Json) -> Json:
-    """Theta and scaling: in rope_parameters since transformers 5, before in rope_theta and rope_scaling."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """Theta and scaling: in rope_parameters since transformers 5, before in rope_theta and rope_scaling.
+
+    Where both are, transformers takes rope_scaling.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise FormatError(f"RoPE's parameters must be an object; got {brief(rope)}; mend config.json")
     defaults = {
@@ -129,7 +246,7 @@ def _read_rope(config: Json) -> Json:
     }
     rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
     _require(rope, "partial_rotary_factor", 1.0)
-    kind = _choice(rope, "rope_type", None, ("default", *ROPE_SCALINGS))
+    kind = _choice(rope, "rope_type", None, ROPE_TYPES)
     scaling = None
     if kind != "default":
         scaling = {"type": kind, **{key: _number(rope, key) for key in ROPE_SCALINGS[kind]}}
@@ -166,6 +283,27 @@ def _require(config: Json, key: str, only: object) -> None:
         raise FormatError(f"{key} must be {only}; got {brief(config[key])}; use a model without that feature")
 
 
+# What transformers takes where config.json does not say.
+MISTRAL_WINDOW = QWEN_WINDOW = 4096
+QWEN3_HEAD = 128
+
+LLAMA_PARTS = {
+    "norm": "rms_norm",
+    "norm_position": "pre",
+    "final_norm": True,
+    "activation": "swiglu",
+    "positions": "rope",
+    "attention_output": True,
+    "head_bias": False,
+}
+
+
+def _scaling_with_a_name(config: ModelConfig) -> Json:
+    """RoPE's scaling, but none where Hugging Face has no name for it."""
+    has_name = config.rope_scaling is None or config.rope_scaling["type"] in ROPE_TYPES
+    return {"rope_scaling": config.rope_scaling if has_name else None}
+
+
 ARCHITECTURES = {
     "gpt2": Architecture(
         {
@@ -182,19 +320,43 @@ ARCHITECTURES = {
         },
         _read_gpt2,
         _related_gpt2,
+        _write_gpt2,
+        "GPT2LMHeadModel",
     ),
     "llama": Architecture(
+        {**LLAMA_PARTS, "qk_norm": False}, _read_llama, _related_llama, _write_llama, "LlamaForCausalLM"
+    ),
+    "mistral": Architecture(
         {
-            "norm": "rms_norm",
-            "norm_position": "pre",
-            "final_norm": True,
-            "activation": "swiglu",
-            "positions": "rope",
-            "rope_interleaved": False,
-            "attention_output": True,
-            "head_bias": False,
+            **LLAMA_PARTS,
+            "qk_norm": False,
+            "attention_bias": False,
+            "attention_output_bias": False,
+            "feed_forward_bias": False,
         },
-        _read_llama,
-        _related_llama,
+        _read_mistral,
+        _scaling_with_a_name,
+        _write_windowless,
+        "MistralForCausalLM",
+    ),
+    "qwen2": Architecture(
+        {
+            **LLAMA_PARTS,
+            "qk_norm": False,
+            "attention_bias": True,
+            "attention_output_bias": False,
+            "feed_forward_bias": False,
+        },
+        _read_qwen2,
+        _scaling_with_a_name,
+        _write_windowless,
+        "Qwen2ForCausalLM",
+    ),
+    "qwen3": Architecture(
+        {**LLAMA_PARTS, "qk_norm": True, "feed_forward_bias": False},
+        _read_qwen3,
+        _related_qwen3,
+        _write_windowless,
+        "Qwen3ForCausalLM",
     ),
 }

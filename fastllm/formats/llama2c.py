@@ -1,12 +1,24 @@
-"""llama2.c's legacy checkpoint, version 0 of its export (github.com/karpathy/llama2.c, export.py and run.c).
+"""llama2.c's checkpoints (github.com/karpathy/llama2.c, export.py, run.c and runq.c).
 
+    version 0, the legacy one
     7 int32    width, hidden, layers, heads, kv_heads, vocabulary (negative: the head is untied), context
     float32    token embedding
                each of these for all layers: attention norm, query, key, value, output,
                feed-forward norm, gate, down, up
                final norm, cosines and sines of RoPE, head if untied
 
-All little-endian, without padding. Linear weights are (out, in). Queries and keys are laid out for RoPE on
+    version 1
+    uint32     0x616b3432, "ak42" in ASCII; int32 version; 7 int32 as above, the vocabulary positive;
+               uint8 whether the head is tied; zeros up to byte 256
+    float32    attention norms, feed-forward norms, final norm, token embedding
+               each of these for all layers: query, key, value, output, gate, down, up
+               head if untied
+
+    version 2, in 8 bits
+    as 1, but after the uint8 an int32, the size of a group; norms in float32, then each matrix of each layer as
+    int8 weights and float32 scales, one for so many weights that follow one another: weight * scale
+
+All little-endian, without other padding. Linear weights are (out, in). Queries and keys are laid out for RoPE on
 interleaved pairs (2i, 2i + 1) and stay so: the configuration says rope_interleaved=True.
 """
 
@@ -22,14 +34,27 @@ from numpy.typing import NDArray
 
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
+from fastllm.formats.bytes_of_file import map_file
 
-HEADER = struct.Struct("<7i")
-LATER_VERSIONS = 0x616B3432  # "ak42", with which versions 1 and 2 begin
+LEGACY = struct.Struct("<7i")
+HEADER = struct.Struct("<Ii7iB")  # of versions 1 and 2
+GROUP = struct.Struct("<i")  # after it, in version 2
+BODY = 256  # where the weights of versions 1 and 2 begin
+MAGIC = 0x616B3432
 FLOAT = np.dtype("<f4")
 
 # What run.c takes for granted and the file does not say.
 NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
+
+
+class Header(NamedTuple):
+    """What stands before the weights. begin: where those do, in bytes; group: 0 where they are float32."""
+
+    config: ModelConfig
+    version: int
+    begin: int
+    group: int = 0
 
 
 class Tensor(NamedTuple):
@@ -42,37 +67,54 @@ class Tensor(NamedTuple):
 def read_llama2c(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, NDArray[np.float32]]]:
     """The model in a llama2.c file: its configuration, and its parameters by our names.
 
-    The parameters are read-only views of the memory-mapped file: opening takes no memory, whatever its size.
+    The parameters are read-only views of the memory-mapped file: opening takes no memory, whatever its size. Those
+    of version 2 are arrays, four times as large as the file.
 
     Raises FormatError for a file that is truncated, too long or no such checkpoint, OSError where it can't be
     opened.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            config = _config(file.read(HEADER.size))
-        except ValueError as error:
-            raise FormatError(f"{path} is no llama2.c checkpoint that fastllm can open: {error}") from error
-        tensors = _tensors(config)
-        expected = HEADER.size + FLOAT.itemsize * sum(prod(tensor.shape) for tensor in tensors)
-        if size != expected:
-            raise FormatError(
-                f"{path} must have {expected} bytes by its header; got {size}; "
-                "copy the file again, or pass a model.bin of llama2.c"
-            )
-        floats = np.memmap(file, FLOAT, mode="r", offset=HEADER.size)
-    return config, _named(floats.view(np.ndarray), tensors)
+    data = map_file(path)
+    try:
+        header = _header(data[:BODY].tobytes())
+    except ValueError as error:
+        raise FormatError(f"{path} is no llama2.c checkpoint that fastllm can open: {error}") from error
+    tensors = _legacy_tensors(header.config) if header.version == 0 else _tensors(header.config)
+    expected = header.begin + sum(_size(tensor, header.group) for tensor in tensors)
+    if len(data) != expected:
+        raise FormatError(
+            f"{path} must have {expected} bytes by its header; got {len(data)}; "
+            "copy the file again, or pass a model.bin of llama2.c"
+        )
+    return header.config, _named(data[header.begin :], tensors, header.group)
 
 
-def _config(header: bytes) -> ModelConfig:
+def _header(data: bytes) -> Header:
     """What the header describes; ValueError where there can be no such model."""
-    if len(header) < HEADER.size:
-        raise ValueError(f"the header must have {HEADER.size} bytes; got {len(header)}; copy the file again")
-    width, hidden, layers, heads, kv_heads, vocabulary, context = HEADER.unpack(header)
-    if width == LATER_VERSIONS:
-        raise ValueError("the version must be 0; got a later one; export it again with --version 0")
+    if len(data) < LEGACY.size:
+        raise ValueError(f"the header must have {LEGACY.size} bytes; got {len(data)}; copy the file again")
+    if int.from_bytes(data[:4], "little") != MAGIC:
+        *sizes, vocabulary, context = LEGACY.unpack_from(data)
+        return Header(_config([*sizes, abs(vocabulary), context], tied=vocabulary > 0), 0, LEGACY.size)
+    if len(data) < BODY:
+        raise ValueError(f"the header must have {BODY} bytes; got {len(data)}; copy the file again")
+    _, version, *sizes, tied = HEADER.unpack_from(data)
+    if version not in (1, 2):
+        raise ValueError(f"the version must be 0, 1 or 2; got {version}; export it again with --version 1")
+    if tied not in (0, 1):
+        raise ValueError(f"whether the head is tied must be 0 or 1; got {tied}; copy the file again")
+    config = _config(sizes, tied=tied == 1)
+    if version == 1:
+        return Header(config, version, BODY)
+    (group,) = GROUP.unpack_from(data, HEADER.size)
+    if group < 1 or config.width % group:
+        raise ValueError(f"the group must divide the width, {config.width}; got {group}; copy the file again")
+    return Header(config, version, BODY, group)
+
+
+def _config(sizes: list[int], *, tied: bool) -> ModelConfig:
+    width, hidden, layers, heads, kv_heads, vocabulary, context = sizes
     return ModelConfig(
-        vocab_size=abs(vocabulary),
+        vocab_size=vocabulary,
         width=width,
         hidden=hidden,
         layers=layers,
@@ -87,45 +129,81 @@ def _config(header: bytes) -> ModelConfig:
         rope_interleaved=True,
         attention_bias=False,
         feed_forward_bias=False,
-        tied_head=vocabulary > 0,
+        tied_head=tied,
     )
 
 
+def _legacy_tensors(config: ModelConfig) -> list[Tensor]:
+    """What follows the header of version 0, in the order of the file."""
+    assert config.head_size is not None
+    later = {tensor.name: tensor for tensor in _tensors(config)}
+    angles = (config.context, config.head_size // 2)
+    names = (
+        "embedding.token.weight",
+        *(f"blocks.{{}}.{name}.weight" for name in (
+            "attention_norm", "attention.query", "attention.key", "attention.value", "attention.output",
+            "feed_forward_norm", "feed_forward.gate", "feed_forward.down", "feed_forward.up",
+        )),
+        "final_norm.weight",
+    )  # fmt: skip
+    return [
+        *(later[name] for name in names),
+        Tensor("", angles),  # cosines: they follow from ROPE_THETA
+        Tensor("", angles),  # sines
+        *([] if config.tied_head else [later["head.weight"]]),
+    ]
+
+
 def _tensors(config: ModelConfig) -> list[Tensor]:
-    """What follows the header, in the order of the file."""
+    """What follows the header of versions 1 and 2."""
     assert config.kv_heads is not None
     assert config.head_size is not None
     vocab_size, width, hidden, layers = config.vocab_size, config.width, config.hidden, config.layers
     kv_width = config.kv_heads * config.head_size
-    angles = (config.context, config.head_size // 2)
     return [
-        Tensor("embedding.token.weight", (vocab_size, width)),
         Tensor("blocks.{}.attention_norm.weight", (layers, width)),
+        Tensor("blocks.{}.feed_forward_norm.weight", (layers, width)),
+        Tensor("final_norm.weight", (width,)),
+        Tensor("embedding.token.weight", (vocab_size, width)),
         Tensor("blocks.{}.attention.query.weight", (layers, width, width)),
         Tensor("blocks.{}.attention.key.weight", (layers, kv_width, width)),
         Tensor("blocks.{}.attention.value.weight", (layers, kv_width, width)),
         Tensor("blocks.{}.attention.output.weight", (layers, width, width)),
-        Tensor("blocks.{}.feed_forward_norm.weight", (layers, width)),
         Tensor("blocks.{}.feed_forward.gate.weight", (layers, hidden, width)),
         Tensor("blocks.{}.feed_forward.down.weight", (layers, width, hidden)),
         Tensor("blocks.{}.feed_forward.up.weight", (layers, hidden, width)),
-        Tensor("final_norm.weight", (width,)),
-        Tensor("", angles),  # cosines: they follow from ROPE_THETA
-        Tensor("", angles),  # sines
         *([] if config.tied_head else [Tensor("head.weight", (vocab_size, width))]),
     ]
 
 
-def _named(floats: NDArray[np.float32], tensors: list[Tensor]) -> dict[str, NDArray[np.float32]]:
-    """Cut floats (P,) into the tensors, and those of all layers into one a layer."""
+def _size(tensor: Tensor, group: int) -> int:
+    """Bytes in the file."""
+    count = prod(tensor.shape)
+    if group and "norm" not in tensor.name:
+        return count + count // group * FLOAT.itemsize
+    return count * FLOAT.itemsize
+
+
+def _named(data: NDArray[np.uint8], tensors: list[Tensor], group: int) -> dict[str, NDArray[np.float32]]:
+    """Cut the file's bytes into the tensors, and those of all layers into one a layer."""
     parameters: dict[str, NDArray[np.float32]] = {}
     begin = 0
-    for name, shape in tensors:
-        end = begin + prod(shape)
-        tensor = floats[begin:end].reshape(shape)
-        if "{}" in name:
-            parameters.update((name.format(layer), part) for layer, part in enumerate(tensor))
-        elif name:
-            parameters[name] = tensor
+    for tensor in tensors:
+        end = begin + _size(tensor, group)
+        is_layered = "{}" in tensor.name
+        if tensor.name:
+            parts = data[begin:end].reshape(tensor.shape[0] if is_layered else 1, -1)
+            shape = tensor.shape[1:] if is_layered else tensor.shape
+            for layer, part in enumerate(parts):
+                is_packed = group and "norm" not in tensor.name
+                floats = _unpacked(part, prod(shape), group) if is_packed else part.view(FLOAT)
+                parameters[tensor.name.format(layer)] = floats.reshape(shape)
         begin = end
     return parameters
+
+
+def _unpacked(data: NDArray[np.uint8], count: int, group: int) -> NDArray[np.float32]:
+    """So many int8 weights, and after them a float32 scale for each group."""
+    weights = data[:count].view(np.int8).reshape(-1, group)
+    with np.errstate(over="ignore", invalid="ignore"):  # of scales in a damaged file
+        return weights * data[count:].view(FLOAT)[:, None]

@@ -1,18 +1,36 @@
-"""Text from a model: sampling, beam search, streaming, chat. Imports NumPy only."""
+"""Text from a model: sampling, batches, beam search, streaming, chat. Imports NumPy only."""
 
 from fastllm.generation.beam import Hypothesis
 from fastllm.generation.chat import Chat
 from fastllm.generation.config import GenerationConfig
-from fastllm.generation.generate import beam_search, generate, generate_tokens, stream
-from fastllm.generation.sampling import Sampler
+from fastllm.generation.engine import Engine, Generation
+from fastllm.generation.generate import (
+    beam_search,
+    completions,
+    generate,
+    generate_batch,
+    generate_tokens,
+    stream,
+    stream_pieces,
+)
+from fastllm.generation.sampling import Sampler, TokenLogprobs
+from fastllm.generation.text import Completion, Piece
 
 __all__ = [
     "Chat",
+    "Completion",
+    "Engine",
+    "Generation",
     "GenerationConfig",
     "Hypothesis",
+    "Piece",
     "Sampler",
+    "TokenLogprobs",
     "beam_search",
+    "completions",
     "generate",
+    "generate_batch",
     "generate_tokens",
     "stream",
+    "stream_pieces",
 ]

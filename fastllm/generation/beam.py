@@ -4,6 +4,9 @@
 
 length counts the generated tokens, the end token included (Wu et al. 2016, arXiv:1609.08144, equation 14,
 with the plain length in place of (5 + length) / 6, as in Hugging Face's transformers).
+
+A log-probability is log_softmax of the logits, changed then by logit_bias and the penalties as if it were a logit;
+as there, too.
 """
 
 from __future__ import annotations
@@ -14,17 +17,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastllm.generation.config import GenerationConfig
-from fastllm.generation.sampling import Floats, largest, log_softmax
+from fastllm.generation.engine import CHUNK
+from fastllm.generation.sampling import Floats, Penalties, largest, log_softmax
 
 if TYPE_CHECKING:
     from fastllm.model import Model
 
 
 class Hypothesis(NamedTuple):
-    """A generated sequence, without its end token, and its score."""
+    """A generated sequence, without its end token, its score, and whether there was an end token."""
 
     tokens: list[int]
     score: float
+    ended: bool
 
 
 def search(
@@ -34,21 +39,26 @@ def search(
 
     prompt      (N,) int32, N >= 1
     max_tokens  in place of config's; N + max_tokens - 1 <= model.config.context
+    end_ids     in place of config's
 
     A step looks at the best continuations of all running hypotheses: of the first `beams`, those that end
-    are finished, and the first `beams` that don't end go on. At max_tokens every hypothesis ends. The search
-    stops early only when no running hypothesis can beat the worst finished one. With as many beams as there
-    are prefixes of max_tokens - 1 tokens it is exhaustive.
+    are finished, and the first `beams` that don't end go on. At max_tokens every hypothesis ends. When the search
+    stops before that, `config.early_stopping` decides. With "never" and as many beams as there are prefixes of
+    max_tokens - 1 tokens it is exhaustive.
     """
     beams, length_penalty = config.beams, config.length_penalty
-    cache = model.new_cache(beams, prompt.size + max_tokens - 1)
-    logits = model.prefill(prompt, np.array([0, prompt.size], np.int32), cache)
+    cache = model.new_cache(slots=beams)
+    for start in range(0, prompt.size, CHUNK):
+        stretch = prompt[start : start + CHUNK]
+        logits = model.prefill(stretch, np.array([0, stretch.size], np.int32), cache, np.zeros(1, np.int32))
     running: list[list[int]] = [[]]
+    penalties = [Penalties(config, prompt)]
     sums: Floats = np.zeros(1)  # (B,) log-probabilities of the running hypotheses, descending
     finished: list[Hypothesis] = []
 
     for length in range(1, max_tokens + 1):
-        totals = sums[:, None] + log_softmax(logits[: len(running)])  # (B, V)
+        logs = log_softmax(logits)
+        totals = sums[:, None] + np.stack([change(row) for change, row in zip(penalties, logs, strict=True)])  # (B, V)
         # enough for `beams` to go on, whichever end
         best = largest(totals.ravel(), beams + len(running) * len(end_ids))
         best = best[totals.flat[best] > -np.inf]
@@ -58,23 +68,33 @@ def search(
 
         for i in np.flatnonzero(stops[:beams]):
             sequence = running[parents[i]] + ([] if is_end[i] else [int(tokens[i])])
-            finished.append(Hypothesis(sequence, float(totals.flat[best[i]]) / length**length_penalty))
+            finished.append(Hypothesis(sequence, float(totals.flat[best[i]]) / length**length_penalty, bool(is_end[i])))
         finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:beams]
 
         going_on = np.flatnonzero(~stops)[:beams]
         if not going_on.size:
             break
         sums = totals.flat[best[going_on]]
-        # A sum can only fall. Divided, it is best at the greatest length, or with a negative penalty at the
-        # next one.
-        reachable = sums[0] / (max_tokens if length_penalty > 0 else length + 1) ** length_penalty
-        if len(finished) == beams and reachable <= finished[-1].score:
+        if len(finished) == beams and _is_settled(config, float(sums[0]), length, max_tokens, finished[-1].score):
             break
-        running = [[*running[parents[i]], int(tokens[i])] for i in going_on]
-        # slots to spare follow slot 0, and nobody looks at their logits
-        slots, appended = np.zeros((2, beams), np.int32)
-        slots[: len(running)] = parents[going_on]
-        appended[: len(running)] = tokens[going_on]
+        sources, appended = parents[going_on], tokens[going_on].astype(np.int32)
+        running = [[*running[i], int(token)] for i, token in zip(sources, appended, strict=True)]
+        penalties = [penalties[i].copy() for i in sources]
+        for change, token in zip(penalties, appended.tolist(), strict=True):
+            change.add(token)
+        slots = np.zeros(beams, np.int32)  # those to spare share slot 0's pages
+        slots[: len(running)] = sources
         cache.reorder(slots)
-        logits = model.decode(appended, cache)
+        logits = model.decode(appended, cache, np.arange(len(running), dtype=np.int32))
     return finished
+
+
+def _is_settled(config: GenerationConfig, best_sum: float, length: int, max_tokens: int, worst_score: float) -> bool:
+    """Whether a search with `beams` finished hypotheses is to stop; best_sum is of the best running one."""
+    if config.early_stopping is True:
+        return True
+    # A sum can only fall. So divided by the greatest length it is out of reach, with a penalty of 0 or less as it
+    # is; by its present length it is but likely to be.
+    reaches_far = config.early_stopping == "never" and config.length_penalty > 0
+    return best_sum / (max_tokens if reaches_far else length) ** config.length_penalty <= worst_score
+

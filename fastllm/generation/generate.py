@@ -1,6 +1,8 @@
 """Text from a model and a prompt.
 
-    tokens of the prompt -> prefill -> [sampler -> token -> decode] ... -> text pieces
+    tokens of the prompt -> Engine: prefill -> [sampler -> token -> decode] ... -> text pieces
+
+One text is a batch of one: everything here but beam search runs on the engine (generation/engine.py).
 
 The rules of length: a prompt may fill the context of the model but not exceed it, and generation ends when
 the context is full. (The last token is not fed back, so N prompt tokens leave context - N + 1 to generate.)
@@ -10,15 +12,29 @@ token, which stands between the texts of the training data, as in GPT-2.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastllm.errors import ConfigError, DataError
 from fastllm.generation import beam
 from fastllm.generation.config import GenerationConfig
+from fastllm.generation.engine import Engine, Generation, fit
 from fastllm.generation.sampling import Sampler
-from fastllm.generation.stop import StopStrings
+from fastllm.generation.text import Completion, Decoder, Piece, Reader, completion, decode_pieces
+
+__all__ = [
+    "beam_search",
+    "completions",
+    "decode_pieces",
+    "encode_prompt",
+    "generate",
+    "generate_batch",
+    "generate_tokens",
+    "stream",
+    "stream_pieces",
+]
 
 if TYPE_CHECKING:
     from fastllm.model import Model
@@ -31,7 +47,7 @@ def generate(
     """The text that follows `prompt` (raw text, without chat roles), up to the end token or a stop string.
 
     The prompt isn't repeated; `prompt + generate(...)` reads as one text. `options` are the fields of
-    GenerationConfig and go before those of `config`.
+    GenerationConfig and go before those of `config`; what neither gives is the model's own default.
 
     Raises ValueError if the prompt exceeds the context or an option is out of range, FastllmError if the
     model's logits aren't finite.
@@ -53,10 +69,119 @@ def stream(
 
     Arguments and errors as for `generate`; they are checked here, not at the first piece.
     """
-    config = GenerationConfig.of(config, options)
-    prompt_tokens = _encode(tokenizer, prompt)
-    tokens = generate_tokens(model, prompt_tokens, config, end_ids=[tokenizer.end_id])
-    return decode_pieces(tokenizer, prompt_tokens, tokens, config.stop)
+    pieces = stream_pieces(model, tokenizer, prompt, config, **options)
+    return (piece.text for piece in pieces if piece.text)
+
+
+def stream_pieces(
+    model: Model, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
+) -> Iterator[Piece]:
+    """As `stream`, with the tokens of each piece, their log-probabilities, and at the end why it ended.
+
+    Closing the iterator frees what the text took. Raises ConfigError for n > 1: that is `generate_batch`'s.
+    """
+    config = _resolve(model, tokenizer, config, options)
+    if config.n > 1:
+        raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
+    tokens = encode_prompt(tokenizer, prompt)
+    if config.beams > 1:
+        prompt_ids, limit = fit(model, tokens, config)
+        return _best_beam_pieces(model, tokenizer, prompt_ids, limit, config)
+    engine = Engine(model, slots=1)
+    [generation] = engine.submit(tokens, config)
+    return _pieces(engine, generation, Reader(generation, tokenizer, tokens))
+
+
+def _pieces(engine: Engine, generation: Generation, reader: Reader) -> Iterator[Piece]:
+    try:
+        while reader.finish_reason is None:
+            if piece := reader.read():
+                yield piece
+            else:
+                engine.step()
+    finally:
+        generation.close()
+
+
+def generate_batch(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Iterable[str],
+    config: GenerationConfig | None = None,
+    *,
+    slots: int = 8,
+    **options: Any,
+) -> list[Completion]:
+    """What follows each of `prompts`, of any lengths: n completions of the first, then of the second, and so on.
+
+    slots  how many texts are generated side by side, 1 to 32: more take more memory, and less time in all
+
+    Each is the text that `generate` gives for its prompt: neither the other prompts nor `slots` change it. The
+    first of n samples has the seed's own random state, each further one another that follows from the seed.
+    With beams > 1 the n are the best hypotheses, and there may be fewer.
+
+    Arguments and errors as for `generate`; an error in a prompt names its position, before any is generated.
+
+        >>> import fastllm
+        >>> tokenizer = fastllm.ByteTokenizer()
+        >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=tokenizer.vocab_size), seed=0)
+        >>> found = fastllm.generate_batch(model, tokenizer, ["Once", "Twice"], max_tokens=20)
+        >>> found[1].text == fastllm.generate(model, tokenizer, "Twice", max_tokens=20)
+        True
+    """
+    return list(completions(model, tokenizer, prompts, config, slots=slots, **options))
+
+
+def completions(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Iterable[str],
+    config: GenerationConfig | None = None,
+    *,
+    slots: int = 8,
+    **options: Any,
+) -> Iterator[Completion]:
+    """`generate_batch`'s completions in their order, each as soon as it and those before it are there."""
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts must be several strings; got the string {prompts!r:.40}; use generate, or a list")
+    config = _resolve(model, tokenizer, config, options)
+    engine = Engine(model, slots) if config.beams == 1 else None
+    encoded, generations = [], []
+    for position, prompt in enumerate(prompts):
+        try:
+            tokens = encode_prompt(tokenizer, prompt)
+            if engine:
+                generations.append(engine.submit(tokens, config))
+            else:
+                fit(model, tokens, config)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise DataError(f"prompt {position}: {error}") from None
+        encoded.append(tokens)
+    if engine is None:
+        return (
+            found
+            for position, tokens in enumerate(encoded)
+            for found in _beam_completions(model, tokenizer, tokens, config, position)
+        )
+    return _run_all(engine, tokenizer, generations, encoded)
+
+
+def _run_all(
+    engine: Engine, tokenizer: Tokenizer, generations: list[list[Generation]], prompts: list[np.ndarray]
+) -> Iterator[Completion]:
+    prompt_of = {generation: position for position, samples in enumerate(generations) for generation in samples}
+    readers: dict[Generation, Reader] = {}
+    pieces: dict[Generation, list[Piece]] = {}
+    for generation, position in prompt_of.items():
+        while generation not in readers or readers[generation].finish_reason is None:
+            for changed in engine.step():
+                if changed not in readers:
+                    readers[changed] = Reader(changed, tokenizer, prompts[prompt_of[changed]])
+                if readers[changed].finish_reason is None and (piece := readers[changed].read()):
+                    pieces.setdefault(changed, []).append(piece)
+        yield completion(pieces.pop(generation), generation.prompt_tokens, position)
 
 
 def beam_search(
@@ -64,16 +189,40 @@ def beam_search(
 ) -> list[tuple[str, float]]:
     """Up to `beams` continuations of `prompt` with their scores (see generation/beam.py), best first.
 
-    Arguments and errors as for `generate`.
+    Arguments and errors as for `generate`; n isn't looked at.
     """
-    config = GenerationConfig.of(config, options)
-    prompt_tokens = _encode(tokenizer, prompt)
-    return [
-        ("".join(decode_pieces(tokenizer, prompt_tokens, tokens)), score)
-        for tokens, score in beam.search(
-            model, *_fit(model, prompt_tokens, config), config, end_ids=[tokenizer.end_id]
-        )
-    ]
+    config = _resolve(model, tokenizer, config, options)
+    config = GenerationConfig.of(config, {"n": config.beams})
+    found = _beam_completions(model, tokenizer, encode_prompt(tokenizer, prompt), config, 0)
+    return [(best.text, best.score or 0.0) for best in found]
+
+
+def _beam_completions(
+    model: Model, tokenizer: Tokenizer, prompt: np.ndarray, config: GenerationConfig, position: int
+) -> Iterator[Completion]:
+    """The n best hypotheses."""
+    for hypothesis in beam.search(model, *fit(model, prompt, config), config, config.end_ids or ())[: config.n]:
+        pieces = list(_hypothesis_pieces(tokenizer, prompt, hypothesis))
+        yield completion(pieces, prompt.size, position, hypothesis.score)
+
+
+def _best_beam_pieces(
+    model: Model, tokenizer: Tokenizer, prompt: np.ndarray, limit: int, config: GenerationConfig
+) -> Iterator[Piece]:
+    yield from _hypothesis_pieces(
+        tokenizer, prompt, beam.search(model, prompt, limit, config, config.end_ids or ())[0]
+    )
+
+
+def _hypothesis_pieces(tokenizer: Tokenizer, prompt: np.ndarray, hypothesis: beam.Hypothesis) -> Iterator[Piece]:
+    decoder = Decoder(tokenizer, prompt)
+    new: list[int] = []
+    for token in hypothesis.tokens:
+        new.append(token)
+        if text := decoder.push(token):
+            yield Piece(text, new, None, None)
+            new = []
+    yield Piece(decoder.flush(), new, None, "end" if hypothesis.ended else "length")
 
 
 def generate_tokens(
@@ -81,7 +230,6 @@ def generate_tokens(
     tokens: Sequence[int] | np.ndarray,
     config: GenerationConfig | None = None,
     *,
-    end_ids: Collection[int] = (),
     sampler: Sampler | None = None,
     **options: Any,
 ) -> Iterator[int]:
@@ -89,77 +237,36 @@ def generate_tokens(
 
     sampler  one that goes on from an earlier call, in place of a new one from the seed
 
-    Errors as for `generate`; they are raised here, not at the first token.
+    Without `end_ids` no token ends the text. Errors as for `generate`; they are raised here, not at the first
+    token.
     """
-    config = GenerationConfig.of(config, options)
-    prompt, limit = _fit(model, tokens, config)
+    config = GenerationConfig.of(config, options, model.generation_options)
+    if config.n > 1:
+        raise ConfigError(f"one text is generated here; got n={config.n}; use an Engine, or n=1")
     if config.beams > 1:
-        return _best_beam(model, prompt, limit, config, end_ids)
-    return _sample(model, prompt, limit, sampler or Sampler(config), end_ids)
+        prompt, limit = fit(model, tokens, config)
+        return _best_beam(model, prompt, limit, config)
+    [generation] = Engine(model, slots=1).submit(tokens, config, sampler)
+    return iter(generation)
 
 
-def decode_pieces(
-    tokenizer: Tokenizer, before: Iterable[int], tokens: Iterable[int], stop: Sequence[str] = ()
-) -> Iterator[str]:
-    """The text of `tokens` in pieces, none of them empty, up to a stop string.
-
-    before  tokens of the text that `tokens` go on with: they decide about a space between the two
-    """
-    decoder = tokenizer.stream()
-    for token in before:
-        decoder.push(int(token))
-    watch = StopStrings(stop)
-    for token in tokens:
-        if piece := watch.push(decoder.push(token)):
-            yield piece
-        if watch.found:
-            return
-    if piece := watch.push(decoder.flush()) + watch.flush():
-        yield piece
+def _best_beam(model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig) -> Iterator[int]:
+    yield from beam.search(model, prompt, limit, config, config.end_ids or ())[0].tokens
 
 
-def _encode(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """The tokens (N,) int32 that a model is given for raw text, N >= 1."""
     tokens = tokenizer.encode(prompt)
     if tokenizer.begin_id is not None:
         return np.insert(tokens, 0, tokenizer.begin_id)
     return tokens if tokens.size else np.array([tokenizer.end_id], np.int32)
 
 
-def _fit(
-    model: Model, tokens: Sequence[int] | np.ndarray, config: GenerationConfig
-) -> tuple[np.ndarray, int]:
-    """The prompt as an array and how many tokens may follow it."""
-    prompt = np.asarray(tokens)
-    if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
-        raise ValueError(
-            f"tokens must be one row of at least one token id; got shape {prompt.shape}, {prompt.dtype}; "
-            "start an empty text with the end token"
-        )
-    context = model.config.context
-    if prompt.size > context:
-        raise ValueError(
-            f"a prompt must fit into the model's context of {context} tokens; got {prompt.size}; "
-            f"shorten it, for example to its last {context // 2} tokens"
-        )
-    room = context - prompt.size + 1
-    return prompt.astype(np.int32), min(room, config.max_tokens or room)
-
-
-def _sample(
-    model: Model, prompt: np.ndarray, limit: int, sampler: Sampler, end_ids: Collection[int]
-) -> Iterator[int]:
-    cache = model.new_cache(1, prompt.size + limit - 1)
-    logits = model.prefill(prompt, np.array([0, prompt.size], np.int32), cache)
-    for remaining in reversed(range(limit)):
-        token = sampler(logits[0])
-        if token in end_ids:
-            return
-        yield token
-        if remaining:
-            logits = model.decode(np.array([token], np.int32), cache)
-
-
-def _best_beam(
-    model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig, end_ids: Collection[int]
-) -> Iterator[int]:
-    yield from beam.search(model, prompt, limit, config, end_ids)[0].tokens
+def _resolve(
+    model: Model, tokenizer: Tokenizer, config: GenerationConfig | None, options: Mapping[str, Any]
+) -> GenerationConfig:
+    """All that was asked, the model's defaults and the tokenizer's end token."""
+    config = GenerationConfig.of(config, options, model.generation_options)
+    if config.end_ids is None:
+        config = GenerationConfig.of(config, {"end_ids": (tokenizer.end_id,)})
+    return config

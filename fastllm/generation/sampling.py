@@ -1,13 +1,23 @@
 """From logits to one token.
 
-    probability = softmax(logits / temperature), then top_k, then top_p, then renormalised
-    token       = first id whose cumulative probability exceeds u, u uniform in [0, 1)
+    logits       + logit_bias
+                 / repetition_penalty where positive, * where negative, of tokens in prompt or output
+                 - presence_penalty * (count > 0) - frequency_penalty * count, of tokens in the output
+    probability  = softmax(logits / temperature), then top_k, top_p, min_p, typical_p, each renormalised
+    token        = first id whose cumulative probability exceeds u, u uniform in [0, 1)
+
+That is the order of transformers' processors, of which there are none for presence and frequency; their place
+and definition is OpenAI's. Among equals the lowest id is the most probable, here and in beam search; typical_p
+keeps all tokens as typical as the last that it needs.
 
 Probabilities are float64: in float32 the cumulative sum over 50,000 tokens is off by more than the
-probability of most of them. Among equals the lowest id is the most probable, here and in beam search.
+probability of most of them. Greedy decoding without penalties reads the logits as they are.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +27,13 @@ from fastllm.generation.config import GenerationConfig
 
 Floats = NDArray[np.floating]
 
+BINS = 1024
+
 
 class Sampler:
-    """Chooses token after token of one sequence; holds the random state.
+    """Chooses token after token of one sequence; holds the random state and what the penalties count.
+
+    sample  which of several samples of one prompt: each has a random state of its own
 
     A token costs one random number, so a sequence draws the same tokens alone and beside others.
 
@@ -28,37 +42,161 @@ class Sampler:
     [1, 2, 1, 2, 1]
     """
 
-    def __init__(self, config: GenerationConfig) -> None:
+    def __init__(self, config: GenerationConfig, sample: int = 0) -> None:
         self.config = config
-        self.random = np.random.default_rng(config.seed)
+        seed = np.random.SeedSequence(config.seed, spawn_key=(sample,) if sample else ())
+        self.random = np.random.default_rng(seed)
+        self.penalties = Penalties(config)
+
+    def begin(self, prompt: Iterable[int]) -> None:
+        """A new text with this prompt: nothing is generated yet. The random state goes on."""
+        self.penalties = Penalties(self.config, prompt)
 
     def __call__(self, logits: Floats) -> int:
-        """logits (V,) -> token id. Raises FastllmError if the logits hold NaN or no finite maximum."""
+        """logits (V,) of what follows -> the token that does.
+
+        Raises FastllmError if the logits hold NaN or no finite maximum, ValueError if logit_bias bans all tokens
+        or names one that isn't in the vocabulary.
+        """
+        token = self._choose(self.penalties(logits))
+        self.penalties.add(token)
+        return token
+
+    def _choose(self, logits: Floats) -> int:
         config = self.config
         if config.temperature == 0:
-            return int(np.argmax(check_logits(logits)))
-        cumulative = np.cumsum(probabilities(logits, config.temperature, config.top_k, config.top_p))
-        return int(np.searchsorted(cumulative, self.random.random() * cumulative[-1], side="right"))
+            token = int(np.argmax(logits))
+            check_logits(logits[token])  # the first NaN, where there is one
+            return token
+        ids, probability = candidates(
+            logits, config.temperature, config.top_k, config.top_p, config.min_p, config.typical_p
+        )
+        cumulative = np.cumsum(probability)
+        place = int(np.searchsorted(cumulative, self.random.random() * cumulative[-1], side="right"))
+        return place if ids is None else int(ids[place])
 
 
-def probabilities(logits: Floats, temperature: float, top_k: int | None = None, top_p: float = 1.0) -> Floats:
+class Penalties:
+    """Changes logits by logit_bias and by what the text holds already.
+
+    prompt  its token ids; repetition_penalty counts them, presence and frequency don't
+
+    >>> penalties = Penalties(GenerationConfig(repetition_penalty=2.0, presence_penalty=0.5), prompt=[0])
+    >>> penalties.add(1)
+    >>> penalties(np.array([3.0, -1.0, 4.0]))
+    array([ 1.5, -2.5,  4. ])
+    """
+
+    def __init__(self, config: GenerationConfig, prompt: Iterable[int] = ()) -> None:
+        self.config = config
+        self.counts: dict[int, int] = {}  # of generated tokens
+        self._repeats = config.repetition_penalty != 1
+        self._subtracts = config.presence_penalty != 0 or config.frequency_penalty != 0
+        self._is_off = not (self._repeats or self._subtracts or config.logit_bias)
+        self._prompt = np.unique(np.fromiter(prompt, np.int64)) if self._repeats else np.empty(0, np.int64)
+
+    def add(self, token: int) -> None:
+        """The token was generated."""
+        if not self._is_off:
+            self.counts[token] = self.counts.get(token, 0) + 1
+
+    def copy(self) -> Self:
+        """The same text, to go on in another way."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__, counts=self.counts.copy())
+        return new
+
+    def __call__(self, logits: Floats) -> Floats:
+        """logits (V,), which are left alone -> (V,), the same array if nothing is to be changed.
+
+        Raises FastllmError for damaged logits, ValueError for a logit_bias that bans all or isn't of this
+        vocabulary.
+        """
+        if self._is_off:
+            return logits
+        config = self.config
+        out = check_logits(logits).copy()
+        if config.logit_bias:
+            ids = np.fromiter(config.logit_bias, np.int64)
+            if ids.max() >= out.size:
+                raise ValueError(
+                    f"logit_bias must be of token ids below {out.size}; got {ids.max()}; "
+                    "use ids of the model's vocabulary"
+                )
+            out[ids] += np.fromiter(config.logit_bias.values(), out.dtype)
+            if out.max() == -np.inf:
+                raise ValueError(
+                    f"logit_bias must leave a token that the model allows; got {ids.size} of {out.size} tokens, "
+                    "and no other is possible; ban fewer"
+                )
+        generated = np.fromiter(self.counts, np.int64)
+        if self._repeats:
+            ids = np.concatenate([self._prompt, generated])
+            seen, penalty = out[ids], out.dtype.type(config.repetition_penalty)
+            out[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+        if self._subtracts:
+            counts = np.fromiter(self.counts.values(), out.dtype)
+            out[generated] -= config.presence_penalty + config.frequency_penalty * counts
+        return out
+
+
+def candidates(
+    logits: Floats,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+) -> tuple[NDArray[np.intp] | None, Floats]:
+    """The tokens (M,) that may be drawn, rising ids or None for all, and their probabilities (M,) float64.
+
+    Raises FastllmError for damaged logits.
+    """
+    ids: NDArray[np.intp] | None = None
+    x = check_logits(logits)
+    if top_k and top_k < x.size:  # temperature changes no order, and so the rest needs no exponential
+        ids = np.flatnonzero(top_k_mask(x, top_k))
+        x = x[ids]
+    probability = softmax(x, temperature)
+    for mask_of, setting, off in ((top_p_mask, top_p, 1), (min_p_mask, min_p, 0), (typical_p_mask, typical_p, 1)):
+        if setting != off:
+            kept = np.flatnonzero(mask_of(probability, setting))
+            ids = kept if ids is None else ids[kept]
+            probability = probability[kept]
+            probability /= probability.sum()
+    return ids, probability
+
+
+def probabilities(
+    logits: Floats,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+) -> Floats:
     """The distribution a token is drawn from: logits (V,) -> (V,) float64, 0 for tokens left out.
 
     >>> probabilities(np.log([0.1, 0.4, 0.2, 0.3]), temperature=1.0, top_p=0.6).round(3)
     array([0.   , 0.571, 0.   , 0.429])
     """
-    x = check_logits(logits).astype(np.float64)
+    ids, probability = candidates(logits, temperature, top_k, top_p, min_p, typical_p)
+    if ids is None:
+        return probability
+    out = np.zeros(logits.size)
+    out[ids] = probability
+    return out
+
+
+def softmax(logits: Floats, temperature: float) -> Floats:
+    """logits (M,) of finite maximum -> probabilities (M,) float64."""
+    x = logits.astype(np.float64)
     x -= x.max()
     with np.errstate(over="ignore"):  # a tiny temperature: -inf, as in the limit
         x /= temperature
-    if top_k:
-        x[~top_k_mask(x, top_k)] = -np.inf
-    out = np.exp(x)
-    out /= out.sum()
-    if top_p < 1:
-        out[~top_p_mask(out, top_p)] = 0.0
-        out /= out.sum()
-    return out
+    np.exp(x, out=x)
+    x /= x.sum()
+    return x
 
 
 def top_k_mask(values: Floats, k: int) -> NDArray[np.bool_]:
@@ -74,14 +212,45 @@ def top_k_mask(values: Floats, k: int) -> NDArray[np.bool_]:
 
 def top_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
     """probabilities (V,), 0 < p < 1 -> (V,), true for the fewest largest that add up to p or more."""
-    # The rest, each below the bound, adds up to less than (1 - p) / 2 and is never reached. Sorting all of
-    # 50,257 takes 2.6 ms, a good part of a decoding step; sorting these takes next to nothing.
+    # The rest, each below the bound, adds up to less than (1 - p) / 2 and is never reached. Sorting these
+    # takes next to nothing, sorting all a good part of a decoding step.
     likely = np.flatnonzero(probabilities >= (1 - p) / (2 * probabilities.size))
     descending = np.sort(probabilities[likely])[::-1]
     count = int(np.searchsorted(np.cumsum(descending), p)) + 1
     mask = np.zeros(probabilities.size, np.bool_)
     mask[likely[top_k_mask(probabilities[likely], count)]] = True
     return mask
+
+
+def min_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
+    """probabilities (V,) -> (V,), true for those of at least p times the largest."""
+    return probabilities >= p * probabilities.max()
+
+
+def typical_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
+    """probabilities (V,), 0 < p < 1 -> (V,), true for the most typical that add up to p or more.
+
+    distance = | -log(probability) - entropy |, the smaller the more typical; of equals all or none
+    """
+    with np.errstate(divide="ignore"):  # a probability of 0 is infinitely surprising
+        surprisal = -np.log(probabilities)
+    product = np.multiply(probabilities, surprisal, where=probabilities > 0, out=np.zeros(probabilities.size))
+    entropy = product.sum()
+    distance = np.abs(surprisal - entropy)
+    # Sorting 150,000 distances takes 5 ms. So they are counted into bins first, and only the bin in which p is
+    # reached is sorted. Tokens of greater surprisal than `rare` add up to less than (1 - p) / 2: no need to tell
+    # them apart.
+    rare = np.log(2 * probabilities.size / (1 - p))
+    bins = np.minimum(distance * (BINS / max(rare - entropy, entropy)), BINS).astype(np.intp)
+    sums = np.cumsum(np.bincount(bins, probabilities))
+    if sums[-1] < p:  # rounding
+        return np.ones(probabilities.size, np.bool_)
+    place = int(np.searchsorted(sums, p))
+    border = np.flatnonzero(bins == place)
+    border = border[np.argsort(distance[border])]
+    before = sums[place - 1] if place else 0.0
+    last = int(np.searchsorted(before + np.cumsum(probabilities[border]), p))
+    return distance <= distance[border[min(last, border.size - 1)]]
 
 
 def largest(values: Floats, k: int) -> NDArray[np.intp]:
@@ -96,6 +265,28 @@ def log_softmax(logits: Floats) -> Floats:
     x -= x.max(axis=-1, keepdims=True)
     x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
     return x
+
+
+class TokenLogprobs(NamedTuple):
+    """A generated token's log-probability, and the most probable tokens in its place.
+
+    They are log_softmax of the model's logits as they are, before penalties, temperature and all that follows.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token, its log-probability), descending
+
+
+def token_logprobs(logits: Floats, token: int, alternatives: int) -> TokenLogprobs:
+    """logits (V,) from which the token was chosen; so many alternatives, or V. Raises FastllmError like Sampler.
+
+    >>> token_logprobs(np.log([0.5, 0.25, 0.25]), token=2, alternatives=1)
+    TokenLogprobs(token=2, logprob=-1.3862943611198906, top=((0, -0.6931471805599453),))
+    """
+    logs = log_softmax(logits)
+    top = largest(logs, alternatives) if alternatives else ()
+    return TokenLogprobs(token, float(logs[token]), tuple((int(id), float(logs[id])) for id in top))
 
 
 def check_logits(logits: Floats) -> Floats:

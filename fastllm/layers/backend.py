@@ -37,10 +37,16 @@ class Backend:
         self._head_size = head_size
         if name == "numba":
             self.partials = np.empty((64, 2, width), np.float32)
+            self.head_partials = np.empty((64, 2, head_size), np.float32)
             self.rms_partials = np.empty((64, 1, width), np.float32)
         else:  # the twins take scratch arguments and ignore them
-            self.partials = self.rms_partials = np.empty((0, 0, 0), self.dtype)
+            self.partials = self.rms_partials = self.head_partials = np.empty((0, 0, 0), self.dtype)
         self.norm_partials = np.empty(64, np.float64)
+        self._columns = 1
+
+    def reserve(self, columns: int) -> None:
+        """A packed matrix has so many columns: the scratch is to have room for its rows."""
+        self._columns = max(self._columns, columns)
 
     # Made when first used: making them compiles what they are for.
 
@@ -53,3 +59,8 @@ class Backend:
     def attention_scratch(self) -> np.ndarray:
         """Scratch of attention."""
         return self.kernels.attention_scratch(self._head_size) if self.name == "numba" else self.no_matrix
+
+    @cached_property
+    def packed_scratch(self) -> np.ndarray:
+        """Scratch of the products with packed weights."""
+        return self.kernels.packed_scratch(self._columns) if self.name == "numba" else self.no_matrix

@@ -19,9 +19,12 @@ class Batch:
     tokens     (N,)    int32
     starts     (S+1,)  int32; sequence s has rows starts[s] .. starts[s+1]-1
     positions  (N,)    int32; place of each token in its sequence
-    cache      where keys and values are kept, or None
-    slots      (N,)    int32; the cache's slot of each row
-    is_decode  one new token for each slot, attending to the cache; else whole sequences, to themselves
+    cache      where keys and values are kept and attended to; None: sequences attend to themselves
+    places     (N,)    int32; where the cache keeps each row's
+    slots      the cache's slot of each sequence (S,) int32 or, if is_decode, of each row (N,)
+    before     (S,)    int32; tokens in the slot before the sequence's
+    is_decode  rows are new tokens, one after another: each attends by itself
+    lengths    (N,)    int32; if is_decode, how many tokens of its slot a row sees
     dropout    seed of this step's dropout masks, or None outside training
     first      number of the first row, where this is a part of a larger batch
     accumulate whether its gradients are added to what is there; else matrices' gradients take its place
@@ -31,8 +34,11 @@ class Batch:
     starts: np.ndarray
     positions: np.ndarray
     cache: KVCache | None = None
+    places: np.ndarray | None = None
     slots: np.ndarray | None = None
+    before: np.ndarray | None = None
     is_decode: bool = False
+    lengths: np.ndarray | None = None
     dropout: int | None = None
     first: int = 0
     accumulate: bool = True

@@ -8,42 +8,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..parameters import Parameters
 from .attention import Attention
-from .backend import Backend
 from .batch import Batch
 from .dropout import Dropout
 from .feed_forward import FeedForward
 from .norm import Norm
-from .rotary import RopeTables
-from .workspace import Workspace
+from .rotary import Rotary
+from .shared import Shared
 
 
 class Block:
     """One block. `middle` and `end` are the residual stream after attention and after feed-forward."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        layer: int,
-        angles: RopeTables | None,
-    ) -> None:
+    def __init__(self, shared: Shared, layer: int, rotary: Rotary | None) -> None:
+        backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._kernels = backend.kernels
         self._is_pre = config.norm_position == "pre"
-        shared = (backend, config, parameters, gradients, workspace)
-        self.attention_norm = Norm(*shared, f"blocks.{layer}.attention_norm")
-        self.attention = Attention(*shared, layer, angles)
-        self.feed_forward_norm = Norm(*shared, f"blocks.{layer}.feed_forward_norm")
-        self.feed_forward = FeedForward(*shared, layer)
+        self.attention_norm = Norm(shared, f"blocks.{layer}.attention_norm")
+        self.attention = Attention(shared, layer, rotary)
+        self.feed_forward_norm = Norm(shared, f"blocks.{layer}.feed_forward_norm")
+        self.feed_forward = FeedForward(shared, layer)
         self.attention_dropout = Dropout(backend, config.dropout, site=2 * layer + 1)
         self.feed_forward_dropout = Dropout(backend, config.dropout, site=2 * layer + 2)
-        self.middle = workspace.rows(config.width)
-        self.end = workspace.rows(config.width)
+        self.middle = workspace.rows("middle", config.width)
+        self.end = workspace.rows("end", config.width)
         self._dbranch = workspace.shared("dbranch", config.width)
         self._dropped = workspace.shared("ddropped", config.width)
 
@@ -89,8 +77,8 @@ class Block:
     def _feed(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray, batch: Batch) -> None:
         """out = residual + dropout(feed_forward(x))."""
         if self.feed_forward_dropout.is_on(batch):
-            self.feed_forward.forward(out, x, None)
+            self.feed_forward.forward(out, x, None, batch)
             self.feed_forward_dropout.forward(out, batch)
             self._kernels.add(out, out, residual)
         else:
-            self.feed_forward.forward(out, x, residual)
+            self.feed_forward.forward(out, x, residual, batch)

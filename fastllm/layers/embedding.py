@@ -4,42 +4,48 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..parameters import Parameters
-from .backend import Backend
 from .batch import Batch
 from .dropout import Dropout
+from .linear import read_only
 from .rotary import sinusoidal_table
-from .workspace import Workspace
+from .shared import Shared
 
 
 class Embedding:
     """Token table, and the position table if the model has one (learned, or fixed and sinusoidal)."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-    ) -> None:
+    def __init__(self, shared: Shared) -> None:
+        backend, config, parameters = shared.backend, shared.config, shared.parameters
         self._kernels = backend.kernels
-        self.tokens, self.dtokens = parameters["embedding.token.weight"], gradients["embedding.token.weight"]
+        name = "embedding.token.weight"
+        self.tokens: np.ndarray | None = None
+        if isinstance(parameters, Parameters):
+            self.tokens = parameters[name]
+        else:
+            table = parameters.packed(name)
+            self._packed = read_only(table.data), table.kind.number
+        self.dtokens: np.ndarray | None = None
         self.dpositions: np.ndarray | None = None
         self.positions: np.ndarray | None = None
         if config.positions == "learned":
             self.positions = parameters["embedding.position.weight"]
-            self.dpositions = gradients["embedding.position.weight"]
         elif config.positions == "sinusoidal":
             self.positions = sinusoidal_table(config).astype(backend.dtype)
+        if shared.gradients is not None:
+            self.dtokens = shared.gradients[name]
+            if config.positions == "learned":
+                self.dpositions = shared.gradients["embedding.position.weight"]
         self.dropout = Dropout(backend, config.dropout, site=0)
-        self.out = workspace.rows(config.width)
+        self.out = shared.workspace.rows("embedding", config.width)
 
     def forward(self, batch: Batch) -> np.ndarray:
         """Rows (N, C) for batch.tokens."""
         out = self.out.array
-        self._kernels.embedding_forward(out, batch.tokens, self.tokens, False)
+        if self.tokens is None:
+            self._kernels.packed_embedding_forward(out, batch.tokens, *self._packed)
+        else:
+            self._kernels.embedding_forward(out, batch.tokens, self.tokens, False)
         if self.positions is not None:
             self._kernels.embedding_forward(out, batch.positions, self.positions, True)
         self.dropout.forward(out, batch)
@@ -48,6 +54,7 @@ class Embedding:
     def backward(self, dout: np.ndarray, batch: Batch) -> None:
         """Add to the tables' gradients; dout (N, C) is used up."""
         dout = self.dropout.backward(dout, dout, batch)
-        self._kernels.embedding_backward(self.dtokens, dout, batch.tokens)
+        if self.dtokens is not None:
+            self._kernels.embedding_backward(self.dtokens, dout, batch.tokens)
         if self.dpositions is not None:
             self._kernels.embedding_backward(self.dpositions, dout, batch.positions)

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..parameters import Parameters
-from .backend import Backend
 from .batch import Batch
 from .linear import Linear
-from .workspace import Workspace
+from .shared import Shared
 
 
 class FeedForward:
     """out = activation(x W_up) W_down, or (silu(x W_gate) * (x W_up)) W_down."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        layer: int,
-    ) -> None:
-        name, k = f"blocks.{layer}.feed_forward", backend.kernels
+    def __init__(self, shared: Shared, layer: int) -> None:
+        config, workspace = shared.config, shared.workspace
+        name, k = f"blocks.{layer}.feed_forward", shared.backend.kernels
         inner = (f"{name}.gate", f"{name}.up") if config.activation == "swiglu" else (f"{name}.up",)
-        self.up = Linear(backend, parameters, gradients, *inner)
-        self.down = Linear(backend, parameters, gradients, f"{name}.down")
+        self.up = Linear(shared, *inner)
+        self.down = Linear(shared, f"{name}.down")
         self._activate = getattr(k, f"{config.activation}_forward")
         self._activate_backward = getattr(k, f"{config.activation}_backward")
         before = config.hidden * len(inner)
-        self.before = workspace.rows(before)
-        self.after = workspace.rows(config.hidden)
+        self.before = workspace.rows("before", before)
+        self.after = workspace.rows("after", config.hidden)
         self._dbefore = workspace.shared("dbefore", before)
         self._dafter = workspace.shared("dafter", config.hidden)
 
-    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None) -> None:
+    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
         """out (N, C) from x (N, C), plus residual (N, C) if given."""
-        self.up.forward(self.before.array, x)
+        self.up.forward(self.before.array, x, is_decode=batch.is_decode)
         self._activate(self.after.array, self.before.array)
-        self.down.forward(out, self.after.array, residual)
+        self.down.forward(out, self.after.array, residual, batch.is_decode)
 
     def backward(
         self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None, batch: Batch

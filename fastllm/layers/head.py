@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..memory import aligned
-from ..parameters import Parameters
-from .backend import Backend
 from .linear import Linear
 from .score import Score
-from .workspace import Workspace
+from .shared import Shared
 
 # Logits in memory at once: 64 MB. Each chunk reads the whole weight, so chunks should have hundreds of rows.
 CHUNK_LOGITS = 2**24
@@ -19,34 +16,29 @@ CHUNK_LOGITS = 2**24
 class Head:
     """logits = x weight.T + bias, where weight may be the token embedding's (tied)."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-    ) -> None:
+    def __init__(self, shared: Shared) -> None:
+        backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._kernels = backend.kernels
-        self.map = Linear(backend, parameters, gradients, "embedding.token" if config.tied_head else "head")
+        self.map = Linear(shared, "embedding.token" if config.tied_head else "head")
         if config.head_bias:
-            self.map.bias, self.map.dbias = parameters["head.bias"], gradients["head.bias"]
+            self.map.bias = shared.parameters["head.bias"]
+            self.map.dbias = shared.gradient("head.bias")
         self._vocabulary = config.vocab_size
         self._chunk = max(1, CHUNK_LOGITS // config.vocab_size)
         self._logits = np.empty((0, config.vocab_size), backend.dtype)
-        self._picked = workspace.rows(config.width)
-        self._dpicked = workspace.rows(config.width)
-        self._losses = workspace.rows(None)
-        self._correct = workspace.rows(None, np.int32)
+        self._picked = workspace.rows("picked", config.width)
+        self._dpicked = workspace.shared("dpicked", config.width)
+        self._losses = workspace.rows("losses", None)
+        self._correct = workspace.rows("correct", None, np.int32)
 
     def forward(self, out: np.ndarray, x: np.ndarray) -> None:
         """out (N, V) = logits of rows x (N, C)."""
         self.map.forward(out, x)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Logits (N, V) of rows x (N, C): a fresh array."""
+        """Logits (N, V) of a few rows x (N, C), each the same alone: a fresh array."""
         out = aligned((len(x), self._vocabulary), x.dtype)
-        self.forward(out, x)
+        self.map.forward(out, x, is_decode=True)
         return out
 
     def score(self, x: np.ndarray, targets: np.ndarray) -> Score:

@@ -3,47 +3,144 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from ..config import ModelConfig
 
+PAGE = 128  # tokens
+
 
 class KVCache:
-    """Memory for `batch` sequences of at most `capacity` tokens.
+    """Memory for so many texts, one a slot, each of at most the model's context. It grows as they do.
 
-    keys, values  for each layer, (batch, capacity, K*D)
-    lengths       (batch,) int32, tokens in each slot
+    lengths       (slots,) int32, tokens in each slot
+    keys, values  for each layer, (pages, T, K*D)
+    pages         (slots, most) int32, the numbers of each slot's pages, in order
+
+    A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
+    see, too, goes to a copy.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: DTypeLike = np.float32) -> None:
-        if batch < 1:
-            raise ValueError(f"a cache needs at least one slot; got batch={batch}; give batch=1 or more")
-        if not 1 <= capacity <= config.context:
-            raise ValueError(
-                f"a cache's capacity must be between 1 and the model's context of {config.context} tokens; "
-                f"got {capacity}; shorten the prompt or ask for fewer tokens"
-            )
+    def __init__(self, config: ModelConfig, slots: int, dtype: DTypeLike = np.float32) -> None:
+        if slots < 1:
+            raise ValueError(f"a cache needs at least one slot; got slots={slots}; give slots=1 or more")
         assert config.kv_heads is not None and config.head_size is not None
-        shape = (batch, capacity, config.kv_heads * config.head_size)
-        self.keys = [np.zeros(shape, dtype) for _ in range(config.layers)]
-        self.values = [np.zeros(shape, dtype) for _ in range(config.layers)]
-        self.lengths = np.zeros(batch, np.int32)
-        self.capacity = capacity
+        self.context = config.context
+        self.page = min(PAGE, config.context)
+        shape = (0, self.page, config.kv_heads * config.head_size)
+        self.keys = [np.empty(shape, dtype) for _ in range(config.layers)]
+        self.values = [np.empty(shape, dtype) for _ in range(config.layers)]
+        self.pages = np.zeros((slots, self._pages_of(config.context)), np.int32)
+        self.lengths = np.zeros(slots, np.int32)
+        self._held = np.zeros(slots, np.int32)  # pages of each slot: all its tokens need, or more after an interruption
+        self._users: list[int] = []  # of each page, how many slots hold it
+        self._free: list[int] = []
 
     @property
-    def batch(self) -> int:
+    def slots(self) -> int:
         """Number of slots."""
         return len(self.lengths)
 
-    def reorder(self, indices: np.ndarray) -> None:
-        """Let slot b hold what slot indices[b] held; indices (batch,) may repeat (beam search)."""
-        indices = np.asarray(indices)
-        if indices.shape != (self.batch,) or indices.min() < 0 or indices.max() >= self.batch:
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken so far."""
+        return sum(layer.nbytes for layer in (*self.keys, *self.values))
+
+    def reserve(self, slots: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Make room for counts[i] more tokens in slots[i]; slots differ. Their places (sum of counts,) int32.
+
+        A place is a row of all pages' rows. Lengths stay as they are until `advance`.
+        Raises ValueError, with nothing changed, where a text would exceed the context.
+        """
+        total = self.lengths[slots] + counts
+        if (total > self.context).any():
+            at = int(np.argmax(total > self.context))
             raise ValueError(
-                f"reorder takes {self.batch} slot numbers from 0 to {self.batch - 1}; got {indices.tolist()}; "
+                f"a text may have at most context = {self.context} tokens; got {total[at]} with the {counts[at]} new "
+                f"ones, in slot {slots[at]} of the cache; stop there, or shorten the prompt"
+            )
+        places = [self._places(int(slot), int(count)) for slot, count in zip(slots, counts, strict=True)]
+        return places[0] if len(places) == 1 else np.concatenate(places)
+
+    def _places(self, slot: int, count: int) -> np.ndarray:
+        begin = int(self.lengths[slot])
+        mine, first = self.pages[slot], begin // self.page
+        if begin % self.page and self._users[mine[first]] > 1:
+            shared, own = int(mine[first]), self._take()
+            for layer in (*self.keys, *self.values):
+                layer[own] = layer[shared]
+            mine[first] = own
+            self._drop(shared)
+        while self._held[slot] < self._pages_of(begin + count):
+            mine[self._held[slot]] = self._take()
+            self._held[slot] += 1
+        positions = np.arange(begin, begin + count, dtype=np.int32)
+        return mine[positions // self.page] * np.int32(self.page) + positions % np.int32(self.page)
+
+    def advance(self, slots: np.ndarray, counts: np.ndarray) -> None:
+        """Count the new tokens: their keys and values are written."""
+        self.lengths[slots] += counts
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a slot."""
+        if not 0 <= length <= self.lengths[slot]:
+            raise ValueError(
+                f"a slot is cut to at most the tokens it has, {self.lengths[slot]}; got {length}; give a length of "
+                "0 to that"
+            )
+        kept = self._pages_of(length)
+        for number in self.pages[slot, kept : self._held[slot]]:
+            self._drop(int(number))
+        self._held[slot], self.lengths[slot] = kept, length
+
+    def release(self, slot: int) -> None:
+        """Empty a slot."""
+        self.truncate(slot, 0)
+
+    def copy(self, source: int, target: int) -> None:
+        """Let a slot hold what another one holds. Nothing is copied until one of them goes on."""
+        if source != target:
+            self.release(target)
+            self.pages[target], self.lengths[target] = self.pages[source], self.lengths[source]
+            self._held[target] = self._held[source]
+            for number in self.pages[target, : self._held[target]]:
+                self._users[number] += 1
+
+    def reorder(self, indices: ArrayLike) -> None:
+        """Let slot b hold what slot indices[b] held; indices (slots,) may repeat (beam search)."""
+        order = np.asarray(indices)
+        if order.shape != (self.slots,) or order.min() < 0 or order.max() >= self.slots:
+            raise ValueError(
+                f"reorder takes {self.slots} slot numbers from 0 to {self.slots - 1}; got {order.tolist()}; "
                 "give one for each slot"
             )
-        used = int(self.lengths.max(initial=0))
-        for layer in (*self.keys, *self.values):
-            layer[:, :used] = layer[indices, :used]
-        self.lengths[:] = self.lengths[indices]
+        pages, held, lengths = self.pages.copy(), self._held.copy(), self.lengths.copy()
+        for source in order:  # first each is held once more, lest a page becomes free in between
+            for number in pages[source, : held[source]]:
+                self._users[number] += 1
+        for slot, source in enumerate(order):
+            self.release(slot)
+            self.pages[slot], self._held[slot], self.lengths[slot] = pages[source], held[source], lengths[source]
+
+    def _pages_of(self, length: int) -> int:
+        return -(-length // self.page)
+
+    def _take(self) -> int:
+        """A page for one slot; there are half as many again whenever they run out."""
+        if not self._free:
+            count = len(self._users)
+            more = max(1, self.slots if not count else count // 2)
+            for layers in (self.keys, self.values):
+                for i, layer in enumerate(layers):
+                    layers[i] = np.empty((count + more, *layer.shape[1:]), layer.dtype)
+                    layers[i][:count] = layer
+            self._users += [0] * more
+            self._free += range(count + more - 1, count - 1, -1)
+        number = self._free.pop()
+        self._users[number] = 1
+        return number
+
+    def _drop(self, number: int) -> None:
+        self._users[number] -= 1
+        if not self._users[number]:
+            self._free.append(number)

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import ModelConfig
-from ..parameters import Parameters
-from .backend import Backend
-from .workspace import Workspace
+from .shared import Shared
 
 
 class Norm:
     """LayerNorm or RMSNorm, as config.norm says. Keeps the output and each row's statistics."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        config: ModelConfig,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        name: str,
-    ) -> None:
-        self._backend = backend
+    def __init__(self, shared: Shared, name: str) -> None:
+        self._backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._is_rms = config.norm == "rms_norm"
         self._eps = config.norm_eps
-        self.weight, self.dweight = parameters[f"{name}.weight"], gradients[f"{name}.weight"]
-        self.bias = parameters.get(f"{name}.bias", backend.no_row)
-        self.dbias = gradients.get(f"{name}.bias", backend.no_row)
-        self.out = workspace.rows(config.width)
-        self.mean = workspace.rows(None)
-        self.rstd = workspace.rows(None)
+        self.weight = shared.parameters[f"{name}.weight"]
+        self.bias = shared.parameters.get(f"{name}.bias", shared.backend.no_row)
+        self.dweight, self.dbias = shared.gradient(f"{name}.weight"), shared.gradient(f"{name}.bias")
+        kind = name.rpartition(".")[2]
+        self.out = workspace.rows(kind, config.width)
+        self.mean = workspace.rows(f"{kind} mean", None)
+        self.rstd = workspace.rows(f"{kind} rstd", None)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The normalised rows of x (N, C): this layer's own array, valid until the next forward."""

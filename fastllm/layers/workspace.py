@@ -16,52 +16,70 @@ class Rows:
     def __init__(self, width: int | None, dtype: DTypeLike) -> None:
         self.width = width
         self.dtype = np.dtype(dtype)
-        self.reserve(0)
+        self._whole = self._take(0)
         self.array: np.ndarray = self._whole
 
-    def reserve(self, rows: int) -> None:
-        self._whole = aligned(rows if self.width is None else (rows, self.width), self.dtype)
-
-    def show(self, rows: int) -> None:
+    def show(self, rows: int, most: int) -> None:
+        """Let `array` have so many rows; where memory is taken for them, it is for `most`."""
+        if rows > len(self._whole):
+            self._whole = self._take(most)
         self.array = self._whole[:rows]
+
+    def _take(self, rows: int) -> np.ndarray:
+        return aligned(rows if self.width is None else (rows, self.width), self.dtype)
 
 
 class Workspace:
-    """All activations of a model. Layers ask for theirs when they are made; the model sets the batch's rows."""
+    """All activations of a model. Layers ask for theirs when they are made; the model sets the batch's rows.
+
+    Backward needs what forward left in each layer. Where there is no backward, layers take turns: activations of one
+    name show the same memory, so that it does not grow with the number of layers.
+    """
 
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
         self.dtype = np.dtype(dtype)
-        self._all: list[Rows] = []
+        self._kept: dict[tuple[str, int | None], list[Rows]] = {}
         self._shared: dict[tuple[str, int | None], Rows] = {}
-        self._capacity = 0
-        self._rows = 0
+        self._most = 0
+        self._shown = (0, False)
 
-    def rows(self, width: int | None, dtype: DTypeLike | None = None) -> Rows:
-        """An activation of the caller's own: what forward keeps for backward."""
+    def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
+        """An activation of the caller's own: what forward keeps for backward.
+
+        name  of what it is, the same in all layers. One whose content goes on to the next layer must be read there
+              before the next of the name is written
+        """
         rows = Rows(width, dtype or self.dtype)
-        self._all.append(rows)
+        self._kept.setdefault((name, width), []).append(rows)
         return rows
 
     def shared(self, name: str, width: int | None) -> Rows:
-        """Scratch that all who give the same name and width share: valid until the next of them writes."""
-        key = (name, width)
-        if key not in self._shared:
-            self._shared[key] = self.rows(width)
-        return self._shared[key]
+        """Scratch of backward that all who give the same name and width share: valid until the next of them writes."""
+        return self._shared.setdefault((name, width), Rows(width, self.dtype))
 
-    def resize(self, rows: int) -> None:
-        """Let every activation show so many rows; memory is taken only when a batch is the largest so far."""
-        if rows == self._rows:
+    def resize(self, rows: int, keep: bool) -> None:
+        """Let every activation show so many rows; memory is taken only when a batch is the largest so far.
+
+        keep  for backward: each layer has its own
+        """
+        if self._shown == (rows, keep):
             return
-        if rows > self._capacity:
-            for activation in self._all:
-                activation.reserve(rows)
-            self._capacity = rows
-        for activation in self._all:
-            activation.show(rows)
-        self._rows = rows
+        self._most = max(self._most, rows)
+        for group in self._kept.values():
+            first, *others = group
+            first.show(rows, self._most)
+            for activation in others:
+                if keep:
+                    activation.show(rows, self._most)
+                else:
+                    activation.array = first.array
+        if keep:
+            for activation in self._shared.values():
+                activation.show(rows, self._most)
+        self._shown = (rows, keep)
 
     @property
     def nbytes(self) -> int:
         """Bytes taken for activations."""
-        return sum(activation._whole.nbytes for activation in self._all)
+        kept = (activation for group in self._kept.values() for activation in group)
+        return sum(activation._whole.nbytes for activation in (*kept, *self._shared.values()))

@@ -96,7 +96,7 @@ class FastllmTraining(Contender):
         )
 
     def load(self, folder: Path) -> None:
-        read_floats(folder / "weights", 0, self.model.parameters.flat)
+        read_floats(folder / "weights", 0, self.model.unfreeze().flat)
 
     def gradients(self, folder: Path) -> float:
         self.model.zero_gradients()

@@ -202,7 +202,7 @@ class Job:
         self._save(phase, trainer)
 
     def _save(self, phase: Phase, trainer: Trainer) -> None:
-        if not np.isfinite(self.model.parameters.flat).all():
+        if not np.isfinite(self.model.trainable.flat).all():
             raise TrainingError(
                 f"parameters must stay finite; got NaN or infinity after step {trainer.step}; "
                 "lower the learning rate or clip harder"

@@ -100,7 +100,7 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None, stream: Te
             optimizer.compile()
         length = min(2, model.config.context - 1)
         if length:
-            cache = model.new_cache(1, length + 1)
+            cache = model.new_cache()
             model.prefill(tokens[:length], None, cache)
             model.decode(tokens[:1], cache)
     seconds = time.monotonic() - began

@@ -13,7 +13,7 @@ from .run import PLOT
 
 def describe(job: Job) -> str:
     """A line on the model."""
-    config, size = job.model.config, job.model.parameters.flat.size
+    config, size = job.model.config, job.model.unfreeze().flat.size
     return (
         f"model: {config.layers} layers of width {config.width}, {config.heads} heads, context {config.context}; "
         f"vocabulary {config.vocab_size} ({job.config.tokenizer.type}s); {size:,} parameters"

@@ -10,7 +10,7 @@ is caught. Size names follow the kernels' shapes: rows N, width C or F, vocabula
     reference.softmax_forward(**arguments)
 """
 
-from . import attention, elementwise, optimizers, products, rows  # noqa: F401  each enters its cases in CASES
+from . import attention, elementwise, optimizers, packed, products, rows  # noqa: F401  each enters its cases in CASES
 from .case import CASES, Case, Scratch, with_scratch
 
 __all__ = ["CASES", "Case", "Scratch", "with_scratch"]

@@ -119,21 +119,15 @@ def attention_backward(rng, lengths, heads, kv_heads, head_size):
     return {"dqkv": dqkv, "dout": dout} | saved
 
 
-CACHE = [
-    {"lengths": (1,), "capacity": 1, "heads": 1, "kv_heads": 1, "head_size": 8},
-    {"lengths": (7, 1, 5), "capacity": 7, "heads": 4, "kv_heads": 2, "head_size": 16},
-    {"lengths": (65, 33), "capacity": 70, "heads": 3, "kv_heads": 1, "head_size": 48},
-    {"lengths": (300,), "capacity": 301, "heads": 2, "kv_heads": 2, "head_size": 64},
+PAGED = [
+    {"lengths": (1,), "page": 1, "heads": 1, "kv_heads": 1, "head_size": 8},
+    {"lengths": (7, 1, 5), "page": 3, "heads": 4, "kv_heads": 2, "head_size": 16},
+    {"lengths": (65, 33), "page": 70, "heads": 3, "kv_heads": 1, "head_size": 48},
+    {"lengths": (300, 1), "page": 128, "heads": 2, "kv_heads": 2, "head_size": 64},
 ]
 CACHE_REALISTIC = {
-    "gpt2 1x1000x12x64": {"lengths": (1000,), "capacity": 1024, "heads": 12, "kv_heads": 12, "head_size": 64},
-    "smollm2 8x500x9x64": {
-        "lengths": (500,) * 8,
-        "capacity": 512,
-        "heads": 9,
-        "kv_heads": 3,
-        "head_size": 64,
-    },
+    "gpt2 1x1000x12x64": {"lengths": (1000,), "page": 128, "heads": 12, "kv_heads": 12, "head_size": 64},
+    "smollm2 8x500x9x64": {"lengths": (500,) * 8, "page": 128, "heads": 9, "kv_heads": 3, "head_size": 64},
 }
 
 
@@ -141,47 +135,167 @@ def cached_elements(s: SimpleNamespace) -> int:
     return sum(s.lengths) * s.kv_heads * s.head_size
 
 
+def paged(rng, lengths, page, width):
+    """keys, values (pages, T, width) and pages (slots, most) that hold `lengths` tokens, the pages in random order.
+
+    All is NaN that belongs to no token: it must not be looked at.
+    """
+    counts = [-(-length // page) for length in lengths]
+    total, most = sum(counts) + 2, max(counts) + 1
+    order = rng.permutation(total)[: sum(counts)].astype(np.int32)
+    keys, values = np.full((2, total, page, width), np.nan, np.float32)
+    pages = np.full((len(lengths), most), 1 << 30, np.int32)
+    for slot, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        mine, order = order[:count], order[count:]
+        pages[slot, :count] = mine
+        for cache in (keys, values):
+            whole = np.full((count * page, width), np.nan, np.float32)
+            whole[:length] = normal(rng, length, width)
+            cache[mine] = whole.reshape(count, page, width)
+    return keys, values, pages
+
+
 @case(
-    CACHE,
+    PAGED,
     CACHE_REALISTIC,
     flops=lambda s: 0,
     updated=("keys", "values"),
     bytes_moved=lambda s: 4 * 4 * cached_elements(s),
 )
-def kv_cache_write(rng, lengths, capacity, heads, kv_heads, head_size):
-    """The rows of each sequence go to a slot, from its first position on; slots are in reverse order."""
-    cache = (len(lengths), capacity, kv_heads * head_size)
+def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size):
+    """Rows go to places all over the pages."""
+    rows, width = sum(lengths), kv_heads * head_size
+    total = -(-rows // page) + 1
     return {
-        "keys": normal(rng, *cache),
-        "values": normal(rng, *cache),
-        "qkv": normal(rng, sum(lengths), (heads + 2 * kv_heads) * head_size),
-        "slots": np.repeat(np.arange(len(lengths), dtype=np.int32)[::-1], lengths),
-        "positions": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        "keys": normal(rng, total, page, width),
+        "values": normal(rng, total, page, width),
+        "qkv": normal(rng, rows, (heads + 2 * kv_heads) * head_size),
+        "places": rng.permutation(total * page)[:rows].astype(np.int32),
         "heads": heads,
         "kv_heads": kv_heads,
     }
 
 
 @case(
-    CACHE,
+    PAGED,
     CACHE_REALISTIC,
     terms=lambda s: s.head_size + max(s.lengths),
     flops=lambda s: 4 * sum(s.lengths) * s.heads * s.head_size,
     written=("out",),
     bytes_moved=lambda s: 4 * 2 * (cached_elements(s) + len(s.lengths) * s.heads * s.head_size),
 )
-def attention_decode(rng, lengths, capacity, heads, kv_heads, head_size):
-    """The cache is NaN beyond each length: what lies there must not be looked at."""
-    keys, values = normal(rng, 2, len(lengths), capacity, kv_heads * head_size)
-    for slot, length in enumerate(lengths):
-        keys[slot, length:] = values[slot, length:] = np.nan
+def attention_decode(rng, lengths, page, heads, kv_heads, head_size):
+    """A row for each slot, the last slot first, and one more that sees one token less or the same."""
+    keys, values, pages = paged(rng, lengths, page, kv_heads * head_size)
+    slots = np.array([*reversed(range(len(lengths))), 0], np.int32)
+    seen = np.array(lengths, np.int32)[slots]
+    seen[-1] = max(1, seen[-1] - 1)
     return {
-        "out": unwritten(len(lengths), heads * head_size),
-        "qkv": normal(rng, len(lengths), (heads + 2 * kv_heads) * head_size),
+        "out": unwritten(len(slots), heads * head_size),
+        "qkv": normal(rng, len(slots), (heads + 2 * kv_heads) * head_size),
         "keys": keys,
         "values": values,
-        "lengths": np.array(lengths, dtype=np.int32),
+        "pages": pages,
+        "slots": slots,
+        "lengths": seen,
         "heads": heads,
         "kv_heads": kv_heads,
         "scale": head_size**-0.5,
+    }
+
+
+PREFILL_REALISTIC = {
+    "smollm2 256 after 256 9x64": {
+        "lengths": (512,), "new": (256,), "page": 128, "heads": 9, "kv_heads": 3, "head_size": 64,
+    },
+}  # fmt: skip
+
+
+@case(
+    [
+        {**PAGED[0], "new": (1,)},
+        {**PAGED[1], "new": (7, 1, 2)},
+        {**PAGED[2], "new": (1, 33)},
+        {**PAGED[3], "new": (290, 1)},
+        {"lengths": (700, 530), "new": (400, 20), "page": 256, "heads": 2, "kv_heads": 1, "head_size": 16},
+    ],
+    PREFILL_REALISTIC,
+    terms=lambda s: s.head_size + max(s.lengths),
+    flops=lambda s: 4 * s.heads * s.head_size * sum(
+        n * (length - n) + n * (n + 1) // 2 for n, length in zip(s.new, s.lengths, strict=True)
+    ),
+    written=("out",),
+)
+def attention_prefill(rng, lengths, new, page, heads, kv_heads, head_size):
+    """The last `new` tokens of each slot, the last slot first."""
+    keys, values, pages = paged(rng, lengths, page, kv_heads * head_size)
+    return {
+        "out": unwritten(sum(new), heads * head_size),
+        "qkv": normal(rng, sum(new), (heads + 2 * kv_heads) * head_size),
+        "keys": keys,
+        "values": values,
+        "pages": pages,
+        "slots": np.arange(len(new), dtype=np.int32)[::-1].copy(),
+        "starts": np.cumsum((0, *new[::-1]), dtype=np.int32),
+        "before": np.array([length - n for length, n in zip(lengths, new, strict=True)], np.int32)[::-1].copy(),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "scale": head_size**-0.5,
+        "scratch": Scratch.ATTENTION,
+    }
+
+
+HEAD_NORM = [
+    {"rows": 1, "heads": 1, "kv_heads": 1, "head_size": 8},
+    {"rows": 7, "heads": 4, "kv_heads": 2, "head_size": 16},
+    {"rows": 131, "heads": 3, "kv_heads": 1, "head_size": 65},
+]
+HEAD_NORM_REALISTIC = {"qwen3 256x16x128": {"rows": 256, "heads": 16, "kv_heads": 8, "head_size": 128}}
+
+
+@case(
+    HEAD_NORM,
+    HEAD_NORM_REALISTIC,
+    terms=lambda s: s.head_size,
+    flops=lambda s: 4 * rotated_elements(s),
+    written=("out", "rstd"),
+)
+def head_norm_forward(rng, rows, heads, kv_heads, head_size):
+    width = (heads + 2 * kv_heads) * head_size
+    return {
+        "out": unwritten(rows, width),
+        "rstd": unwritten(rows, heads + kv_heads),
+        "x": normal(rng, rows, width),
+        "query_weight": normal(rng, head_size),
+        "key_weight": normal(rng, head_size),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "eps": 1e-6,
+    }
+
+
+@case(
+    HEAD_NORM,
+    HEAD_NORM_REALISTIC,
+    terms=lambda s: s.head_size + s.rows * s.heads,
+    flops=lambda s: 10 * rotated_elements(s),
+    written=("dx",),
+    updated=("dquery_weight", "dkey_weight"),
+    forward="head_norm_forward",
+)
+def head_norm_backward(rng, rows, heads, kv_heads, head_size):
+    saved = head_norm_forward(rng, rows, heads, kv_heads, head_size)
+    reference.head_norm_forward(**saved)
+    return {
+        "dx": unwritten(*saved["x"].shape),
+        "dquery_weight": normal(rng, head_size),
+        "dkey_weight": normal(rng, head_size),
+        "dout": normal(rng, *saved["x"].shape),
+        "x": saved["x"],
+        "query_weight": saved["query_weight"],
+        "key_weight": saved["key_weight"],
+        "rstd": saved["rstd"],
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "partials": unwritten(64, 2, head_size),
     }

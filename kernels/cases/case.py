@@ -20,6 +20,7 @@ class Scratch(Enum):
 
     MATMUL = auto()
     ATTENTION = auto()
+    PACKED = auto()
 
 
 def with_scratch(arguments: Arguments, kernels: ModuleType) -> Arguments:
@@ -29,6 +30,9 @@ def with_scratch(arguments: Arguments, kernels: ModuleType) -> Arguments:
     if arguments.get("scratch") is Scratch.ATTENTION:
         head_size = arguments["out"].shape[1] // arguments["heads"]
         return arguments | {"scratch": kernels.attention_scratch(head_size)}
+    if arguments.get("scratch") is Scratch.PACKED:
+        x = arguments["x"] if "x" in arguments else arguments["dx"]
+        return arguments | {"scratch": kernels.packed_scratch(x.shape[1])}
     return arguments
 
 

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+from .. import reference
 from .case import Scratch, case, normal, optional, unwritten
 
 MATMUL = [
@@ -88,3 +89,54 @@ def linear_backward(rng, rows, inputs, outputs, bias=True, residual=False, accum
         "accumulate": accumulate,
         "scratch": Scratch.MATMUL,
     }
+
+
+LORA = [
+    {"rows": 1, "inputs": 1, "outputs": 1, "rank": 1, "width": 1, "first": 0},
+    {"rows": 7, "inputs": 65, "outputs": 31, "rank": 4, "width": 100, "first": 33},
+    {"rows": 131, "inputs": 300, "outputs": 65, "rank": 17, "width": 65, "first": 0},
+]
+LORA_REALISTIC = {
+    "smollm2 512x576x1536": {"rows": 512, "inputs": 576, "outputs": 1536, "rank": 16, "width": 3072, "first": 1536}
+}
+
+
+@case(
+    LORA,
+    LORA_REALISTIC,
+    terms=lambda s: s.inputs + s.rank,
+    flops=lambda s: 2 * s.rows * s.rank * (s.inputs + s.outputs),
+    written=("hidden",),
+    updated=("out",),
+)
+def lora_forward(rng, rows, inputs, outputs, rank, width, first):
+    return {
+        "out": normal(rng, rows, width),
+        "hidden": unwritten(rows, rank),
+        "x": normal(rng, rows, inputs),
+        "a": normal(rng, rank, inputs),
+        "b": normal(rng, outputs, rank),
+        "first": first,
+        "scale": 0.75,
+        "scratch": Scratch.MATMUL,
+    }
+
+
+@case(
+    LORA,
+    LORA_REALISTIC,
+    terms=lambda s: max(s.outputs, s.rows) + s.rank,
+    flops=lambda s: 4 * s.rows * s.rank * (s.inputs + s.outputs),
+    written=("dhidden",),
+    updated=("dx", "da", "db"),
+)
+def lora_backward(rng, rows, inputs, outputs, rank, width, first):
+    forward = lora_forward(rng, rows, inputs, outputs, rank, width, first)
+    reference.lora_forward(**forward)
+    return {
+        "dx": normal(rng, rows, inputs),
+        "da": normal(rng, rank, inputs),
+        "db": normal(rng, outputs, rank),
+        "dhidden": unwritten(rows, rank),
+        "dout": normal(rng, rows, width),
+    } | {name: forward[name] for name in ("hidden", "x", "a", "b", "first", "scale", "scratch")}

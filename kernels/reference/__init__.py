@@ -15,16 +15,19 @@ from .activation import (
     silu_forward,
 )
 from .adam import adamw
-from .attention import attention_backward, attention_forward
+from .attention import attention_backward, attention_forward, attention_prefill
 from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm
+from .head_norm import head_norm_backward, head_norm_forward
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
 from .lion import lion
+from .lora import lora_backward, lora_forward
 from .matmul import matmul
+from .packed import packed_backward, packed_embedding_forward, packed_forward, packed_rows_forward
 from .residual import add
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward
@@ -39,6 +42,7 @@ __all__ = [
     "attention_backward",
     "attention_decode",
     "attention_forward",
+    "attention_prefill",
     "cross_entropy_forward",
     "cross_entropy_forward_backward",
     "dropout_backward",
@@ -50,13 +54,21 @@ __all__ = [
     "gelu_forward",
     "gelu_tanh_backward",
     "gelu_tanh_forward",
+    "head_norm_backward",
+    "head_norm_forward",
     "kv_cache_write",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",
     "linear_forward",
     "lion",
+    "lora_backward",
+    "lora_forward",
     "matmul",
+    "packed_backward",
+    "packed_embedding_forward",
+    "packed_forward",
+    "packed_rows_forward",
     "relu_backward",
     "relu_forward",
     "rms_norm_backward",

@@ -1,39 +1,41 @@
-"""Keys and values of earlier tokens kept for decoding (Shazeer 2019, arXiv:1911.02150).
+"""Keys and values of earlier tokens kept in pages (Shazeer 2019, arXiv:1911.02150; Kwon et al. 2023, arXiv:2309.06180).
 
-    keys[slots[n], positions[n]] = key of row n        the same for values
-    out[b] = softmax(scale * query[b] @ keys[b, :lengths[b]].T) @ values[b, :lengths[b]]
+    row places[n] of all pages = key of row n        the same for values
+    out[n] = softmax(scale * query[n] @ keys.T) @ values, of the first lengths[n] tokens of slot slots[n]
 """
 
 import numpy as np
 
 
-def kv_cache_write(keys, values, qkv, slots, positions, heads, kv_heads):
+def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     """Store the keys and values of new tokens; the other entries keep theirs.
 
-    keys, values      (B, capacity, K*D)  written at (slots[n], positions[n])
-    qkv               (N, (H+2K)*D)
-    slots, positions  (N,) int32
+    keys, values  (pages, T, K*D)  written at row places[n] of all (pages * T)
+    qkv           (N, (H+2K)*D)
+    places        (N,) int32
     """
-    head_size = keys.shape[2] // kv_heads
-    _, key, value = np.split(qkv, [heads * head_size, (heads + kv_heads) * head_size], axis=1)
-    keys[slots, positions] = key
-    values[slots, positions] = value
+    width = keys.shape[2]
+    _, key, value = np.split(qkv, [-2 * width, -width], axis=1)
+    keys.reshape(-1, width)[places] = key
+    values.reshape(-1, width)[places] = value
 
 
-def attention_decode(out, qkv, keys, values, lengths, heads, kv_heads, scale):
-    """Let one new token of each sequence attend to its cache, which already holds its own key.
+def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
+    """Let one new token of each row's slot attend to its cache, which already holds its own key.
 
-    out           (B, H*D)  written
-    qkv           (B, (H+2K)*D)
-    keys, values  (B, capacity, K*D)
-    lengths       (B,) int32 >= 1; row b sees the positions below lengths[b]
+    out            (N, H*D)  written
+    qkv            (N, (H+2K)*D)
+    keys, values   (pages, T, K*D)
+    pages          (slots, most) int32, the pages of each slot
+    slots, lengths (N,) int32; row n sees the first lengths[n] >= 1 tokens of slot slots[n]
     """
     grouped = (kv_heads, heads // kv_heads, -1)
-    for b, length in enumerate(lengths):
-        query = qkv[b, : out.shape[1]].reshape(grouped)  # (K, H/K, D)
-        key = keys[b, :length].reshape(length, kv_heads, -1)  # (T, K, D)
-        value = values[b, :length].reshape(length, kv_heads, -1)
+    for n, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+        used = pages[slot, : -(-length // keys.shape[1])]
+        query = qkv[n, : out.shape[1]].reshape(grouped)  # (K, H/K, D)
+        key = keys[used].reshape(-1, keys.shape[2])[:length].reshape(length, kv_heads, -1)  # (T, K, D)
+        value = values[used].reshape(-1, keys.shape[2])[:length].reshape(length, kv_heads, -1)
         scores = scale * np.einsum("kgd,tkd->kgt", query, key)
         p = np.exp(scores - scores.max(axis=2, keepdims=True))
         p /= p.sum(axis=2, keepdims=True)
-        out[b] = np.einsum("kgt,tkd->kgd", p, value).ravel()
+        out[n] = np.einsum("kgt,tkd->kgd", p, value).ravel()

@@ -1,6 +1,6 @@
-"""Make the goldens: what Hugging Face's GPT-2 and Llama compute for tiny random weights.
+"""Make the goldens: what Hugging Face's GPT-2, Llama, Qwen2, Qwen3 and Mistral compute for tiny random weights.
 
-    python -m venv venv && venv/bin/pip install torch==2.13.0 transformers==5.23.0 numpy
+    python -m venv venv && venv/bin/pip install torch==2.13.0 transformers==5.24.0 numpy
     venv/bin/python tests/goldens/make_goldens.py
 
 Run it as a file, so that the repository's root is not on sys.path: there, transformers takes our `kernels`
@@ -24,7 +24,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 LENGTHS = (1, 7, 24, 2, 13)  # one row, odd, the whole context of GPT-2, two rows, odd
 VOCABULARY = 61
@@ -78,6 +90,16 @@ def models() -> dict[str, PreTrainedModel]:
             LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, rope_parameters=LINEAR_ROPE)
         ),
         "llama3-rope": LlamaForCausalLM(LlamaConfig(**LLAMA, head_dim=12, rope_parameters=LLAMA3_ROPE)),
+        "qwen2": Qwen2ForCausalLM(Qwen2Config(**LLAMA, rope_parameters=PLAIN_ROPE)),
+        "qwen3": Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=10, rope_parameters=PLAIN_ROPE)),
+        "qwen3-tied-biases": Qwen3ForCausalLM(
+            Qwen3Config(
+                **{**LLAMA, "tie_word_embeddings": True}, head_dim=6, attention_bias=True, rope_parameters=PLAIN_ROPE
+            )
+        ),
+        "mistral": MistralForCausalLM(
+            MistralConfig(**LLAMA, head_dim=8, sliding_window=None, rope_parameters=PLAIN_ROPE)
+        ),
     }
 
 

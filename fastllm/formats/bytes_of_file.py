@@ -1,0 +1,69 @@
+"""What strangers' files are read with: their bytes, memory-mapped, and their JSON, checked."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections import Counter
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.errors import FormatError
+
+MAX_JSON = 16 << 20  # bytes; the largest index of shards has two; parsed, JSON takes some twenty times its bytes
+
+_repr = Repr()
+_repr.maxstring = _repr.maxother = 80
+
+
+def brief(value: object) -> str:
+    """A value for a message: one short line, however large it is."""
+    return _repr.repr(value).replace("\n", " ")
+
+
+def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """The bytes of a file, (size,) uint8, read-only and memory-mapped: it takes no memory to open it.
+
+    Raises OSError where it can't be opened.
+    """
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:  # which can't be mapped
+            return np.frombuffer(b"", np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises FormatError where there is none, OSError where it can't be opened."""
+    size = path.stat().st_size
+    if size > MAX_JSON:
+        raise FormatError(f"{path} must have at most {MAX_JSON} bytes; got {size}; download the model again")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in at most MAX_JSON bytes, with each key once. Raises FormatError, which names `what`."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_reject)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        reason = str(error).replace("\n", " ")[:100]
+        raise FormatError(f"{what} must be JSON in UTF-8; got {reason}; download the model again") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} must be a JSON object; got {brief(value)}; download the model again")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {brief(twice)} twice")
+    return value
+
+
+def _reject(constant: str) -> NoReturn:
+    raise ValueError(f"the number {constant}")

@@ -1,0 +1,316 @@
+"""Models in GGUF files, as llama.cpp names and lays them out: Llama (and Mistral, SmolLM2), Qwen2, Qwen3 and GPT-2.
+
+    Llama    blk.0.attn_q.weight (out, in)       blocks.0.attention.query.weight, the same bytes
+    GPT-2    blk.0.attn_qkv.weight (3C, C)       blocks.0.attention.query | key | value.weight
+
+Queries and keys of the architecture "llama" are laid out for RoPE on interleaved pairs (2i, 2i + 1) and stay so: the
+configuration says rope_interleaved=True. Those of Qwen2 and Qwen3 are for RoPE on halves. Biases and a head of its own
+are there or not; the file does not say beforehand. Llama 3's RoPE is a tensor, rope_freqs.weight, with a divisor for
+each frequency.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.config import ModelConfig
+from fastllm.errors import ConfigError, FormatError
+from fastllm.formats.bytes_of_file import brief
+from fastllm.formats.gguf_file import GgufFile, StoredTensor, read_gguf_file
+from fastllm.formats.modules import Module, check, check_layers, layout_of
+from fastllm.formats.opened import OpenedModel, Weights, generation_facts
+from fastllm.packed import Packed
+from fastllm.quantize import dequantize
+
+Json = Mapping[str, Any]
+
+LLAMA_MODULES = (
+    Module("token_embd", ("embedding.token",)),
+    Module("blk.{}.attn_norm", ("blocks.{}.attention_norm",)),
+    Module("blk.{}.attn_q", ("blocks.{}.attention.query",)),
+    Module("blk.{}.attn_k", ("blocks.{}.attention.key",)),
+    Module("blk.{}.attn_v", ("blocks.{}.attention.value",)),
+    Module("blk.{}.attn_q_norm", ("blocks.{}.attention.query_norm",)),
+    Module("blk.{}.attn_k_norm", ("blocks.{}.attention.key_norm",)),
+    Module("blk.{}.attn_output", ("blocks.{}.attention.output",)),
+    Module("blk.{}.ffn_norm", ("blocks.{}.feed_forward_norm",)),
+    Module("blk.{}.ffn_gate", ("blocks.{}.feed_forward.gate",)),
+    Module("blk.{}.ffn_up", ("blocks.{}.feed_forward.up",)),
+    Module("blk.{}.ffn_down", ("blocks.{}.feed_forward.down",)),
+    Module("output_norm", ("final_norm",)),
+    Module("output", ("head",)),
+)
+GPT2_MODULES = (
+    Module("token_embd", ("embedding.token",)),
+    Module("position_embd", ("embedding.position",)),
+    Module("blk.{}.attn_norm", ("blocks.{}.attention_norm",)),
+    Module(
+        "blk.{}.attn_qkv", ("blocks.{}.attention.query", "blocks.{}.attention.key", "blocks.{}.attention.value")
+    ),
+    Module("blk.{}.attn_output", ("blocks.{}.attention.output",)),
+    Module("blk.{}.ffn_norm", ("blocks.{}.feed_forward_norm",)),
+    Module("blk.{}.ffn_up", ("blocks.{}.feed_forward.up",)),
+    Module("blk.{}.ffn_down", ("blocks.{}.feed_forward.down",)),
+    Module("output_norm", ("final_norm",)),
+    Module("output", ("head",)),
+)
+
+
+class Architecture(NamedTuple):
+    """What general.architecture stands for. fixed: fields of ours that are the same in every such model."""
+
+    modules: tuple[Module, ...]
+    norm_eps: str
+    fixed: Json
+
+
+LLAMA_PARTS = {"norm": "rms_norm", "activation": "swiglu", "positions": "rope"}
+ARCHITECTURES = {
+    "llama": Architecture(
+        LLAMA_MODULES, "attention.layer_norm_rms_epsilon", {**LLAMA_PARTS, "rope_interleaved": True}
+    ),
+    "qwen2": Architecture(LLAMA_MODULES, "attention.layer_norm_rms_epsilon", LLAMA_PARTS),
+    "qwen3": Architecture(LLAMA_MODULES, "attention.layer_norm_rms_epsilon", {**LLAMA_PARTS, "qk_norm": True}),
+    "gpt2": Architecture(
+        GPT2_MODULES,
+        "attention.layer_norm_epsilon",
+        {"norm": "layernorm", "activation": "gelu_tanh", "positions": "learned"},
+    ),
+}
+# Features that fastllm lacks: a file must not have these keys, or 0 in them.
+UNKNOWN_FEATURES = (
+    "expert_count", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale",
+    "embedding_scale", "residual_scale", "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
+ROPE_FACTORS = "rope_freqs.weight"
+POSITIONS = "embedding.position.weight"
+OPTIONS = {
+    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"
+}  # fmt: skip
+LLAMA3_TURNS = (1.0, 4.0)  # low_freq_factor and high_freq_factor of all that Llama 3 has brought
+LLAMA3_CONTEXT = 8192
+FACTOR_TOLERANCE = 2e-6  # relative: converters compute in float32
+
+
+def open_gguf(path: Path) -> OpenedModel:
+    """The model in a file. Matrices are views of it.
+
+    Raises FormatError for a model that fastllm can't run and a damaged file, OSError where it can't be opened.
+    """
+    file = read_gguf_file(path)
+    try:
+        config = _config(file)
+        return OpenedModel(
+            config=config,
+            weights=_weights(config, ARCHITECTURES[file.metadata["general.architecture"]].modules, file.tensors),
+            source="gguf",
+            path=path,
+            generation=_generation(path, file.metadata, config),
+            metadata={key: value for key, value in file.metadata.items() if key.startswith("general.")},
+            tokenizer_metadata={key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")},
+        )
+    except FormatError as error:
+        message = str(error)
+        raise FormatError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+
+def single(metadata: Json, key: str) -> Any:
+    """A value of the metadata that must not be an array; None where there is none."""
+    value = metadata.get(key)
+    if isinstance(value, (list, np.ndarray)):
+        raise FormatError(f"{key} must be a single value; got {brief(value)}; use another file")
+    return value
+
+
+class _Fields:
+    """The metadata, with the types that they must have. Keys are those of the architecture, without its name."""
+
+    def __init__(self, metadata: Json, architecture: str) -> None:
+        self._metadata = metadata
+        self._architecture = architecture
+
+    def get(self, key: str) -> Any:
+        """A single value, or None."""
+        return single(self._metadata, f"{self._architecture}.{key}")
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number > 0; an array of them, one for each layer, must have one value."""
+        value = self._metadata.get(f"{self._architecture}.{key}")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size and (value == value[0]).all():
+            value = value[0].item()
+        value = default if value is None else value
+        if type(value) is not int or value < 1:
+            raise self._error(key, "a whole number > 0", value)
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number > 0. What is float32 becomes the shortest decimal that rounds to it: 1e-05, as was meant."""
+        value = self.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise self._error(key, "a finite number > 0", value)
+        if value > np.finfo(np.float32).max or float(np.float32(value)) != value:
+            return float(value)
+        return float(str(np.float32(value)))
+
+    def _error(self, key: str, rule: str, value: Any) -> FormatError:
+        return FormatError(
+            f"{self._architecture}.{key} must be {rule}; got {brief(value)}; use a file of a model that has it"
+        )
+
+
+def _config(file: GgufFile) -> ModelConfig:
+    metadata, tensors = file.metadata, file.tensors
+    kind, parts = single(metadata, "general.type"), single(metadata, "split.count")
+    if kind not in (None, "model"):
+        raise FormatError(f"a file must hold a model; got general.type {brief(kind)}; use another file")
+    if parts not in (None, 0, 1):
+        raise FormatError(
+            f"a file must hold a whole model; got one of {brief(parts)} parts; join them with llama-gguf-split --merge"
+        )
+    name = single(metadata, "general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise FormatError(
+            f"the architecture must be one of {', '.join(ARCHITECTURES)}; got {brief(name)}; use another model"
+        )
+    architecture, fields = ARCHITECTURES[name], _Fields(metadata, name)
+    for key in UNKNOWN_FEATURES:
+        if fields.get(key):
+            raise FormatError(f"{name}.{key} must not be given; got {brief(fields.get(key))}; use a model without it")
+    if fields.get("attention.causal") is False:
+        raise FormatError(f"{name}.attention.causal must be true; got False; use a model that writes text")
+    if "token_embd.weight" not in tensors:
+        raise FormatError("a model must have a tensor token_embd.weight; got none; use a file with weights")
+    width, heads = fields.size("embedding_length"), fields.size("attention.head_count")
+    head_size = fields.size("attention.key_length", width // heads or None)
+    context = fields.size("context_length")
+    if fields.get("attention.sliding_window"):  # a text that is no longer is seen whole
+        context = min(context, fields.size("attention.sliding_window"))
+    is_gpt2 = name == "gpt2"
+    for key in ("attention.value_length", *([] if is_gpt2 else ["rope.dimension_count"])):
+        if fields.size(key, head_size) != head_size:
+            raise FormatError(
+                f"{name}.{key} must be the head's size, {head_size}; got {fields.size(key)}; use another model"
+            )
+    try:
+        config = ModelConfig(
+            vocab_size=tensors["token_embd.weight"].shape[0],
+            width=width,
+            hidden=fields.size("feed_forward_length"),
+            layers=fields.size("block_count"),
+            heads=heads,
+            kv_heads=fields.size("attention.head_count_kv", heads),
+            head_size=head_size,
+            context=context,
+            norm_eps=fields.number(architecture.norm_eps),
+            attention_bias=is_gpt2 or "blk.0.attn_q.bias" in tensors,
+            attention_output_bias=is_gpt2 or "blk.0.attn_output.bias" in tensors,
+            feed_forward_bias=is_gpt2 or "blk.0.ffn_gate.bias" in tensors,
+            tied_head="output.weight" not in tensors,
+            rope_theta=fields.number("rope.freq_base", 10000.0),
+            **architecture.fixed,
+        )
+        scaling = None if is_gpt2 else _rope_scaling(fields, config, tensors.get(ROPE_FACTORS))
+        return ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling})
+    except ConfigError as error:
+        raise FormatError(f"the metadata describe no model that fastllm can make: {error}") from None
+
+
+def _rope_scaling(fields: _Fields, config: ModelConfig, stored: StoredTensor | None) -> dict[str, Any] | None:
+    assert config.head_size is not None
+    kind = fields.get("rope.scaling.type")
+    if kind not in (None, "none", "linear"):
+        raise FormatError(f"rope.scaling.type must be none or linear; got {brief(kind)}; use a model with one of these")
+    factor = 1.0
+    for key in ("rope.scale_linear", "rope.scaling.factor"):  # the older name first
+        if kind != "none" and fields.get(key):
+            factor = fields.number(key)
+    if stored is None:
+        return None if factor == 1.0 else {"type": "linear", "factor": factor}
+    if stored.shape != (config.head_size // 2,) or stored.kind.name != "F32":
+        raise FormatError(
+            f"{ROPE_FACTORS} must be F32, of shape ({config.head_size // 2},); got {stored.kind.name}, {stored.shape}; "
+            "convert the model again"
+        )
+    factors = stored.data.view("<f4").astype(np.float64)
+    llama3 = _llama3_scaling(factors, config) if factor == 1.0 else None
+    return llama3 or {"type": "factors", "factors": (factors * factor).tolist()}
+
+
+def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:
+    """What rope_freqs.weight holds, (D/2,): a divisor for each frequency. None where RoPE needs no such tensor."""
+    scaling = config.rope_scaling
+    if config.positions != "rope" or scaling is None or scaling["type"] == "linear":
+        return None
+    if scaling["type"] == "factors":
+        return np.array(scaling["factors"], np.float64)
+    turns = float(scaling["original_max_position_embeddings"]) * _frequencies(config) / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / (keep + (1 - keep) / scaling["factor"])
+
+
+def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[str, Any] | None:
+    """Llama 3's numbers, of which these divisors are made; None where there are none.
+
+    factor is the largest; the original context follows from a divisor between that and 1, where there is one.
+    """
+    low, high = LLAMA3_TURNS
+    factor = float(factors.max())
+    if not 1 < factor < math.inf:
+        return None
+    original = LLAMA3_CONTEXT
+    between = np.flatnonzero((factors > 1) & (factors < factor))
+    if len(between):
+        i = between[0]
+        keep = (1 / factors[i] - 1 / factor) / (1 - 1 / factor)
+        original = max(1, round((low + keep * (high - low)) * 2 * math.pi / _frequencies(config)[i]))
+    scaling = {
+        "type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+    made = rope_factors(ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling}))
+    assert made is not None
+    return scaling if np.allclose(factors, made, rtol=FACTOR_TOLERANCE, atol=0) else None
+
+
+def _frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    assert config.head_size is not None
+    size = config.head_size
+    with np.errstate(over="ignore"):  # a theta next to 0 is a damaged file's
+        return np.float64(config.rope_theta) ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+
+
+def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, StoredTensor]) -> Weights:
+    given = {name: tensor for name, tensor in tensors.items() if name != ROPE_FACTORS or config.positions != "rope"}
+    check_layers(config, given)
+    layout = layout_of(modules, config)
+    check(given, {tensor.name: tensor.shape for tensor in layout})
+    weights: Weights = {}
+    for tensor in layout:
+        stored = given[tensor.name]
+        if len(tensor.shape) == 1:
+            vector = dequantize(Packed(stored.data.reshape(1, -1), stored.kind))[0]
+            weights.update(zip(tensor.ours, np.split(vector, tensor.rows), strict=True))
+            continue
+        rows = stored.data.reshape(tensor.shape[0], -1)  # of bytes
+        for name, part in zip(tensor.ours, np.split(rows, tensor.rows), strict=True):
+            matrix = Packed(part, stored.kind)
+            weights[name] = dequantize(matrix) if name == POSITIONS else matrix
+    return weights
+
+
+def _generation(path: Path, metadata: Json, config: ModelConfig) -> dict[str, Any]:
+    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    begin_id = metadata.get("tokenizer.ggml.bos_token_id")
+    options = {ours: metadata.get(f"general.sampling.{theirs}") for ours, theirs in OPTIONS.items()}
+    return generation_facts(path, config.vocab_size, ids, begin_id, options)

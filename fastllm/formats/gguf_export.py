@@ -1,0 +1,249 @@
+"""A model written as a GGUF file, which llama.cpp and all that reads its models can open.
+
+Matrices are of one kind; norms, biases and the table of positions stay float32. With Q4_0 and Q4_1 the head, which
+is the token embedding where that is tied to it, is Q8_0, as every logit hangs on it; a matrix whose rows are no
+multiple of a block is F16. The file is written tensor after tensor, in pieces.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.atomic import replacing
+from fastllm.config import ModelConfig
+from fastllm.errors import FormatError
+from fastllm.formats.bytes_of_file import brief
+from fastllm.formats.gguf import ARCHITECTURES, POSITIONS, ROPE_FACTORS, rope_factors
+from fastllm.formats.gguf_file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING
+from fastllm.formats.modules import check, layout_of, shapes_of
+from fastllm.formats.rows import Weight, pieces, row_order
+from fastllm.packed import KINDS, Kind, Packed
+from fastllm.quantize import PACK
+
+VERSION = 3
+UINT32, INT32, FLOAT32, UINT64, INT64 = 4, 5, 6, 10, 11
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # general.file_type
+MIXED = 1024  # "guessed" from the tensors
+QUANTIZATION_VERSION = 2
+NO_TOKENIZER = {"tokenizer.ggml.model": "none"}
+
+
+class _Tensor(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    pieces: Callable[[], Iterator[NDArray[np.uint8]]]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.shape[:-1], dtype=object)) * self.kind.row_bytes(self.shape[-1])
+
+
+def write_gguf(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    weights: Mapping[str, NDArray[Any] | Packed],
+    kind: str | None,
+    tokenizer_metadata: Mapping[str, Any] | None = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a GGUF file; what was there stays until the new one is whole.
+
+    weights             our names -> array or Packed, as Model.parameters or OpenedModel.weights has them
+    kind                of the matrices: "F32", "F16", "BF16", "Q8_0", "Q4_0" or "Q4_1"; None: each as it is
+    tokenizer_metadata  the "tokenizer.*" keys; without them the file is for a program that deals in ids
+    metadata            more "general.*" keys, such as "general.name"
+
+    A value is a bool, int, float or string, a NumPy number of the type wanted, or a list or array of them. int is
+    written as uint32 where it fits, in lists as int32; float as float32.
+
+    A matrix that is of its kind already keeps its bytes. Raises FormatError for a model that llama.cpp has no
+    architecture for, weights of another model and numbers that the kind can't hold, ValueError for a wrong kind or
+    metadata that have no place in a file, OSError where it can't be written.
+    """
+    if kind is not None and kind not in PACK:
+        raise ValueError(f"kind must be one of {', '.join(PACK)}, or None; got {kind!r}; choose one of them")
+    architecture = _architecture(config)
+    check(weights, shapes_of(config))
+    tensors = _tensors(architecture, config, weights, kind)
+    entries: dict[str, Any] = {
+        "general.architecture": architecture,
+        "general.type": "model",
+        "general.file_type": MIXED if kind is None else FILE_TYPES[kind],
+        "general.quantization_version": QUANTIZATION_VERSION,
+    }
+    for given, prefix in (metadata or {}, "general."), (tokenizer_metadata or NO_TOKENIZER, "tokenizer."):
+        wrong = [key for key in given if not key.startswith(prefix) or key in entries]
+        if wrong:
+            raise ValueError(f"metadata must have keys {prefix}* of their own; got {wrong[0]!r}; leave it out")
+        entries |= given
+    entries |= {f"{architecture}.{key}": value for key, value in _fields(architecture, config).items()}
+    header = _header(entries, tensors)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for tensor in tensors:
+            _write_tensor(file, tensor)
+
+
+def _architecture(config: ModelConfig) -> str:
+    """llama.cpp's name for models like this. Raises FormatError where it has none."""
+    if config.qk_norm:
+        name = "qwen3"
+    elif config.attention_bias and not config.attention_output_bias and not config.rope_interleaved:
+        name = "qwen2"
+    else:
+        name = "llama" if config.positions == "rope" else "gpt2"
+    needed: dict[str, Any] = {
+        **{key: value for key, value in ARCHITECTURES[name].fixed.items() if key != "rope_interleaved"},
+        "norm_position": "pre",
+        "final_norm": True,
+        "attention_output": True,
+        "head_bias": False,
+    }
+    if name == "gpt2":
+        biases = ("norm_bias", "attention_bias", "attention_output_bias", "feed_forward_bias")
+        needed |= dict.fromkeys(biases, True)
+        needed |= {"kv_heads": config.heads, "head_size": config.width / config.heads}
+    elif name == "llama":
+        needed |= {"attention_output_bias": config.attention_bias and config.attention_output_bias}
+    else:
+        needed |= {"feed_forward_bias": False, "attention_output_bias": False}
+        if config.rope_scaling is not None and config.rope_scaling["type"] != "linear":
+            needed |= {"rope_scaling": None}
+    if name == "qwen3":
+        needed |= {"attention_bias": False}
+    wrong = [f"{field}={value}" for field, value in needed.items() if getattr(config, field) != value]
+    if wrong:
+        raise FormatError(
+            f"llama.cpp must have an architecture for the model; got one of another kind: {name}, the nearest, has "
+            f"{', '.join(wrong)}; keep it in fastllm's own format"
+        )
+    return name
+
+
+def _fields(architecture: str, config: ModelConfig) -> dict[str, Any]:
+    """The metadata that stand under the architecture's name."""
+    fields: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.context,
+        "embedding_length": config.width,
+        "block_count": config.layers,
+        "feed_forward_length": config.hidden,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        ARCHITECTURES[architecture].norm_eps: float(config.norm_eps),
+    }
+    if config.positions == "rope":
+        fields |= {
+            "attention.key_length": config.head_size,
+            "attention.value_length": config.head_size,
+            "rope.dimension_count": config.head_size,
+            "rope.freq_base": float(config.rope_theta),
+        }
+        if config.rope_scaling is not None and config.rope_scaling["type"] == "linear":
+            fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
+    return fields
+
+
+def _tensors(
+    architecture: str, config: ModelConfig, weights: Mapping[str, NDArray[Any] | Packed], kind: str | None
+) -> list[_Tensor]:
+    interleaved = bool(ARCHITECTURES[architecture].fixed.get("rope_interleaved"))
+    head = "embedding.token.weight" if config.tied_head else "head.weight"
+
+    def kind_of(names: tuple[str, ...], shape: tuple[int, ...]) -> str:
+        if len(shape) == 1 or POSITIONS in names:
+            return "F32"
+        if kind is None:
+            kinds = {weight.kind.name if isinstance(weight, Packed) else "F32" for weight in map(weights.get, names)}
+            return kinds.pop() if len(kinds) == 1 else "F32"
+        chosen = "Q8_0" if head in names and kind in ("Q4_0", "Q4_1") else kind
+        return chosen if shape[-1] % KINDS[chosen].block == 0 else "F16"
+
+    def pieces_of(name: str, ours: tuple[str, ...], kind: str) -> Iterator[NDArray[np.uint8]]:
+        try:
+            for part in ours:
+                weight = weights[part]
+                given: Weight = weight if isinstance(weight, Packed) else np.asarray(weight, np.float32)
+                yield from pieces(given, row_order(config, part, weight.shape[0], interleaved=interleaved), kind)
+        except ValueError as error:
+            raise FormatError(f"{name} can't be written: {error}") from None
+
+    tensors = []
+    for tensor in layout_of(ARCHITECTURES[architecture].modules, config):
+        chosen = kind_of(tensor.ours, tensor.shape)
+        tensors.append(
+            _Tensor(tensor.name, tensor.shape, KINDS[chosen], partial(pieces_of, tensor.name, tensor.ours, chosen))
+        )
+    factors = rope_factors(config)
+    if factors is not None:
+        data = factors.astype("<f4").view(np.uint8)[None]
+        tensors.append(_Tensor(ROPE_FACTORS, factors.shape, KINDS["F32"], lambda: iter([data])))
+    return tensors
+
+
+def _header(entries: Mapping[str, Any], tensors: list[_Tensor]) -> bytes:
+    """All before the tensors, with the padding."""
+    data = bytearray(MAGIC)
+    data += struct.pack("<IQQ", VERSION, len(tensors), len(entries))
+    for key, value in entries.items():
+        data += _string(key)
+        data += _value(key, value)
+    offset = 0
+    for tensor in tensors:
+        data += _string(tensor.name)
+        data += struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
+        data += struct.pack("<IQ", tensor.kind.number, offset)
+        offset += tensor.size + -tensor.size % ALIGNMENT
+    return bytes(data + bytes(-len(data) % ALIGNMENT))
+
+
+def _write_tensor(file: BinaryIO, tensor: _Tensor) -> None:
+    written = 0
+    for piece in tensor.pieces():
+        file.write(np.ascontiguousarray(piece).data)
+        written += piece.nbytes
+    assert written == tensor.size
+    file.write(bytes(-written % ALIGNMENT))
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Any) -> bytes:
+    """Type and value."""
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
+    array = np.asarray(value)
+    if array.ndim > 1 or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise ValueError(f"{key} must be a number, a string, or a list of them; got {brief(value)}; leave it out")
+    number = _number_type(value, array)
+    data = array.astype(NUMBERS[number]).tobytes()
+    kind = struct.pack("<I", number) if array.ndim == 0 else struct.pack("<IIQ", ARRAY, number, len(array))
+    return kind + data
+
+
+def _number_type(value: Any, array: NDArray[Any]) -> int:
+    """The type that NumPy's numbers have; of Python's the shortest that is usual."""
+    if array.dtype == np.bool_:
+        return BOOL
+    if not isinstance(value, (np.generic, np.ndarray)):
+        if array.dtype.kind == "f":
+            return FLOAT32
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        choices = (UINT32, INT32, UINT64, INT64) if array.ndim == 0 else (INT32, UINT32, INT64, UINT64)
+        return next(n for n in choices if np.iinfo(NUMBERS[n]).min <= low and high <= np.iinfo(NUMBERS[n]).max)
+    return next(n for n, dtype in NUMBERS.items() if dtype == array.dtype.newbyteorder("<"))

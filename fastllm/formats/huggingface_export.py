@@ -1,0 +1,126 @@
+"""A model written as a folder of Hugging Face's, which transformers and all that reads its models can open."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.config import ModelConfig
+from fastllm.errors import FormatError
+from fastllm.formats.huggingface import MODULES
+from fastllm.formats.huggingface_config import config_to_huggingface, model_type
+from fastllm.formats.huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
+from fastllm.formats.modules import Tensor, check, layout_of, shapes_of
+from fastllm.formats.rows import pieces, row_order
+from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
+from fastllm.packed import Packed
+from fastllm.quantize import dequantize
+
+KINDS_OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def write_huggingface(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    weights: Mapping[str, NDArray[Any] | Packed],
+    *,
+    dtype: str = "float32",
+    generation: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a folder that transformers opens: config.json, generation_config.json and model.safetensors.
+
+    weights     our names -> array or Packed, as Model.parameters or OpenedModel.weights has them
+    dtype       of the file: "float32", "float16" or "bfloat16"
+    generation  as OpenedModel.generation
+    files       others to stand in the folder, such as tokenizer.json: name -> content
+
+    All is written in a new folder beside, which then gets the name: the folder is whole or not there. A matrix is
+    in memory for a piece at a time, GPT-2's one as a whole.
+
+    Raises FormatError for a model that Hugging Face has no name for, weights of another model and numbers that dtype
+    can't hold, FileExistsError where something stands in the folder already, OSError where it can't be written.
+    """
+    if dtype not in KINDS_OF_DTYPE:
+        raise ValueError(f"dtype must be one of {', '.join(KINDS_OF_DTYPE)}; got {dtype!r}; choose one of them")
+    target = Path(folder).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{folder} must be a new or an empty folder; got one with files in it; choose another")
+    fields, facts = config_files(config, dtype, generation or {})
+    contents = {CONFIG: _json(fields), GENERATION: _json(facts)}
+    for name in files or {}:
+        if name in (*contents, WEIGHTS) or Path(name).name != name:
+            raise ValueError(f"files must have names of their own in the folder; got {name!r}; choose another name")
+    contents |= files or {}
+    layout = _tensors(config, weights, KINDS_OF_DTYPE[dtype])
+    new = target.with_name(f".{target.name}.{os.getpid()}.new")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        write_safetensors(new / WEIGHTS, layout)
+        for name, content in contents.items():
+            (new / name).write_bytes(content)
+        for path in new.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
+        if target.exists():
+            target.rmdir()
+        os.replace(new, target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _tensors(
+    config: ModelConfig, weights: Mapping[str, NDArray[Any] | Packed], kind: str
+) -> list[TensorToWrite]:
+    """A checkpoint's tensors, to be made when they are written."""
+    layout = layout_of(MODULES[model_type(config)], config)
+    check(weights, shapes_of(config))
+
+    def pieces_of(tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
+        try:
+            if tensor.transposed and len(tensor.shape) == 2:
+                whole = np.concatenate([_float32(weights[name]) for name in tensor.ours])
+                yield from pieces(whole.T, None, kind)
+                return
+            for name in tensor.ours:
+                weight = weights[name]
+                order = row_order(config, name, weight.shape[0], interleaved=False)
+                yield from pieces(weight if isinstance(weight, Packed) else _float32(weight), order, kind)
+        except ValueError as error:
+            raise FormatError(f"{tensor.name} can't be written: {error}") from None
+
+    return [TensorToWrite(tensor.name, kind, tensor.shape, partial(pieces_of, tensor)) for tensor in layout]
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _float32(weight: NDArray[Any] | Packed) -> NDArray[np.float32]:
+    return dequantize(weight) if isinstance(weight, Packed) else np.asarray(weight, np.float32)
+
+
+def config_files(
+    config: ModelConfig, dtype: str, generation: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and generation_config.json hold; generation as OpenedModel has it."""
+    ends = [int(token) for token in generation.get("end_ids", ())]
+    ids = {"bos_token_id": generation.get("begin_id"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    options = {name: generation[name] for name in OPTIONS if name in generation}
+    if options.get("temperature") == 0:
+        del options["temperature"]
+        options["do_sample"] = False
+    elif options:
+        options["do_sample"] = True
+    return {**config_to_huggingface(config, dtype=dtype), **ids}, {**ids, **options}

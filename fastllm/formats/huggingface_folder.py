@@ -1,0 +1,100 @@
+"""A model's folder as Hugging Face's hub has it: config.json, generation_config.json and the weights in safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.config import ModelConfig
+from fastllm.errors import FormatError
+from fastllm.formats.bytes_of_file import brief, read_json
+from fastllm.formats.huggingface import needed, renamed
+from fastllm.formats.huggingface_config import config_from_huggingface
+from fastllm.formats.opened import OpenedModel, float32, generation_facts, packed
+from fastllm.formats.safetensors_file import StoredTensor, read_safetensors, read_shards
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+POSITIONS = "embedding.position.weight"
+OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def open_huggingface(folder: Path) -> OpenedModel:
+    """The model in a folder. Matrices are views of its files but GPT-2's, which are (in, out): those are copied.
+
+    Raises FormatError for a model that fastllm can't run and a damaged file, OSError where one can't be opened.
+    """
+    fields = read_json(folder / CONFIG)
+    if fields.get("format") == "fastllm":
+        raise FormatError(f"{folder} must be another project's; got fastllm's own checkpoint; use fastllm.load")
+    if fields.get("quantization_config"):
+        raise FormatError(
+            f"{folder} must have weights of float32, float16 or bfloat16; got quantised ones, "
+            f"{brief(fields['quantization_config'])}; use the model they were made from, or a GGUF file"
+        )
+    try:
+        config = config_from_huggingface(fields)
+        given = needed(config, _stored(folder))
+        arrays = renamed(config, {name: _array(name, tensor) for name, tensor in given.items()})
+    except FormatError as error:
+        message = str(error)
+        raise FormatError(message if str(folder) in message else f"{folder}: {message}") from None
+    return OpenedModel(
+        config=config,
+        weights={
+            name: packed(array) if array.ndim == 2 and name != POSITIONS else float32(array)
+            for name, array in arrays.items()
+        },
+        source="huggingface",
+        path=folder,
+        generation=_generation(folder, fields, config),
+    )
+
+
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    if (folder / WEIGHTS).is_file():
+        return read_safetensors(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return read_shards(folder / INDEX)
+    for name in PICKLES:
+        if (folder / name).is_file():
+            raise FormatError(
+                f"{folder} must hold {WEIGHTS}; got {name} only, a pickle, which runs code of its author's when it is "
+                "opened; download the safetensors, or convert it with save_pretrained on a machine to throw away"
+            )
+    raise FormatError(f"{folder} must hold {WEIGHTS} or {INDEX}; got neither; download the weights too")
+
+
+def _array(name: str, tensor: StoredTensor) -> NDArray[Any]:
+    if tensor.dtype not in DTYPES:
+        raise FormatError(
+            f"tensor {brief(name)} must be of {', '.join(DTYPES)}; got {brief(tensor.dtype)}; "
+            "convert the model to one of these"
+        )
+    dtype = DTYPES[tensor.dtype]
+    data = tensor.data
+    if data.size and data.ctypes.data % dtype.itemsize:  # a header of odd length: no writer of renown makes one
+        data = data.copy()
+    return data.view(dtype).reshape(tensor.shape)
+
+
+def _generation(folder: Path, config: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """From generation_config.json; without one, from what config.json says of tokens."""
+    path = folder / GENERATION
+    fields = read_json(path) if path.is_file() else {}
+    end_ids = fields.get("eos_token_id", config.get("eos_token_id"))
+    options = {name: fields.get(name) for name in OPTIONS}
+    if fields.get("do_sample") is False:
+        options["temperature"] = 0.0
+    return generation_facts(
+        path if path.is_file() else folder / CONFIG,
+        model.vocab_size,
+        end_ids if isinstance(end_ids, list) else [end_ids],
+        fields.get("bos_token_id", config.get("bos_token_id")),
+        options,
+    )

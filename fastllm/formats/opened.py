@@ -1,0 +1,102 @@
+"""What opening a model's files gives, whatever their format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm.config import ModelConfig
+from fastllm.errors import FormatError
+from fastllm.formats.bytes_of_file import brief
+from fastllm.packed import KINDS, Packed
+
+Weights = dict[str, NDArray[np.float32] | Packed]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedModel:
+    """A model of another project, opened.
+
+    config              what it computes
+    weights             our names -> Packed for a matrix, a view of the mapped file where it can be one; a float32
+                        array for a norm, a bias and the table of positions
+    source              "huggingface", "gguf" or "llama2c"
+    path                its folder or file
+    generation          what its files say about generating text, as far as they do: "end_ids", the tokens that end
+                        a text, is always there, perhaps empty; "begin_id", "temperature" (0: the most probable
+                        token), "top_k", "top_p", "min_p", "repetition_penalty"
+    metadata            of a GGUF file: what stands in its "general.*" keys
+    tokenizer_metadata  of a GGUF file: what stands in its "tokenizer.*" keys, arrays of numbers as NumPy's
+    """
+
+    config: ModelConfig
+    weights: Weights
+    source: str
+    path: Path
+    generation: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    tokenizer_metadata: dict[str, Any] = field(default_factory=dict)
+
+
+KIND_OF_DTYPE = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # bfloat16, which NumPy lacks, is uint16 here
+
+
+def packed(array: NDArray[Any]) -> Packed:
+    """A matrix of float32, float16, or bfloat16 as uint16, as it is: a view where it is C-contiguous."""
+    array = np.ascontiguousarray(array)
+    return Packed(array.view(np.uint8), KINDS[KIND_OF_DTYPE[array.dtype.name]])
+
+
+def float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """float32, float16, or bfloat16 as uint16, in float32: a view where it is that."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda value: _is_number(value) and 0 <= value < math.inf, "a number >= 0"),
+    "top_k": (_is_id, "a whole number >= 0"),
+    "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
+    "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "repetition_penalty": (lambda value: _is_number(value) and 0 < value < math.inf, "a number > 0"),
+}
+
+
+def generation_facts(
+    path: Path, vocab_size: int, end_ids: list[Any], begin_id: Any, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """OpenedModel.generation from what stands in a file; None and ids outside the vocabulary are passed over.
+
+    Raises FormatError, which names the file, for what is no id and an option out of its range.
+    """
+    for value in [*end_ids, begin_id]:
+        if value is not None and not (isinstance(value, int) and not isinstance(value, bool)):
+            raise FormatError(f"{path} must give the ids of tokens as whole numbers; got {brief(value)}; mend it")
+    facts: dict[str, Any] = {
+        "end_ids": tuple(dict.fromkeys(token for token in end_ids if token is not None and 0 <= token < vocab_size))
+    }
+    if begin_id is not None and 0 <= begin_id < vocab_size:
+        facts["begin_id"] = begin_id
+    for name, value in options.items():
+        if value is None:
+            continue
+        is_good, rule = RANGES[name]
+        if not is_good(value):
+            raise FormatError(f"{path} must give {name} as {rule}; got {brief(value)}; mend it")
+        facts[name] = value
+    return facts

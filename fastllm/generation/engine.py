@@ -1,0 +1,374 @@
+"""Several texts at once from one model.
+
+A step of the model costs nearly the same for one row as for eight: it reads all weights either way. So each
+running text gives its last token to one common step, texts of any length side by side, without padding:
+
+    step:  decode   one row a running text (and its drafts) -> a token each
+           admit    waiting requests take the slots that have become free
+           prefill  the next stretch of prompts that aren't read yet, `chunk` tokens in all
+
+A long prompt is read in stretches, so that the others go on meanwhile. The stretches of a prompt begin at
+multiples of `chunk`, and a step has at most 32 rows, drafts included, within which the model's bits for a row
+don't depend on the others: with a random state of its own, each text is what it would be alone.
+
+Samples of one prompt share it: it is read once, and the cache copies its pages when a text first differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastllm.errors import ConfigError, FastllmError
+from fastllm.generation.config import ROWS_AT_ONCE, GenerationConfig
+from fastllm.generation.prompt_lookup import draft
+from fastllm.generation.sampling import Floats, Sampler, TokenLogprobs, token_logprobs
+
+if TYPE_CHECKING:
+    from fastllm.model import Model
+
+CHUNK = 256
+
+
+class Engine:
+    """Runs requests through a model, at most `slots` texts at a time; the others wait for their turn.
+
+    slots  1 to 32
+    chunk  most tokens of prompts to read in one step, 1 or more
+
+    One thread at a time. Whoever wants a token calls `step`, and that serves all requests.
+
+        >>> import fastllm
+        >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=50), seed=0)
+        >>> engine = Engine(model)
+        >>> [one] = engine.submit([1, 2, 3], GenerationConfig(max_tokens=4))
+        >>> two, three = engine.submit([4, 5], GenerationConfig(max_tokens=6, temperature=1.0, n=2))
+        >>> while engine.busy:
+        ...     for generation in engine.step():
+        ...         pass  # generation.tokens has become longer, or generation.finish_reason is known
+        >>> len(one.tokens), len(two.tokens), three.finish_reason
+        (4, 6, 'length')
+    """
+
+    def __init__(self, model: Model, slots: int = 8, chunk: int = CHUNK) -> None:
+        if not 1 <= slots <= ROWS_AT_ONCE:
+            raise ValueError(
+                f"slots must be from 1 to {ROWS_AT_ONCE}; got {slots}; further requests wait until a slot is free"
+            )
+        if chunk < 1:
+            raise ValueError(f"chunk must be 1 or more; got {chunk}; use {CHUNK}")
+        self.model = model
+        self.slots = slots
+        self.chunk = chunk
+        self._cache = model.new_cache(slots=slots)
+        self._free = list(range(slots))
+        self._running: list[Generation] = []  # those with a slot
+        self._waiting: dict[_Prompt, None] = {}  # those of which samples wait for a slot, in order
+        self._heirs: list[Generation] = []  # samples that have just taken over a slot
+        self._changed: dict[Generation, None] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running or waiting."""
+        return bool(self._running or self._waiting)
+
+    def submit(
+        self, tokens: Sequence[int] | np.ndarray, config: GenerationConfig | None = None, sampler: Sampler | None = None
+    ) -> list[Generation]:
+        """A new request: the `config.n` texts that follow tokens (N,), as `step` makes them grow.
+
+        config   its `stop` strings aren't looked at, and `end_ids` None is none
+        sampler  one that goes on from an earlier request, for n=1
+
+        Raises ValueError for a prompt that is empty, longer than the context or of other ids than the model's,
+        ConfigError for beams or several samples of temperature 0.
+        """
+        config = config or GenerationConfig()
+        if config.beams > 1:
+            raise ConfigError(f"beams are searched by beam_search; got beams={config.beams}; use beams=1")
+        if config.n > 1 and config.temperature == 0:
+            raise ConfigError(
+                f"n above 1 needs a temperature above 0, or beams; got n={config.n}, temperature=0, which would give "
+                "the same text each time; use temperature=0.8, or beams"
+            )
+        ids, limit = fit(self.model, tokens, config)
+        samplers = [sampler] if sampler else [Sampler(config, sample) for sample in range(config.n)]
+        prompt = _Prompt(ids)
+        generations = [Generation(self, prompt, limit, config, sampler) for sampler in samplers]
+        prompt.waiting.extend(generations)
+        self._waiting[prompt] = None
+        return generations
+
+    def step(self) -> list[Generation]:
+        """Go on with all requests; those that have new tokens or have ended.
+
+        What interrupts a step (Ctrl-C) is undone: the next one does it again. What is wrong with the logits of one
+        request (see Sampler) ends that one, and is raised where it is iterated.
+        """
+        self._decode()
+        self._admit()
+        self._prefill()
+        self._admit()  # samples of a prompt that has just been read
+        changed, self._changed = list(self._changed), {}
+        return changed
+
+    def _decode(self) -> None:
+        rows = [generation for generation in self._running if generation.tokens]
+        if not rows:
+            return
+        spare = ROWS_AT_ONCE - len(rows)
+        parts = []
+        for i, generation in enumerate(rows):
+            drafted = generation._draft(spare // (len(rows) - i))
+            spare -= len(drafted)
+            parts.append([generation.tokens[-1], *drafted])
+        tokens = np.array([token for part in parts for token in part], np.int32)
+        slots = np.repeat([generation._slot for generation in rows], [len(part) for part in parts]).astype(np.int32)
+        starts = accumulate((len(part) for part in parts), initial=0)
+        with self._undone_if_interrupted(rows):
+            logits = self.model.decode(tokens, self._cache, slots)
+            for generation, part, start in zip(rows, parts, starts, strict=False):
+                self._accept(generation, part[1:], logits[start : start + len(part)])
+
+    def _accept(self, generation: Generation, drafted: list[int], logits: Floats) -> None:
+        """Choose from each row of logits, up to the first that doesn't go on as drafted."""
+        for row, guess in zip(logits, [*drafted, None], strict=True):
+            if self._choose(generation, row) != guess:
+                break
+        if drafted and generation.finish_reason is None:
+            self._cache.truncate(generation._slot, generation._cached)
+
+    def _choose(self, generation: Generation, logits: Floats) -> int | None:
+        """The next token, None if the text has ended."""
+        self._changed[generation] = None
+        config = generation.config
+        try:
+            token = generation._sampler(logits)
+            if config.logprobs is not None:
+                logprobs = token_logprobs(logits, token, config.logprobs)
+        except (FastllmError, ValueError) as error:
+            generation.error = error
+            self._end(generation, "error")
+            return None
+        if token in (config.end_ids or ()):
+            self._end(generation, "end")
+            return None
+        generation._append(token)
+        if generation.logprobs is not None:
+            generation.logprobs.append(logprobs)
+        if len(generation.tokens) == generation.limit:
+            self._end(generation, "length")
+            return None
+        return token
+
+    def _admit(self) -> None:
+        while self._heirs or self._free:
+            if self._heirs:
+                generation = self._heirs.pop()
+            else:
+                prompt = next(filter(_Prompt.can_start, self._waiting), None)
+                if prompt is None:
+                    return
+                generation = self._next_sample(prompt, self._free.pop())
+                if prompt.is_read:
+                    self._cache.copy(prompt.running[0]._slot, generation._slot)
+                    self._cache.truncate(generation._slot, prompt.cached)
+                prompt.running.append(generation)
+            prompt = generation._prompt
+            if prompt.is_read:
+                assert prompt.logits is not None
+                try:
+                    self._choose(generation, prompt.logits)
+                except BaseException:
+                    self._heirs.append(generation)
+                    raise
+
+    def _next_sample(self, prompt: _Prompt, slot: int) -> Generation:
+        """The prompt's first waiting sample, with a slot."""
+        generation = prompt.waiting.popleft()
+        if not prompt.waiting:
+            del self._waiting[prompt]
+        generation._slot = slot
+        self._running.append(generation)
+        return generation
+
+    def _prefill(self) -> None:
+        rows, stretches, room = [], [], self.chunk
+        for generation in self._running:
+            prompt = generation._prompt
+            stretch = prompt.tokens[prompt.cached : prompt.cached + self.chunk]
+            if 0 < len(stretch) <= room:
+                rows.append(generation)
+                stretches.append(stretch)
+                room -= len(stretch)
+        if not rows:
+            return
+        starts = np.cumsum([0, *map(len, stretches)], dtype=np.int32)
+        slots = np.array([generation._slot for generation in rows], np.int32)
+        with self._undone_if_interrupted(rows):
+            logits = self.model.prefill(np.concatenate(stretches), starts, self._cache, slots)
+            for generation, stretch, row in zip(rows, stretches, logits, strict=True):
+                prompt = generation._prompt
+                prompt.cached += len(stretch)
+                if prompt.is_read:
+                    prompt.logits = row.copy() if prompt.waiting else None
+                    self._choose(generation, row)
+
+    @contextlib.contextmanager
+    def _undone_if_interrupted(self, rows: list[Generation]) -> Iterator[None]:
+        cached = [generation._prompt.cached for generation in rows]
+        try:
+            yield
+        except BaseException:
+            for generation, before in zip(rows, cached, strict=True):
+                if generation.finish_reason is None:
+                    if not generation.tokens:
+                        generation._prompt.cached = before
+                    self._cache.truncate(generation._slot, generation._cached)
+            raise
+
+    def _end(self, generation: Generation, reason: str) -> None:
+        """Free the generation's slot, or let the next sample of its prompt have it."""
+        if generation.finish_reason is not None:
+            return
+        generation.finish_reason = reason
+        self._changed[generation] = None
+        prompt = generation._prompt
+        if generation not in prompt.running:
+            prompt.waiting.remove(generation)
+            if not prompt.waiting:
+                del self._waiting[prompt]
+            return
+        self._running.remove(generation)
+        prompt.running.remove(generation)
+        if generation in self._heirs:
+            self._heirs.remove(generation)
+        if prompt.waiting:
+            self._cache.truncate(generation._slot, prompt.cached)
+            heir = self._next_sample(prompt, generation._slot)
+            prompt.running.append(heir)
+            self._heirs.append(heir)
+        else:
+            if not prompt.running:
+                prompt.logits = None
+            self._cache.release(generation._slot)
+            self._free.append(generation._slot)
+
+
+class Generation:
+    """A text that grows: what an engine makes of a request.
+
+    tokens         ids so far, without the end token
+    logprobs       TokenLogprobs of each, None if they weren't asked for
+    finish_reason  None while it grows, then "end" (an end token), "length" (max_tokens, or the context is full),
+                   "closed" or "error"
+    error          what went wrong
+    prompt_tokens  number of tokens of the prompt
+    limit          most tokens it may have
+
+    Iterating gives the tokens as they come, and lets the engine step. Leaving the loop closes it.
+    """
+
+    def __init__(
+        self, engine: Engine, prompt: _Prompt, limit: int, config: GenerationConfig, sampler: Sampler
+    ) -> None:
+        self.config = config
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] | None = None if config.logprobs is None else []
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self.prompt_tokens = len(prompt.tokens)
+        self.limit = limit
+        self._engine = engine
+        self._prompt = prompt
+        self._sampler = sampler
+        self._slot = -1
+        sampler.begin(prompt.tokens)
+        self._speculates = config.speculate > 0 and config.temperature == 0
+        if self._speculates:
+            self._text = np.empty(len(prompt.tokens) + limit, np.int32)
+            self._text[: len(prompt.tokens)] = prompt.tokens
+
+    def __iter__(self) -> Iterator[int]:
+        read = 0
+        try:
+            while True:
+                while read < len(self.tokens):
+                    read += 1
+                    yield self.tokens[read - 1]
+                if self.finish_reason is not None:
+                    break
+                self._engine.step()
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End it here and free its slot; nothing happens if it has ended."""
+        self._engine._end(self, "closed")
+
+    @property
+    def _cached(self) -> int:
+        """Tokens that the cache must hold of it: all but the last, which the next step gives to the model."""
+        return self._prompt.cached + max(len(self.tokens) - 1, 0)
+
+    def _append(self, token: int) -> None:
+        if self._speculates:
+            self._text[self.prompt_tokens + len(self.tokens)] = token
+        self.tokens.append(token)
+
+    def _draft(self, spare: int) -> list[int]:
+        """Tokens that may come next, at most so many, and no more than the text may still have."""
+        count = min(self.config.speculate, spare, self.limit - len(self.tokens) - 1)
+        if not self._speculates or count < 1:
+            return []
+        return draft(self._text[: self.prompt_tokens + len(self.tokens)], self.config.speculate_ngram, count)
+
+
+class _Prompt:
+    """A prompt, read once, and the samples of what follows it."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+        self.cached = 0  # how many of them are read
+        self.logits: Floats | None = None  # of what follows, kept while samples wait for a slot
+        self.waiting: deque[Generation] = deque()
+        self.running: list[Generation] = []
+
+    @property
+    def is_read(self) -> bool:
+        return self.cached == len(self.tokens)
+
+    def can_start(self) -> bool:
+        """Whether a waiting sample has something to do: read the prompt, or go on from where it was read to."""
+        return not self.running or self.is_read
+
+
+def fit(model: Model, tokens: Sequence[int] | np.ndarray, config: GenerationConfig) -> tuple[np.ndarray, int]:
+    """The prompt (N,) int32 and how many tokens may follow it. Raises ValueError as Engine.submit."""
+    prompt = np.asarray(tokens)
+    if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
+        raise ValueError(
+            f"tokens must be one row of at least one token id; got shape {prompt.shape}, {prompt.dtype}; "
+            "start an empty text with the end token"
+        )
+    context, vocab_size = model.config.context, model.config.vocab_size
+    if prompt.size > context:
+        raise ValueError(
+            f"a prompt must fit into the model's context of {context} tokens; got {prompt.size}; "
+            f"shorten it, for example to its last {context // 2} tokens"
+        )
+    if prompt.min() < 0 or prompt.max() >= vocab_size:
+        at = int(np.flatnonzero((prompt < 0) | (prompt >= vocab_size))[0])
+        raise ValueError(
+            f"tokens must be from 0 to vocab_size - 1 = {vocab_size - 1}; got {prompt[at]} at position {at}; "
+            "was the text encoded with another tokenizer?"
+        )
+    room = context - prompt.size + 1
+    return prompt.astype(np.int32), min(room, config.max_tokens or room)

@@ -1,0 +1,115 @@
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): linear maps stay as they are, small ones beside them learn.
+
+    out = x @ weight.T + scale * x @ a.T @ b.T          a (R, I), b (O, R), scale = alpha / R
+
+a begins random and b as zeros, so that at first nothing changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from .config import ModelConfig
+from .errors import ConfigError
+from .parameters import FlatParameters, Shapes, parameter_shapes
+
+ATTENTION, FEED_FORWARD = ("query", "key", "value", "output"), ("gate", "up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """What is added to a model.
+
+    rank             R, columns of the small maps
+    alpha            the addition counts alpha / rank times
+    targets          which linear maps of each block: names from query, key, value, output, gate, up, down
+    rank_stabilized  the addition counts alpha / sqrt(rank) times (Kalajdzievski 2023, arXiv:2312.03732)
+
+    Raises ConfigError, which names rule, value and fix.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = (*ATTENTION, *FEED_FORWARD)
+    rank_stabilized: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or not 0 < self.rank < 1 << 16:
+            raise ConfigError(f"rank must be a whole number from 1 to 65535; got {self.rank!r}; 8 is usual")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
+            raise ConfigError(f"alpha must be a finite number > 0; got {self.alpha!r}; twice the rank is usual")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        known = (*ATTENTION, *FEED_FORWARD)
+        if not self.targets or any(name not in known for name in self.targets):
+            raise ConfigError(
+                f"targets must be names from {', '.join(known)}; got {self.targets!r}; leave it out for all"
+            )
+
+    @property
+    def scale(self) -> float:
+        """How many times the addition counts."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+class Addition(NamedTuple):
+    """The rank of what is added to one linear map, and how many times it counts."""
+
+    rank: int
+    scale: float
+
+
+class AdapterParameters(FlatParameters):
+    """The small maps' parameters in one buffer: "blocks.0.attention.query.lora_a" (R, I), ".lora_b" (O, R), ...
+
+    additions  by the names of the maps, such as "blocks.0.attention.query"
+    """
+
+    def __init__(
+        self, config: ModelConfig, additions: Mapping[str, Addition], dtype: DTypeLike = np.float32
+    ) -> None:
+        """Raises ConfigError for a map that the model doesn't have."""
+        maps = linear_maps(config)
+        shapes: Shapes = {}
+        for name, addition in additions.items():
+            if name not in maps:
+                raise ConfigError(f"an adapter adds to linear maps of the model; got {name!r}; its maps are "
+                                  f"{', '.join(list(maps)[:8])}, ...")  # fmt: skip
+            outputs, inputs = maps[name]
+            shapes[f"{name}.lora_a"] = (addition.rank, inputs)
+            shapes[f"{name}.lora_b"] = (outputs, addition.rank)
+        super().__init__(shapes, {}, dtype)
+        self.additions = dict(additions)
+
+    def initialise(self, seed: int = 0) -> None:
+        """a uniform within 1 / sqrt(I), b zero."""
+        rng = np.random.default_rng(seed)
+        for name, view in self.items():
+            bound = view.shape[1] ** -0.5
+            view[...] = 0 if name.endswith("lora_b") else rng.uniform(-bound, bound, view.shape)
+
+    def change(self, name: str) -> np.ndarray:
+        """What is added to a map's weight (O, I)."""
+        return self.additions[name].scale * (self[f"{name}.lora_b"] @ self[f"{name}.lora_a"])
+
+
+def linear_maps(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of each linear map in the blocks, by name."""
+    decayed, _ = parameter_shapes(config)
+    return {
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in decayed.items()
+        if name.startswith("blocks.")
+    }
+
+
+def additions_of(config: ModelConfig, lora: LoRAConfig) -> dict[str, Addition]:
+    """What a configuration adds to a model: to each block's maps of the names given, as far as there are such."""
+    return {
+        name: Addition(lora.rank, lora.scale) for name in linear_maps(config) if name.rpartition(".")[2] in lora.targets
+    }

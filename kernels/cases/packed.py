@@ -1,0 +1,136 @@
+"""Cases of the linear maps whose weights stay as files keep them."""
+
+import numpy as np
+
+from .case import Scratch, case, integers, normal, optional, unwritten
+
+# number of a kind -> weights and bytes of a block, and where its float16 scales stand
+BLOCKS = {
+    0: (1, 4, ()),
+    1: (1, 2, (0,)),
+    30: (1, 2, ()),
+    8: (32, 34, (0,)),
+    2: (32, 18, (0,)),
+    3: (32, 20, (0, 2)),
+    6: (32, 22, (0,)),
+    7: (32, 24, (0, 2)),
+    12: (256, 144, (0, 2)),
+    13: (256, 176, (0, 2)),
+    14: (256, 210, (208,)),
+}
+
+
+def weights(rng, kind, rows, columns):
+    """A random matrix of a kind, (rows, bytes of a row) uint8, read-only as a file's is."""
+    data = _bytes(rng, kind, rows, columns)
+    data.flags.writeable = False
+    return data
+
+
+def _bytes(rng, kind, rows, columns):
+    """Any bytes will do, but scales must be small numbers."""
+    block, size, scales = BLOCKS[kind]
+    if kind == 0:
+        return normal(rng, rows, columns).view(np.uint8)
+    if kind == 30:
+        upper = normal(rng, rows, columns).view(np.uint32) >> 16
+        return upper.astype(np.uint16).view(np.uint8)
+    data = rng.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
+    for place in scales:
+        scale = rng.normal(0, 0.02, (rows, columns // block, 1)).astype(np.float16)
+        data[:, :, place : place + 2] = scale.view(np.uint8)
+    return data.reshape(rows, -1)
+
+
+def matrices(rng, kinds, outputs, columns):
+    """Three matrices and the numbers of their kinds; what isn't given is empty."""
+    given = [weights(rng, kind, rows, columns) for kind, rows in zip(kinds, outputs, strict=True)]
+    missing, nothing = 3 - len(given), np.empty((0, 0), np.uint8)
+    nothing.flags.writeable = False
+    return (*given, *[nothing] * missing), (*kinds, *[0] * missing)
+
+
+ODD = [
+    {"rows": 1, "columns": 1, "kinds": (0,), "outputs": (1,)},
+    {"rows": 5, "columns": 65, "kinds": (0, 1, 30), "outputs": (7, 31, 1), "residual": True},
+    {"rows": 3, "columns": 300, "kinds": (30,), "outputs": (130,), "bias": False},
+    {"rows": 7, "columns": 96, "kinds": (8, 2, 3), "outputs": (33, 1, 40)},
+    {"rows": 6, "columns": 320, "kinds": (6, 7), "outputs": (65, 7), "bias": False, "residual": True},
+    {"rows": 1, "columns": 512, "kinds": (12, 13, 14), "outputs": (33, 33, 33)},
+    {"rows": 33, "columns": 256, "kinds": (14, 12, 8), "outputs": (31, 64, 1), "residual": True},
+]
+ONE_ROW = {
+    "smollm2 1x576x1536 Q8_0": {"rows": 1, "columns": 576, "kinds": (8, 8), "outputs": (1536, 1536)},
+    "smollm2 1x576x1536 Q4_0": {"rows": 1, "columns": 576, "kinds": (2, 2), "outputs": (1536, 1536)},
+}
+MANY_ROWS = {
+    "smollm2 128x576x1536 Q8_0": {"rows": 128, "columns": 576, "kinds": (8, 8), "outputs": (1536, 1536)},
+    "smollm2 128x576x1536 Q4_0": {"rows": 128, "columns": 576, "kinds": (2, 2), "outputs": (1536, 1536)},
+}
+
+
+def bytes_moved(s):
+    packed = sum(
+        rows * s.columns // BLOCKS[kind][0] * BLOCKS[kind][1] for kind, rows in zip(s.kinds, s.outputs, strict=True)
+    )
+    return packed + 4 * s.rows * (s.columns + sum(s.outputs))
+
+
+def flops(s):
+    return 2 * s.rows * s.columns * sum(s.outputs)
+
+
+@case(ODD, ONE_ROW, terms=lambda s: s.columns, flops=flops, written=("out",), bytes_moved=bytes_moved)
+def packed_rows_forward(rng, rows, columns, kinds, outputs, bias=True, residual=False):
+    matrix, numbers = matrices(rng, kinds, outputs, columns)
+    return {
+        "out": unwritten(rows, sum(outputs)),
+        "x": normal(rng, rows, columns),
+        "weights": matrix,
+        "kinds": numbers,
+        "bias": optional(rng, bias, sum(outputs)),
+        "residual": optional(rng, residual, rows, sum(outputs)),
+    }
+
+
+@case(ODD, MANY_ROWS, terms=lambda s: s.columns, flops=flops, written=("out",), bytes_moved=bytes_moved)
+def packed_forward(rng, rows, columns, kinds, outputs, bias=True, residual=False):
+    arguments = packed_rows_forward(rng, rows, columns, kinds, outputs, bias, residual)
+    return arguments | {"scratch": Scratch.PACKED}
+
+
+@case(
+    ODD,
+    MANY_ROWS,
+    terms=lambda s: sum(s.outputs),
+    flops=flops,
+    written=("dx",),
+    bytes_moved=bytes_moved,
+    forward="packed_forward",
+)
+def packed_backward(rng, rows, columns, kinds, outputs, bias=True, residual=False):
+    forward = packed_forward(rng, rows, columns, kinds, outputs, bias, residual)
+    return {
+        "dx": unwritten(rows, columns),
+        "dout": normal(rng, rows, sum(outputs)),
+        "weights": forward["weights"],
+        "kinds": forward["kinds"],
+        "residual": optional(rng, residual, rows, columns),
+        "scratch": Scratch.PACKED,
+    }
+
+
+@case(
+    [{"rows": 7, "columns": 512, "kind": kind} for kind in BLOCKS] + [{"rows": 1, "columns": 37, "kind": 0}],
+    {"smollm2 256x576 Q8_0": {"rows": 256, "columns": 576, "kind": 8}},
+    flops=lambda s: 0,
+    written=("out",),
+    bytes_moved=lambda s: 4 * s.rows * s.columns + s.rows * s.columns // BLOCKS[s.kind][0] * BLOCKS[s.kind][1],
+)
+def packed_embedding_forward(rng, rows, columns, kind):
+    return {
+        "out": unwritten(rows, columns),
+        "ids": integers(rng, 50, rows),
+        "weight": weights(rng, kind, 50, columns),
+        "kind": kind,
+    }

@@ -1,0 +1,211 @@
+"""Linear maps whose weights stay as a file holds them (kinds.py): unpacked on the way, never as a whole.
+
+    out = x @ weight.T + bias + residual        dx = dout @ weight + residual
+
+A layer's matrices of the same input (query, key and value; gate and up) may be of three kinds; together they are one
+map, so that one parallel region does for all. Two ways to do it:
+
+    by rows      a row of weights is read once and multiplied with every row of x: as fast as memory gives the weights.
+                 Each number of the result is the same whatever other rows there are: for decoding
+    by products  strips of weights are unpacked into the cache and go through the matrix product: for many rows
+"""
+
+import numpy as np
+from numba import config
+
+from .jit import chunk_count, inline, kernel, prange
+from .kinds import call_dot, call_unpack, dot_of, step, unpack_of
+from .matmul import matmul_scratch, multiply, optional
+from .simd import advance, advance_optional, null, pointer
+from .tile import TILE_COLUMNS
+
+CHUNK = 32  # outputs in one parallel piece
+SERIAL_WEIGHTS = 65536  # one thread reads this many in about the time it takes to wake a second
+STRIP = 131072  # floats of an unpacked strip: half of a second-level cache
+
+
+def packed_scratch(columns):
+    """Scratch for maps of rows of up to so many weights: a row for each thread, with room for a strip and panels."""
+    panels = matmul_scratch().shape[1]
+    strip = max(STRIP, TILE_COLUMNS * columns)
+    return np.empty((config.NUMBA_NUM_THREADS, panels + strip), np.float32)
+
+
+@inline
+def _add_row(out, bias, residual, start, stop):
+    for r in range(out.shape[0]):
+        if bias.size:
+            for o in range(start, stop):
+                out[r, o] += bias[o]
+        if residual.size:
+            for o in range(start, stop):
+                out[r, o] += residual[r, o]
+
+
+@inline
+def _dot_piece(out, x, weight, dot, first, start, stop):
+    """Outputs start .. stop - 1, as far as they are this matrix's, which are `first` and the next."""
+    low, high = max(start - first, 0), min(stop - first, weight.shape[0])
+    if low < high:
+        size, columns = weight.shape[1], x.shape[1]
+        call_dot(
+            dot, advance(pointer(out), first + low), out.shape[1], pointer(x), columns,
+            step(pointer(weight), low * size), size, high - low, columns, x.shape[0],
+        )
+
+
+@inline
+def _dot_outputs(out, x, weights, dots, bias, residual, start, stop):
+    first = 0
+    for i in range(3):
+        _dot_piece(out, x, weights[i], dots[i], first, start, stop)
+        first += weights[i].shape[0]
+    _add_row(out, bias, residual, start, stop)
+
+
+@kernel(parallel=True)
+def dots(out, x, weights, functions, bias, residual):
+    """packed_rows_forward, with the addresses of the kinds' functions in place of the kinds."""
+    outputs = out.shape[1]
+    if outputs * x.size < SERIAL_WEIGHTS:
+        _dot_outputs(out, x, weights, functions, bias, residual, 0, outputs)
+        return
+    for chunk in prange((outputs + CHUNK - 1) // CHUNK):
+        start = np.int64(chunk) * CHUNK
+        _dot_outputs(out, x, weights, functions, bias, residual, start, min(outputs, start + CHUNK))
+
+
+def packed_rows_forward(out, x, weights, kinds, bias, residual):
+    """An affine map of each of a few rows, by dot products.
+
+    out      (N, O)  written
+    x        (N, I)
+    weights  three matrices (O_i, bytes of a row) uint8, O_0 + O_1 + O_2 = O; empty where there is none
+    kinds    the number of each one's kind; 0 where there is none
+    bias     (O,)    or (0,) for none
+    residual (N, O)  added to the result; (0, 0) for none
+    """
+    dots(out, x, weights, (dot_of(kinds[0]), dot_of(kinds[1]), dot_of(kinds[2])), bias, residual)
+
+
+@inline
+def _share(rows, part, parts):
+    """First and last of a matrix's rows that one of so many threads takes: whole tiles."""
+    tiles = (rows + TILE_COLUMNS - 1) // TILE_COLUMNS
+    return min(rows, tiles * part // parts * TILE_COLUMNS), min(rows, tiles * (part + 1) // parts * TILE_COLUMNS)
+
+
+@inline
+def _strip_rows(columns):
+    """Rows of weights in a strip."""
+    return max(TILE_COLUMNS, STRIP // columns // TILE_COLUMNS * TILE_COLUMNS)
+
+
+@inline
+def _multiply_part(out, x, weights, functions, bias, residual, scratch, part, parts):
+    part = np.int64(part)  # prange counts in unsigned integers
+    rows, columns, outputs = x.shape[0], x.shape[1], out.shape[1]
+    strip, panels, room = _rooms(scratch, columns, part)
+    first = 0
+    for i in range(3):
+        weight = weights[i]
+        start, stop = _share(weight.shape[0], part, parts)
+        for o in range(start, stop, _strip_rows(columns)):
+            count = min(_strip_rows(columns), stop - o)
+            size = weight.shape[1]
+            call_unpack(functions[i], strip, columns, step(pointer(weight), o * size), size, count, columns)
+            multiply(
+                advance(pointer(out), first + o), outputs, pointer(x), columns, False, strip, columns, True, rows,
+                count, columns, advance_optional(optional(residual), first + o), outputs,
+                advance_optional(optional(bias), first + o), null(), panels, room,
+            )
+        first += weight.shape[0]
+
+
+@inline
+def _rooms(scratch, columns, part):
+    """Addresses of one thread's strip and panels, and the panels' floats."""
+    here = advance(pointer(scratch), part * scratch.shape[1])
+    strip = max(STRIP, TILE_COLUMNS * columns)
+    return here, advance(here, strip), scratch.shape[1] - strip
+
+
+@kernel(parallel=True)
+def products(out, x, weights, functions, bias, residual, scratch):
+    """packed_forward, with the addresses of the kinds' functions in place of the kinds."""
+    parts = scratch.shape[0]
+    for part in prange(parts):
+        _multiply_part(out, x, weights, functions, bias, residual, scratch, part, parts)
+
+
+def packed_forward(out, x, weights, kinds, bias, residual, scratch):
+    """An affine map of each row, by the matrix product: arguments as in packed_rows_forward.
+
+    scratch  from packed_scratch(I or more)
+    """
+    products(out, x, weights, _unpackers(kinds), bias, residual, scratch)
+
+
+def _unpackers(kinds):
+    return unpack_of(kinds[0]), unpack_of(kinds[1]), unpack_of(kinds[2])
+
+
+@inline
+def _backward_part(dx, dout, weights, functions, residual, scratch, part, parts):
+    part = np.int64(part)
+    rows, columns, outputs = dx.shape[0], dx.shape[1], dout.shape[1]
+    strip, panels, room = _rooms(scratch, columns, part)
+    start, stop = rows * part // parts, rows * (part + 1) // parts
+    target = advance(pointer(dx), start * columns)
+    addend = advance_optional(optional(residual), start * columns)
+    first = 0
+    for i in range(3):
+        weight = weights[i]
+        for o in range(0, weight.shape[0], _strip_rows(columns)):
+            count = min(_strip_rows(columns), weight.shape[0] - o)
+            size = weight.shape[1]
+            call_unpack(functions[i], strip, columns, step(pointer(weight), o * size), size, count, columns)
+            multiply(
+                target, columns, advance(pointer(dout), start * outputs + first + o), outputs, False, strip, columns,
+                False, stop - start, columns, count, addend, columns, null(), null(), panels, room,
+            )
+            addend = target
+        first += weight.shape[0]
+
+
+@kernel(parallel=True)
+def products_backward(dx, dout, weights, functions, residual, scratch):
+    """packed_backward, with the addresses of the kinds' functions in place of the kinds."""
+    parts = min(scratch.shape[0], dx.shape[0])
+    for part in prange(parts):
+        _backward_part(dx, dout, weights, functions, residual, scratch, part, parts)
+
+
+def packed_backward(dx, dout, weights, kinds, residual, scratch):
+    """The gradient of packed_forward by x: weights that stay in a file have none.
+
+    dx       (N, I)  written; may be residual itself
+    dout     (N, O)
+    weights, kinds, scratch  as in packed_forward
+    residual (N, I)  added to dx; (0, 0) for none
+    """
+    products_backward(dx, dout, weights, _unpackers(kinds), residual, scratch)
+
+
+@kernel(parallel=True)
+def look_up(out, ids, weight, unpack):
+    """packed_embedding_forward, with the address of the kind's function in place of the kind."""
+    rows, columns = out.shape
+    size = weight.shape[1]
+    chunks = chunk_count(out.size)
+    for chunk in prange(chunks):
+        for n in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
+            call_unpack(
+                unpack, advance(pointer(out), np.int64(n) * columns), columns,
+                step(pointer(weight), np.int64(ids[n]) * size), size, 1, columns,
+            )
+
+
+def packed_embedding_forward(out, ids, weight, kind):
+    """out (N, C) = rows ids (N,) of weight (V, bytes of a row) uint8 of one kind."""
+    look_up(out, ids, weight, unpack_of(kind))

@@ -1,0 +1,380 @@
+"""open_model: what it opens, by its content, and what it says to all else."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from gguf_bytes import model_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import Memory, damaged
+
+from fastllm import FormatError, ModelConfig
+from fastllm.formats import OpenedModel, open_model, write_gguf, write_huggingface
+from fastllm.formats.huggingface import config_from_huggingface, to_huggingface
+from fastllm.packed import Packed
+from fastllm.parameters import Parameters, initialise, parameter_shapes
+from fastllm.quantize import dequantize
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 10, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 5, "tie_word_embeddings": True,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 5, "n_embd": 6, "n_layer": 1, "n_head": 2}
+
+
+def parameters_of(config, seed=0):
+    parameters = Parameters(config)
+    initialise(parameters, config, seed)
+    return parameters
+
+
+def make_folder(folder, fields=LLAMA, tensors=None, generation=None):
+    """Of Hugging Face's, with random weights, or with changed tensors."""
+    folder.mkdir(exist_ok=True)
+    config = config_from_huggingface(fields)
+    own = to_huggingface(config, parameters_of(config))
+    safetensors.numpy.save_file(own if tensors is None else tensors(own), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(fields))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def refusal(path):
+    """What open_model says."""
+    with pytest.raises(FormatError) as caught:
+        open_model(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+# What it is
+
+
+def test_the_name_does_not_matter(tmp_path):
+    (tmp_path / "model.bin").write_bytes(model_file())
+    assert open_model(tmp_path / "model.bin").source == "gguf"
+    assert open_model(str(make_folder(tmp_path / "folder.gguf"))).source == "huggingface"
+
+
+def test_a_folder_with_something_else(tmp_path):
+    assert "must be a model's folder, with a config.json; got none" in refusal(tmp_path)
+    (tmp_path / "some.gguf").write_bytes(model_file())
+    assert "there is some.gguf: name the file" in refusal(tmp_path)
+
+
+def test_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_model(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"PK\3\4" + bytes(400), b"\x80\x02}q\0." * 40])
+def test_a_file_of_something_else(tmp_path, data):
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert "must be a folder of Hugging Face's, a GGUF file or a checkpoint of llama2.c" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_part_of_a_folder(tmp_path, name):
+    make_folder(tmp_path / "model")
+    assert f"name {tmp_path / 'model'}" in refusal(tmp_path / "model" / name)
+
+
+# Folders
+
+
+def test_a_folder_of_fastllm_itself(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"format": "fastllm", "version": 1, "model": {}}))
+    assert "use fastllm.load" in refusal(tmp_path)
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    assert "got pytorch_model.bin only, a pickle, which runs code" in refusal(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert "model.safetensors or model.safetensors.index.json; got neither" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "received"),
+    [
+        (b"", "must be JSON in UTF-8"),
+        (b"\xff\xfe{}", "must be JSON in UTF-8"),
+        (b"[]", "must be a JSON object; got []"),
+        (b"[" * 10**6, "must be JSON in UTF-8"),
+        (b" " * (1 << 25), "must have at most"),
+        (b"{}", "model_type must be one of gpt2, llama, mistral, qwen2, qwen3; got None"),
+        (json.dumps({**LLAMA, "quantization_config": {"bits": 4}}).encode(), "got quantised ones, {'bits': 4}"),
+        (json.dumps({**LLAMA, "num_hidden_layers": 10**9}).encode(), "must have more tensors than that"),
+        (json.dumps({**LLAMA, "num_hidden_layers": 3}).encode(), "missing, 'model.layers.2."),
+        (json.dumps({**LLAMA, "hidden_size": 16}).encode(), "must be of shape"),
+        (json.dumps({**LLAMA, "eos_token_id": "x"}).encode(), "whole numbers; got 'x'"),
+        (json.dumps({**LLAMA, "eos_token_id": [[2]]}).encode(), "whole numbers; got [2]"),
+    ],
+)
+def test_a_config_json_of_any_kind(tmp_path, content, received):
+    make_folder(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    assert received in refusal(tmp_path)
+
+
+def test_tensors_of_types_that_fastllm_lacks(tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    for dtype, theirs in (np.int8, "I8"), (np.float64, "F64"):
+        make_folder(tmp_path, tensors=lambda own, dtype=dtype: own | {name: own[name].astype(dtype)})
+        assert f"tensor '{name}' must be of F32, F16, BF16; got '{theirs}'" in refusal(tmp_path)
+
+
+def test_masks_of_whole_numbers_are_passed_over(tmp_path):
+    attention = "transformer.h.0.attn"
+    masks = {f"{attention}.bias": np.ones((1, 1, 5, 5), np.bool_), f"{attention}.masked_bias": np.array(-1)}
+    opened = open_model(make_folder(tmp_path, GPT2, lambda own: own | masks))
+    expected = parameters_of(opened.config)
+    for name, weight in opened.weights.items():
+        np.testing.assert_array_equal(dequantize(weight) if isinstance(weight, Packed) else weight, expected[name])
+
+
+def test_a_header_of_odd_length(tmp_path):
+    """Floats that begin at any byte are read; no writer of renown leaves them so."""
+    make_folder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    path.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
+    opened = open_model(tmp_path)
+    expected = parameters_of(opened.config)
+    for name, weight in opened.weights.items():
+        data = weight.data if isinstance(weight, Packed) else weight
+        assert data.ctypes.data % 4 == 0
+        np.testing.assert_array_equal(dequantize(weight) if isinstance(weight, Packed) else weight, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "generation", "expected"),
+    [
+        ({}, None, {"end_ids": ()}),
+        ({"eos_token_id": 2, "bos_token_id": 1}, None, {"end_ids": (2,), "begin_id": 1}),
+        ({"eos_token_id": 2, "temperature": 0.3}, None, {"end_ids": (2,)}),  # old config.json hold all of transformers'
+        ({"eos_token_id": 2}, {"eos_token_id": [3, 4, 3]}, {"end_ids": (3, 4)}),
+        ({"eos_token_id": 2, "bos_token_id": 1}, {"top_p": 0.6}, {"end_ids": (2,), "begin_id": 1, "top_p": 0.6}),
+        ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "temperature": 0.0, "top_p": 0.9}),
+        ({}, {"do_sample": True, "top_k": 0, "min_p": 0.1}, {"end_ids": (), "top_k": 0, "min_p": 0.1}),
+        ({}, {"repetition_penalty": 1.1, "top_k": None}, {"end_ids": (), "repetition_penalty": 1.1}),
+        ({"eos_token_id": 50256, "bos_token_id": -1}, None, {"end_ids": ()}),  # beyond the vocabulary
+    ],
+)  # fmt: skip
+def test_generation(tmp_path, fields, generation, expected):
+    assert open_model(make_folder(tmp_path, LLAMA | fields, generation=generation)).generation == expected
+
+
+@pytest.mark.parametrize(
+    ("generation", "received"),
+    [
+        ({"temperature": -1}, "temperature as a number >= 0; got -1"),
+        ({"temperature": "hot"}, "temperature as a number >= 0; got 'hot'"),
+        ({"top_k": 2.5}, "top_k as a whole number >= 0; got 2.5"),
+        ({"top_p": 0}, "top_p as a number > 0 and <= 1; got 0"),
+        ({"min_p": True}, "min_p as a number from 0 to 1; got True"),
+        ({"repetition_penalty": [1]}, "repetition_penalty as a number > 0; got [1]"),
+        ({"eos_token_id": 2.0}, "whole numbers; got 2.0"),
+    ],
+)
+def test_wrong_generation(tmp_path, generation, received):
+    assert received in refusal(make_folder(tmp_path, generation=generation))
+
+
+# Writing folders
+
+
+def test_generation_there_and_back(tmp_path):
+    config = config_from_huggingface(LLAMA)
+    for number, facts in enumerate(
+        [
+            {"end_ids": (2, 5), "begin_id": 1, "temperature": 0.6, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1},
+            {"end_ids": (2,), "temperature": 0.0},
+            {"end_ids": (), "min_p": 0.1},
+        ]
+    ):
+        folder = tmp_path / str(number)
+        write_huggingface(folder, config, parameters_of(config), generation=facts)
+        assert open_model(folder).generation == facts
+
+
+def test_other_files_come_along(tmp_path):
+    config = config_from_huggingface(LLAMA)
+    write_huggingface(tmp_path / "a", config, parameters_of(config), files={"tokenizer.json": b"{}\n"})
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == b"{}\n"
+    for name in "config.json", "model.safetensors", "../x", "a/b":
+        with pytest.raises(ValueError, match="names of their own"):
+            write_huggingface(tmp_path / "b", config, parameters_of(config), files={name: b""})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_is_not_written_over(tmp_path):
+    config = config_from_huggingface(LLAMA)
+    write_huggingface(tmp_path / "a", config, parameters_of(config))
+    with pytest.raises(FileExistsError, match="a new or an empty folder"):
+        write_huggingface(tmp_path / "a", config, parameters_of(config))
+    (tmp_path / "empty").mkdir()
+    write_huggingface(tmp_path / "empty" / "new", config, parameters_of(config))
+    (tmp_path / "hollow").mkdir()
+    write_huggingface(tmp_path / "hollow", config, parameters_of(config))
+    assert open_model(tmp_path / "hollow").config == config
+
+
+def test_a_folder_that_can_not_be_written_whole_is_not_there(tmp_path):
+    config = config_from_huggingface(LLAMA)
+    parameters = parameters_of(config)
+    parameters["embedding.token.weight"][0, 0] = 1e6
+    with pytest.raises(FormatError, match=r"model.embed_tokens.weight can't be written: .*use F32"):
+        write_huggingface(tmp_path / "a", config, parameters, dtype="float16")
+    with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16; got 'int8'"):
+        write_huggingface(tmp_path / "a", config, parameters, dtype="int8")
+    with pytest.raises(FormatError, match="missing"):
+        write_huggingface(tmp_path / "a", config, {})
+    post = ModelConfig.from_dict({**config.to_dict(), "norm_position": "post"})
+    with pytest.raises(FormatError, match="norm_position=pre"):
+        write_huggingface(tmp_path / "a", post, parameters)
+    factors = ModelConfig.from_dict({**config.to_dict(), "rope_scaling": {"type": "factors", "factors": [2.0]}})
+    with pytest.raises(FormatError, match="rope_scaling=None"):
+        write_huggingface(tmp_path / "a", factors, parameters)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_gguf_to_a_folder_and_back(tmp_path):
+    """Through the permutation of queries and keys and back to the same bytes."""
+    (tmp_path / "a.gguf").write_bytes(model_file())
+    first = open_model(tmp_path / "a.gguf")
+    write_huggingface(tmp_path / "folder", first.config, first.weights, generation=first.generation)
+    second = open_model(tmp_path / "folder")
+    assert not second.config.rope_interleaved
+    write_gguf(tmp_path / "b.gguf", second.config, second.weights, "F32", first.tokenizer_metadata)
+    third = open_model(tmp_path / "b.gguf")
+    assert (third.config, third.generation) == (first.config, first.generation)
+    for name, weight in first.weights.items():
+        one, other = (w.data if isinstance(w, Packed) else w for w in (weight, third.weights[name]))
+        np.testing.assert_array_equal(one, other, err_msg=name)
+    query = "blocks.0.attention.query.weight"
+    assert (first.weights[query].data != second.weights[query].data).any()
+
+
+def test_a_mapped_file_may_be_replaced_by_its_own_copy(tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(model_file())
+    opened = open_model(path)
+    before = {name: w.data.copy() if isinstance(w, Packed) else w.copy() for name, w in opened.weights.items()}
+    write_gguf(path, opened.config, opened.weights, "F16")
+    for name, w in opened.weights.items():
+        np.testing.assert_array_equal(w.data if isinstance(w, Packed) else w, before[name])
+
+
+# Any damage
+
+
+def whole_or_refused(path):
+    """Only FormatError may come out, or a model that is whole; in little memory."""
+    try:
+        with Memory(4 << 20):
+            opened = open_model(path)
+    except FormatError as error:
+        message = str(error)
+    else:
+        assert isinstance(opened, OpenedModel)
+        decayed, others = parameter_shapes(opened.config)
+        assert {name: weight.shape for name, weight in opened.weights.items()} == decayed | others
+        return
+    assert "\n" not in message
+    assert len(message) < 1000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("damaged") / "model", {**LLAMA, "num_hidden_layers": 1}, generation={})
+
+
+@pytest.fixture(scope="module")
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@given(data=st.data())
+@settings(max_examples=200)
+def test_no_damage_to_a_folder_breaks_the_reader(folder, contents, data):
+    name = data.draw(st.sampled_from(sorted(contents)))
+    try:
+        (folder / name).write_bytes(data.draw(damaged(contents[name])))
+        whole_or_refused(folder)
+    finally:
+        (folder / name).write_bytes(contents[name])
+
+
+VALUES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4) | st.just([[]])
+
+
+@given(
+    fields=st.dictionaries(
+        st.sampled_from([
+            *LLAMA, "rope_scaling", "rope_parameters", "rope_theta", "sliding_window", "use_sliding_window",
+            "layer_types", "head_dim", "attention_bias", "mlp_bias", "eos_token_id", "bos_token_id",
+            "quantization_config", "format",
+        ]),
+        VALUES | st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "gpt2", 1, 2, 4, 8, {}, {"type": "linear"}]),
+        max_size=4,
+    )
+)  # fmt: skip
+@settings(max_examples=300)
+def test_no_config_json_breaks_the_reader(folder, contents, fields):
+    try:
+        merged = {**json.loads(contents["config.json"]), **fields}
+        (folder / "config.json").write_text(json.dumps(merged))
+        whole_or_refused(folder)
+    finally:
+        (folder / "config.json").write_bytes(contents["config.json"])
+
+
+@given(fields=st.dictionaries(st.sampled_from(["eos_token_id", "bos_token_id", "do_sample", "top_k", "top_p"]), VALUES))
+def test_no_generation_config_breaks_the_reader(folder, contents, fields):
+    try:
+        (folder / "generation_config.json").write_text(json.dumps(fields))
+        whole_or_refused(folder)
+    finally:
+        (folder / "generation_config.json").write_bytes(contents["generation_config.json"])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged") / "model.gguf"
+
+
+@given(data=damaged(model_file()) | st.binary(max_size=100).map(lambda data: b"GGUF" + data))
+@settings(max_examples=500)
+def test_no_damage_to_a_gguf_file_breaks_the_reader(file, data):
+    file.write_bytes(data)
+    whole_or_refused(file)
+
+
+@given(data=st.binary(max_size=300))
+def test_no_other_file_breaks_the_reader(file, data):
+    file.write_bytes(data)
+    whole_or_refused(file)
+
+
+def test_the_disk_is_full(tmp_path, monkeypatch):
+    config = config_from_huggingface(LLAMA)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_huggingface(tmp_path / "a", config, parameters_of(config))
+    with pytest.raises(OSError, match="No space"):
+        write_gguf(tmp_path / "a.gguf", config, parameters_of(config), "F32")
+    assert list(tmp_path.iterdir()) == []
