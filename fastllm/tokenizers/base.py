@@ -158,7 +158,7 @@ class Tokenizer(ABC):
         return np.array(ids, dtype=np.int32)
 
     def _control(self, token_id: int) -> int:
-        if token_id not in self.control_ids:
+        if token_id not in self.control_ids and token_id != self.unknown_id:
             raise ValueError(f"an id in a text must be a control token's; got {token_id}; pass the others as text")
         return token_id
 

@@ -150,7 +150,12 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
+        call = nodes.Call(nodes.EnvironmentAttribute("generation"), [], [], None, None)
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)  # as transformers has it, with the same scope
+
+
+def _generation(caller: Macro) -> str:
+    return caller()
 
 
 class _Namespace(Namespace):
@@ -206,7 +211,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
         }
-        self._callables = frozenset(map(id, self.globals.values()))
+        self.generation = _generation
+        self._callables = frozenset(map(id, (*self.globals.values(), _generation)))
         self.filters = {name: self._priced(name, self.filters[name]) for name in FILTERS.split()}
         self.filters["tojson"] = self._priced("tojson", self._json)
         # A template can name them in map("=body"); it gains nothing by it.
@@ -301,11 +307,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._sized(super().call(__context, callee, *args, **kwargs))
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, (Namespace, Undefined)):
+        if isinstance(obj, Undefined):
+            return obj[attribute]  # raises UndefinedError
+        if isinstance(obj, Namespace):
             if attribute.startswith("_"):
                 return self.unsafe_undefined(obj, attribute)
             try:
-                return getattr(obj, attribute)  # of an Undefined: raises UndefinedError
+                return getattr(obj, attribute)
             except AttributeError:
                 return self.undefined(obj=obj, name=attribute)
         if _allowed(obj, attribute):

@@ -25,7 +25,7 @@ import numpy as np
 
 from fastllm.errors import FormatError
 from fastllm.tokenizers.base import Tokenizer
-from fastllm.tokenizers.huggingface import BYTE_LEVEL, HuggingFaceTokenizer
+from fastllm.tokenizers.huggingface import BYTE_LEVEL, HuggingFaceTokenizer, begin_processor
 from fastllm.tokenizers.huggingface_decoder import SPACE
 from fastllm.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceTokenizer
 
@@ -219,14 +219,14 @@ def _byte_level(fields: _Fields) -> Tokenizer:
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": _sequence(SPLITS[PRE_TOKENIZERS[name]]),
-        "post_processor": None if begin is None else _begin_processor(tokens[begin], begin),
+        "post_processor": None if begin is None else begin_processor(tokens[begin], begin),
         "decoder": BYTE_LEVEL,
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                   "ignore_merges": name in WHOLE_WORDS, "vocab": vocabulary, "merges": merges},
     }  # fmt: skip
     settings: dict[str, Any] = {key: tokens[token_id] for key, token_id in special.items() if tokens[token_id]}
-    settings |= {"add_bos_token": begin is not None, "clean_up_tokenization_spaces": False}
+    settings["clean_up_tokenization_spaces"] = False
     if (template := fields.template()) is not None:
         settings["chat_template"] = template
     return HuggingFaceTokenizer(document, settings, end_ids=ends)
@@ -239,18 +239,6 @@ def _added(token_id: int, text: str, special: bool) -> dict[str, Any]:
 
 def _sequence(steps: list[dict[str, Any]]) -> dict[str, Any]:
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
-
-
-def _begin_processor(text: str, token_id: int) -> dict[str, Any]:
-    """Puts the begin token before a text."""
-    begin = [{"SpecialToken": {"id": text, "type_id": 0}}]
-    first, second = ([{"Sequence": {"id": name, "type_id": type_id}}] for name, type_id in (("A", 0), ("B", 1)))
-    return {
-        "type": "TemplateProcessing",
-        "single": begin + first,
-        "pair": begin + first + second,
-        "special_tokens": {text: {"id": text, "ids": [token_id], "tokens": [text]}},
-    }
 
 
 def _sentencepiece(fields: _Fields) -> Tokenizer:

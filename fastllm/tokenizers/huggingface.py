@@ -60,7 +60,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json with what the files beside it say. Needs the extra `hf`.
 
     `encode` gives the ids of plain text, without begin or end token; `encode_template` recognises control
-    tokens, as transformers does in what a chat template wrote.
+    tokens, as transformers does in what a chat template wrote. A character that the vocabulary can't write, which
+    byte-level ones with all bytes don't have, is left out or "<unk>", as the file says.
 
     control_ids  the added tokens that the file calls special, "<unk>" too if it is one: decode leaves them out
     """
@@ -76,8 +77,8 @@ class HuggingFaceTokenizer(Tokenizer):
     ) -> None:
         """
         document  what tokenizer.json holds
-        settings  what tokenizer_config.json holds: eos_token, bos_token, add_bos_token, added_tokens_decoder,
-                  chat_template and so on
+        settings  what tokenizer_config.json holds: eos_token, bos_token, added_tokens_decoder, chat_template and
+                  so on
         end_ids   tokens that end an answer, beside eos_token and those known by their names
 
         Raises ValueError or TypeError where they contradict themselves, FastllmError without the package.
@@ -160,16 +161,12 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
     def _begin_id(self, document: Mapping[str, Any]) -> int | None:
-        """What stands before every text: by add_bos_token, else by the post-processor, as in transformers."""
-        add = self._settings.get("add_bos_token")
-        if isinstance(add, bool):
-            begin = self.special_tokens.get("bos_token")
-            return self.id_of(begin) if add and begin is not None else None
+        """What stands before every text: what the post-processor puts there, as in transformers."""
         prefix = _prefix(document.get("post_processor"))
         if len(prefix) > 1 or not self.control_ids.issuperset(prefix):
             raise ValueError(
                 f"a post-processor must put one special token before a text or none; got {prefix!r:.60}; "
-                f'say "add_bos_token" in {CONFIG}'
+                "use another tokenizer.json"
             )
         return prefix[0] if prefix else None
 
@@ -387,6 +384,18 @@ def _template_prefix(pieces: list[object], known: object) -> list[int]:
     return ids
 
 
+def begin_processor(text: str, token_id: int | None) -> dict[str, Any]:
+    """A post-processor that puts a begin token before a text."""
+    begin = [{"SpecialToken": {"id": text, "type_id": 0}}]
+    first, second = ([{"Sequence": {"id": name, "type_id": type_id}}] for name, type_id in (("A", 0), ("B", 1)))
+    return {
+        "type": "TemplateProcessing",
+        "single": begin + first,
+        "pair": begin + first + second,
+        "special_tokens": {text: {"id": text, "ids": [token_id], "tokens": [text]}},
+    }
+
+
 # The names that nobody can type
 
 
@@ -495,15 +504,19 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
         lines = (folder / merges).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(f"{folder / merges} must be UTF-8; got {error}; copy the file again") from None
-    document = {
+    words = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | settings
+    vocabulary_ids = _read_object(folder / vocabulary)
+    begin = _text_of(words["bos_token"], "bos_token") if settings.get("add_bos_token") is True else None
+    document: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
+        "post_processor": None if begin is None else begin_processor(begin, vocabulary_ids.get(begin)),
         "pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": settings.get("add_prefix_space") is True},
         "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
-            "vocab": _read_object(folder / vocabulary),
+            "vocab": vocabulary_ids,
             "merges": [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()],
         },
     }
-    return document, dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | settings
+    return document, words

@@ -155,6 +155,13 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array(ids + self._join(text[end:]), dtype=np.int32)
 
     @cached_property
+    def _control_texts(self) -> dict[str, int]:
+        texts = super()._control_texts
+        if self.unknown_id is not None and self.tokens[self.unknown_id]:
+            texts[self.tokens[self.unknown_id]] = self.unknown_id  # as in llama.cpp
+        return texts
+
+    @cached_property
     def _user_defined(self) -> re.Pattern[str]:
         texts = [token for token, i in self._pieces.items() if self.types[i] == USER_DEFINED]
         return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")

@@ -1,0 +1,484 @@
+"""Hugging Face's tokenizer.json: the ids and texts of `tokenizers` and transformers, and no control token by typing."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_tokenizers import CONTROL, HARD_TEXTS, TEMPLATE, TEXTS, begins_with, byte_fallback, byte_level, write_folder
+
+import fastllm
+from fastllm import DataError, FastllmError, FormatError
+from fastllm.tokenizers import HuggingFaceTokenizer, load_tokenizer
+
+tokenizers = pytest.importorskip("tokenizers")
+
+SETTINGS = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": TEMPLATE}
+LLAMA = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
+KINDS = {
+    "byte-level": (byte_level, SETTINGS),
+    "fallback": (byte_fallback, LLAMA),
+    "metaspace": (lambda: byte_fallback("first"), LLAMA),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    build, said = KINDS[request.param]
+    return build(), HuggingFaceTokenizer(json.loads(build().to_str()), said)
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS)
+
+
+def plain(original, text):
+    """The original's ids with special tokens taken for text."""
+    original.encode_special_tokens = True
+    try:
+        return original.encode(text, add_special_tokens=False).ids
+    finally:
+        original.encode_special_tokens = False
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_hard_texts(kind, text):
+    check_text(kind, text)
+
+
+@given(text=TEXTS)
+def test_any_text(kind, text):
+    check_text(kind, text)
+
+
+def check_text(kind, text):
+    original, tokenizer = kind
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == plain(original, text)
+    assert not tokenizer.control_ids.intersection(ids.tolist())
+    assert tokenizer.decode(ids) == original.decode(ids.tolist())
+    template = tokenizer.encode_template(text).tolist()
+    assert template == original.encode(text, add_special_tokens=False).ids
+    for skip in (True, False):
+        assert tokenizer.decode(template, skip) == original.decode(template, skip_special_tokens=skip)
+
+
+@given(text=TEXTS)
+def test_byte_level_text_comes_back(ours, text):
+    assert ours.decode(ours.encode(text)) == text
+
+
+@given(ids=st.lists(st.integers(0, 450)), skip=st.booleans())
+def test_any_ids_decode_as_the_original_does(ids, skip):
+    """Bytes that are no UTF-8, control tokens inside a character and ids without a token included."""
+    tokenizer = HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS)
+    assert tokenizer.decode(ids, skip) == byte_level().decode(ids, skip_special_tokens=skip)
+    stream = tokenizer.stream(skip)
+    assert "".join([stream.push(i) for i in ids]) + stream.flush() == tokenizer.decode(ids, skip)
+
+
+@given(ids=st.lists(st.integers(0, 430)), skip=st.booleans())
+def test_any_ids_with_byte_fallback(ids, skip):
+    """Where bytes in a row are UTF-8 it is the original's text; else a whole character among them is kept."""
+    tokenizer = HuggingFaceTokenizer(json.loads(byte_fallback().to_str()), LLAMA)
+    decoded, original = tokenizer.decode(ids, skip), byte_fallback().decode(ids, skip_special_tokens=skip)
+    if "\ufffd" in original:
+        assert "\ufffd" in decoded
+        outside = re.split("\ufffd+", original)
+        assert decoded.startswith(outside[0])
+        assert decoded.endswith(outside[-1])
+    else:
+        assert decoded == original
+
+
+def test_a_character_is_shown_when_its_last_byte_comes(ours):
+    stream = ours.stream()
+    ids = [i for byte in "é🙂".encode() for i in [byte_level().token_to_id(byte_character(byte))]]
+    assert [stream.push(i) for i in ids] == ["", "é", "", "", "", "🙂"]
+
+
+def byte_character(byte):
+    from fastllm.tokenizers.huggingface_decoder import byte_characters
+
+    return next(character for character, value in byte_characters().items() if value == byte)
+
+
+def test_the_byte_table_is_that_of_the_package():
+    from fastllm.tokenizers.huggingface_decoder import byte_characters
+
+    assert set(byte_characters()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    pieces = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str("é\n")
+    assert [byte_characters()[character] for text, _ in pieces for character in text] == [*"é\n".encode()]
+
+
+def test_the_space_a_continuation_begins_with_is_kept():
+    tokenizer = HuggingFaceTokenizer(json.loads(byte_fallback().to_str()), LLAMA)
+    cat = tokenizer.encode("cat").tolist()
+    stream = tokenizer.stream()
+    assert "".join(stream.push(i) for i in [1, *cat]) == "cat"
+    assert "".join(stream.push(i) for i in cat) == " cat"
+
+
+def test_ids(ours):
+    assert (ours.begin_id, ours.end_id, ours.end_ids) == (None, 2, {0, 2})
+    assert ours.control_ids == {0, 1, 2}
+    assert ours.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    assert ours.chat_template == TEMPLATE
+    assert ours.vocab_size == 380
+    assert ours.id_of("<|im_end|>") == 2
+    with pytest.raises(NotImplementedError):
+        HuggingFaceTokenizer.build(["a"])
+
+
+@pytest.mark.parametrize(
+    ("processor", "said", "begin"),
+    [
+        (None, {}, None),
+        (begins_with("<|im_start|>", 1), {}, 1),
+        (begins_with("<|im_start|>", 1), {"add_bos_token": False}, 1),
+        (None, {"add_bos_token": True}, None),
+        ({"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}, {}, None),
+        ({"type": "Sequence", "processors": [begins_with("<|im_start|>", 1)]}, {}, 1),
+        ({"type": "RobertaProcessing", "sep": ["<|im_end|>", 2], "cls": ["<|im_start|>", 1], "trim_offsets": True,
+          "add_prefix_space": True}, {}, 1),
+    ],
+)  # fmt: skip
+def test_the_begin_token_is_the_one_that_transformers_puts_there(processor, said, begin, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    document = json.loads(byte_level().to_str()) | {"post_processor": processor}
+    write_folder(tmp_path, tokenizers.Tokenizer.from_str(json.dumps(document)), **SETTINGS, **said)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.begin_id == begin
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    prefix = [] if begin is None else [begin]
+    ids = original("the cat").input_ids  # some put an end token behind it
+    assert ids[: len(prefix) + 1] == [*prefix, tokenizer.encode("the cat")[0]]
+
+
+def test_a_control_token_that_merges_would_make():
+    """As in some conversions of SentencePiece's vocabularies; "<" and "/s>" may be typed."""
+    document = {
+        "added_tokens": [added(3, "</s>", special=True)],
+        "model": {"type": "BPE", "vocab": {"<": 0, "/s>": 1, "/": 4, "s": 5, ">": 6, "</s>": 3, "s>": 2},
+                  "merges": ["s >", "/ s>", "< /s>"]},
+    }  # fmt: skip
+    tokenizer = HuggingFaceTokenizer({"version": "1.0", **document}, {"eos_token": "</s>"})
+    assert tokenizer.encode("</s>").tolist() == [0, 1]
+    assert tokenizer.encode_template("</s>").tolist() == [3]
+
+
+def test_a_control_token_that_is_a_whole_word():
+    document = {
+        "version": "1.0",
+        "added_tokens": [added(1, "stop", special=True)],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "unk_token": "?", "vocab": {"?": 0, "stop": 1, "go": 2}},
+    }
+    tokenizer = HuggingFaceTokenizer(document, {"eos_token": "stop"})
+    assert tokenizer.encode("go stop go").tolist() == [2, 0, 2]
+    assert tokenizer.decode([2, 2]) == tokenizers.Tokenizer.from_str(json.dumps(document)).decode([2, 2]) == "go go"
+
+
+def added(token_id, text, special=False, **flags):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False} | flags
+    return {"id": token_id, "content": text, "special": special, **flags}
+
+
+def test_added_tokens_that_are_not_special_are_text(tmp_path):
+    document = json.loads(byte_level().to_str())
+    document["added_tokens"] += [added(380, "<think>"), added(381, "<|im_end|>x"), added(382, "  ", rstrip=True)]
+    document["added_tokens"].append(added(383, "<|eot_id|>", special=True, lstrip=True, rstrip=True))
+    original = tokenizers.Tokenizer.from_str(json.dumps(document))
+    tokenizer = HuggingFaceTokenizer(document, SETTINGS)
+    assert tokenizer.encode("a<think>").tolist()[-1] == 380
+    assert 383 in tokenizer.end_ids
+    for text in ("<think>a<|im_end|>", "<|im_end|>xy", "a  <|eot_id|>\n b", "a   b<|im_start|><|im_end|>x <|eot_id|> "):
+        assert tokenizer.encode_template(text).tolist() == original.encode(text, add_special_tokens=False).ids
+        ids = tokenizer.encode(text).tolist()
+        assert ids == plain(original, text)
+        assert not tokenizer.control_ids.intersection(ids)
+
+
+def test_tokens_of_tokenizer_config_count(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    more = {"380": added(380, "<extra>", special=True), "381": added(381, "<think>")}
+    write_folder(tmp_path, byte_level(), **SETTINGS, added_tokens_decoder=more, pad_token="<pad>")
+    tokenizer = load_tokenizer(tmp_path)
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "a<extra> <think><pad> b"
+    assert tokenizer.encode_template(text).tolist() == original(text).input_ids
+    assert tokenizer.id_of("<pad>") == original.pad_token_id == 382
+    assert tokenizer.control_ids == {0, 1, 2, 380, 382}
+
+
+def test_ids_with_gaps():
+    document = json.loads(byte_level().to_str())
+    document["added_tokens"].append(added(500, "<far>", special=True))
+    tokenizer = HuggingFaceTokenizer(document, SETTINGS)
+    assert tokenizer.vocab_size == 501
+    assert tokenizer.encode_template("a<far>").tolist()[-1] == 500
+    assert tokenizer.tokens[450] == ""
+    a = tokenizer.encode("a").tolist()
+    assert tokenizer.decode([*a, 450, 10**6, *a]) == "aa"  # a model's table may be longer than the vocabulary
+    with pytest.raises(ValueError, match="token ids must be in 0"):
+        tokenizer.decode([-1])
+
+
+def test_truncation_padding_and_dropout_of_a_file_do_nothing():
+    document = json.loads(byte_level().to_str())
+    document["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    document["padding"] = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                           "pad_type_id": 0, "pad_token": "<|endoftext|>"}  # fmt: skip
+    document["model"]["dropout"] = 0.9
+    tokenizer = HuggingFaceTokenizer(document, SETTINGS)
+    text = "The cat sat on the mat"
+    assert tokenizer.encode(text).tolist() == byte_level().encode(text).ids
+
+
+# Files
+
+
+def test_gpt2(shared_data):
+    transformers = pytest.importorskip("transformers")
+    folder = shared_data / "gpt2-tokenizer"
+    tokenizer = load_tokenizer(folder)
+    original = transformers.GPT2Tokenizer(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+    assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.begin_id) == (50257, 50256, None)
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+    for text in HARD_TEXTS:
+        assert tokenizer.encode_template(text).tolist() == original(text).input_ids
+        ids = tokenizer.encode(text)
+        assert 50256 not in ids
+        assert tokenizer.decode(ids) == text
+
+
+def test_gpt2_with_a_begin_token(shared_data, tmp_path):
+    for name in ("encoder.json", "vocab.bpe"):
+        shutil.copy(shared_data / "gpt2-tokenizer" / name, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    assert load_tokenizer(tmp_path).begin_id == 50256
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    with pytest.raises(FormatError, match=r"got 'Qwen2Tokenizer'; add its tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_save_into_a_folder_that_transformers_opens(ours, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours.save_into(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, HuggingFaceTokenizer)
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert original.chat_template == loaded.chat_template == TEMPLATE
+    assert (original.eos_token_id, original.bos_token_id) == (loaded.end_id, 1) == (2, 1)
+    for text in HARD_TEXTS:
+        assert loaded.encode(text).tolist() == ours.encode(text).tolist()
+        assert original(text).input_ids == ours.encode_template(text).tolist()
+    assert sorted(os.listdir(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_save_writes_the_file_that_was_read(ours, tmp_path):
+    ours.save(tmp_path / "tokenizer.json")
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert json.loads(again.to_str()) == json.loads(byte_level().to_str())
+
+
+def test_end_ids_of_generation_config_are_kept(tmp_path):
+    document = json.loads(byte_level().to_str())
+    document["added_tokens"].append(added(380, "<over>", special=True))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [380, 2, 379]}')  # 379 is text
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.end_ids == {0, 2, 380}
+    (tmp_path / "again").mkdir()
+    tokenizer.save_into(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").end_ids == {0, 2, 380}
+
+
+@pytest.mark.parametrize(
+    ("files", "template"),
+    [
+        ({"tokenizer_config.json": {"chat_template": "A"}}, "A"),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "tool", "template": "B"},
+                                                      {"name": "default", "template": "A"}]}}, "A"),
+        ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, "B"),
+        ({"tokenizer_config.json": {}, "chat_template.json": {"chat_template": "C"}}, "C"),
+        ({"tokenizer_config.json": {}}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_where_a_chat_template_stands(files, template, tmp_path):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.chat_template == template
+    assert tokenizer.end_token == "<|endoftext|>"  # nothing names another: known by its name
+
+
+def test_special_tokens_map(tmp_path):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    assert load_tokenizer(tmp_path).end_id == 2
+
+
+def test_load_tokenizer_opens_folders_of_ours_and_of_llama2c(tmp_path, shared_data):
+    fastllm.ByteTokenizer().save_into(tmp_path)
+    assert isinstance(load_tokenizer(tmp_path), fastllm.ByteTokenizer)
+    assert load_tokenizer(shared_data / "stories260K" / "tok512.bin").vocab_size == 512
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_folder_without_its_files(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="got neither"):
+        load_tokenizer(tmp_path)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match="got neither"):
+        load_tokenizer(tmp_path)
+
+
+GOOD = {
+    "version": "1.0",
+    "added_tokens": [added(2, "</s>", special=True)],
+    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "</s>": 2, "ab": 3}, "merges": ["a b"]},
+}
+
+
+def with_model(**fields):
+    return {**GOOD, "model": {**GOOD["model"], **fields}}
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (with_model(vocab=5), '"vocab" must map'),
+        (with_model(vocab={}), '"vocab" must map'),
+        (with_model(vocab={"a": -1, "</s>": 2}), "got -1"),
+        (with_model(vocab={"a": 2**40, "</s>": 2}), "got 1099511627776"),
+        (with_model(vocab={"a": "0", "</s>": 2}), "got '0'"),
+        (with_model(vocab={"a": True, "</s>": 2}), "got True"),
+        (with_model(vocab={"a": 0, "b": 0, "</s>": 2}), "got 'a' and 'b' for 0"),
+        (with_model(vocab=[["a"], ["b"]]), "pairs"),
+        (with_model(vocab={"\ud800": 0, "</s>": 2}), "U+D800"),
+        (with_model(merges=["a x"]), "`x` out of vocabulary"),
+        (with_model(merges=["abc"]), "got 'abc'"),
+        (with_model(merges=[5]), "got 5"),
+        (with_model(type="Nonsense"), "tokenizers"),
+        ({**GOOD, "added_tokens": []}, "end"),
+        ({**GOOD, "added_tokens": 5}, "must be a list"),
+        ({**GOOD, "added_tokens": [5]}, "got 5"),
+        ({**GOOD, "added_tokens": [{"id": 2, "content": ""}]}, "content"),
+        ({**GOOD, "added_tokens": [added(7, "a", special=True)]}, "got 0 and 7"),
+        ({**GOOD, "decoder": {"type": "CTC"}}, "got 'CTC'"),
+        ({**GOOD, "decoder": {"type": "Sequence", "decoders": 5}}, "without decoders"),
+        ({**GOOD, "decoder": {"type": "Strip", "content": "ab", "start": 1, "stop": 0}}, "Strip"),
+        ({**GOOD, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated",
+                                    "invert": False}}, "tokenizers"),
+        ({**GOOD, "normalizer": {"type": "Nothing"}}, "tokenizers"),
+        ({**GOOD, "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}]}},
+         "post-processor"),
+    ],
+)  # fmt: skip
+def test_damaged_documents(document, said, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(FormatError) as caught:
+        load_tokenizer(path)
+    message = str(caught.value)
+    assert said in message
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+def test_the_document_that_is_not_damaged(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
+    assert load_tokenizer(tmp_path).encode("ab").tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer_config.json", "{", "whole JSON"),
+        ("tokenizer_config.json", "[]", "JSON object"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "special token must be a text"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [5]}', "must be a list"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}', "ids must be whole numbers"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"9": {"content": "a"}}}', "got 0 and 9"),
+        ("tokenizer_config.json", '{"chat_template": 5}', "chat_template must be a text"),
+        ("special_tokens_map.json", "[" * 10**5, "whole JSON"),
+        ("chat_template.jinja", b"\xff", "UTF-8"),
+        ("generation_config.json", "no", "whole JSON"),
+    ],
+)
+def test_damaged_files_beside_it(name, content, said, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(FormatError) as caught:
+        load_tokenizer(tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_no_damage_breaks_the_reader(data, tmp_path_factory):
+    """Any value of the document replaced by another: a tokenizer or one error."""
+    document = json.loads(json.dumps({**GOOD, "pre_tokenizer": GOOD["decoder"], "normalizer": {"type": "NFC"}}))
+    places = [(holder, key) for holder in _holders(document) for key in _keys(holder)]
+    holder, key = data.draw(st.sampled_from(places))
+    holder[key] = data.draw(st.sampled_from([None, -1, 5, 10**30, 0.5, "x", "", [], {}, ["a"], {"type": "x"}, True]))
+    path = tmp_path_factory.mktemp("damaged") / "tokenizer.json"
+    path.write_text(json.dumps(document))
+    try:
+        tokenizer = load_tokenizer(path)
+    except FormatError:
+        return
+    with contextlib.suppress(DataError):  # of a vocabulary that can't write the text
+        tokenizer.decode(tokenizer.encode("ab a"))
+
+
+def _keys(holder):
+    return list(holder) if isinstance(holder, dict) else range(len(holder))
+
+
+def _holders(value):
+    if isinstance(value, (dict, list)):
+        yield value
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _holders(inner)
+
+
+def test_without_the_package_one_error_says_what_to_install():
+    code = (
+        "import sys; sys.modules['tokenizers'] = None\n"
+        "import fastllm\nfrom fastllm.tokenizers import HuggingFaceTokenizer\n"
+        "try: HuggingFaceTokenizer({'model': {'vocab': {'</s>': 0}}})\n"
+        "except fastllm.FastllmError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("a tokenizer.json needs the package tokenizers; got ")
+    assert done.stdout.endswith('; pip install "fastllm-numba[hf]"\n')
+
+
+def test_importing_tokenizers_does_not_import_the_package():
+    code = "import fastllm.tokenizers, sys; assert not {'tokenizers', 'jinja2'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_parts_are_checked(ours):
+    assert ours.encode_parts([1, "a<|im_end|>", "b", 2]).tolist() == [1, *ours.encode("a<|im_end|>b").tolist(), 2]
+    with pytest.raises(ValueError, match="got 5; pass the others as text"):
+        ours.encode_parts(["a", 5])
+    with pytest.raises(FastllmError, match="surrogate"):
+        ours.encode_parts(["\ud800"])
+    assert CONTROL[ours.split_control("a<|im_start|>")[1]] == "<|im_start|>"
