@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fastllm import FormatError, ModelConfig
 from fastllm.formats import huggingface_config
 from fastllm.formats.huggingface import config_from_huggingface, from_huggingface, to_huggingface
+from fastllm.formats.huggingface_config import config_to_huggingface
 from fastllm.parameters import Parameters, initialise
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 5, "n_embd": 6, "n_layer": 2, "n_head": 2}
@@ -108,9 +109,120 @@ def test_rope_as_transformers_4_and_5_write_it(keys, theta, scaling):
     assert config.rope_scaling == scaling
 
 
+# What stands in the config.json of published models, as far as it touches the computation.
+PUBLISHED = {
+    "SmolLM2-135M": (
+        {
+            "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+            "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "vocab_size": 49152,
+            "rms_norm_eps": 1e-5, "rope_theta": 100000, "rope_scaling": None, "rope_interleaved": False,
+            "tie_word_embeddings": True, "attention_bias": False, "hidden_act": "silu", "is_llama_config": True,
+        },
+        {"head_size": 64, "kv_heads": 3, "context": 8192, "rope_theta": 100000, "tied_head": True},
+    ),
+    "Llama-3.2-1B": (
+        {
+            "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
+            "vocab_size": 128256, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
+            "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "pretraining_tp": 1,
+            "rope_scaling": {
+                "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192, "rope_type": "llama3",
+            },
+        },
+        {"head_size": 64, "context": 131072, "rope_scaling": {"type": "llama3", **LLAMA3_SCALING, "factor": 32.0,
+         "original_max_position_embeddings": 8192}},
+    ),
+    "Mistral-7B-v0.1": (
+        {
+            "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768,
+            "vocab_size": 32000, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096,
+            "tie_word_embeddings": False, "hidden_act": "silu",
+        },
+        {"head_size": 128, "context": 4096, "attention_bias": False, "tied_head": False},  # what the window sees
+    ),
+    "Mistral-7B-v0.3": (
+        {
+            "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768,
+            "vocab_size": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "sliding_window": None,
+            "tie_word_embeddings": False, "hidden_act": "silu", "attention_dropout": 0.0,
+        },
+        {"context": 32768, "rope_theta": 1e6},
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32768,
+            "max_window_layers": 24, "sliding_window": 32768, "use_sliding_window": False, "vocab_size": 151936,
+            "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True, "hidden_act": "silu",
+        },
+        {"context": 32768, "attention_bias": True, "attention_output_bias": False, "qk_norm": False, "head_size": 64},
+    ),
+    "Qwen3-0.6B": (
+        {
+            "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960,
+            "max_window_layers": 28, "sliding_window": None, "use_sliding_window": False, "vocab_size": 151936,
+            "rms_norm_eps": 1e-6, "rope_theta": 1000000, "rope_scaling": None, "tie_word_embeddings": True,
+            "attention_bias": False, "hidden_act": "silu",
+        },
+        {"context": 40960, "head_size": 128, "qk_norm": True, "attention_bias": False, "attention_output_bias": False},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(name):
+    fields, expected = PUBLISHED[name]
+    config = config_from_huggingface(fields)
+    assert {field: getattr(config, field) for field in expected} == expected
+    assert (config.width, config.layers) == (fields["hidden_size"], fields["num_hidden_layers"])
+    written = config_to_huggingface(config)
+    assert config_from_huggingface(written) == config
+
+
+MISTRAL, QWEN = {**LLAMA, "model_type": "mistral"}, {**LLAMA, "model_type": "qwen2", "max_position_embeddings": 9000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "context"),
+    [
+        ({**MISTRAL, "max_position_embeddings": 9000}, 4096),  # transformers' window where config.json names none
+        ({**MISTRAL, "max_position_embeddings": 9000, "sliding_window": None}, 9000),
+        ({**MISTRAL, "sliding_window": 3}, 3),
+        ({**MISTRAL, "sliding_window": 100}, 5),
+        (QWEN, 9000),
+        ({**QWEN, "sliding_window": 3}, 9000),
+        ({**QWEN, "sliding_window": 3, "use_sliding_window": True}, 3),
+        ({**QWEN, "use_sliding_window": True}, 4096),
+        ({**QWEN, "sliding_window": None, "use_sliding_window": True}, 9000),
+        ({**QWEN, "layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}, 4096),
+        ({**QWEN, "model_type": "qwen3", "use_sliding_window": True}, 4096),
+        ({**LLAMA, "sliding_window": 3}, 5),  # Llama has none
+    ],
+)
+def test_a_window_is_the_longest_context(fields, context):
+    assert config_from_huggingface(fields).context == context
+
+
+def test_what_transformers_takes_for_granted():
+    assert config_from_huggingface({**LLAMA, "model_type": "qwen3"}).head_size == 128
+    assert config_from_huggingface({**LLAMA, "head_dim": None}).head_size == 2
+    both = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 3.0}}
+    assert config_from_huggingface({**LLAMA, **both}).rope_scaling == {"type": "linear", "factor": 3.0}
+
+
 @pytest.mark.parametrize(
     ("base", "keys", "received"),
     [
+        (MISTRAL, {"sliding_window": 0}, "sliding_window must be a whole number > 0; got 0"),
+        (MISTRAL, {"sliding_window": "4"}, "got '4'"),
+        (QWEN, {"use_sliding_window": "no"}, "use_sliding_window must be true or false; got 'no'"),
+        (QWEN, {"layer_types": ["linear_attention"]}, "layer_types must be full_attention; got 'linear_attention'"),
+        (QWEN, {"layer_types": "full_attention"}, "layer_types must be a list; got 'full_attention'"),
         ({}, {}, "got None"),
         ({}, {"model_type": "mamba"}, "gpt2, llama, mistral, qwen2, qwen3; got 'mamba'"),
         ({}, {"model_type": ["gpt2"]}, "got ['gpt2']"),

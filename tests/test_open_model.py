@@ -1,6 +1,7 @@
 """open_model: what it opens, by its content, and what it says to all else."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -77,6 +78,12 @@ def test_a_file_of_something_else(tmp_path, data):
     path = tmp_path / "file"
     path.write_bytes(data)
     assert "must be a folder of Hugging Face's, a GGUF file or a checkpoint of llama2.c" in refusal(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "such as a pipe" in refusal(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -60,8 +60,11 @@ def test_packing_equals_theirs(gguf, name, scale):
     array = (rng.standard_normal((50, 96)) * scale).astype(np.float32)
     array[3] = 0
     array[4] = -array[4].max()
-    array[5, ::2] = array[5, 0] / 2  # ties
     array[6] = np.arange(96) - 40.5
+    # With scales of 1 for Q8_0, Q4_0 and Q4_1, halves are ties; and the number below a half goes down.
+    array[5] = np.concatenate([np.arange(32) - 8.5, np.arange(32) / 2 - 8, np.arange(32) / 2])
+    array[5, [0, 32, 95]] = 127, -8, 15
+    array[5, 1] = np.nextafter(np.float32(0.5), np.float32(0))
     theirs = gguf.quants.quantize(array, their_kind(gguf, name)).view(np.uint8)
     np.testing.assert_array_equal(quantize(array, name).data, theirs)
 

@@ -183,7 +183,7 @@ def test_a_model_in_several_files(tmp_path):
         ({**MAP, "x": "/etc/a.safetensors"}, FILES, "beside it; got '/etc/a.safetensors'"),
         ({**MAP, "x": "C:a.safetensors"}, FILES, "beside it; got 'C:a.safetensors'"),
         ({**MAP, "x": "a\\b.safetensors"}, FILES, "beside it; got"),
-        ({**MAP, "x": "a\0.safetensors"}, FILES, "beside it; got"),
+        *[({**MAP, "x": f"a{c}.safetensors"}, FILES, "beside it; got") for c in ("\0", "\n", "\ud800")],
         ({**MAP, "x": ""}, FILES, "beside it; got ''"),
         (MAP, {ONE_FILE: ["a", "mask"]}, f"{OTHER} must be there"),
         ({**MAP, "count": OTHER}, FILES, "1 missing or unknown, 'count'"),
@@ -197,6 +197,7 @@ def test_wrong_indexes_are_named(tmp_path, weight_map, files, received):
         read_shards(index)
     assert received in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 # Any damage

@@ -30,7 +30,6 @@ from fastllm.quantize import PACK
 VERSION = 3
 UINT32, INT32, FLOAT32, UINT64, INT64 = 4, 5, 6, 10, 11
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # general.file_type
-MIXED = 1024  # "guessed" from the tensors
 QUANTIZATION_VERSION = 2
 NO_TOKENIZER = {"tokenizer.ggml.model": "none"}
 
@@ -78,7 +77,7 @@ def write_gguf(
     entries: dict[str, Any] = {
         "general.architecture": architecture,
         "general.type": "model",
-        "general.file_type": MIXED if kind is None else FILE_TYPES[kind],
+        **({} if kind is None else {"general.file_type": FILE_TYPES[kind]}),
         "general.quantization_version": QUANTIZATION_VERSION,
     }
     for given, prefix in (metadata or {}, "general."), (tokenizer_metadata or NO_TOKENIZER, "tokenizer."):

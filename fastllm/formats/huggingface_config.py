@@ -217,8 +217,10 @@ def _read_qwen3(config: Json) -> Json:
 def _windowed_qwen(config: Json) -> Json:
     use = config.get("use_sliding_window", False)
     kinds = config.get("layer_types") or ["full_attention"]
-    if not isinstance(use, bool) or not isinstance(kinds, list):
+    if not isinstance(use, bool):
         raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; mend config.json")
+    if not isinstance(kinds, list):
+        raise FormatError(f"layer_types must be a list; got {brief(kinds)}; mend config.json")
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise FormatError(f"layer_types must be full_attention; got {brief(kind)}; use a model of that alone")

@@ -122,7 +122,7 @@ def read_shards(index: Path) -> dict[str, StoredTensor]:
         expected.setdefault(file, set()).add(name)
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(expected):
-        if not file.endswith(".safetensors") or set(file) & set('/\\:\0'):
+        if not file.endswith(".safetensors") or set(file) & set("/\\:") or not file.isprintable():
             raise FormatError(f"{index} must name .safetensors files beside it; got {brief(file)}; use another model")
         path = index.parent / file
         if not path.is_file():
