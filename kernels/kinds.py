@@ -213,10 +213,10 @@ def _q5_1(block: Block) -> Vectors:
 
 
 def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """d s and -m t, in all lanes, of 32 weights in a block of Q4_K or Q5_K, whose twelve bytes of 6-bit numbers begin at 4.
+    """d s and -m t, in all lanes, of 32 weights in a block of Q4_K or Q5_K.
 
-    Bytes 0-3 and 4-7 have s and t of parts 0-3 in their lower six bits; bytes 8-11 the lower four bits of s and t
-    of parts 4-7, whose upper two stand above those six.
+    The twelve bytes of 6-bit numbers begin at 4. Bytes 0-3 and 4-7 of them have s and t of parts 0-3 in their lower
+    six bits; bytes 8-11 the lower four bits of s and t of parts 4-7, whose upper two stand above those six.
     """
     b = block.builder
 
