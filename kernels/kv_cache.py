@@ -3,18 +3,33 @@
     out_h = sum over t < length of p_t values_t        p = softmax over t of scale * q_h . keys_t
 
 A sequence's keys and values stand in pages of T tokens (Kwon et al. 2023, arXiv:2309.06180): token t of slot b in
-row t % T of page pages[b, t // T]. The softmax streams (Milakov and Gimelshein 2018, arXiv:1805.02867): the running
-maximum m, sum and weighted sum are rescaled when m grows.
+row t % T of page pages[b, t // T]. They are met LANES tokens at a time. The softmax streams (Milakov and Gimelshein
+2018, arXiv:1805.02867): the running maximum m, sum and weighted sum are rescaled when m grows; exponentials are powers
+of two, the scores being scaled by 1 / ln 2 as well.
 """
 
 import numpy as np
 from numba import types
 
-from .elementary import exp
+from .elementary import exp2, exp2_lanes
 from .jit import chunk_count, inline, kernel, linked, prange
-from .simd import FLOATS, advance, pointer
+from .row_group import add_rows_of_group, dot_rows_of_group
+from .simd import (
+    FLOATS,
+    LANES,
+    add,
+    advance,
+    broadcast,
+    largest_lane,
+    multiply,
+    pointer,
+    select_below,
+    subtract,
+    sum_of_lanes,
+)
 
 P, N, PAGES = FLOATS, types.int64, types.CPointer(types.int32)
+LOG2_E = np.float32(1.4426950408889634)
 
 
 @kernel
@@ -34,36 +49,36 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
             to_value[c] = value[c]
 
 
-@linked(types.void(P, P, P, P, N, PAGES, N, N, N, types.float32))
+@linked(types.void(P, P, P, P, N, PAGES, N, N, N, types.float32), ordered=True)
 def _one_head(mixed, query, keys, values, row, table, page, length, size, scale):
     """One head of one row. Compiled once, so that its bits are the same wherever it is called from.
 
     mixed, query  addresses of the head's columns; keys, values those of its columns in the first of all pages
     row           floats from one token to the next
     """
+    lowest, factor = broadcast(np.float32(-np.inf)), broadcast(scale * LOG2_E)
     for d in range(size):
         mixed[d] = np.float32(0)
     top = np.float32(-np.inf)
-    total = np.float32(0)
+    total = broadcast(np.float32(0))
     for begin in range(0, length, page):
-        first = table[begin // page] * page
-        for t in range(first, first + min(page, length - begin)):
-            key, value = advance(keys, t * row), advance(values, t * row)
-            score = np.float32(0)
-            for d in range(size):
-                score += query[d] * key[d]
-            score *= scale
-            if score > top:
-                shrink = exp(top - score)
-                top = score
-                total *= shrink
+        first, here = table[begin // page] * page, min(page, length - begin)
+        for t in range(0, here, LANES):
+            place, count = (first + t) * row, min(LANES, here - t)
+            scores = multiply(dot_rows_of_group(query, advance(keys, place), row, count, size), factor)
+            if count < LANES:
+                scores = select_below(count, scores, lowest)
+            high = largest_lane(scores)
+            if not (high <= top):  # NaN goes on, for the logits to show it
+                shrink = exp2(top - high)
+                top = high
+                total = multiply(total, broadcast(shrink))
                 for d in range(size):
                     mixed[d] *= shrink
-            weight = exp(score - top)
-            total += weight
-            for d in range(size):
-                mixed[d] += weight * value[d]
-    inverse = np.float32(1) / total
+            weights = exp2_lanes(subtract(scores, broadcast(top)))
+            total = add(total, weights)
+            add_rows_of_group(mixed, weights, advance(values, place), row, count, size)
+    inverse = np.float32(1) / sum_of_lanes(total)
     for d in range(size):
         mixed[d] *= inverse
 

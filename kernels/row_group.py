@@ -1,0 +1,138 @@
+"""LANES rows at a time, which is how attention on the cache meets keys and values.
+
+    dot_rows_of_group   the dot products of one row with LANES others, as one vector
+    add_rows_of_group   the sum of LANES rows, each multiplied by one lane of a vector, added to a row in memory
+
+Of the last group fewer rows may be there: the last one then stands for those that are missing, so that nothing is read
+beyond, and its lanes are the caller's to leave out.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import _INT, _VECTOR, FLOATS, LANES, VECTOR, _at, _fma, _lanes_below, _load, _masked_load, _masked_store, _store
+
+__all__ = ["add_rows_of_group", "dot_rows_of_group"]
+
+CHUNK = 4  # vectors of a row that stay in registers while LANES rows are added to them
+
+
+def _rows(builder, first, row, count):
+    """The addresses of LANES rows, `row` floats apart; from `count` on the last one's."""
+    last = builder.sub(count, ir.Constant(_INT, 1))
+    addresses = []
+    for k in range(LANES):
+        number = ir.Constant(_INT, k)
+        number = builder.select(builder.icmp_signed("<", number, last), number, last)
+        addresses.append(_at(builder, first, builder.mul(number, row)))
+    return addresses
+
+
+def _pair(builder, a, b, width):
+    """Two vectors, each made of runs of `width` lanes that are to be added up: one vector of half as long runs of both.
+
+    Lane by lane: sums of a's and b's neighbouring halves of runs.
+    """
+    half = width // 2
+    low, high = [], []
+    for start in range(0, LANES, width):
+        low += range(start, start + half)
+        high += range(start + half, start + width)
+    index = ir.VectorType(ir.IntType(32), LANES)
+    order = [lane + source for source in (0, LANES) for lane in low]
+    other = [lane + source for source in (0, LANES) for lane in high]
+    return builder.fadd(
+        builder.shuffle_vector(a, b, ir.Constant(index, order)),
+        builder.shuffle_vector(a, b, ir.Constant(index, other)),
+    )
+
+
+def _sums(builder, vectors):
+    """The sums of the lanes of LANES vectors, as the lanes of one."""
+    width = LANES
+    while len(vectors) > 1:
+        vectors = [_pair(builder, a, b, width) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        width //= 2
+    return vectors[0]
+
+
+@intrinsic
+def dot_rows_of_group(typingctx, x, first, row, count, size):
+    """For each lane k the sum over c of x[c] * first[k * row + c], c below size; count rows are there, 1 or more."""
+
+    def codegen(context, builder, signature, arguments):
+        x, first, row, count, size = arguments
+        rows = _rows(builder, first, row, count)
+        zeros = ir.Constant(_VECTOR, [0.0] * LANES)
+        sums = [cgutils.alloca_once_value(builder, zeros) for _ in rows]
+        whole = builder.and_(size, ir.Constant(_INT, -LANES))
+
+        def step(offset, load):
+            factor = load(_at(builder, x, offset))
+            for address, total in zip(rows, sums, strict=True):
+                builder.store(_fma(builder, factor, load(_at(builder, address, offset)), builder.load(total)), total)
+
+        vectors = builder.sdiv(whole, ir.Constant(_INT, LANES))
+        with cgutils.for_range(builder, vectors, intp=_INT) as loop:
+            step(builder.mul(loop.index, ir.Constant(_INT, LANES)), lambda address: _load(builder, address))
+        with builder.if_then(builder.icmp_signed("<", whole, size)):
+            mask = _lanes_below(builder, builder.sub(size, whole))
+            step(whole, lambda address: _masked_load(builder, address, mask))
+        return _sums(builder, [builder.load(total) for total in sums])
+
+    return VECTOR(FLOATS, FLOATS, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def add_rows_of_group(typingctx, to, factors, first, row, count, size):
+    """to[c] += the sum over k of lane k of factors * first[k * row + c], c below size; count rows are there."""
+
+    def codegen(context, builder, signature, arguments):
+        to, factors, first, row, count, size = arguments
+        rows = _rows(builder, first, row, count)
+        index = ir.VectorType(ir.IntType(32), LANES)
+        weights = [builder.shuffle_vector(factors, factors, ir.Constant(index, [k] * LANES)) for k in range(LANES)]
+
+        def step(offset, vectors, load, store):
+            places = [builder.add(offset, ir.Constant(_INT, v * LANES)) for v in range(vectors)]
+            sums = [load(_at(builder, to, place)) for place in places]
+            for weight, address in zip(weights, rows, strict=True):
+                sums = [
+                    _fma(builder, weight, load(_at(builder, address, place)), total)
+                    for place, total in zip(places, sums, strict=True)
+                ]
+            for place, total in zip(places, sums, strict=True):
+                store(total, _at(builder, to, place))
+
+        def load(address):
+            return _load(builder, address)
+
+        def store(vector, address):
+            _store(builder, vector, address)
+
+        chunk = ir.Constant(_INT, CHUNK * LANES)
+        chunks = builder.sdiv(size, chunk)
+        with cgutils.for_range(builder, chunks, intp=_INT) as loop:
+            step(builder.mul(loop.index, chunk), CHUNK, load, store)
+        begin = builder.mul(chunks, chunk)
+        rest = builder.sub(size, begin)
+        wide = ir.Constant(_INT, LANES)
+        vectors = builder.sdiv(rest, wide)
+        with cgutils.for_range(builder, vectors, intp=_INT) as loop:
+            step(builder.add(begin, builder.mul(loop.index, wide)), 1, load, store)
+        done = builder.add(begin, builder.mul(vectors, wide))
+        with builder.if_then(builder.icmp_signed("<", done, size)):
+            mask = _lanes_below(builder, builder.sub(size, done))
+            step(
+                done,
+                1,
+                lambda address: _masked_load(builder, address, mask),
+                lambda vector, address: _masked_store(builder, vector, address, mask),
+            )
+        return context.get_dummy_value()
+
+    return types.void(FLOATS, VECTOR, FLOATS, types.int64, types.int64, types.int64), codegen
