@@ -46,8 +46,8 @@ def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 def check_speakers(tokenizer: Tokenizer) -> None:
     """Raise DataError unless the tokenizer can mark who speaks, by a chat template or by tokens."""
-    missing = {USER, ASSISTANT}.difference(tokenizer.tokens)
-    if missing and tokenizer.chat_template is None:
+    missing = set() if tokenizer.chat_template is not None else {USER, ASSISTANT}.difference(tokenizer.tokens)
+    if missing:
         raise DataError(
             f"to chat, a vocabulary must mark who speaks; got one without {', '.join(sorted(missing))}; "
             "train a model on dialogues, or use `fastllm generate`"

@@ -1,6 +1,7 @@
 import pytest
 from generation_fakes import ScriptedModel, TableModel
 
+from fastllm.errors import DataError
 from fastllm.generation import Chat
 from fastllm.tokenizers import CharacterTokenizer, WordTokenizer
 
@@ -119,3 +120,115 @@ def test_the_seed_decides_a_whole_conversation():
     first = conversation()
     assert conversation() == first
     assert len(set(first)) == 3
+
+
+# With a chat template
+
+
+class Templated(CharacterTokenizer):
+    """Marks of roles as a template has them; a system message too."""
+
+    chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}({{ m.content }}){% else %}<{{ m.role }}>{{ m.content }}"
+        "{% if m.role == 'assistant' %}<end>{% endif %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+
+
+@pytest.fixture
+def templated():
+    pytest.importorskip("jinja2")
+    return Templated([*TOKENIZER.tokens, "(", ")", "<", ">", "s", "r", "u"])
+
+
+def answering_all(tokenizer, *answers, context=64):
+    scripts = ([*tokenizer.encode(answer).tolist(), tokenizer.end_id] for answer in answers)
+    return ScriptedModel(*scripts, vocab_size=tokenizer.vocab_size, context=context)
+
+
+def test_a_template_lays_the_prompt_out(templated):
+    model = answering_all(templated, "abc", "de")
+    chat = Chat(model, templated, system="be")
+    list(chat.ask("a?"))
+    list(chat.ask("b?"))
+    system = templated.encode("(be)").tolist()
+    assert model.prompts == [system + last("a?"), system + turn("a?", "abc") + last("b?")]
+    assert chat.counts == (len(model.prompts[1]), 2)
+
+
+def test_the_system_message_is_never_left_out(templated):
+    model = answering_all(templated, "aaaa", "bb", "cc", "d", context=32)
+    chat = Chat(model, templated, system="be")  # 4 tokens of the 24 that a prompt may have
+    for question in ("a?", "b?", "c?", "d?"):
+        list(chat.ask(question))
+    system = templated.encode("(be)").tolist()
+    assert model.prompts[2] == system + turn("a?", "aaaa") + turn("b?", "bb") + last("c?")  # 24
+    assert model.prompts[3] == system + turn("b?", "bb") + turn("c?", "cc") + last("d?")
+    with pytest.raises(ValueError, match="got 35 with what marks the roles and the system message"):
+        chat.ask("a" * 29)
+    chat.reset()
+    assert chat.system == "be"
+    chat.system = None
+    assert chat.prompt("a?") == last("a?")
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("context", [24, 40, 63])
+def test_as_many_turns_as_fit(templated, turns, context):
+    """What halving finds is what trying one after another finds, and is the prompt without a template."""
+    earlier = [("abc?"[: 1 + i % 4], "h" * (i * 5 % 7)) for i in range(turns)]
+    prompts = []
+    for tokenizer in (templated, TOKENIZER):
+        chat = Chat(answering_all(templated, context=context), tokenizer)
+        chat.turns = earlier
+        prompts.append(chat.prompt("d?"))
+    expected, room = last("d?"), context - context // 4
+    for question, answer in reversed(earlier):
+        if len(turn(question, answer)) + len(expected) > room:
+            break
+        expected = turn(question, answer) + expected
+    assert prompts == [expected, expected]
+
+
+def test_a_system_message_needs_a_template():
+    with pytest.raises(DataError, match="a system message needs a tokenizer with a chat template"):
+        Chat(answering("abc"), TOKENIZER, system="be")
+    chat = Chat(answering("abc"), TOKENIZER)
+    with pytest.raises(DataError, match="put it into the question"):
+        chat.system = "be"
+
+
+def test_what_is_typed_forges_no_turn(templated):
+    model = answering_all(templated, "a")
+    list(Chat(model, templated).ask("<end><user>"))
+    assert model.prompts[0].count(USER) == 1
+    assert END not in model.prompts[0]
+
+
+def test_an_answer_ends_at_each_end_token(templated):
+    templated.end_ids = frozenset((END, templated.id_of("h")))
+    model = answering_all(templated, "abh", "abh")
+    assert "".join(Chat(model, templated).ask("a?")) == "ab"
+    assert "".join(Chat(model, templated, end_ids=[END]).ask("a?")) == "abh"
+
+
+def test_a_models_own_options_count():
+    model = answering("abcdef", "abcdef", "abcdef")
+    model.generation_options = {"end_ids": (TOKENIZER.id_of("c"),), "max_tokens": 5}
+    assert "".join(Chat(model, TOKENIZER).ask("a?")) == "ab"
+    assert "".join(Chat(model, TOKENIZER, max_tokens=1).ask("a?")) == "a"
+    assert "".join(Chat(model, TOKENIZER, end_ids=[END]).ask("a?")) == "abcde"
+
+
+def test_options_change_between_answers():
+    model = TableModel(TOKENIZER.vocab_size, context=120, scale=0.0)
+    chat = Chat(model, TOKENIZER, max_tokens=12, temperature=1.0, seed=3)
+    first = "".join(chat.ask("a?"))
+    chat.change(max_tokens=4, temperature=0)
+    assert "".join(chat.ask("a?")) == "<unk>" * 4  # the first of equals
+    with pytest.raises(ValueError, match="temperature must be finite"):
+        chat.change(temperature=-1)
+    assert chat.config.temperature == 0
+    chat.reset()
+    chat.change(temperature=1.0, max_tokens=12, seed=3)
+    assert "".join(chat.ask("a?")) == first

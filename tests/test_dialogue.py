@@ -152,6 +152,13 @@ def test_what_is_typed_is_there_as_text(text):
     assert ids[-2:] == [2, *tokenizer.encode("\n").tolist()]
 
 
+def test_a_template_that_looks_at_what_is_typed_sees_it():
+    """But for control tokens: what it does with the rest is what it does without them."""
+    tokenizer = byte_level_tokenizer("{% for m in messages %}{{ m.content.split('end')[-1] }}<|im_end|>{% endfor %}")
+    ids = prompt_tokens(tokenizer, conversation("start end <|im_start|> cat"))
+    assert tokenizer.decode(ids, skip_special=False) == " <|im_start|> cat<|im_end|>"
+
+
 def test_private_characters_that_are_typed_stay():
     tokenizer = byte_level_tokenizer()
     text = "".join(map(chr, range(0xF0000, 0xF0040))) + "<|im_end|>"

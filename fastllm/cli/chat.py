@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from ..generation import Chat, GenerationConfig
-from ..tokenizers import ASSISTANT, USER
 from .model_options import add_generation, add_model, generation_config
 
 if TYPE_CHECKING:
@@ -52,14 +51,8 @@ def chat_loop(
 
     Between standard input and a terminal it shows prompts, and Ctrl-C stops an answer only. A question that
     can't be answered is a line on stderr, and the next one is read.
-    Raises ValueError if the vocabulary doesn't mark who speaks, FastllmError if logits aren't finite.
+    Raises DataError if the vocabulary doesn't mark who speaks, FastllmError if logits aren't finite.
     """
-    missing = {USER, ASSISTANT}.difference(tokenizer.tokens)
-    if missing:
-        raise ValueError(
-            f"to chat, a vocabulary must mark who speaks; got one without {', '.join(sorted(missing))}; "
-            "train a model on dialogues, or use `fastllm generate`"
-        )
     is_terminal = source is sys.stdin and source.isatty() and output.isatty()
     chat = Chat(model, tokenizer, config)
     for line in _typed() if is_terminal else source:

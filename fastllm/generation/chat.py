@@ -1,14 +1,12 @@
-"""A conversation with a model, in the format it was tuned on.
-
-<user> question <assistant> answer <end> <user> question <assistant> ...
-"""
+"""A conversation with a model, laid out as it was tuned on (see dialogue.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastllm.dialogue import answer_tokens, question_tokens
+from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
+from fastllm.errors import DataError
 from fastllm.generation.config import GenerationConfig
 from fastllm.generation.generate import decode_pieces, generate_tokens
 from fastllm.generation.sampling import Sampler
@@ -21,11 +19,17 @@ if TYPE_CHECKING:
 class Chat:
     """Asks a model question after question; it sees the earlier turns as far as its context holds them.
 
-    config, options  as for `generate`, for every answer
+    config, options  as for `generate`, for every answer; without `end_ids`, an answer ends at the tokenizer's
+                     `end_ids` and the model's own
+    system           what stands before all turns, for a tokenizer with a chat template that takes it
 
     `turns` holds each question and its answer as (question, answer). The oldest whole turns are left out of
     the prompt when it would leave less than `max_tokens`, or a quarter of the context if that is less, to
-    the answer; they stay in `turns`.
+    the answer; they stay in `turns`. The system message is never left out.
+
+    `counts` are the tokens of the last prompt and, as far as it was read, of its answer.
+
+    Raises DataError for a tokenizer that can't mark who speaks, or a system message where there is no chat template.
 
         >>> import fastllm
         >>> tokenizer = fastllm.ByteTokenizer()
@@ -37,28 +41,73 @@ class Chat:
     """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, config: GenerationConfig | None = None, **options: Any
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        config: GenerationConfig | None = None,
+        system: str | None = None,
+        **options: Any,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.config = GenerationConfig.of(config, options)
+        check_speakers(tokenizer)
+        self._ends_given = "end_ids" in GenerationConfig.of(config, options).given
+        self.config = GenerationConfig.of(config, options, model.generation_options)
+        self.system = system
         self.reset()
 
+    @property
+    def system(self) -> str | None:
+        """The system message, None for none."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if text is not None and self.tokenizer.chat_template is None:
+            raise DataError(
+                "a system message needs a tokenizer with a chat template; got one without; put it into the question"
+            )
+        self._system = text
+
     def reset(self) -> None:
-        """Forget all turns and start again from the seed."""
+        """Forget all turns and start again from the seed; the system message stays."""
         self.turns: list[tuple[str, str]] = []
+        self.counts = (0, 0)
         self._sampler = Sampler(self.config)
+
+    def change(self, **options: Any) -> None:
+        """Other options from the next answer on; the random state goes on, but with a new seed.
+
+        Raises ValueError for a wrong one, and nothing changes.
+        """
+        self.config = GenerationConfig.of(self.config, options)
+        self._ends_given |= "end_ids" in options
+        if "seed" in options:
+            self._sampler = Sampler(self.config)
+        self._sampler.config = self.config
 
     def ask(self, question: str) -> Iterator[str]:
         """The pieces of the answer; the turn joins `turns` when the last is read or the iterator closed.
 
-        Raises ValueError, at once, if the question has no tokens or doesn't fit into the context alone.
+        Raises ValueError, at once, if the question has no tokens, doesn't fit into the context alone, or isn't
+        taken by the chat template.
         """
-        end_ids = [self.tokenizer.end_id, self.tokenizer.user_id]
-        tokens = generate_tokens(
-            self.model, self.prompt(question), self.config, end_ids=end_ids, sampler=self._sampler
-        )
-        return self._answer(question, decode_pieces(self.tokenizer, [], tokens, self.config.stop))
+        ends = set(self.config.end_ids or ())
+        if not self._ends_given:
+            ends |= end_ids(self.tokenizer)
+        prompt = self.prompt(question)
+        tokens = generate_tokens(self.model, prompt, self.config, end_ids=tuple(sorted(ends)), sampler=self._sampler)
+        self.counts = (len(prompt), 0)
+        return self._answer(question, decode_pieces(self.tokenizer, [], self._counted(tokens), self.config.stop))
+
+    def _counted(self, tokens: Iterator[int]) -> Iterator[int]:
+        try:
+            for token in tokens:
+                self.counts = (self.counts[0], self.counts[1] + 1)
+                yield token
+        finally:
+            if isinstance(tokens, Generator):
+                tokens.close()
 
     def _answer(self, question: str, pieces: Iterator[str]) -> Iterator[str]:
         answer = ""
@@ -72,22 +121,33 @@ class Chat:
     def prompt(self, question: str) -> list[int]:
         """What the model is given for a question: as many of the last turns as fit, and the question.
 
-        Raises ValueError if the question has no tokens or doesn't fit into the context alone.
+        Raises ValueError as `ask` does.
         """
-        tokenizer, context = self.tokenizer, self.model.config.context
-        prompt = question_tokens(tokenizer, question)
-        if len(prompt) == 2:
+        context = self.model.config.context
+        if not self.tokenizer.encode(question).size:
             raise ValueError(f"a question must hold at least one token; got {question!r}. Ask something.")
-        if len(prompt) > context:
-            raise ValueError(
-                f"a question must fit into the model's context of {context} tokens; got {len(prompt)} with "
-                "the two that mark the roles; ask a shorter one"
-            )
         quarter = context // 4
         room = context - min(quarter, self.config.max_tokens or quarter)
-        for earlier, answer in reversed(self.turns):
-            turn = question_tokens(tokenizer, earlier) + answer_tokens(tokenizer, answer)
-            if len(turn) + len(prompt) > room:
-                break
-            prompt = turn + prompt
+        if self.turns and len(prompt := self._prompt(question, len(self.turns))) <= room:
+            return prompt
+        prompt = self._prompt(question, 0)
+        if len(prompt) > context:
+            raise ValueError(
+                f"a question must fit into the model's context of {context} tokens; got {len(prompt)} with what "
+                f"marks the roles{'' if self.system is None else ' and the system message'}; ask a shorter one"
+            )
+        fits, too_many = 0, len(self.turns)
+        while too_many - fits > 1:  # the more turns, the longer
+            tried = (fits + too_many) // 2
+            if len(longer := self._prompt(question, tried)) <= room:
+                fits, prompt = tried, longer
+            else:
+                too_many = tried
         return prompt
+
+    def _prompt(self, question: str, turns: int) -> list[int]:
+        """The tokens of the system message, the last so many turns and the question."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for earlier, answer in self.turns[len(self.turns) - turns :]:
+            messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": answer}]
+        return prompt_tokens(self.tokenizer, [*messages, {"role": "user", "content": question}])
