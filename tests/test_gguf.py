@@ -169,6 +169,7 @@ def test_a_damaged_file_is_named_with_what_is_wrong(path, data, received):
         ({"llama.attention.head_count": ("array", ("i32", [2]))}, {"heads": 2}),
         ({"llama.rope.freq_base": ("f32", 5e5)}, {"rope_theta": 5e5}),
         ({"llama.attention.layer_norm_rms_epsilon": ("f64", 1e-300)}, {"norm_eps": 1e-300}),
+        ({"llama.rope.freq_base": ("f64", 1e300)}, {"rope_theta": 1e300}),
         ({"llama.attention.sliding_window": ("u32", 7)}, {"context": 7}),
         ({"llama.attention.sliding_window": ("u32", 99)}, {"context": 16}),
         ({"llama.expert_count": ("u32", 0)}, {"layers": 1}),

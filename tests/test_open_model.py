@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 import safetensors.numpy
-from gguf_bytes import model_file
+from gguf_bytes import LLAMA as GGUF_LLAMA
+from gguf_bytes import model_file, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import Memory, damaged
@@ -361,9 +362,50 @@ def file(tmp_path_factory):
 
 
 @given(data=damaged(model_file()) | st.binary(max_size=100).map(lambda data: b"GGUF" + data))
-@settings(max_examples=500)
+@settings(max_examples=300)
 def test_no_damage_to_a_gguf_file_breaks_the_reader(file, data):
     file.write_bytes(data)
+    whole_or_refused(file)
+
+
+KEYS = [
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.sliding_window",
+    "attention.causal", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.scale",
+    "expert_count", "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
+    "rope.scale_linear", "logit_scale",
+]  # fmt: skip
+OTHER_KEYS = [
+    "general.architecture", "general.type", "general.alignment", "split.count", "general.sampling.temp",
+    "general.sampling.top_k", "general.sampling.top_p", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.bos_token_id",
+]  # fmt: skip
+SINGLE = st.one_of(
+    st.tuples(st.sampled_from(["u8", "u32", "u64"]), st.sampled_from([0, 1, 2, 3, 4, 8, 16, 32, 255])),
+    st.tuples(st.just("i64"), st.integers(-(2**63), 2**63 - 1)),
+    st.tuples(st.just("f32"), st.floats(width=32)),
+    st.tuples(st.just("f64"), st.floats() | st.sampled_from([5e-324, 1.7e308])),
+    st.tuples(st.just("bool"), st.booleans()),
+    st.tuples(st.just("string"), st.text(max_size=3) | st.sampled_from(["llama", "gpt2", "qwen2", "qwen3", "linear"])),
+)
+ANY = SINGLE | SINGLE.flatmap(
+    lambda one: st.integers(0, 3).map(lambda count: ("array", (one[0], [one[1]] * count)))
+).flatmap(lambda array: st.sampled_from([array, ("array", ("array", [array[1]] * 2))]))
+
+
+@given(
+    architecture=st.sampled_from(["llama", "llama", "qwen2", "qwen3", "gpt2"]),
+    fields=st.dictionaries(st.sampled_from(KEYS), ANY, max_size=3),
+    others=st.dictionaries(st.sampled_from(OTHER_KEYS), ANY, max_size=1),
+    factors=st.none() | st.lists(st.floats(width=32) | st.floats(1, 8, width=32), min_size=2, max_size=2),
+)
+@settings(max_examples=300)
+def test_no_metadata_break_the_reader(file, architecture, fields, others, factors):
+    """Values of any type, where others are meant."""
+    given = {key.replace("llama.", f"{architecture}."): value for key, value in GGUF_LLAMA.items()}
+    given |= {"general.architecture": ("string", architecture)}
+    given |= {f"{architecture}.{key}": value for key, value in fields.items()} | others
+    arrays = tensors() | ({} if factors is None else {"rope_freqs.weight": np.array(factors, np.float32)})
+    file.write_bytes(model_file(given, arrays))
     whole_or_refused(file)
 
 

@@ -155,7 +155,7 @@ class _Fields:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self._error(key, "a finite number > 0", value)
-        if value > np.finfo(np.float32).max or float(np.float32(value)) != value:
+        if value > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
             return float(value)
         return float(str(np.float32(value)))
 
