@@ -14,15 +14,33 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import _INT, _VECTOR, FLOATS, LANES, VECTOR, _at, _fma, _lanes_below, _load, _masked_load, _masked_store, _store
+from .simd import (
+    _INT,
+    _VECTOR,
+    FLOATS,
+    LANES,
+    VECTOR,
+    _at,
+    _fma,
+    _lanes_below,
+    _load,
+    _masked_load,
+    _masked_store,
+    _store,
+)
 
 __all__ = ["add_rows_of_group", "dot_rows_of_group"]
 
 CHUNK = 4  # vectors of a row that stay in registers while LANES rows are added to them
 
 
-def _rows(builder, first, row, count):
-    """The addresses of LANES rows, `row` floats apart; from `count` on the last one's."""
+def _whole_group(builder, first, row):
+    """The addresses of LANES rows, `row` floats apart."""
+    return [_at(builder, first, builder.mul(ir.Constant(_INT, k), row)) for k in range(LANES)]
+
+
+def _part_of_group(builder, first, row, count):
+    """As _whole_group; from `count` on the last one's."""
     last = builder.sub(count, ir.Constant(_INT, 1))
     addresses = []
     for k in range(LANES):
@@ -30,6 +48,15 @@ def _rows(builder, first, row, count):
         number = builder.select(builder.icmp_signed("<", number, last), number, last)
         addresses.append(_at(builder, first, builder.mul(number, row)))
     return addresses
+
+
+def _either_group(builder, first, row, count, work):
+    """work(addresses of the rows), for a whole group or a part of one."""
+    with builder.if_else(builder.icmp_signed(">=", count, ir.Constant(_INT, LANES))) as (whole, part):
+        with whole:
+            work(_whole_group(builder, first, row))
+        with part:
+            work(_part_of_group(builder, first, row, count))
 
 
 def _pair(builder, a, b, width):
@@ -66,23 +93,32 @@ def dot_rows_of_group(typingctx, x, first, row, count, size):
 
     def codegen(context, builder, signature, arguments):
         x, first, row, count, size = arguments
-        rows = _rows(builder, first, row, count)
-        zeros = ir.Constant(_VECTOR, [0.0] * LANES)
-        sums = [cgutils.alloca_once_value(builder, zeros) for _ in rows]
+        result = cgutils.alloca_once(builder, _VECTOR)
         whole = builder.and_(size, ir.Constant(_INT, -LANES))
 
-        def step(offset, load):
-            factor = load(_at(builder, x, offset))
-            for address, total in zip(rows, sums, strict=True):
-                builder.store(_fma(builder, factor, load(_at(builder, address, offset)), builder.load(total)), total)
+        def work(rows):
+            zeros = ir.Constant(_VECTOR, [0.0] * LANES)
+            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in rows]
+            for total in sums:
+                builder.store(zeros, total)
 
-        vectors = builder.sdiv(whole, ir.Constant(_INT, LANES))
-        with cgutils.for_range(builder, vectors, intp=_INT) as loop:
-            step(builder.mul(loop.index, ir.Constant(_INT, LANES)), lambda address: _load(builder, address))
-        with builder.if_then(builder.icmp_signed("<", whole, size)):
-            mask = _lanes_below(builder, builder.sub(size, whole))
-            step(whole, lambda address: _masked_load(builder, address, mask))
-        return _sums(builder, [builder.load(total) for total in sums])
+            def step(offset, load):
+                factor = load(_at(builder, x, offset))
+                for address, total in zip(rows, sums, strict=True):
+                    builder.store(
+                        _fma(builder, factor, load(_at(builder, address, offset)), builder.load(total)), total
+                    )
+
+            vectors = builder.sdiv(whole, ir.Constant(_INT, LANES))
+            with cgutils.for_range(builder, vectors, intp=_INT) as loop:
+                step(builder.mul(loop.index, ir.Constant(_INT, LANES)), lambda address: _load(builder, address))
+            with builder.if_then(builder.icmp_signed("<", whole, size)):
+                mask = _lanes_below(builder, builder.sub(size, whole))
+                step(whole, lambda address: _masked_load(builder, address, mask))
+            builder.store(_sums(builder, [builder.load(total) for total in sums]), result)
+
+        _either_group(builder, first, row, count, work)
+        return builder.load(result)
 
     return VECTOR(FLOATS, FLOATS, types.int64, types.int64, types.int64), codegen
 
@@ -93,11 +129,10 @@ def add_rows_of_group(typingctx, to, factors, first, row, count, size):
 
     def codegen(context, builder, signature, arguments):
         to, factors, first, row, count, size = arguments
-        rows = _rows(builder, first, row, count)
         index = ir.VectorType(ir.IntType(32), LANES)
         weights = [builder.shuffle_vector(factors, factors, ir.Constant(index, [k] * LANES)) for k in range(LANES)]
 
-        def step(offset, vectors, load, store):
+        def step(rows, offset, vectors, load, store):
             places = [builder.add(offset, ir.Constant(_INT, v * LANES)) for v in range(vectors)]
             sums = [load(_at(builder, to, place)) for place in places]
             for weight, address in zip(weights, rows, strict=True):
@@ -114,25 +149,27 @@ def add_rows_of_group(typingctx, to, factors, first, row, count, size):
         def store(vector, address):
             _store(builder, vector, address)
 
-        chunk = ir.Constant(_INT, CHUNK * LANES)
-        chunks = builder.sdiv(size, chunk)
-        with cgutils.for_range(builder, chunks, intp=_INT) as loop:
-            step(builder.mul(loop.index, chunk), CHUNK, load, store)
-        begin = builder.mul(chunks, chunk)
-        rest = builder.sub(size, begin)
-        wide = ir.Constant(_INT, LANES)
-        vectors = builder.sdiv(rest, wide)
-        with cgutils.for_range(builder, vectors, intp=_INT) as loop:
-            step(builder.add(begin, builder.mul(loop.index, wide)), 1, load, store)
-        done = builder.add(begin, builder.mul(vectors, wide))
-        with builder.if_then(builder.icmp_signed("<", done, size)):
-            mask = _lanes_below(builder, builder.sub(size, done))
-            step(
-                done,
-                1,
-                lambda address: _masked_load(builder, address, mask),
-                lambda vector, address: _masked_store(builder, vector, address, mask),
-            )
+        def work(rows):
+            chunk, wide = (ir.Constant(_INT, count * LANES) for count in (CHUNK, 1))
+            chunks = builder.sdiv(size, chunk)
+            with cgutils.for_range(builder, chunks, intp=_INT) as loop:
+                step(rows, builder.mul(loop.index, chunk), CHUNK, load, store)
+            begin = builder.mul(chunks, chunk)
+            vectors = builder.sdiv(builder.sub(size, begin), wide)
+            with cgutils.for_range(builder, vectors, intp=_INT) as loop:
+                step(rows, builder.add(begin, builder.mul(loop.index, wide)), 1, load, store)
+            done = builder.add(begin, builder.mul(vectors, wide))
+            with builder.if_then(builder.icmp_signed("<", done, size)):
+                mask = _lanes_below(builder, builder.sub(size, done))
+                step(
+                    rows,
+                    done,
+                    1,
+                    lambda address: _masked_load(builder, address, mask),
+                    lambda vector, address: _masked_store(builder, vector, address, mask),
+                )
+
+        _either_group(builder, first, row, count, work)
         return context.get_dummy_value()
 
     return types.void(FLOATS, VECTOR, FLOATS, types.int64, types.int64, types.int64), codegen
