@@ -1,0 +1,81 @@
+"""Models by name: what is asked of huggingface_hub, and what is said where it can't help."""
+
+import builtins
+import sys
+
+import pytest
+
+import fastllm
+from fastllm import hub
+from fastllm.errors import FastllmError
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path, tiny_model, tokenizer):
+    """huggingface_hub with one model; the calls it got."""
+    package = pytest.importorskip("huggingface_hub")
+    calls = []
+    fastllm.save(tmp_path / "kept", tiny_model, tokenizer)
+
+    def snapshot_download(name, allow_patterns):
+        calls.append((name, tuple(allow_patterns)))
+        if name != "org/model":
+            raise package.errors.LocalEntryNotFoundError("no connection,\nand nothing kept")
+        return str(tmp_path / "kept")
+
+    def hf_hub_download(name, file):
+        calls.append((name, file))
+        return str(tmp_path / "kept" / file)
+
+    monkeypatch.setattr(package, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(package, "hf_hub_download", hf_hub_download)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def test_a_name_where_there_is_no_such_folder(asked, tiny_model):
+    model, _ = fastllm.load("org/model", backend="numpy")
+    assert model.parameters.flat.tobytes() == tiny_model.parameters.flat.tobytes()
+    assert asked == [("org/model", tuple(hub.FILES))]
+    assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in hub.FILES)
+
+
+def test_a_file_of_a_model(asked, tmp_path):
+    assert hub.download("org/model/some-Q8_0.gguf") == tmp_path / "kept" / "some-Q8_0.gguf"
+    assert asked == [("org/model", "some-Q8_0.gguf")]
+
+
+def test_a_folder_of_that_name_goes_first(asked, tmp_path, tiny_model, tokenizer):
+    fastllm.save(tmp_path / "org" / "model", tiny_model, tokenizer)
+    fastllm.load("org/model", backend="numpy")
+    assert asked == []
+
+
+def test_what_the_hub_does_not_give(asked):
+    with pytest.raises(FastllmError, match="there is nothing at org/other, and Hugging Face's hub must give it; got "
+                                           "LocalEntryNotFoundError: no connection, and nothing kept"):  # fmt: skip
+        fastllm.load("org/other")
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "a/b/c", "/org/model", "../org/model", "org/model/../x.gguf", "org/", "org/x y"]
+)
+def test_what_is_no_name(asked, name):
+    assert not hub.is_hub_name(name)
+    with pytest.raises(FileNotFoundError, match="there must be a model at"):
+        fastllm.load(name)
+    assert asked == []
+
+
+def test_without_the_package(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *arguments):
+        if name.startswith("huggingface_hub"):
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(FastllmError, match=r'pip install "fastllm-numba\[hf\]"'):
+        fastllm.load("org/model-that-is-nowhere")
