@@ -17,23 +17,31 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from .model_options import add_model
 
 if TYPE_CHECKING:
     from ..model import Model
     from ..tokenizers import Tokenizer
 
+CONTEXT = 1024  # of a window of text: with a model of a hundred thousand tokens, activations would fill the memory
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("file", metavar="FILE", help=".jsonl file, text file or folder of text files")
+    parser.add_argument("--context", type=int, default=CONTEXT, metavar="N",
+                        help=f"a text is cut into windows of at most N tokens, as many as the model's context at most "
+                        f"(default: {CONTEXT})")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ..checkpoint import load
 
-    figures = measure(*load(arguments.model, arguments.backend), Path(arguments.file))
+    if arguments.context < 2:
+        raise ConfigError(f"--context must be 2 or more; got {arguments.context}; leave it out for {CONTEXT}")
+    figures = measure(*load(arguments.model, arguments.backend), Path(arguments.file), arguments.context)
     if arguments.json:
         print(json.dumps(figures))
         return 0
@@ -47,8 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measure(model: Model, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTEXT) -> dict[str, Any]:
     """What there is to know: targets, loss (nats), perplexity, accuracy (0 to 1), exact_answers, answers.
+
+    context  longest window of a text, in tokens, if the model's own isn't shorter
 
     Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
     """
@@ -57,11 +67,11 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     from ..training import evaluate
     from ..training.answers import exact_answers
 
-    context = model.config.context
+    context = min(context, model.config.context)
     records = read_records(path) if path.suffix == ".jsonl" else []
     dataset: Dataset
     if records:
-        dataset = Examples(make_examples(records, tokenizer, context))
+        dataset = Examples(make_examples(records, tokenizer, model.config.context))
     else:
         dataset = TokenStream(tokenizer.encode(read_text(path)), context)
     score = evaluate(model, dataset)
