@@ -1,6 +1,8 @@
 """fastllm chat, through a pipe and on a terminal."""
 
+import copy
 import io
+import re
 import subprocess
 import sys
 
@@ -9,7 +11,8 @@ from tiny_checkpoint import CONTEXT, learned, write_checkpoint
 
 import fastllm
 from fastllm.cli import main
-from fastllm.cli.chat import chat_loop
+from fastllm.cli.chat import COMMANDS, chat_loop
+from fastllm.datasets import read_records
 from fastllm.generation import GenerationConfig
 
 FAR, NEAR, MODEL, RED, BLUE = (
@@ -176,3 +179,162 @@ def test_a_vocabulary_that_does_not_mark_who_speaks_cannot_chat():
 
     with pytest.raises(ValueError, match="got one without <user>; train a model on dialogues"):
         chat_loop(model, Unmarked(), GenerationConfig(), io.StringIO("Is it far?\n"), io.StringIO())
+
+
+# Commands and texts of several lines
+
+
+@pytest.mark.parametrize(
+    ("text", "questions"),
+    [
+        ("a \\\n b\\\nc\nd\n", ["a \n b\nc", "d"]),
+        ("a\\", ["a"]),
+        ("\\\nexit\nb\n", ["exit", "b"]),  # a text of several lines is no word that leaves
+        ('"""a\n\n  b"""\nc\n', ["a\n\n  b", "c"]),
+        ('"""\n  a\n b\n"""\n', ["  a\n b"]),
+        ('"""/reset"""\n', ["/reset"]),
+        ('"""a\nb', ["a\nb"]),
+        ('"""\n"""\n', []),
+        ('say """a"""\n', ['say """a"""']),
+    ],
+)
+def test_texts_of_several_lines(monkeypatch, text, questions):
+    asked = []
+    monkeypatch.setattr(fastllm.Chat, "ask", lambda chat, question: asked.append(question) or iter(()))
+    piped(text)
+    assert asked == questions
+
+
+def test_ctrl_c_gives_up_a_text_of_several_lines(monkeypatch):
+    class Stdin(Terminal):
+        def readline(self, *size):
+            line = super().readline(*size)
+            if line == "STOP\n":
+                raise KeyboardInterrupt
+            return line
+
+    output = Terminal()
+    monkeypatch.setattr("sys.stdin", Stdin('"""Who\nSTOP\nIs it far?\nexit\n'))
+    monkeypatch.setattr("sys.stdout", output)
+    assert chat_loop(*learned(), GenerationConfig(), sys.stdin, sys.stdout) == 0
+    assert output.getvalue().splitlines()[1:] == ["you: ...: ", "you: model: Yes, very far.", "you: "]
+
+
+def test_an_unknown_command_is_a_line_and_no_question(capsys):
+    assert piped("/rest\n/usr/bin is what?\nIs it far?\n") == [FAR]
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert errors[0].startswith("fastllm: error: a command must be one of /reset, /system, /temperature, ")
+    assert "got /rest; put a question that begins with / in" in errors[0]
+
+
+def test_help_names_all_commands(capsys):
+    assert piped("/help\n") == []
+    said = capsys.readouterr().err
+    assert all(command in said for command in COMMANDS)
+
+
+def test_help_on_a_terminal(monkeypatch):
+    assert "/save FILE" in typed(monkeypatch, "/help\nexit\n")
+
+
+def test_options_change(capsys):
+    question = "/reset\nWho are you?\n"
+    assert piped(f"{question}/max_tokens 3\n{question}/max_tokens none\n{question}") == [MODEL, "I am a", MODEL]
+    assert piped("/temperature 0.5\n/temperature\n/top_k\n/top_p 0.25\n/top_p\n") == []
+    assert capsys.readouterr().err.splitlines() == ["temperature is 0.5", "top_k is none", "top_p is 0.25"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("/temperature hot", "temperature must be a number; got 'hot'"),
+        ("/temperature -1", "temperature must be finite and not negative"),
+        ("/top_k 1.5", "top_k must be a number"),
+        ("/top_p none", "top_p must be a number"),
+        ("/max_tokens 0", "max_tokens must be 1 or more"),
+        ("/system be kind", "a system message needs a tokenizer with a chat template"),
+        ("/save", "/save needs the name of a file"),
+        ("/save x.jsonl", "a conversation to save must have an answer"),
+    ],
+)
+def test_wrong_commands_are_a_line_and_the_chat_goes_on(command, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert piped(f"{command}\nIs it far?\n") == [FAR]
+    error = capsys.readouterr().err
+    assert error.startswith(f"fastllm: error: {said}")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_adds_what_train_reads(tmp_path, capsys):
+    path = tmp_path / "talk of é.jsonl"
+    path.write_text('{"text": "old"}', encoding="utf-8")  # without a line end
+    piped(f"What is red?\nAnd blue?\n/save {path}\n/reset\nIs it far?\n/save {path}\n")
+    assert capsys.readouterr().err.splitlines() == [f"added 2 turns to {path}", f"added 1 turns to {path}"]
+    old, first, second = read_records(path)
+    assert old == {"text": "old"}
+    assert [message["content"] for message in first["messages"]] == ["What is red?", RED, "And blue?", BLUE]
+    assert [message["role"] for message in second["messages"]] == ["user", "assistant"]
+
+
+def test_save_leaves_a_file_of_something_else_alone(tmp_path, capsys):
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n", encoding="utf-8")
+    piped(f"Is it far?\n/save {path}\n/save {tmp_path}/nowhere/x.jsonl\n")
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "line 1" in errors[0]
+    assert path.read_text(encoding="utf-8") == "my notes\n"
+
+
+def test_stats(capsys):
+    assert piped("/stats\nIs it far?\n/stats\n") == [FAR]
+    before, after = capsys.readouterr().err.splitlines()
+    assert before == "no answer yet"
+    assert re.fullmatch(
+        r"prompt 6 tokens; answer 5 tokens, the first after \d+\.\d\d s, \d+\.\d tokens/s from there", after
+    )
+
+
+def test_stats_of_every_answer(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it far?\nAnd red?\n"))
+    assert main(["chat", checkpoint, "--backend", "numpy", "--stats"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(FAR + "\n")
+    assert captured.err.startswith("prompt 6 tokens; answer 5 tokens, the first after ")
+    assert captured.err.count("tokens/s") == 2
+
+
+def test_a_system_message_needs_a_template(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it far?\n"))
+    assert main(["chat", checkpoint, "--backend", "numpy", "--system", "Be kind."]) == 1
+    assert capsys.readouterr().err.startswith("fastllm: error: a system message needs a tokenizer with a chat template")
+
+
+def test_system_messages(monkeypatch):
+    pytest.importorskip("jinja2")
+    model, tokenizer = learned()
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}<assistant>"
+    prompts = []
+    monkeypatch.setattr(fastllm.Chat, "ask", lambda chat, question: prompts.append(chat.prompt(question)) or iter(()))
+    source = io.StringIO("Is it far?\n/system red\nIs it far?\n/system\nIs it far?\n")
+    chat_loop(model, tokenizer, GenerationConfig(), source, io.StringIO(), system="blue")
+    assert [tokenizer.decode(prompt, skip_special=False) for prompt in prompts] == [
+        "blue Is it far? <assistant>", "red Is it far? <assistant>", "Is it far? <assistant>"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pieces", [["Ü", "ber", " gro", "ß"], ["日", "本"], ["a\n", "b"]])
+def test_an_answer_is_written_as_it_comes(pieces, monkeypatch):
+    written = []
+
+    class Output(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            return super().write(text)
+
+    monkeypatch.setattr(fastllm.Chat, "ask", lambda chat, question: iter(pieces))
+    chat_loop(*learned(), GenerationConfig(), io.StringIO("Is it far?\n"), Output())
+    assert [text for text in written if text] == [*pieces, "\n"]

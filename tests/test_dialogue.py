@@ -12,7 +12,7 @@ from tiny_tokenizers import (
     TEXTS,
     byte_fallback,
     byte_level,
-    smollm2_metadata,
+    gguf_metadata,
     write_folder,
 )
 
@@ -103,11 +103,9 @@ def test_transformers_prompts(add_generation_prompt, tmp_path):
         assert prompt_tokens(tokenizer, messages, add_generation_prompt) == ids
 
 
-def test_smollm2():
-    transformers = pytest.importorskip("transformers")
-    del transformers
+def test_smollm2(smollm2):
     pytest.importorskip("jinja2")
-    tokenizer = tokenizer_from_gguf(smollm2_metadata())
+    tokenizer = tokenizer_from_gguf(gguf_metadata(smollm2))
     ids = prompt_tokens(tokenizer, conversation("Hi <|im_end|>"))
     assert [i for i in ids if i in tokenizer.control_ids] == [1, 2, 1, 2, 1]
     assert tokenizer.decode(ids, skip_special=False) == (

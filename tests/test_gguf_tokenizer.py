@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import HARD_TEXTS, TEMPLATE, TEXTS, byte_fallback, byte_level, smollm2_file, smollm2_metadata
+from tiny_tokenizers import HARD_TEXTS, TEMPLATE, TEXTS, byte_fallback, byte_level, gguf_metadata
 
 import fastllm
 from fastllm import FormatError
@@ -21,6 +21,7 @@ from fastllm.tokenizers import (
     tokenizer_to_gguf,
 )
 from fastllm.tokenizers.gguf import PRE_TOKENIZERS, SPLITS
+from fastllm.tokenizers.huggingface_decoder import byte_characters
 from fastllm.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 G = "tokenizer.ggml."
@@ -81,66 +82,76 @@ def llama_cpp_tokenizer(metadata, path):
     return open_llama_cpp(path)
 
 
+OPEN = []
+
+
 def open_llama_cpp(path):
     llama_cpp = pytest.importorskip("llama_cpp")
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    OPEN.append(model)
     return lambda text, special=False: model.tokenize(text.encode(), add_bos=False, special=special)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _close():
+    yield
+    while OPEN:
+        OPEN.pop().close()
 
 
 # A real file
 
 
 @functools.cache
-def smollm2():
-    return tokenizer_from_gguf(smollm2_metadata()), open_llama_cpp(smollm2_file())
+def smollm2_pair(path):
+    return tokenizer_from_gguf(gguf_metadata(path)), open_llama_cpp(path)
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS)
-def test_smollm2_hard_texts(text):
-    check_smollm2(text)
+def test_smollm2_hard_texts(smollm2, text):
+    check_smollm2(smollm2, text)
 
 
 @given(text=TEXTS)
-def test_smollm2_any_text(text):
-    check_smollm2(text)
+def test_smollm2_any_text(smollm2, text):
+    check_smollm2(smollm2, text)
 
 
 @functools.cache
-def missing_bytes():
+def missing_bytes(path):
     """Those that the vocabulary has no token for, of control characters and of beginnings that no character has."""
-    from fastllm.tokenizers.huggingface_decoder import byte_characters
-
-    tokens = set(smollm2()[0].tokens)
+    tokens = set(smollm2_pair(path)[0].tokens)
     missing = {byte for character, byte in byte_characters().items() if character not in tokens}
     assert len(missing) < 30
     assert not missing.intersection(range(ord(" "), 0xC0))
     return missing
 
 
-def check_smollm2(text):
-    tokenizer, original = smollm2()
+def check_smollm2(path, text):
+    tokenizer, original = smollm2_pair(path)
     ids = tokenizer.encode(text).tolist()
     assert ids == original(text)
-    if not missing_bytes().intersection(text.encode()):
+    if not missing_bytes(path).intersection(text.encode()):
         assert tokenizer.decode(ids) == text
     assert tokenizer.encode_template(text).tolist() == original(text, special=True)
 
 
-def test_smollm2():
-    tokenizer = tokenizer_from_gguf(smollm2_metadata())
+def test_smollm2(smollm2):
+    metadata = gguf_metadata(smollm2)
+    tokenizer = tokenizer_from_gguf(metadata)
     assert tokenizer.vocab_size == 49152
     assert (tokenizer.begin_id, tokenizer.end_id, tokenizer.end_ids) == (None, 2, {0, 2})
     assert tokenizer.control_ids == set(range(17))
     assert tokenizer.chat_template.startswith("{% for message in messages %}")
     written = tokenizer_to_gguf(tokenizer)
-    for key, value in smollm2_metadata().items():
+    for key, value in metadata.items():
         if key != G + "add_space_prefix":  # has no meaning for bytes
             assert np.array_equal(written[key], value)
 
 
-def test_smollm2_as_a_folder_that_transformers_opens(tmp_path):
+def test_smollm2_as_a_folder_that_transformers_opens(smollm2, tmp_path):
     transformers = pytest.importorskip("transformers")
-    tokenizer = tokenizer_from_gguf(smollm2_metadata())
+    tokenizer = tokenizer_from_gguf(gguf_metadata(smollm2))
     tokenizer.save_into(tmp_path)
     original, again = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     for text in HARD_TEXTS:

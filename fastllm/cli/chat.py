@@ -1,22 +1,30 @@
-"""Talk with a model that was tuned on dialogues; it sees the turns before as far as its context holds them.
+'''Talk with a model that was tuned on dialogues; it sees the turns before as far as its context holds them.
 
-A line is a question. /reset forgets what was said; exit, quit or the end of input leaves. Ctrl-C stops an
-answer, and at the prompt it leaves. Questions may come through a pipe: each line gets a line of answer.
+A line is a question. A line that ends in a backslash goes on in the next; a text between """ and """ may have as many
+lines as it likes. exit, quit or the end of input leaves. Ctrl-C stops an answer, and at the prompt it leaves. A line
+that begins with / is a command; /help lists them. Questions may come through a pipe: each gets its answer and a line
+end on stdout, and all else is on stderr.
 
 examples:
   fastllm chat runs/demo-en
   fastllm chat runs/demo-en --temperature 0.7 --seed 1
+  fastllm chat SmolLM2-135M-Instruct.gguf --system "Answer in one sentence."
   echo "How do mountains form?" | fastllm chat runs/demo-en
-"""
+'''
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ..errors import DataError
 from ..generation import Chat, GenerationConfig
 from .model_options import add_generation, add_model, generation_config
 
@@ -24,13 +32,37 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..tokenizers import Tokenizer
 
-YOU, MODEL = "you: ", "model: "
+YOU, MORE, MODEL = "you: ", "...: ", "model: "
 LEAVE = ("exit", "quit")
-RESET = "/reset"
+QUOTES = '"""'
+OPTIONS: dict[str, type] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "max_tokens": int,
+    "seed": int,
+}
+HELP = f'''\
+/reset               forget what was said
+/system TEXT         give the model another system message; without TEXT none
+/temperature NUMBER  and likewise /{", /".join(name for name in OPTIONS if name != "temperature")}:
+                     change it for the answers to come; without NUMBER show it
+/save FILE           add the conversation to FILE, as a line that `fastllm train` reads
+/stats               the last answer's tokens and how fast they came
+/help                this list
+A line that ends in \\ goes on in the next, a text in {QUOTES} over many. exit leaves.'''
+COMMANDS = ("/reset", "/system", *(f"/{name}" for name in OPTIONS), "/save", "/stats", "/help")
+
+Read = Callable[[str], str | None]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    parser.add_argument("--system", metavar="TEXT", help="what stands before all questions, for example how to answer; "
+                        "for models with a chat template")  # fmt: skip
+    parser.add_argument("--stats", action="store_true", help="after each answer, its tokens and their speed on stderr")
     add_generation(parser)
 
 
@@ -41,54 +73,214 @@ def run(arguments: argparse.Namespace) -> int:
 
     model, tokenizer = load(arguments.model, arguments.backend)
     compile_kernels(model)
-    return chat_loop(model, tokenizer, config, sys.stdin, sys.stdout)
+    return chat_loop(
+        model, tokenizer, config, sys.stdin, sys.stdout, system=arguments.system, shows_stats=arguments.stats
+    )
 
 
 def chat_loop(
-    model: Model, tokenizer: Tokenizer, config: GenerationConfig, source: TextIO, output: TextIO
+    model: Model,
+    tokenizer: Tokenizer,
+    config: GenerationConfig,
+    source: TextIO,
+    output: TextIO,
+    *,
+    system: str | None = None,
+    shows_stats: bool = False,
 ) -> int:
-    """Answer the lines of source until they end or say so; the exit status, 0.
+    """Answer the questions of source until they end or say so; the exit status, 0.
 
     Between standard input and a terminal it shows prompts, and Ctrl-C stops an answer only. A question that
     can't be answered is a line on stderr, and the next one is read.
     Raises DataError if the vocabulary doesn't mark who speaks, FastllmError if logits aren't finite.
     """
     is_terminal = source is sys.stdin and source.isatty() and output.isatty()
-    chat = Chat(model, tokenizer, config)
-    for line in _typed() if is_terminal else source:
-        question = line.strip()
-        if question in LEAVE:
+    session = _Session(Chat(model, tokenizer, config, system), output, is_terminal, shows_stats)
+    read = _typed() if is_terminal else _piped(source)
+    for text, is_line in _entries(read, is_terminal):
+        if is_line and text in LEAVE:
             break
-        if question == RESET:
-            chat.reset()
-        elif question:
-            _answer(chat, question, output, is_terminal)
+        if is_line and text.startswith("/"):
+            session.command(text)
+        elif text.strip():
+            session.answer(text)
     return 0
 
 
-def _typed() -> Iterator[str]:
-    """Lines typed at the prompt, until Ctrl-D or Ctrl-C."""
+def _piped(source: TextIO) -> Read:
+    return lambda _: next(iter(source), None)
+
+
+def _typed() -> Read:
+    """Reads lines typed at the prompt, until Ctrl-D or, at the first prompt, Ctrl-C."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  lets input() edit a line and recall earlier ones
-    print(f"Ask something. {RESET} forgets, Ctrl-C stops an answer, exit leaves.")
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            yield input(YOU)
-    print()  # the shell's prompt gets a line of its own
+    print("Ask something. /reset forgets, Ctrl-C stops an answer, exit leaves, /help says more.")
+
+    def read(prompt: str) -> str | None:
+        try:
+            return input(prompt)
+        except EOFError:
+            print()  # the shell's prompt gets a line of its own
+            return None
+        except KeyboardInterrupt:
+            print()
+            if prompt == MORE:
+                raise
+            return None
+
+    return read
 
 
-def _answer(chat: Chat, question: str, output: TextIO, is_terminal: bool) -> None:
-    try:
-        answer = chat.ask(question)
-    except ValueError as error:
-        print(f"fastllm: error: {error}", file=sys.stderr, flush=True)
-        return
-    if is_terminal:
-        print(MODEL, end="", file=output)
-    try:
-        for piece in answer:
-            print(piece, end="", file=output, flush=True)
-    except KeyboardInterrupt:  # what was said so far stays in the chat's turns
-        if not is_terminal:
-            raise
-    print(file=output, flush=True)
+def _entries(read: Read, is_terminal: bool) -> Iterator[tuple[str, bool]]:
+    """Questions and commands; whether each is a line as it was typed, or a text of several."""
+    while (line := read(YOU)) is not None:
+        text = line.strip()
+        try:
+            if text.startswith(QUOTES):
+                yield _quoted(text.removeprefix(QUOTES), read), False
+            elif text.endswith("\\"):
+                yield _continued(text, read), False
+            else:
+                yield text, True
+        except KeyboardInterrupt:  # gives up the text that was begun
+            if not is_terminal:
+                raise
+
+
+def _quoted(first: str, read: Read) -> str:
+    """What stands between the quotes, from the first line on; the end of input closes them."""
+    lines: list[str] = []
+    line: str | None = first
+    while line is not None:
+        if line.rstrip().endswith(QUOTES):
+            lines.append(line.rstrip().removesuffix(QUOTES))
+            break
+        lines.append(line.removesuffix("\n"))
+        line = read(MORE)
+    return "\n".join(lines).strip("\n")
+
+
+def _continued(first: str, read: Read) -> str:
+    """Lines that end in a backslash and the one behind them."""
+    lines: list[str] = []
+    line: str | None = first
+    while line is not None:
+        line = line.rstrip()
+        lines.append(line.removesuffix("\\"))
+        line = read(MORE) if line.endswith("\\") else None
+    return "\n".join(lines).strip()
+
+
+class _Session:
+    """A chat and where it is shown."""
+
+    def __init__(self, chat: Chat, output: TextIO, is_terminal: bool, shows_stats: bool) -> None:
+        self._chat = chat
+        self._output = output
+        self._is_terminal = is_terminal
+        self._shows_stats = shows_stats
+        self._seconds: tuple[float, float] | None = None  # to the first piece of an answer, and from there to its end
+
+    def answer(self, question: str) -> None:
+        began = time.perf_counter()
+        try:
+            answer = self._chat.ask(question)
+        except ValueError as error:
+            self._fail(error)
+            return
+        if self._is_terminal:
+            print(MODEL, end="", file=self._output)
+        first = None
+        try:
+            for piece in answer:
+                first = first or time.perf_counter()
+                # As it comes: a piece never ends inside a character, and its spaces are the text's own.
+                print(piece, end="", file=self._output, flush=True)
+        except KeyboardInterrupt:  # what was said so far stays in the chat's turns
+            if not self._is_terminal:
+                raise
+        print(file=self._output, flush=True)
+        ended = time.perf_counter()
+        self._seconds = ((first or ended) - began, ended - (first or ended))
+        if self._shows_stats:
+            print(self._stats(), file=sys.stderr, flush=True)
+
+    def command(self, line: str) -> None:
+        """Do what a line that begins with / says. What is wrong is a line on stderr."""
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        try:
+            match name:
+                case "/reset":
+                    self._chat.reset()
+                case "/system":
+                    self._chat.system = argument or None
+                case "/save":
+                    self._tell(_save(self._chat, argument))
+                case "/stats":
+                    self._tell(self._stats())
+                case "/help":
+                    self._tell(HELP)
+                case _ if name.removeprefix("/") in OPTIONS:
+                    self._option(name.removeprefix("/"), argument)
+                case _:
+                    raise DataError(
+                        f"a command must be one of {', '.join(COMMANDS)}; got {name[:60]}; "
+                        f"put a question that begins with / in {QUOTES}"
+                    )
+        except (ValueError, OSError) as error:
+            self._fail(error)
+
+    def _option(self, name: str, argument: str) -> None:
+        if argument:
+            kind = OPTIONS[name]
+            try:
+                value = None if argument == "none" and kind is int else kind(argument)
+            except ValueError:
+                raise DataError(f"{name} must be a number; got {argument!r:.60}; try /{name} 1") from None
+            self._chat.change(**{name: value})
+        else:
+            value = dataclasses.asdict(self._chat.config)[name]
+            self._tell(f"{name} is {'none' if value is None else value}")
+
+    def _stats(self) -> str:
+        if self._seconds is None:
+            return "no answer yet"
+        (prompt, tokens), (first, rest) = self._chat.counts, self._seconds
+        speed = f", {(tokens - 1) / rest:.1f} tokens/s from there" if tokens > 1 and rest > 0 else ""
+        return f"prompt {prompt} tokens; answer {tokens} tokens, the first after {first:.2f} s{speed}"
+
+    def _tell(self, text: str) -> None:
+        """Show what is no answer; through a pipe, stdout has answers only."""
+        print(text, file=self._output if self._is_terminal else sys.stderr, flush=True)
+
+    def _fail(self, error: Exception) -> None:
+        print(f"fastllm: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _save(chat: Chat, name: str) -> str:
+    """Add the conversation to a file of dialogues; what was done."""
+    from ..datasets import read_records
+
+    if not name:
+        raise DataError("/save needs the name of a file; got none; try /save dialogues.jsonl")
+    if not chat.turns:
+        raise DataError("a conversation to save must have an answer; got none yet; ask something")
+    path = Path(name).expanduser()
+    before = b""
+    if path.exists() and path.stat().st_size:
+        read_records(path)  # raises for a file of something else, which stays as it is
+        with open(path, "rb") as file:
+            file.seek(-1, 2)
+            before = b"" if file.read() == b"\n" else b"\n"
+    messages = [
+        {"role": role, "content": content}
+        for turn in chat.turns
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+    line = json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
+    with open(path, "ab") as file:
+        file.write(before + line)
+    without = "" if chat.system is None else ", without the system message, of which training knows nothing"
+    return f"added {len(chat.turns)} turns to {path}{without}"
