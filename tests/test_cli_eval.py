@@ -68,6 +68,7 @@ def test_an_unknown_word_is_never_the_answer():
 
     class Oracle:
         config = model.config
+        generation_options = {}  # noqa: RUF012
 
         def score(self, tokens, targets):
             return fastllm.Score(0.0, int((targets >= 0).sum()), int((targets >= 0).sum()))
