@@ -303,8 +303,10 @@ def _gguf_tokenizer(source: Source) -> dict[str, Any]:
     if f"{prefix}scores" in metadata:
         scores = np.asarray(metadata[f"{prefix}scores"], np.float32)
         metadata[f"{prefix}scores"] = np.append(scores, np.full(missing, -1000, np.float32))
-    # Readers find other ends of an answer by their names; these are for those without such a name.
-    others = [i for i in _ends(source) if i != tokenizer.end_id and tokens[i] not in ENDS_OF_TURN]
+    # Readers find other ends of an answer by their names. These are for those without such a name; letters, which
+    # a damaged configuration may name, are left out, for no text becomes an end.
+    known = {tokenizer.end_id, *(i for i in tokenizer.control_ids if tokens[i] in ENDS_OF_TURN)}
+    others = [i for i in _ends(source) if i in tokenizer.control_ids - known]
     for key, token_id in zip(("eot", "eom"), others, strict=False):
         metadata[f"{prefix}{key}_token_id"] = token_id
     return metadata
