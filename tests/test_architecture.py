@@ -25,6 +25,9 @@ MAY_IMPORT = {
     "formats": {"atomic", "config", "errors", "packed", "parameters", "quantize"},
     "hub": {"errors"},
     "checkpoint": {"config", "errors", "formats", "hub", "model", "optimizers", "parameters", "tokenizers"},
+    "conversion": {
+        "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters", "tokenizers",
+    },
     "generation": {"dialogue", "errors", "model", "tokenizers"},
     "machine": {"errors", "kernels"},
     "bench": {

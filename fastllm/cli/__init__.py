@@ -22,8 +22,10 @@ COMMANDS = {
     "generate": "continue a text",
     "chat": "talk with a model",
     "eval": "loss, perplexity and accuracy of a model on a file",
+    "convert": "write a model as a folder for transformers, or as a GGUF file for llama.cpp",
+    "quantize": "write a model as a GGUF file of 8 or 4 bits a weight, and measure what it costs",
     "plot": "draw a run's curves",
-    "bench": "time kernels and training steps against their NumPy twins, or against PyTorch",
+    "bench": "time kernels and training steps, also against PyTorch, and generation against llama.cpp",
     "warmup": "compile all kernels now, so that later commands start at once",
     "doctor": "show versions, CPU features, threads and caches, and what is wrong",
 }

@@ -23,7 +23,7 @@ from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.gguf import ARCHITECTURES, POSITIONS, ROPE_FACTORS, rope_factors
 from fastllm.formats.gguf_file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING
 from fastllm.formats.modules import check, layout_of, shapes_of
-from fastllm.formats.rows import Weight, pieces, row_order
+from fastllm.formats.rows import Progress, Weight, pieces, row_order
 from fastllm.packed import KINDS, Kind, Packed
 from fastllm.quantize import PACK
 
@@ -54,6 +54,7 @@ def write_gguf(
     tokenizer_metadata: Mapping[str, Any] | None = None,
     *,
     metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file; what was there stays until the new one is whole.
 
@@ -61,6 +62,7 @@ def write_gguf(
     kind                of the matrices: "F32", "F16", "BF16", "Q8_0", "Q4_0" or "Q4_1"; None: each as it is
     tokenizer_metadata  the "tokenizer.*" keys; without them the file is for a program that deals in ids
     metadata            more "general.*" keys, such as "general.name"
+    progress            called with the bytes of tensors written so far, and those there are in all
 
     A value is a bool, int, float or string, a NumPy number of the type wanted, or a list or array of them. int is
     written as uint32 where it fits, in lists as int32; float as float32.
@@ -89,8 +91,12 @@ def write_gguf(
     header = _header(entries, tensors)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(header)
+        done, total = 0, sum(tensor.size for tensor in tensors)
         for tensor in tensors:
-            _write_tensor(file, tensor)
+            for size in _write_tensor(file, tensor):
+                done += size
+                if progress is not None:
+                    progress(done, total)
 
 
 def _architecture(config: ModelConfig) -> str:
@@ -206,11 +212,13 @@ def _header(entries: Mapping[str, Any], tensors: list[_Tensor]) -> bytes:
     return bytes(data + bytes(-len(data) % ALIGNMENT))
 
 
-def _write_tensor(file: BinaryIO, tensor: _Tensor) -> None:
+def _write_tensor(file: BinaryIO, tensor: _Tensor) -> Iterator[int]:
+    """Gives the bytes of each piece, after it is written."""
     written = 0
     for piece in tensor.pieces():
         file.write(np.ascontiguousarray(piece).data)
         written += piece.nbytes
+        yield piece.nbytes
     assert written == tensor.size
     file.write(bytes(-written % ALIGNMENT))
 

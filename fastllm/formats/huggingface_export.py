@@ -19,7 +19,7 @@ from fastllm.formats.huggingface import MODULES
 from fastllm.formats.huggingface_config import config_to_huggingface, model_type
 from fastllm.formats.huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
 from fastllm.formats.modules import Tensor, check, layout_of, shapes_of
-from fastllm.formats.rows import pieces, row_order
+from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
 from fastllm.packed import Packed
 from fastllm.quantize import dequantize
@@ -35,6 +35,7 @@ def write_huggingface(
     dtype: str = "float32",
     generation: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a folder that transformers opens: config.json, generation_config.json and model.safetensors.
 
@@ -42,6 +43,7 @@ def write_huggingface(
     dtype       of the file: "float32", "float16" or "bfloat16"
     generation  as OpenedModel.generation
     files       others to stand in the folder, such as tokenizer.json: name -> content
+    progress    called with the bytes of tensors written so far, and those there are in all
 
     All is written in a new folder beside, which then gets the name: the folder is whole or not there. A matrix is
     in memory for a piece at a time, GPT-2's one as a whole.
@@ -66,7 +68,7 @@ def write_huggingface(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        write_safetensors(new / WEIGHTS, layout)
+        write_safetensors(new / WEIGHTS, layout, progress)
         for name, content in contents.items():
             (new / name).write_bytes(content)
         for path in new.iterdir():

@@ -8,7 +8,7 @@ file is written in little memory, whatever its size.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from fastllm.quantize import PIECE, dequantize, quantize
 TURNED = re.compile(r"blocks\.\d+\.attention\.(query|key)(_norm)?\.(weight|bias)")  # what RoPE turns
 
 Weight = NDArray[np.float32] | Packed
+Progress = Callable[[int, int], object]  # bytes written so far, and in all
 
 
 def row_order(config: ModelConfig, name: str, rows: int, *, interleaved: bool) -> NDArray[np.intp] | None:

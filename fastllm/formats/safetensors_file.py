@@ -88,8 +88,12 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     }
 
 
-def write_safetensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:
+def write_safetensors(
+    path: Path, tensors: Iterable[TensorToWrite], progress: Callable[[int, int], object] | None = None
+) -> None:
     """Write a file, tensor after tensor, in pieces: no more than one tensor's piece is in memory.
+
+    progress  called with the bytes of tensors written so far, and those there are in all
 
     Raises OSError where it can't be written.
     """
@@ -104,9 +108,13 @@ def write_safetensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:
     with open(path, "wb") as file:
         file.write(len(data).to_bytes(8, "little"))
         file.write(data)
+        done = 0
         for tensor in tensors:
             for piece in tensor.pieces():
                 file.write(np.ascontiguousarray(piece).data)
+                done += piece.nbytes
+                if progress is not None:
+                    progress(done, end)
 
 
 def read_shards(index: Path) -> dict[str, StoredTensor]:

@@ -1,0 +1,151 @@
+"""Write a model as a GGUF file of 8 or 4 bits a weight, and say what it costs.
+
+    q8_0   8.5 bits a weight: 32 of them share a scale
+    q4_0   4.5 bits
+    q4_1   5 bits: and a smallest value
+
+Norms and biases stay float32. With 4 bits, the head (the token embedding where that is tied to it) has 8, as every
+logit hangs on it. A matrix whose rows are no multiple of 32 is float16. What stays so is printed, and the size before
+and after. llama.cpp opens the file, and so does fastllm, which computes with the weights as they are.
+
+With --text, the perplexity of both on the beginning of a text: exp of the mean loss a token, in windows of at most
+512 tokens that know nothing of one another. SRC is as for `fastllm convert`; a quantised one loses a second time.
+
+examples:
+  fastllm quantize SmolLM2-135M SmolLM2-135M-q8_0.gguf --type q8_0
+  fastllm quantize runs/mine mine.gguf --type q4_1 --no-tokenizer
+  fastllm quantize SmolLM2-135M small.gguf --type q4_0 --text held-out.txt --tokens 20000 --json cost.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, DataError, FastllmError
+from .convert import add_writing, check_names, progress, size_text
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+TYPES = ("q8_0", "q4_0", "q4_1")
+WINDOW = 512  # tokens that are predicted from one another
+TOKENS = 10_000
+CHARACTERS_A_TOKEN = 32  # of a text, more than tokenizers make a token of on average
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="the model")
+    parser.add_argument("target", metavar="DST.gguf", help="the file to write")
+    parser.add_argument("--type", type=str.lower, choices=TYPES, required=True, metavar="TYPE", help=", ".join(TYPES))
+    parser.add_argument("--text", metavar="FILE", help="measure the perplexity on this text, before and after")
+    parser.add_argument("--tokens", type=int, default=TOKENS, metavar="N",
+                        help=f"how many tokens of it to predict, from its beginning ({TOKENS:,})")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    add_writing(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..atomic import replacing
+    from ..conversion import GGUF, check_target, load_source, write
+
+    if not arguments.target.lower().endswith(GGUF):
+        raise ConfigError(f"a quantised model is a GGUF file, {GGUF}; got {arguments.target}; add {GGUF} to its name")
+    if arguments.tokens < 1:
+        raise ConfigError(f"--tokens must be 1 or more; got {arguments.tokens}; leave it out for {TOKENS:,}")
+    check_names(arguments.source, arguments.target)
+    check_target(arguments.target, arguments.force)
+    before = None
+    if arguments.text is not None:  # first, lest a missing text is found out after the work
+        before = _Measure(arguments.source, Path(arguments.text), arguments.tokens)
+    source = load_source(arguments.source, tokenizer=not arguments.no_tokenizer)
+    with progress(arguments.target) as report:
+        write(source, arguments.target, arguments.type, force=arguments.force, progress=report)
+    size = os.path.getsize(arguments.target)
+    kinds = " and ".join(sorted(source.kinds))
+    print(f"before  {size_text(source.nbytes)}, {kinds}")
+    print(f"after   {size_text(size)}, {arguments.type.upper()}: {size / source.nbytes:.1%}")
+    kept = _kept(Path(arguments.target), arguments.type.upper())
+    for kind, names in kept.items():
+        print(f"{kind:<7} {_listed(names)}")
+    figures: dict[str, Any] = {
+        "source": {"kinds": sorted(source.kinds), "bytes": source.nbytes},
+        "target": {"kind": arguments.type.upper(), "bytes": size, "kept": kept},
+    }
+    if before is not None:
+        after = before.of(arguments.target)
+        print(
+            f"perplexity of {before.count:,} tokens of {arguments.text} in windows of {before.window}: "
+            f"{before.perplexity:.4f} before, {after:.4f} after, {after / before.perplexity - 1:+.2%}"
+        )
+        figures["perplexity"] = {
+            "before": before.perplexity, "after": after, "tokens": before.count, "window": before.window,
+        }  # fmt: skip
+    if arguments.json:
+        with replacing(arguments.json) as temporary:
+            temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+class _Measure:
+    """The perplexity of a model on the beginning of a text, and of others on the same tokens.
+
+    count   tokens that are predicted
+    window  the longest sequence
+    """
+
+    def __init__(self, model: str, path: Path, tokens: int) -> None:
+        from ..checkpoint import load
+        from ..datasets import read_text
+
+        text = read_text(path)[: (tokens + 1) * CHARACTERS_A_TOKEN]
+        loaded, tokenizer = load(model)
+        self._ids = tokenizer.encode(text)[: tokens + 1]
+        if len(self._ids) < 2:
+            raise DataError(f"a text to measure on must have at least two tokens; got {len(self._ids)} in {path}; "
+                            "name another")  # fmt: skip
+        self.count = len(self._ids) - 1
+        self.window = min(WINDOW, loaded.config.context, self.count)
+        self.perplexity = self._perplexity(loaded)
+
+    def of(self, path: str) -> float:
+        """The perplexity of the model in a GGUF file, with a tokenizer or without."""
+        from ..formats import open_model
+        from ..model import Model
+
+        opened = open_model(path)
+        return self._perplexity(Model(opened.config, weights=opened.weights))
+
+    def _perplexity(self, model: Model) -> float:
+        from ..datasets import TokenStream
+        from ..training import evaluate
+        from ..training.progress import compile_kernels
+
+        compile_kernels(model)
+        print(f"predicting {self.count:,} tokens ...", file=sys.stderr, flush=True)
+        score = evaluate(model, TokenStream(self._ids, self.window))
+        if not math.isfinite(score.loss):
+            raise FastllmError(f"the loss must be finite; got {score.loss}; use another model or text")
+        return score.perplexity
+
+
+def _kept(path: Path, kind: str) -> dict[str, list[str]]:
+    """Names of the tensors of other kinds, by kind; the vectors', which are many, as one."""
+    from ..formats.gguf_file import read_gguf_file
+
+    kept: dict[str, list[str]] = defaultdict(list)
+    for name, tensor in read_gguf_file(path).tensors.items():
+        if tensor.kind.name != kind:
+            kept[tensor.kind.name].append("norms and biases" if len(tensor.shape) == 1 else name)
+    return {kind: list(dict.fromkeys(names)) for kind, names in kept.items()}
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

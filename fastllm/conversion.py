@@ -1,0 +1,319 @@
+"""A model in another project's files: a GGUF file for llama.cpp, or a folder for transformers.
+
+Weights that a file holds go from it into the other, a piece at a time; so memory stays small, whatever their size.
+What is written takes its place when it is whole, and what was there before stays until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import load
+from .config import ModelConfig
+from .dialogue import end_ids
+from .errors import ConfigError, FormatError
+from .formats import open_model, write_gguf, write_huggingface
+from .formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS
+from .formats.modules import shapes_of
+from .formats.opened import Weights
+from .formats.rows import Progress
+from .model import Model
+from .packed import Packed
+from .parameters import FileParameters
+from .tokenizers import HuggingFaceTokenizer, Tokenizer, tokenizer_to_gguf
+from .tokenizers.huggingface import ENDS_OF_TURN
+from .tokenizers.huggingface_export import to_huggingface
+from .tokenizers.sentencepiece import UNUSED
+from .tokenizers.sentencepiece_json import sentencepiece_from_huggingface
+
+GGUF = ".gguf"
+POSITIONS = "embedding.position.weight"
+GGUF_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
+FOLDER_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+# What a folder that is to be replaced may hold: what we and transformers write of a model.
+MODEL_FILES = {
+    CONFIG, GENERATION, WEIGHTS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "README.md",
+    ".gitattributes",
+}  # fmt: skip
+SAMPLING = {
+    "temperature": ("temp", np.float32), "top_k": ("top_k", np.int32), "top_p": ("top_p", np.float32),
+    "min_p": ("min_p", np.float32), "repetition_penalty": ("penalty_repeat", np.float32),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A model to be written elsewhere.
+
+    weights     our names -> a float32 array, or Packed as a file has it
+    kinds       of the matrices; where an adapter was merged into them, those from before
+    tokenizer   None: the model is written without
+    generation  as Model.generation_options
+    """
+
+    config: ModelConfig
+    weights: Weights
+    kinds: frozenset[str]
+    is_merged: bool
+    tokenizer: Tokenizer | None
+    generation: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weights take."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+
+def source_of(model: Model, tokenizer: Tokenizer | None) -> Source:
+    """What there is to write of a model. An adapter is merged into it first, so that it counts."""
+    kinds, is_merged = _kinds(_weights(model)), model.adapter is not None
+    if is_merged:
+        model.merge_adapter()
+    return Source(model.config, _weights(model), kinds, is_merged, tokenizer, dict(model.generation_options))
+
+
+def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
+    """What there is to write of the model at a path: anything that fastllm.load opens.
+
+    tokenizer  False: without; then it is no matter whether there is one that fastllm can open
+
+    Raises as fastllm.load does.
+    """
+    if not tokenizer:
+        with contextlib.suppress(FormatError, OSError):  # load says what is wrong, if it can't either
+            opened = open_model(path)
+            generation = {name: value for name, value in opened.generation.items() if name != "begin_id"}
+            return Source(opened.config, opened.weights, _kinds(opened.weights), False, None, generation)
+    model, its_tokenizer = load(path, backend="numpy")  # nothing is computed, so nothing is compiled
+    return source_of(model, its_tokenizer if tokenizer else None)
+
+
+def _weights(model: Model) -> Weights:
+    parameters = model.parameters
+    if not isinstance(parameters, FileParameters):
+        return dict(parameters)
+    return {
+        name: parameters.packed(name) if len(shape) == 2 and name != POSITIONS else parameters[name]
+        for name, shape in shapes_of(model.config).items()
+    }
+
+
+def _kinds(weights: Weights) -> frozenset[str]:
+    matrices = (weight for name, weight in weights.items() if len(weight.shape) == 2 and name != POSITIONS)
+    return frozenset(weight.kind.name if isinstance(weight, Packed) else "F32" for weight in matrices)
+
+
+def kind_of(source: Source, target: Path, wanted: str | None) -> str | None:
+    """The kind of number that the matrices get in the target. None: in a GGUF file, each matrix stays as it is.
+
+    wanted  a type by one of its names, or None for what the source has
+
+    Raises ConfigError for a type that the target can't have.
+    """
+    is_gguf = target.suffix.lower() == GGUF
+    if wanted is not None:
+        name = wanted.lower()
+        kind = GGUF_TYPES.get(ALIASES.get(name, name))
+        if kind is None or not (is_gguf or kind in FOLDER_TYPES):
+            known = GGUF_TYPES if is_gguf else FOLDER_TYPES.values()
+            raise ConfigError(
+                f"the type of a {'GGUF file' if is_gguf else 'folder'} must be one of {', '.join(known)}; "
+                f"got {wanted!r}; " + ("choose one of them" if is_gguf else f"name a file that ends in {GGUF}")
+            )
+        return kind
+    given = source.kinds
+    if len(given) == 1 and given <= FOLDER_TYPES.keys() | ({"Q8_0"} if is_gguf else set()):
+        return next(iter(given))
+    if is_gguf and not source.is_merged:
+        return None
+    return "F32" if given <= FOLDER_TYPES.keys() else "F16"
+
+
+def write(
+    source: Source,
+    target: str | os.PathLike[str],
+    type: str | None = None,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write a GGUF file, if the target's name ends in .gguf, or else a folder of Hugging Face's.
+
+    type      of the matrices: f32, f16, bf16, and of a GGUF file q8_0, q4_0, q4_1; None: as the source has them,
+              which is f16 for quantised ones that a folder or an adapter makes floats of
+    force     replace what is there
+    progress  called with the bytes of tensors written so far, and those there are in all
+
+    Raises ConfigError for a type that the target can't have, FileExistsError where something stands in its place,
+    FormatError for a model or tokenizer that its format has no words for, OSError where it can't be written.
+    """
+    path = Path(target).absolute()
+    kind = kind_of(source, path, type)
+    check_target(target, force)
+    try:
+        if path.suffix.lower() == GGUF:
+            metadata = _gguf_metadata(source, path.stem)
+            tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_gguf(path, source.config, source.weights, kind, tokens, metadata=metadata, progress=progress)
+        else:
+            assert kind is not None
+            files = {} if source.tokenizer is None else _tokenizer_files(source.tokenizer)
+            with _replacing_folder(path.resolve()) as new:
+                write_huggingface(
+                    new, source.config, source.weights, dtype=FOLDER_TYPES[kind], generation=_generation(source),
+                    files=files, progress=progress,
+                )  # fmt: skip
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
+        ) from error
+
+
+def check_target(target: str | os.PathLike[str], force: bool) -> None:
+    """Raise FileExistsError where something stands that must not be replaced."""
+    path = Path(target)
+    if path.suffix.lower() == GGUF:
+        if path.is_dir() or (path.exists() and not force):
+            what, fix = ("a folder", "choose another name") if path.is_dir() else ("a file", "--force replaces it")
+            raise FileExistsError(f"{target} must not be there yet; got {what}; {fix}")
+        return
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise FileExistsError(f"{target} must be a folder, or end in {GGUF}; got a file; choose another name")
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        return
+    foreign = [name for name in names if not (path / name).is_file() or not _is_model_file(name)]
+    if CONFIG not in names or foreign:
+        found = f"with {foreign[0]}" if foreign else f"without {CONFIG}"
+        raise FileExistsError(
+            f"{target} must be new, or hold nothing but a model; got a folder {found}; choose another name"
+        )
+    if not force:
+        raise FileExistsError(f"{target} must not be there yet; got a model's folder; --force replaces it")
+
+
+def _is_model_file(name: str) -> bool:
+    return name in MODEL_FILES or (name.startswith("model") and name.endswith((".safetensors", ".index.json")))
+
+
+@contextlib.contextmanager
+def _replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield the path of a folder to be made, which then takes the place of what is there."""
+    if not path.exists() or not any(path.iterdir()):
+        yield path
+        return
+    new = path.with_name(f".{path.name}.{os.getpid()}.whole")
+    old = path.with_name(f".{path.name}.old")  # from where fastllm.load fetches it, were we killed in between
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        yield new
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except BaseException:
+            os.replace(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+# Generation and tokenizers, in their words
+
+
+def _begin_id(tokenizer: Tokenizer | None) -> int | None:
+    """The token that begins a text, whether or not it stands before each."""
+    if tokenizer is None or tokenizer.begin_id is not None:
+        return None if tokenizer is None else tokenizer.begin_id
+    name = tokenizer.special_tokens.get("bos_token")
+    return None if name is None else tokenizer.id_of(name)
+
+
+def _ends(source: Source) -> list[int]:
+    """Tokens that end a text, the one that the tokenizer names first."""
+    tokenizer = source.tokenizer
+    given = [int(token) for token in source.generation.get("end_ids") or ()]
+    if tokenizer is None:
+        return given
+    ends = given or sorted(end_ids(tokenizer))
+    return [tokenizer.end_id, *(token for token in ends if token != tokenizer.end_id)]
+
+
+def _generation(source: Source) -> dict[str, Any]:
+    return {**source.generation, "end_ids": _ends(source), "begin_id": _begin_id(source.tokenizer)}
+
+
+def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """tokenizer.json and what stands beside it. Raises FormatError for a tokenizer that can't be said in it."""
+    try:
+        theirs = to_huggingface(tokenizer)
+    except ValueError as error:
+        raise FormatError(f"{error}; --no-tokenizer writes the model without") from None
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_into(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _gguf_metadata(source: Source, name: str) -> dict[str, Any]:
+    """Beside the tokenizer's: the name, and how the model is to be sampled from."""
+    options = {
+        f"general.sampling.{key}": number(source.generation[option])
+        for option, (key, number) in SAMPLING.items()
+        if source.generation.get(option) is not None
+    }
+    return {"general.name": name, **options}
+
+
+def _gguf_tokenizer(source: Source) -> dict[str, Any]:
+    """The tokenizer's metadata, with a token for each row of the model's table, as llama.cpp wants it."""
+    tokenizer = source.tokenizer
+    assert tokenizer is not None
+    try:
+        metadata = tokenizer_to_gguf(_as_sentencepiece(tokenizer))
+    except ValueError as error:
+        raise FormatError(f"{error}; --no-tokenizer writes the model without") from None
+    prefix = "tokenizer.ggml."
+    tokens, missing = list(metadata[f"{prefix}tokens"]), source.config.vocab_size - tokenizer.vocab_size
+    taken = set(tokens)
+    for i in range(len(tokens), len(tokens) + missing):
+        token = next(text for text in (f"[PAD{i}{'_' * more}]" for more in range(len(taken) + 1)) if text not in taken)
+        tokens.append(token)
+        taken.add(token)
+    metadata[f"{prefix}tokens"] = tokens
+    types = np.asarray(metadata[f"{prefix}token_type"], np.int32)
+    metadata[f"{prefix}token_type"] = np.append(types, np.full(missing, UNUSED, np.int32))
+    if f"{prefix}scores" in metadata:
+        scores = np.asarray(metadata[f"{prefix}scores"], np.float32)
+        metadata[f"{prefix}scores"] = np.append(scores, np.full(missing, -1000, np.float32))
+    # Readers find other ends of an answer by their names. These are for those without such a name; letters, which
+    # a damaged configuration may name, are left out, for no text becomes an end.
+    known = {tokenizer.end_id, *(i for i in tokenizer.control_ids if tokens[i] in ENDS_OF_TURN)}
+    others = [i for i in _ends(source) if i in tokenizer.control_ids - known]
+    for key, token_id in zip(("eot", "eom"), others, strict=False):
+        metadata[f"{prefix}{key}_token_id"] = token_id
+    return metadata
+
+
+def _as_sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
+    """One of Hugging Face's that is SentencePiece's kind as such; others as they are."""
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.document["model"].get("byte_fallback"):
+        return sentencepiece_from_huggingface(tokenizer)
+    return tokenizer

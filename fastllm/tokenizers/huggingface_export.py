@@ -1,0 +1,91 @@
+"""Every tokenizer as a tokenizer.json of Hugging Face's, with the same ids, for transformers and `tokenizers`.
+
+Bytes are byte-level BPE without merges; characters and words are looked up in a vocabulary, cut apart as
+tokenizers/character.py and word.py do it; SentencePiece's are in sentencepiece_json.py. Words are decoded with a space
+between any two: a tokenizer.json has no words for the rules of English.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastllm.tokenizers.base import ASSISTANT, END, UNKNOWN, USER, Tokenizer
+from fastllm.tokenizers.byte import BYTES, ByteTokenizer
+from fastllm.tokenizers.character import CharacterTokenizer
+from fastllm.tokenizers.huggingface import BYTE_LEVEL, HuggingFaceTokenizer
+from fastllm.tokenizers.huggingface_decoder import byte_characters
+from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
+from fastllm.tokenizers.sentencepiece_json import sentencepiece_to_huggingface
+from fastllm.tokenizers.word import ASCII_PUNCTUATION, WordTokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    f"{{{{ '{USER}' + message['content'] + '{ASSISTANT}' }}}}"
+    f"{{% else %}}{{{{ message['content'] + '{END}' }}}}{{% endif %}}{{% endfor %}}"
+)
+"""A dialogue as dialogue.py lays it out."""
+
+# What Python calls white space; \s of a regular expression of `tokenizers` lacks the four separators from 1C on.
+WHITE_SPACE = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
+
+
+def to_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
+    """The tokenizer with the same ids as Hugging Face has it; one of theirs stays as it is.
+
+    Raises ValueError where no tokenizer.json gives the same ids, FastllmError without the package `tokenizers`.
+    """
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return sentencepiece_to_huggingface(tokenizer)
+    if isinstance(tokenizer, ByteTokenizer):
+        model, splitter, decoder = _bytes()
+    elif isinstance(tokenizer, CharacterTokenizer):
+        model, splitter, decoder = _looked_up(tokenizer), _split(r"[\s\S]", "Isolated"), {"type": "Fuse"}
+    elif isinstance(tokenizer, WordTokenizer):
+        steps = [_split(f"[{WHITE_SPACE}]+", "Removed"), _split(f"[{ASCII_PUNCTUATION}]", "Isolated")]
+        model, splitter, decoder = _looked_up(tokenizer), {"type": "Sequence", "pretokenizers": steps}, None
+    else:
+        raise ValueError(
+            f"a tokenizer.json must have words for the tokenizer; got one of kind {tokenizer.name!r}; "
+            "keep it in fastllm's own format"
+        )
+    controls = [token for token in (END, USER, ASSISTANT) if token in tokenizer.tokens]
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": tokenizer.id_of(token), "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}
+            for token in controls
+        ],
+        "normalizer": None,
+        "pre_tokenizer": splitter,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }  # fmt: skip
+    settings: dict[str, Any] = {"eos_token": END, "clean_up_tokenization_spaces": isinstance(tokenizer, WordTokenizer)}
+    if {USER, ASSISTANT}.issubset(controls):
+        settings["chat_template"] = TEMPLATE
+    ends = [tokenizer.id_of(USER)] if USER in controls else []  # where the user would speak, an answer has ended
+    return HuggingFaceTokenizer(document, settings, end_ids=ends)
+
+
+def _bytes() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    controls = {token: BYTES + i for i, token in enumerate((END, USER, ASSISTANT))}
+    model: dict[str, Any] = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": byte_characters() | controls, "merges": [],
+    }  # fmt: skip
+    return model, {**BYTE_LEVEL, "use_regex": False}, BYTE_LEVEL
+
+
+def _looked_up(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"type": "WordLevel", "vocab": {token: i for i, token in enumerate(tokenizer.tokens)}, "unk_token": UNKNOWN}
+
+
+def _split(regex: str, behavior: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": False}

@@ -1,0 +1,237 @@
+"""SentencePiece's byte-pair encoding as a tokenizer.json of Hugging Face's, and back.
+
+SentencePiece joins the pair whose union scores best, a tokenizer.json the pair that stands first among its merges.
+So each way to cut a piece in two pieces is a merge, those of the piece with the best score first; of one piece's, those
+with the longer left part. Back, a piece scores by the first merge that makes it. The rest is as Llama 2 has it:
+
+    normalizer  "▁" before the text, and for each space
+    model       BPE with bytes to fall back on
+    decoder     spaces for "▁", bytes joined to characters, the first space left out
+
+User-defined pieces are added tokens, found in the text as the normalizer leaves it. The normalizer is applied to what
+is looked for, too, so where there are such pieces it puts nothing before a text that is just one of them.
+
+What can't be said so are pieces that score the same, whose order is then theirs in the text, and pieces with a
+character that is none. So each conversion encodes hard texts with both, and fails where they differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from reprlib import repr as brief
+from typing import Any
+
+import numpy as np
+
+from fastllm.tokenizers.base import Tokenizer
+from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
+from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, SPACE
+from fastllm.tokenizers.sentencepiece import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    SentencePieceTokenizer,
+)
+
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+DECODER = [
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+HARD_TEXTS = (
+    *("The cat sat on the mat, and it's 12345 o'clock! I'LL don'T", "a  b   c    d        e\tf\n\n\ng\r\n", "x" * 13),
+    *("====----####////....!!!!", "Über café, naïve façade", "cafe\u0301 ſ ﬁ Å", "你好，世界。日本語", "Привет"),
+    *("مرحبا بالعالم ١٢٣ नमस्ते ภาษาไทย", "👨‍👩‍👧‍👦 👍🏽 🏳️‍🌈", "def f(x):\n    return {x: [x ** 2, -1e-5]}  # ok"),
+    *("<s> </s> <unk> <0x0A> <|im_start|>", "\x00\x01\x7f\u00a0\u2028\u200b\ufeff\ufffd\U0010ffff", "１２ ² Ⅷ ½ ∑ €"),
+    *("http://www.example.com/a_b-c?d=e&f=%20g", "wwwwwwxxxxxyyyyzzz ababababab abcabcabc"),
+)
+TOKENS_CHECKED = 4000
+
+
+def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFaceTokenizer:
+    """The tokenizer with the same ids, as transformers has it.
+
+    Of one from llama2.c, a "▁" that is typed counts as a space, and decoding always leaves out a first space.
+
+    Raises ValueError where no tokenizer.json gives the same ids, FastllmError without the package `tokenizers`.
+    """
+    space = tokenizer.space
+    texts = [token if i in tokenizer.control_ids else token.replace(space, SPACE)
+             for i, token in enumerate(tokenizer.tokens)]  # fmt: skip
+    vocabulary = {text: i for i, text in enumerate(texts) if text}
+    if len(vocabulary) != sum(map(bool, texts)):
+        raise ValueError("tokens must differ where spaces are written ▁; got two alike; use another tokenizer")
+    plain = {text: i for text, i in vocabulary.items() if i not in tokenizer.control_ids and " " not in text}
+    joined = {text: i for text, i in plain.items() if tokenizer.types[i] == NORMAL}
+    defined = [text for text, i in plain.items() if tokenizer.types[i] == USER_DEFINED]
+    named = {tokenizer.id_of(text) for text in tokenizer.special_tokens.values()}
+    named |= {i for i in (tokenizer.begin_id, tokenizer.end_id, tokenizer.unknown_id) if i is not None}
+    special = sorted(tokenizer.control_ids | named)
+    begin = None if tokenizer.begin_id is None else texts[tokenizer.begin_id]
+    unknown = None if tokenizer.unknown_id is None else texts[tokenizer.unknown_id]
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            *(_added(i, texts[i], special=True) for i in special if texts[i]),
+            *(_added(vocabulary[text], text, special=False) for text in defined),
+        ],
+        "normalizer": _normalizer(tokenizer.add_space_prefix, defined),
+        "pre_tokenizer": None,
+        "post_processor": None if begin is None else _begin_processor(begin, vocabulary[begin]),
+        "decoder": {"type": "Sequence", "decoders": DECODER + [STRIP] * tokenizer.add_space_prefix},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
+            "vocab": vocabulary, "merges": _merges(joined, tokenizer.scores),
+        },
+    }  # fmt: skip
+    given = {"bos_token": begin, "eos_token": texts[tokenizer.end_id], "unk_token": unknown}
+    settings: dict[str, Any] = {**tokenizer.special_tokens, **{name: text for name, text in given.items() if text}}
+    settings["clean_up_tokenization_spaces"] = False
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    made = HuggingFaceTokenizer(document, settings, end_ids=tokenizer.end_ids - {tokenizer.end_id})
+    _check(tokenizer, made, [texts[i] for i in joined.values()], typed_marks=space == SPACE)
+    return made
+
+
+def sentencepiece_from_huggingface(tokenizer: HuggingFaceTokenizer) -> SentencePieceTokenizer:
+    """The tokenizer with the same ids, as GGUF's "llama" and SentencePiece have it.
+
+    Of one that puts no "▁" before a text that begins with a space, such a text has one more.
+
+    Raises ValueError for one of another kind, or that gives other ids.
+    """
+    document = tokenizer.document
+    model = document["model"]
+    prefixes = _prefixes(document)
+    if model.get("type", "BPE") != "BPE" or prefixes is None or model.get("continuing_subword_prefix"):
+        raise ValueError(
+            "a tokenizer like SentencePiece's must be BPE with ▁ for spaces; got a normalizer "
+            f"{brief(document.get('normalizer'))} and a pre-tokenizer {brief(document.get('pre_tokenizer'))}"
+        )
+    texts = tokenizer.tokens
+    types = [NORMAL if text else UNUSED for text in texts]
+    for i, text in enumerate(texts):
+        if model.get("byte_fallback") and BYTE_TOKEN.fullmatch(text):
+            types[i] = BYTE
+    for token in document["added_tokens"]:
+        if types[token["id"]] != BYTE:
+            types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+    if model.get("unk_token") is not None:
+        types[tokenizer.id_of(model["unk_token"])] = UNKNOWN
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(model["merges"]):
+        ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
+    last = len(model["merges"])
+    scores = [float(-ranks.get(text, last + i) if types[i] == NORMAL else 0) for i, text in enumerate(texts)]
+    made = SentencePieceTokenizer(
+        texts,
+        scores,
+        types,
+        end_id=tokenizer.end_id,
+        begin_id=tokenizer.begin_id,
+        unknown_id=None if model.get("unk_token") is None else tokenizer.id_of(model["unk_token"]),
+        add_space_prefix=prefixes,
+        chat_template=tokenizer.chat_template,
+        special_tokens=tokenizer.special_tokens,
+        end_ids=tokenizer.end_ids,
+    )
+    _check(tokenizer, made, [text for i, text in enumerate(texts) if types[i] == NORMAL], typed_marks=True)
+    return made
+
+
+def _added(token_id: int, text: str, *, special: bool) -> dict[str, Any]:
+    return {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": not special, "special": special}  # fmt: skip
+
+
+def _normalizer(prefixes: bool, defined: list[str]) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = [PREPEND] if prefixes else []
+    if prefixes and defined:
+        alone = "|".join(map(re.escape, defined))
+        steps = [{"type": "Replace", "pattern": {"Regex": rf"\A(?!(?:{alone})\z)(?=[\s\S])"}, "content": SPACE}]
+    return {"type": "Sequence", "normalizers": [*steps, REPLACE]}
+
+
+def _begin_processor(text: str, token_id: int) -> dict[str, Any]:
+    """Puts the begin token before a text."""
+    begin = {"SpecialToken": {"id": text, "type_id": 0}}
+    first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, {"SpecialToken": {"id": text, "type_id": 1}}, second],
+        "special_tokens": {text: {"id": text, "ids": [token_id], "tokens": [text]}},
+    }
+
+
+def _merges(pieces: Mapping[str, int], scores: list[float]) -> list[str]:
+    """Each way to cut a piece in two, by the pieces' scores."""
+    merges: list[str] = []
+    for text in sorted(pieces, key=lambda text: -scores[pieces[text]]):
+        for cut in range(len(text) - 1, 0, -1):
+            if text[:cut] in pieces and text[cut:] in pieces:
+                merges.append(f"{text[:cut]} {text[cut:]}")
+    return merges
+
+
+def _prefixes(document: Mapping[str, Any]) -> bool | None:
+    """Whether "▁" is put before a text; None where a document does something else with spaces."""
+    normalizer, splitter = document.get("normalizer"), document.get("pre_tokenizer")
+    steps = _steps(normalizer)
+    if splitter is None and steps and steps[-1] == REPLACE:
+        return None if steps[:-1] not in ([], [PREPEND]) else len(steps) == 2
+    if (
+        not steps
+        and isinstance(splitter, dict)
+        and splitter.get("type") == "Metaspace"
+        and splitter.get("replacement", SPACE) == SPACE
+        and splitter.get("split", True) is False
+    ):
+        return splitter.get("prepend_scheme", "always") != "never"
+    return None
+
+
+def _steps(normalizer: object) -> list[object]:
+    if not isinstance(normalizer, dict):
+        return []
+    steps = normalizer.get("normalizers")
+    return steps if normalizer.get("type") == "Sequence" and isinstance(steps, list) else [normalizer]
+
+
+def _check(one: Tokenizer, other: Tokenizer, pieces: list[str], typed_marks: bool) -> None:
+    """Raise ValueError unless both give the same ids."""
+    for text in _texts(pieces, typed_marks):
+        try:
+            ids, others = one.encode(text).tolist(), other.encode(text).tolist()
+        except ValueError:  # a character that it has no token for
+            continue
+        if ids != others:
+            raise ValueError(
+                f"a tokenizer must give the same ids in both forms; got {brief(ids)} and {brief(others)} for "
+                f"{brief(text)}; pieces may have equal scores or characters that are none; use another tokenizer"
+            )
+
+
+def _texts(pieces: list[str], typed_marks: bool) -> Iterator[str]:
+    """Hard ones, and pieces one after another in many orders."""
+    yield from HARD_TEXTS
+    if typed_marks:
+        yield "a▁b▁▁c ▁d▁"
+    rng = np.random.default_rng(0)
+    rounds = max(1, TOKENS_CHECKED // max(1, len(pieces)))
+    for _ in range(rounds if pieces else 0):
+        chosen = [pieces[i].replace(SPACE, " ") for i in rng.permutation(len(pieces))[:TOKENS_CHECKED]]
+        for begin in range(0, len(chosen), 50):
+            yield "x" + "".join(chosen[begin : begin + 50])

@@ -1,0 +1,522 @@
+"""fastllm convert: transformers, llama.cpp and fastllm open what it writes, and compute the same."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tokenizers")
+
+import huggingface_models as models
+
+import fastllm
+from fastllm import cli, conversion
+from fastllm.cli.convert import size_text
+from fastllm.dialogue import prompt_tokens
+from fastllm.formats import open_model, write_gguf
+from fastllm.formats.gguf_file import read_gguf_file
+from fastllm.parameters import Parameters, initialise
+from fastllm.tokenizers import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    WordTokenizer,
+    tokenizer_to_gguf,
+)
+
+TEXT = "The sun isn't a star,  it's 3.14 suns!\n\tÉté 日本 <end>"
+CONTEXT = 48
+LLAMA = {"norm": "rms_norm", "activation": "swiglu", "positions": "rope", "attention_bias": False,
+         "feed_forward_bias": False, "kv_heads": 2}  # fmt: skip
+CONFIGS = {
+    "llama": LLAMA,
+    "llama on pairs": {**LLAMA, "rope_interleaved": True, "tied_head": False, "attention_bias": True},
+    "gpt2": {},
+}
+TOKENIZERS = {
+    "byte": ByteTokenizer,
+    "word": lambda: WordTokenizer.build([TEXT]),
+    "character": lambda: CharacterTokenizer.build([TEXT]),
+}
+TOLERANCE = 1e-4  # of logits, float32 on both sides
+
+
+def convert(*words):
+    """Its exit status."""
+    return cli.main(["convert", *map(str, words)])
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def own(folder, tokenizer=None, name="llama", more_rows=0, **options):
+    """A checkpoint of ours, all of whose parameters are random; the model and its tokenizer."""
+    tokenizer = tokenizer or ByteTokenizer()
+    config = fastllm.ModelConfig(
+        vocab_size=tokenizer.vocab_size + more_rows, width=32, hidden=48, layers=2, heads=4, context=CONTEXT,
+        **CONFIGS.get(name, {}) | options,
+    )  # fmt: skip
+    model = fastllm.Model(config, seed=3, backend="numpy")
+    noise = np.random.default_rng(0).standard_normal(model.parameters.flat.shape, dtype=np.float32)
+    model.parameters.flat += np.float32(0.1) * noise
+    fastllm.save(folder, model, tokenizer)
+    return model, tokenizer
+
+
+def byte_level(vocabulary=models.VOCABULARY):
+    """GPT-2's kind of tokenizer."""
+    printable = [chr(number) for number in range(ord("!"), ord("~") + 1)]
+    characters = sorted(printable, key=lambda character: character not in "abc.,'-")[: vocabulary - 8]
+    tokens = [*("<|endoftext|>", "<s>", "<|im_end|>"), *characters, "Ġ", "Ċ", "ab", "abc", "Ġab"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    added = [{"id": i, "content": tokens[i], "special": True} for i in range(3)]
+    splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    document = {
+        "version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": splitter, "post_processor": None,
+        "decoder": splitter, "model": {"type": "BPE", "vocab": ids, "merges": ["a b", "ab c", "Ġ ab"]},
+    }  # fmt: skip
+    template = "{{ messages[0]['content'] }}<|im_end|>"
+    return HuggingFaceTokenizer(document, {"eos_token": "<|im_end|>", "bos_token": "<s>", "chat_template": template})
+
+
+def theirs(folder, name="llama", dtype="float32"):
+    """A folder that transformers wrote, with a tokenizer."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    model = models.make(name).to(getattr(torch, dtype))
+    # 1 has no name that says so, 5 is a letter, which can't be said in GGUF: no text would become it
+    model.generation_config.update(temperature=0.7, top_p=0.9, do_sample=True, eos_token_id=[2, 1, 5])
+    model.save_pretrained(folder)
+    byte_level().save_into(folder)
+
+
+def transformers_logits(folder, ids):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([list(map(int, ids))])).logits[0].numpy()
+
+
+def llama_cpp_model(path, **options):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    return llama_cpp.Llama(str(path), verbose=False, n_ctx=256, n_threads=1, type_k=0, type_v=0, **options)
+
+
+# Ours
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_computes_what_ours_computes(name, kind, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    model, tokenizer = own(tmp_path / "run" / "checkpoint", TOKENIZERS[kind](), name)
+    assert convert(tmp_path / "run", tmp_path / "theirs") == 0
+    assert "F32 from F32" in capsys.readouterr().out
+    ids = tokenizer.encode(TEXT)[:CONTEXT]
+    expected = model.forward(ids)
+    got = transformers_logits(tmp_path / "theirs", ids)
+    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert opened(TEXT.removesuffix("<end>"))["input_ids"] == tokenizer.encode(TEXT.removesuffix("<end>")).tolist()
+    generation = json.loads((tmp_path / "theirs" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [tokenizer.end_id, tokenizer.user_id]
+    again, its_tokenizer = fastllm.load(tmp_path / "theirs", backend="numpy")
+    assert np.abs(again.forward(ids) - expected).max() <= TOLERANCE * np.abs(expected).max()
+    messages = [{"role": "user", "content": "The sun!"}]
+    assert prompt_tokens(its_tokenizer, messages) == prompt_tokens(tokenizer, messages)
+
+
+@pytest.mark.parametrize(("wanted", "stored"), [("float16", "F16"), ("bf16", "BF16"), (None, "F32")])
+def test_a_folder_of_another_type(wanted, stored, tmp_path):
+    own(tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "theirs", *(["--type", wanted] if wanted else [])) == 0
+    kinds = conversion._kinds(open_model(tmp_path / "theirs").weights)
+    assert kinds == {stored}
+    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[stored]
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["dtype"] == name
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_gguf_has_no_words_for_our_tokenizers(kind, tmp_path, capsys):
+    model, tokenizer = own(tmp_path / "ours", TOKENIZERS[kind]())
+    assert convert(tmp_path / "ours", tmp_path / "model.gguf") == 1
+    said = capsys.readouterr().err
+    assert f"got one of kind '{kind}'" in said
+    assert "--no-tokenizer writes the model without" in said
+    assert os.listdir(tmp_path) == ["ours"]
+    assert convert(tmp_path / "ours", tmp_path / "model.gguf", "--no-tokenizer") == 0
+    assert "without a tokenizer" in capsys.readouterr().out
+    opened = open_model(tmp_path / "model.gguf")
+    again = fastllm.Model(opened.config, backend="numpy", weights=opened.weights)
+    ids = tokenizer.encode(TEXT)[:CONTEXT]
+    expected = model.forward(ids)
+    assert np.abs(again.forward(ids) - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+def test_no_tokenizer_in_a_folder(tmp_path):
+    own(tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "theirs", "--no-tokenizer") == 0
+    assert sorted(os.listdir(tmp_path / "theirs")) == ["config.json", "generation_config.json", "model.safetensors"]
+
+
+def test_an_adapter_is_merged(tmp_path):
+    model, tokenizer = own(tmp_path / "ours")
+    adapter = model.add_lora(rank=2)
+    adapter.flat[...] = np.random.default_rng(1).standard_normal(adapter.flat.shape) * 0.3
+    ids = tokenizer.encode(TEXT)[:CONTEXT]
+    expected = model.forward(ids)
+    conversion.write(conversion.source_of(model, tokenizer), tmp_path / "theirs")
+    again, _ = fastllm.load(tmp_path / "theirs", backend="numpy")
+    assert np.abs(again.forward(ids) - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("Q8_0", "F16"), ("F16", "F16"), ("BF16", "BF16")])
+def test_what_an_adapter_is_merged_into_is_quantised_no_more(kind, stored, tmp_path):
+    model, _ = own(tmp_path / "ours")
+    write_gguf(tmp_path / "base.gguf", model.config, model.parameters, kind)
+    opened = open_model(tmp_path / "base.gguf")
+    model = fastllm.Model(opened.config, backend="numpy", weights=opened.weights)
+    model.add_lora(rank=2)
+    conversion.write(conversion.source_of(model, None), tmp_path / "merged.gguf")
+    assert conversion._kinds(open_model(tmp_path / "merged.gguf").weights) == {stored}
+
+
+def test_a_model_without_a_name_there(tmp_path, capsys):
+    own(tmp_path / "ours", name="other", norm_position="post")
+    assert convert(tmp_path / "ours", tmp_path / "theirs") == 1
+    assert "Hugging Face must have a name for the model" in capsys.readouterr().err
+    assert convert(tmp_path / "ours", tmp_path / "model.gguf", "--no-tokenizer") == 1
+    assert "llama.cpp must have an architecture" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["ours"]
+
+
+# Hugging Face's and GGUF
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3-rope", "qwen2-tied", "qwen3"])
+def test_from_a_folder_to_gguf_and_back(name, tmp_path):
+    theirs(tmp_path / "theirs", name)
+    assert convert(tmp_path / "theirs", tmp_path / "model.gguf") == 0
+    assert convert(tmp_path / "model.gguf", tmp_path / "back") == 0
+    ids = [3, 20, 51, 7, 60, 0, 4]
+    expected = transformers_logits(tmp_path / "theirs", ids)
+    assert np.abs(transformers_logits(tmp_path / "back", ids) - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert convert(tmp_path / "back", tmp_path / "again.gguf") == 0
+    one, other = (read_gguf_file(tmp_path / file) for file in ("model.gguf", "again.gguf"))
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(one.tensors[key].data.tobytes() == other.tensors[key].data.tobytes() for key in one.tensors)
+    for key, value in one.metadata.items():
+        assert np.array_equal(value, other.metadata[key]) or key == "general.name", key
+    generation = json.loads((tmp_path / "back" / "generation_config.json").read_text())
+    assert generation["do_sample"] is True
+    assert generation["temperature"] == pytest.approx(0.7)
+    assert generation["top_p"] == pytest.approx(0.9)
+    assert (generation["eos_token_id"], generation["bos_token_id"]) == ([2, 1], 1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_llama_cpp_opens_it_with_its_tokenizer(name, tmp_path):
+    theirs(tmp_path / "theirs", name)
+    assert convert(tmp_path / "theirs", tmp_path / "model.gguf", "--type", "f32") == 0
+    model = llama_cpp_model(tmp_path / "model.gguf", logits_all=True)
+    ids = [3, 20, 51, 7, 10, 0, 4]
+    model.eval(ids)
+    expected = transformers_logits(tmp_path / "theirs", ids)
+    error = np.abs(model.scores[: len(ids)] - expected).max() / np.abs(expected).max()
+    assert error <= (1e-3 if name == "gpt2" else TOLERANCE)  # its GELU is a table of float16
+    text = "abc ab,<|im_end|>.0"
+    assert model.tokenize(text.encode(), add_bos=False, special=True) == byte_level().encode_template(text).tolist()
+    assert model.token_eos() == 2
+    model.close()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_types_stay_as_they_are(dtype, tmp_path):
+    theirs(tmp_path / "theirs", dtype=dtype)
+    kind = {"float16": "F16", "bfloat16": "BF16"}[dtype]
+    assert convert(tmp_path / "theirs", tmp_path / "model.gguf") == 0
+    assert convert(tmp_path / "model.gguf", tmp_path / "back") == 0
+    for path in ("model.gguf", "back"):
+        assert conversion._kinds(open_model(tmp_path / path).weights) == {kind}
+    given, back = open_model(tmp_path / "theirs").weights, open_model(tmp_path / "back").weights
+    for key, weight in given.items():
+        one, other = (getattr(w, "data", w) if len(w.shape) == 2 else w for w in (weight, back[key]))
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), key
+
+
+def test_quantised_weights_become_float16_in_a_folder_and_stay_in_a_file(tmp_path):
+    theirs(tmp_path / "theirs")
+    opened = open_model(tmp_path / "theirs")
+    config = dataclasses.replace(opened.config, vocab_size=64, width=32, hidden=64, head_size=8)
+    parameters = Parameters(config)
+    initialise(parameters, config, seed=0)
+    write_gguf(tmp_path / "mixed.gguf", config, parameters, "Q4_0", tokenizer_to_gguf(byte_level(64)))
+    assert convert(tmp_path / "mixed.gguf", tmp_path / "again.gguf") == 0
+    one, other = (read_gguf_file(tmp_path / file).tensors for file in ("mixed.gguf", "again.gguf"))
+    assert {tensor.kind.name for tensor in other.values()} == {"F32", "Q4_0", "Q8_0"}
+    for key, tensor in one.items():
+        assert (tensor.kind, tensor.data.tobytes()) == (other[key].kind, other[key].data.tobytes())
+    assert convert(tmp_path / "mixed.gguf", tmp_path / "halves") == 0
+    assert conversion._kinds(open_model(tmp_path / "halves").weights) == {"F16"}
+
+
+def test_rows_without_a_token_get_one_in_gguf(tmp_path):
+    """llama.cpp wants as many tokens as the table has rows."""
+    model, tokenizer = own(tmp_path / "ours", byte_level(), name="llama on pairs", more_rows=5, attention_bias=False)
+    assert convert(tmp_path / "ours", tmp_path / "model.gguf") == 0
+    metadata = open_model(tmp_path / "model.gguf").tokenizer_metadata
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert len(tokens) == len(set(tokens)) == model.config.vocab_size
+    assert metadata["tokenizer.ggml.token_type"][-5:].tolist() == [5] * 5
+    _, again = fastllm.load(tmp_path / "model.gguf", backend="numpy")
+    assert again.tokens == tokenizer.tokens
+    llama = llama_cpp_model(tmp_path / "model.gguf", logits_all=True)
+    ids = [3, 20, 51, 7]
+    llama.eval(ids)
+    expected = model.forward(np.array(ids))
+    assert np.abs(llama.scores[: len(ids)] - expected).max() <= TOLERANCE * np.abs(expected).max()
+    llama.close()
+
+
+# SentencePiece and llama2.c
+
+
+@pytest.fixture
+def stories(shared_data, tmp_path):
+    """A trained model of llama2.c's with its tokenizer, and what it writes."""
+    folder = shared_data / "stories260K"
+    (tmp_path / "stories").mkdir()
+    shutil.copyfile(folder / "stories260K.bin", tmp_path / "stories" / "model.bin")
+    shutil.copyfile(folder / "tok512.bin", tmp_path / "stories" / "tokenizer.bin")
+    return tmp_path / "stories" / "model.bin", (folder / "case0.txt").read_text(encoding="utf-8").removesuffix("\n")
+
+
+def test_transformers_writes_llama2cs_story(stories, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    path, story = stories
+    assert convert(path, tmp_path / "theirs") == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    prompt = tokenizer("", return_tensors="pt")["input_ids"]
+    assert prompt.tolist() == [[1]]
+    written = model.generate(prompt, max_new_tokens=200, do_sample=False)
+    assert tokenizer.decode(written[0], skip_special_tokens=True) == story
+
+
+def test_llama_cpp_writes_llama2cs_story(stories, tmp_path):
+    path, story = stories
+    assert convert(path, tmp_path / "model.gguf") == 0
+    assert convert(path, tmp_path / "theirs") == 0
+    assert convert(tmp_path / "theirs", tmp_path / "again.gguf") == 0
+    for name in ("model.gguf", "again.gguf"):
+        model = llama_cpp_model(tmp_path / name)
+        tokens = model.tokenize(b"", add_bos=True)
+        assert tokens == [1]
+        written = []
+        for token in model.generate(tokens, temp=0.0, repeat_penalty=1.0):
+            written.append(token)
+            if len(written) == 200:
+                break
+        assert model.detokenize(written).decode().lstrip() == story
+        model.close()
+    one, other = (fastllm.load(tmp_path / name, backend="numpy")[1] for name in ("model.gguf", "again.gguf"))
+    assert isinstance(one, SentencePieceTokenizer)
+    assert isinstance(other, SentencePieceTokenizer)
+    assert one.tokens == other.tokens
+    assert one.encode(story).tolist() == other.encode(story).tolist()
+
+
+def test_without_its_tokenizer_a_model_needs_none(stories, tmp_path, capsys):
+    path, _ = stories
+    (path.parent / "tokenizer.bin").unlink()
+    assert convert(path, tmp_path / "model.gguf") == 1
+    assert "tokenizer" in capsys.readouterr().err
+    assert convert(path, tmp_path / "model.gguf", "--no-tokenizer") == 0
+    assert open_model(tmp_path / "model.gguf").tokenizer_metadata == {"tokenizer.ggml.model": "none"}
+
+
+def test_smollm2_to_a_folder_and_back(smollm2, tmp_path):
+    """A real model: the same bytes and the same words about its tokenizer."""
+    assert convert(smollm2, tmp_path / "theirs", "--type", "f32") == 0
+    assert convert(tmp_path / "theirs", tmp_path / "back.gguf") == 0
+    given, back = open_model(smollm2), open_model(tmp_path / "back.gguf")
+    for key in ("tokens", "token_type", "merges", "eos_token_id", "bos_token_id", "pre", "model"):
+        one, other = (opened.tokenizer_metadata[f"tokenizer.ggml.{key}"] for opened in (given, back))
+        assert np.array_equal(one, other), key
+    assert given.tokenizer_metadata["tokenizer.chat_template"] == back.tokenizer_metadata["tokenizer.chat_template"]
+    one, other = (opened.weights["blocks.3.attention.query.weight"] for opened in (given, back))
+    assert np.array_equal(fastllm.quantize.dequantize(one), fastllm.quantize.dequantize(other))
+
+
+# What stands there already, and what goes wrong
+
+
+def test_what_is_there_is_replaced_only_by_force(tmp_path, capsys):
+    own(tmp_path / "ours", byte_level())
+    for target in ("theirs", "model.gguf"):
+        assert convert(tmp_path / "ours", tmp_path / target) == 0
+        path = tmp_path / target
+        before = files(path) if path.is_dir() else path.read_bytes()
+        assert convert(tmp_path / "ours", path, "--type", "f16") == 1
+        assert "--force replaces it" in capsys.readouterr().err
+        assert before == (files(path) if path.is_dir() else path.read_bytes())
+        assert convert(tmp_path / "ours", path, "--type", "f16", "--force") == 0
+        assert conversion._kinds(open_model(path).weights) == {"F16"}
+        assert convert(tmp_path / "ours", path, "--force") == 0
+        assert before == (files(path) if path.is_dir() else path.read_bytes())
+    assert sorted(os.listdir(tmp_path)) == ["model.gguf", "ours", "theirs"]
+
+
+@pytest.mark.parametrize("entry", ["notes.txt", "folder/", "checkpoint-5/", "optimizer.safetensors"])
+def test_a_folder_with_something_else_is_never_replaced(entry, tmp_path, capsys):
+    own(tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
+    if entry.endswith("/"):
+        (tmp_path / "theirs" / entry).mkdir()
+    else:
+        (tmp_path / "theirs" / entry).write_text("mine")
+    assert convert(tmp_path / "ours", tmp_path / "theirs", "--force") == 1
+    assert f"a folder with {entry.strip('/')}" in capsys.readouterr().err
+    assert (tmp_path / "theirs" / entry).exists()
+
+
+def test_odd_targets(tmp_path, capsys):
+    own(tmp_path / "ours", byte_level())
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.toml").write_text("mine")
+    (tmp_path / "folder.gguf").mkdir()
+    for target, said in (("file", "got a file"), ("mine", "a folder with config.toml"), ("folder.gguf", "a folder")):
+        assert convert(tmp_path / "ours", tmp_path / target, "--force") == 1
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    for target in ("empty", "new/deep/folder", "new/deep/model.GGUF"):
+        assert convert(tmp_path / "ours", tmp_path / target) == 0
+        assert fastllm.load(tmp_path / target, backend="numpy")
+
+
+def test_wrong_use(tmp_path, capsys):
+    own(tmp_path / "ours", byte_level())
+    assert convert(tmp_path / "ours", tmp_path / "ours", "--force") == 2
+    assert "must be two" in capsys.readouterr().err
+    assert convert(tmp_path / "ours", tmp_path / "theirs", "--type", "q8_0") == 2
+    assert "name a file that ends in .gguf" in capsys.readouterr().err
+    for words in (["--type", "f8"], ["--type", "q4_0"]):
+        with pytest.raises(SystemExit) as end:
+            convert(tmp_path / "ours", tmp_path / "model.gguf", *words)
+        assert end.value.code == 2
+    assert convert(tmp_path / "nothing", tmp_path / "theirs") == 1
+    assert convert(tmp_path / "nothing", tmp_path / "theirs", "--no-tokenizer") == 1
+    assert "there must be a model at" in capsys.readouterr().err
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    assert convert(tmp_path / "bad.gguf", tmp_path / "theirs", "--no-tokenizer") == 1
+    assert "GGUF must be of version" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["bad.gguf", "ours"]
+
+
+@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_leaves_what_was_there(target, failure, tmp_path):
+    model, tokenizer = own(tmp_path / "ours", byte_level())
+    assert convert(tmp_path / "ours", tmp_path / target) == 0
+    path = tmp_path / target
+    before = files(path) if path.is_dir() else path.read_bytes()
+
+    def interrupt(done, total):
+        if done > total / 2:
+            raise failure
+
+    for there in (True, False):
+        with pytest.raises(failure):
+            conversion.write(conversion.source_of(model, tokenizer), path, "f16", force=True, progress=interrupt)
+        if there:
+            assert before == (files(path) if path.is_dir() else path.read_bytes())
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert os.listdir(tmp_path) == ["ours"]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, tmp_path, monkeypatch):
+    """Around the renames; in between, fastllm.load puts the old one back."""
+    own(tmp_path / "ours")
+    assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
+
+    class Killed(BaseException):
+        """Nothing is cleaned up after it."""
+
+    replace, calls = os.replace, []
+
+    def dying(source, target):
+        if "theirs" in str(target) and not os.path.isfile(source) and ".whole." not in str(source):
+            if len(calls) == renames:
+                monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+                monkeypatch.setattr("os.replace", lambda *_: None)
+                raise Killed
+            calls.append(target)
+        return replace(source, target)
+
+    monkeypatch.setattr("os.replace", dying)
+    try:
+        convert(tmp_path / "ours", tmp_path / "theirs", "--type", "f16", "--force")
+    except Killed:
+        assert renames < 2
+    monkeypatch.undo()
+    model, _ = fastllm.load(tmp_path / "theirs", backend="numpy")
+    assert conversion._kinds(conversion._weights(model)) == ({"F16"} if renames == 2 else {"F32"})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX's")
+@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
+def test_a_full_disk(target, tmp_path, capsys):
+    import resource
+
+    own(tmp_path / "ours", byte_level())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert convert(tmp_path / "ours", tmp_path / target) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert f"{target} could not be written" in said
+    assert "what was there before is untouched" in said
+    assert os.listdir(tmp_path) == ["ours"]
+
+
+# Large models
+
+
+@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
+def test_weights_of_a_file_are_never_in_memory_as_a_whole(target, tmp_path, capsys, monkeypatch):
+    config = fastllm.ModelConfig(vocab_size=64, width=1024, hidden=2048, layers=3, heads=4, context=16, **LLAMA)
+    parameters = Parameters(config)
+    write_gguf(tmp_path / "large.gguf", config, parameters, "F16", tokenizer_to_gguf(byte_level(64)))
+    size = os.path.getsize(tmp_path / "large.gguf")
+    assert size > 50e6
+    del parameters
+    monkeypatch.setattr("fastllm.cli.convert.LARGE", 1 << 20)
+    tracemalloc.start()
+    try:
+        assert convert(tmp_path / "large.gguf", tmp_path / target, "--type", "f32") == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16e6, f"{peak / 1e6:.0f} MB for {size / 1e6:.0f} MB"
+    lines = capsys.readouterr().err.splitlines()
+    assert 5 < len(lines) < 20
+    total = size_text(2 * size).split(".")[0]
+    assert f"{total}." in lines[-1]
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e9, "2.5 GB")])
+def test_sizes_for_people(size, text):
+    assert size_text(size) == text
