@@ -44,12 +44,10 @@ class LoRAConfig:
             raise ConfigError(f"rank must be a whole number from 1 to 65535; got {self.rank!r}; 8 is usual")
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
             raise ConfigError(f"alpha must be a finite number > 0; got {self.alpha!r}; twice the rank is usual")
-        object.__setattr__(self, "targets", tuple(self.targets))
-        known = (*ATTENTION, *FEED_FORWARD)
-        if not self.targets or any(name not in known for name in self.targets):
-            raise ConfigError(
-                f"targets must be names from {', '.join(known)}; got {self.targets!r}; leave it out for all"
-            )
+        known, given = (*ATTENTION, *FEED_FORWARD), self.targets
+        if not isinstance(given, (tuple, list)) or not given or any(name not in known for name in given):
+            raise ConfigError(f"targets must be names from {', '.join(known)}; got {given!r}; leave it out for all")
+        object.__setattr__(self, "targets", tuple(given))
 
     @property
     def scale(self) -> float:
@@ -109,7 +107,14 @@ def linear_maps(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def additions_of(config: ModelConfig, lora: LoRAConfig) -> dict[str, Addition]:
-    """What a configuration adds to a model: to each block's maps of the names given, as far as there are such."""
-    return {
-        name: Addition(lora.rank, lora.scale) for name in linear_maps(config) if name.rpartition(".")[2] in lora.targets
-    }
+    """What a configuration adds to a model: to each block's maps of the names given, as far as there are such.
+
+    Raises ConfigError where there are none.
+    """
+    names = [name for name in linear_maps(config) if name.rpartition(".")[2] in lora.targets]
+    if not names:
+        there = {name.rpartition(".")[2]: None for name in linear_maps(config)}
+        raise ConfigError(
+            f"targets must name maps of the model; it has none of {', '.join(lora.targets)}; it has {', '.join(there)}"
+        )
+    return dict.fromkeys(names, Addition(lora.rank, lora.scale))

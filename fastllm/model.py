@@ -20,7 +20,7 @@ from .layers.rotary import Rotary
 from .layers.score import Score
 from .layers.shared import Shared
 from .layers.workspace import Workspace
-from .lora import AdapterParameters, LoRAConfig, additions_of
+from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
 from .parameters import FileParameters, FlatParameters, Parameters, initialise
@@ -159,9 +159,17 @@ class Model:
         return adapter
 
     def set_adapter(self, adapter: AdapterParameters) -> None:
-        """Use an adapter, in place of one that is there."""
+        """Use an adapter, in place of one that is there. Raises ValueError for one of another kind of model."""
         if self._backend.dtype != np.float32:
             raise ValueError(f"an adapter goes with a model in float32; got {self._backend.dtype}; make another Model")
+        maps = linear_maps(self.config)
+        for name in adapter.additions:
+            (_, inputs), (outputs, _) = (adapter[f"{name}.lora_{part}"].shape for part in "ab")
+            if maps.get(name) != (outputs, inputs):
+                raise ValueError(
+                    f"an adapter must be of a model like this one, where {name} is {maps.get(name)}; got one for "
+                    f"{(outputs, inputs)}; use the model that it was made for"
+                )
         self.adapter, self._gradients = adapter, None
         self._build()
 

@@ -54,9 +54,16 @@ class Optimizer:
         """Update all parameters once.
 
         gradient_scale  gradients count this many times: clip_scale, or 1 / batches accumulated
+
+        Raises ValueError once the model trains other parameters than when this was made.
         """
-        self.steps += 1
         parameters, gradients = self._trainable, self._model.gradients
+        if self._model.trainable is not parameters:
+            raise ValueError(
+                "an optimizer must be of what its model trains; got a model that trains something else since an "
+                "adapter came or went; make a new optimizer"
+            )
+        self.steps += 1
         decayed = parameters.decayed if self.weight_decay else 0
         # Matrices decay; norms, biases and embeddings, which stand behind them, do not.
         for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
