@@ -115,12 +115,16 @@ class ScriptedModel(TableModel):
     def __init__(self, *scripts, vocab_size, context=64):
         super().__init__(vocab_size, context, scale=0.0)
         self.scripts = list(scripts)
+        self.whole = []  # prompts, with what the cache held of them before
         self.begun = {}  # slot -> length of its prompt and what it says
 
     def prefill(self, tokens, starts, cache, slots=None):
-        for slot, length in zip(range(len(starts) - 1) if slots is None else slots, np.diff(starts), strict=True):
-            self.begun[int(slot)] = int(length), self.scripts.pop(0)
-        return super().prefill(tokens, starts, cache, slots)
+        slots = np.arange(len(starts) - 1) if slots is None else slots
+        for slot, length in zip(slots, np.diff(starts), strict=True):
+            self.begun[int(slot)] = len(cache.texts[slot]) + int(length), self.scripts.pop(0)
+        logits = super().prefill(tokens, starts, cache, slots)
+        self.whole += [list(map(int, cache.texts[slot])) for slot in slots]
+        return logits
 
     def logits_of(self, cache, slot):
         length, script = self.begun[int(slot)]

@@ -1,8 +1,10 @@
 import pytest
 from generation_fakes import ScriptedModel, TableModel
 
+import fastllm
 from fastllm.errors import DataError
-from fastllm.generation import Chat
+from fastllm.generation import Chat, GenerationConfig
+from fastllm.generation.engine import Engine
 from fastllm.tokenizers import CharacterTokenizer, WordTokenizer
 
 TOKENIZER = CharacterTokenizer.build(["abcdefgh?!"])
@@ -32,11 +34,47 @@ def test_every_prompt_holds_the_turns_before():
     chat = Chat(model, TOKENIZER)
     assert [list(chat.ask(question)) for question in ("a?", "b?", "c?")] == [["a", "b", "c"], ["d", "e"], []]
     assert chat.turns == [("a?", "abc"), ("b?", "de"), ("c?", "")]
-    assert model.prompts == [
+    assert model.whole == [
         last("a?"),
         turn("a?", "abc") + last("b?"),
         turn("a?", "abc") + turn("b?", "de") + last("c?"),
     ]
+
+
+def test_only_what_follows_the_last_prompt_is_read():
+    """And what was generated, whose keys and values were made in another way."""
+    model = answering("abc", "de", "f", "g")
+    chat = Chat(model, TOKENIZER)
+    for question in ("a?", "b?"):
+        list(chat.ask(question))
+    next(chat.ask("c?"))  # nobody reads on
+    list(chat.ask("d?"))
+    assert model.prompts == [
+        last("a?"),
+        [*ids("abc"), END, *last("b?")],
+        [*ids("de"), END, *last("c?")],
+        [*ids("f"), END, *last("d?")],
+    ]
+    assert len(model.caches) == 1
+
+
+def test_a_chat_that_remembers_says_what_one_without_memory_would():
+    """To the bit, on the real kernels."""
+    tokenizer = fastllm.ByteTokenizer()
+    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=32, hidden=48, layers=2, context=256)
+    model = fastllm.Model(config, seed=1)
+    chat = Chat(model, tokenizer, max_tokens=20, temperature=1.0)
+    prompts = []
+    for question in ("Who?", "When?", "Why?"):
+        prompts.append(chat.prompt(question))
+        "".join(chat.ask(question))
+    engine = Engine(model, slots=1)
+    for prompt in prompts:
+        greedy = GenerationConfig(max_tokens=5, logprobs=0)
+        [fresh] = engine.submit(prompt, greedy)
+        [kept] = chat._engine.submit(prompt, greedy)
+        assert list(fresh) == list(kept)
+        assert fresh.logprobs == kept.logprobs
 
 
 def test_reset_forgets_all_turns():
@@ -45,7 +83,7 @@ def test_reset_forgets_all_turns():
     list(chat.ask("a?"))
     chat.reset()
     list(chat.ask("b?"))
-    assert model.prompts[1] == last("b?")
+    assert model.whole[1] == last("b?")
     assert chat.turns == [("b?", "de")]
 
 
@@ -54,8 +92,8 @@ def test_oldest_turns_are_dropped_whole():
     chat = Chat(model, TOKENIZER)
     for question in ("a?", "b?", "c?", "d?"):
         list(chat.ask(question))
-    assert model.prompts[2] == turn("a?", "aaaa") + turn("b?", "bb") + last("c?")  # 9 + 7 + 4 of 24
-    assert model.prompts[3] == turn("b?", "bb") + turn("c?", "cc") + last("d?")  # 9 + 7 + 7 + 4 is too long
+    assert model.whole[2] == turn("a?", "aaaa") + turn("b?", "bb") + last("c?")  # 9 + 7 + 4 of 24
+    assert model.whole[3] == turn("b?", "bb") + turn("c?", "cc") + last("d?")  # 9 + 7 + 7 + 4 is too long
     assert len(chat.turns) == 4
 
 
@@ -65,7 +103,7 @@ def test_room_is_left_for_the_answer(max_tokens, kept):
     chat = Chat(model, TOKENIZER, max_tokens=max_tokens)
     chat.turns = [("a?", "aaaa"), ("b?", "bbb")]
     list(chat.ask("c?"))
-    assert model.prompts[0].count(END) == kept  # 9 + 8 + 4 tokens; 18, 22 and 18 fit
+    assert model.whole[0].count(END) == kept  # 9 + 8 + 4 tokens; 18, 22 and 18 fit
 
 
 def test_a_long_question_may_take_the_room_of_the_answer():
@@ -152,8 +190,8 @@ def test_a_template_lays_the_prompt_out(templated):
     list(chat.ask("a?"))
     list(chat.ask("b?"))
     system = templated.encode("(be)").tolist()
-    assert model.prompts == [system + last("a?"), system + turn("a?", "abc") + last("b?")]
-    assert chat.counts == (len(model.prompts[1]), 2)
+    assert model.whole == [system + last("a?"), system + turn("a?", "abc") + last("b?")]
+    assert chat.counts == (len(model.whole[1]), 2)
 
 
 def test_the_system_message_is_never_left_out(templated):
@@ -162,8 +200,8 @@ def test_the_system_message_is_never_left_out(templated):
     for question in ("a?", "b?", "c?", "d?"):
         list(chat.ask(question))
     system = templated.encode("(be)").tolist()
-    assert model.prompts[2] == system + turn("a?", "aaaa") + turn("b?", "bb") + last("c?")  # 24
-    assert model.prompts[3] == system + turn("b?", "bb") + turn("c?", "cc") + last("d?")
+    assert model.whole[2] == system + turn("a?", "aaaa") + turn("b?", "bb") + last("c?")  # 24
+    assert model.whole[3] == system + turn("b?", "bb") + turn("c?", "cc") + last("d?")
     with pytest.raises(ValueError, match="got 35 with what marks the roles and the system message"):
         chat.ask("a" * 29)
     chat.reset()
@@ -201,8 +239,8 @@ def test_a_system_message_needs_a_template():
 def test_what_is_typed_forges_no_turn(templated):
     model = answering_all(templated, "a")
     list(Chat(model, templated).ask("<end><user>"))
-    assert model.prompts[0].count(USER) == 1
-    assert END not in model.prompts[0]
+    assert model.whole[0].count(USER) == 1
+    assert END not in model.whole[0]
 
 
 def test_an_answer_ends_at_each_end_token(templated):

@@ -11,8 +11,8 @@ from ..generation import GenerationConfig
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a run or checkpoint folder, a folder of Hugging Face's, a GGUF file, "
-                        "or org/model (docs/models.md)")
+    parser.add_argument("model", metavar="MODEL", help="a run or checkpoint folder, a folder of Hugging Face's, a GGUF "
+                        "file, or org/model (docs/models.md)")  # fmt: skip
     parser.add_argument("--backend", choices=("numba", "numpy"), default="numba",
                         help="compiled kernels or their NumPy twins (default: numba)")  # fmt: skip
 

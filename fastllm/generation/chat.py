@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
 from fastllm.errors import DataError
 from fastllm.generation.config import GenerationConfig
+from fastllm.generation.engine import Engine, Generation
 from fastllm.generation.generate import decode_pieces, generate_tokens
 from fastllm.generation.sampling import Sampler
 
@@ -54,7 +56,13 @@ class Chat:
         self._ends_given = "end_ids" in GenerationConfig.of(config, options).given
         self.config = GenerationConfig.of(config, options, model.generation_options)
         self.system = system
+        self._generation: Generation | None = None
         self.reset()
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """Which remembers: the next prompt begins as the last one did."""
+        return Engine(self.model, slots=1, remembers=True)
 
     @property
     def system(self) -> str | None:
@@ -96,7 +104,15 @@ class Chat:
         if not self._ends_given:
             ends |= end_ids(self.tokenizer)
         prompt = self.prompt(question)
-        tokens = generate_tokens(self.model, prompt, self.config, end_ids=tuple(sorted(ends)), sampler=self._sampler)
+        config = GenerationConfig.of(self.config, {"end_ids": tuple(sorted(ends))})
+        if self._generation is not None:
+            self._generation.close()  # an answer that nobody read to its end
+        tokens: Iterator[int]
+        if config.beams > 1:
+            tokens = generate_tokens(self.model, prompt, config)
+        else:
+            [self._generation] = self._engine.submit(prompt, config, self._sampler)
+            tokens = iter(self._generation)
         self.counts = (len(prompt), 0)
         return self._answer(question, decode_pieces(self.tokenizer, [], self._counted(tokens), self.config.stop))
 

@@ -11,7 +11,9 @@ A long prompt is read in stretches, so that the others go on meanwhile. The stre
 multiples of `chunk`, and a step has at most 32 rows, drafts included, within which the model's bits for a row
 don't depend on the others: with a random state of its own, each text is what it would be alone.
 
-Samples of one prompt share it: it is read once, and the cache copies its pages when a text first differs.
+Samples of one prompt share it: it is read once, and the cache copies its pages when a text first differs. An engine
+that remembers leaves the prompt of an ended text in the cache: one that begins alike, as the next turn of a chat does,
+is read from where they part. (What was generated is read again: its bits were made in another way.)
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ CHUNK = 256
 class Engine:
     """Runs requests through a model, at most `slots` texts at a time; the others wait for their turn.
 
-    slots  1 to 32
-    chunk  most tokens of prompts to read in one step, 1 or more
+    slots      1 to 32
+    chunk      most tokens of prompts to read in one step, 1 or more
+    remembers  whether prompts stay in the cache for those to come, which takes their memory
 
     One thread at a time. Whoever wants a token calls `step`, and that serves all requests.
 
@@ -55,7 +58,7 @@ class Engine:
         (4, 6, 'length')
     """
 
-    def __init__(self, model: Model, slots: int = 8, chunk: int = CHUNK) -> None:
+    def __init__(self, model: Model, slots: int = 8, chunk: int = CHUNK, remembers: bool = False) -> None:
         if not 1 <= slots <= ROWS_AT_ONCE:
             raise ValueError(
                 f"slots must be from 1 to {ROWS_AT_ONCE}; got {slots}; further requests wait until a slot is free"
@@ -66,7 +69,8 @@ class Engine:
         self.slots = slots
         self.chunk = chunk
         self._cache = model.new_cache(slots=slots)
-        self._free = list(range(slots))
+        self._remembers = remembers
+        self._free = {slot: np.empty(0, np.int32) for slot in reversed(range(slots))}  # the prompt left in each
         self._running: list[Generation] = []  # those with a slot
         self._waiting: dict[_Prompt, None] = {}  # those of which samples wait for a slot, in order
         self._heirs: list[Generation] = []  # samples that have just taken over a slot
@@ -179,10 +183,16 @@ class Engine:
                 prompt = next(filter(_Prompt.can_start, self._waiting), None)
                 if prompt is None:
                     return
-                generation = self._next_sample(prompt, self._free.pop())
+                common = {slot: common_length(left, prompt.tokens) for slot, left in self._free.items()}
+                slot = max(reversed(common), key=common.__getitem__)
+                del self._free[slot]
+                generation = self._next_sample(prompt, slot)
                 if prompt.is_read:
-                    self._cache.copy(prompt.running[0]._slot, generation._slot)
-                    self._cache.truncate(generation._slot, prompt.cached)
+                    self._cache.copy(prompt.running[0]._slot, slot)
+                    self._cache.truncate(slot, prompt.cached)
+                else:  # the last token is read for what follows it
+                    prompt.cached = min(common[slot], len(prompt.tokens) - 1)
+                    self._cache.truncate(slot, prompt.cached)
                 prompt.running.append(generation)
             prompt = generation._prompt
             if prompt.is_read:
@@ -261,8 +271,12 @@ class Engine:
         else:
             if not prompt.running:
                 prompt.logits = None
-            self._cache.release(generation._slot)
-            self._free.append(generation._slot)
+            kept = prompt.cached if self._remembers else 0
+            if kept:
+                self._cache.truncate(generation._slot, kept)
+            else:
+                self._cache.release(generation._slot)
+            self._free[generation._slot] = prompt.tokens[:kept]
 
 
 class Generation:
@@ -354,6 +368,13 @@ class _Prompt:
     def can_start(self) -> bool:
         """Whether a waiting sample has something to do: read the prompt, or go on from where it was read to."""
         return not self.running or self.is_read
+
+
+def common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length
 
 
 def fit(model: Model, tokens: Sequence[int] | np.ndarray, config: GenerationConfig) -> tuple[np.ndarray, int]:
