@@ -90,7 +90,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
         a checkpoint or run folder of ours     in memory, ready to be trained
         a folder of Hugging Face's             GPT-2, Llama, Mistral, Qwen2, Qwen3; safetensors
         a GGUF file                            the same architectures, quantised or not
-        a llama2.c checkpoint                  with tokenizer.bin beside it
+        a llama2.c checkpoint                  with tokenizer.bin, or tok512.bin for 512 tokens, beside it
         a name such as "org/model"             where there is no such file: from Hugging Face's hub (extra `hf`)
 
     Other projects' files are mapped into memory and their weights used as they are, without a copy, until something
@@ -177,7 +177,16 @@ def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
 def _foreign_tokenizer(opened: OpenedModel) -> Tokenizer:
     if opened.source == "gguf":
         return tokenizer_from_gguf(opened.tokenizer_metadata)
-    return load_tokenizer(opened.path if opened.path.is_dir() else opened.path.parent)
+    if opened.source == "huggingface":
+        return load_tokenizer(opened.path)
+    names = [f"tok{opened.config.vocab_size}.bin", "tokenizer.bin"]  # as llama2.c calls them
+    for name in names:
+        if (opened.path.parent / name).is_file():
+            return load_tokenizer(opened.path.parent / name)
+    raise FormatError(
+        f"a checkpoint of llama2.c must have its tokenizer beside it; got no {' or '.join(names)} in "
+        f"{opened.path.parent}; copy it there"
+    )
 
 
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:

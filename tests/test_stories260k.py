@@ -1,9 +1,12 @@
 """A trained model of llama2.c writes the text that llama2.c writes, to the byte."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 import fastllm
+from fastllm.errors import FormatError
 from fastllm.formats.llama2c import read_llama2c
 from fastllm.tokenizers import Llama2cTokenizer
 
@@ -70,3 +73,15 @@ def test_training_forward_agrees(model, written):
 def test_the_story_is_encoded_as_it_was_written(tokenizer, story, written):
     """One text has many spellings in tokens; this model was trained on those that encode makes."""
     assert tokenizer.encode(story).tolist() == written[1:]
+
+
+def test_opened_with_its_tokenizer(folder, story, tmp_path):
+    """The whole way, from two files to the published text."""
+    model, tokenizer = fastllm.load(folder / "stories260K.bin")
+    assert fastllm.generate(model, tokenizer, "", max_tokens=TOKENS, temperature=0) == story
+    assert model.is_frozen
+    shutil.copy(folder / "stories260K.bin", tmp_path)
+    with pytest.raises(FormatError, match=r"got no tok512\.bin or tokenizer\.bin"):
+        fastllm.load(tmp_path / "stories260K.bin")
+    shutil.copy(folder / "tok512.bin", tmp_path / "tokenizer.bin")
+    assert fastllm.load(tmp_path / "stories260K.bin")[1].vocab_size == 512
