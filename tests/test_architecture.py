@@ -35,8 +35,8 @@ MAY_IMPORT = {
         "schedules", "training",
     },
     "peers": {
-        "atomic", "config", "datasets", "errors", "kernels", "machine", "model", "optimizers", "parameters",
-        "schedules", "tokenizers", "training",
+        "atomic", "config", "conversion", "datasets", "errors", "formats", "kernels", "machine", "model", "optimizers",
+        "parameters", "schedules", "tokenizers", "training",
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {

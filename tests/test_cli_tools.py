@@ -14,9 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastllm
 from fastllm import bench, cli, machine
-from fastllm.cli import doctor
+from fastllm.cli import doctor, warmup
+from fastllm.conversion import source_of
+from fastllm.formats import write_gguf
 from fastllm.kernels import reference
+from fastllm.quantize import quantize
+from fastllm.tokenizers import ByteTokenizer, SentencePieceTokenizer, tokenizer_to_gguf
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,6 +119,27 @@ def test_doctor_sees_a_wrong_result(
     assert "BROKEN: matmul fails" in capsys.readouterr().out
 
 
+def test_doctor_shows_what_optional_packages_are_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        if name in ("jinja2", "llama-cpp-python"):
+            raise doctor.metadata.PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    lines = {name: value for name, value in doctor._optional() if isinstance(value, str)}
+    for name in ("tokenizers", "jinja2", "huggingface_hub", "llama-cpp-python", "torch", "transformers"):
+        said, purpose = lines[name][:15].strip(), lines[name][15:].strip()
+        assert said == ("not installed" if name in ("jinja2", "llama-cpp-python") else "1.2.3")
+        assert purpose
+    monkeypatch.undo()
+    assert cli.main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert "optional packages" in output
+    assert all(purpose in output for purpose in doctor.OPTIONAL.values())
+
+
 def test_doctor_asks_for_the_versions_that_the_package_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name, oldest in doctor.OLDEST.items():
@@ -164,6 +190,50 @@ def test_what_was_warmed_up_is_all_that_training_and_answering_need(
     assert cli.main(["warmup", "--preset", "llama"]) == 0
     model = next(line for line in capsys.readouterr().out.splitlines() if "the model" in line)
     assert "from the cache" in model
+
+
+def mixed_file(path: Path) -> Path:
+    """A GGUF file whose layers are of different kinds, as those of most quantised models are."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = SentencePieceTokenizer(tokens, [0.0] * 259, [2, 3, 3, *[6] * 256], end_id=2, begin_id=1, unknown_id=0)
+    config = fastllm.preset(
+        "llama", vocab_size=259, width=64, hidden=96, layers=4, heads=2, kv_heads=2, context=16, rope_interleaved=True
+    )
+    parameters = fastllm.Model(config, backend="numpy").parameters
+    weights = {name: array if array.ndim == 1 else quantize(array, "Q4_0") for name, array in parameters.items()}
+    odd = "blocks.2.feed_forward.down.weight"
+    weights[odd] = quantize(parameters[odd], "Q4_1")
+    write_gguf(path, config, weights, None, tokenizer_to_gguf(tokenizer))
+    return path
+
+
+def test_warmup_of_a_file_compiles_its_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = mixed_file(tmp_path / "model.gguf")
+    for _ in range(2):
+        assert cli.main(["warmup", "--model", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "came from the cache" in lines[-1]
+    for said in ("dot products of Q4_0", "unpacking of Q4_1", "attention_decode", "rms_norm_forward", "the model"):
+        assert any(said in line for line in lines), said
+    assert not any("adamw" in line or "Q8_0" in line or "backward" in line for line in lines)
+
+
+def test_warmup_reads_one_layer_of_each_sort(tmp_path: Path) -> None:
+    model, _ = fastllm.load(mixed_file(tmp_path / "model.gguf"), backend="numpy")
+    config, weights = warmup._few_layers(source_of(model, None))
+    assert config.layers == 2
+    made = fastllm.Model(config, backend="numpy", weights=weights)
+    kinds = [made.parameters.packed(f"blocks.{i}.feed_forward.down.weight").kind.name for i in range(2)]
+    assert kinds == ["Q4_0", "Q4_1"]
+
+
+def test_warmup_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = fastllm.preset("nano", vocab_size=259, width=32, hidden=32, layers=1, heads=2, context=8)
+    fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy"), ByteTokenizer())
+    assert cli.main(["warmup", "--model", str(tmp_path / "model")]) == 0
+    assert " adamw " in capsys.readouterr().out
+    assert cli.main(["warmup", "--model", str(tmp_path / "nothing")]) == 1
+    assert "there must be a model at" in capsys.readouterr().err
 
 
 # bench

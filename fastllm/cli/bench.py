@@ -1,4 +1,5 @@
-"""Time every kernel, and whole training steps, against their NumPy twins; or training steps against PyTorch.
+"""Time every kernel, and whole training steps, against their NumPy twins; training steps against PyTorch; generation
+against llama.cpp and transformers.
 
 Each kernel is first compared with its twin in float64; one that differs is reported as failed and not timed,
 and the exit status is 1. Contenders take turns in one process. ratio is the twin's time / the kernel's:
@@ -9,10 +10,19 @@ in a process of its own, with the same weights, batch and threads. A case whose 
 timed. ratio is the better PyTorch's time / fastllm's; peak is the share of the floating-point operations that the
 machine can do at most, measured in the same rounds. It needs the extra `peers`, and a C++ compiler for torch.compile.
 
+`fastllm bench generate [MODEL]` races decoding and the reading of prompts against llama-cpp-python, on GGUF files of
+MODEL in F32, F16, Q8_0 and Q4_0 that fastllm writes, and against transformers in float32; of those that are installed.
+MODEL is whatever fastllm opens, or a random Llama-style model of 110 million parameters. Contenders are in processes
+of their own and take turns; where logits differ by more than the kind explains, nothing is timed. "8 at once" is
+fastllm alone: tokens a second of 8 texts side by side, and how many times those of one. "beyond" is the peak of
+resident memory without the file and the cache of keys and values.
+
 examples:
   fastllm bench 'attention_*' training_step --json times.json
   fastllm bench peers --json peers.json
   fastllm bench peers 'tiny*' --quick
+  fastllm bench generate --threads 2 --json generate.json
+  fastllm bench generate SmolLM2-135M-Instruct.Q4_1.gguf
 """
 
 from __future__ import annotations
@@ -21,9 +31,12 @@ import argparse
 import difflib
 import fnmatch
 import importlib.util
+import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
@@ -32,7 +45,7 @@ from ..machine import THREAD_VARIABLES, usable_cores
 if TYPE_CHECKING:
     from ..bench import Benchmark, Record
 
-TRAINING_STEP, PEERS = "training_step", "peers"
+TRAINING_STEP, PEERS, GENERATE = "training_step", "peers", "generate"
 FULL = (15, 0.02)  # rounds, and seconds of a block
 QUICK = (3, 0.002)
 
@@ -44,7 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="kernels or training_step; or peers, and then its cases; * matches (default: all)",
+        help="kernels or training_step; peers, and then its cases; generate, and then a model; * matches (default: all "
+        "kernels and training_step)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
     parser.add_argument(
@@ -66,6 +80,8 @@ def _positive(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.names[:1] == [PEERS]:
         return _race(arguments)
+    if arguments.names[:1] == [GENERATE]:
+        return _generate(arguments)
     if arguments.threads is not None:
         _set_threads(arguments.threads)
     from .. import bench
@@ -118,6 +134,42 @@ def _race(arguments: argparse.Namespace) -> int:
         if arguments.json:
             report.write_json(arguments.json, races, failures, threads)
     return 1 if failures else 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from ..formats.modules import shapes_of
+    from ..machine import describe
+    from ..peers import generation_report as report
+    from ..peers.generation_race import Outcome, races, write_base
+
+    if len(arguments.names) > 2:
+        raise ConfigError(f"bench generate takes one model; got {', '.join(arguments.names[1:])}; name one, or none")
+    model = arguments.names[1] if len(arguments.names) == 2 else None
+    threads = arguments.threads or usable_cores()
+    outcomes: list[Outcome] = []
+    failed: dict[str, str] = {}
+    left_out: list[str] = []
+
+    def note(line: str) -> None:
+        left_out.append(line)
+        print(line, flush=True)
+
+    print(describe(threads, *report.VERSIONS))
+    with tempfile.TemporaryDirectory(prefix="fastllm-generate-") as name:
+        config = write_base(model, Path(name))
+        size = sum(math.prod(shape) for shape in shapes_of(config).values())
+        said = {"name": model or "random, Llama-style", "parameters": size, "config": config.to_dict()}
+        print(f"{said['name']}: {size / 1e6:.1f} million parameters")
+        print(report.HEAD, flush=True)
+        for found in races(Path(name), threads, arguments.quick, failed, note):
+            outcomes += found
+            print(*map(report.row, found), sep="\n", flush=True)
+            if arguments.json:
+                report.write_json(arguments.json, outcomes, said, threads, failed, left_out)
+    print(*report.ratios(outcomes), *(f"{kind} FAILED: {error}" for kind, error in failed.items()), sep="\n")
+    if arguments.json:
+        report.write_json(arguments.json, outcomes, said, threads, failed, left_out)
+    return 1 if failed else 0
 
 
 def _set_threads(count: int) -> None:

@@ -1,4 +1,4 @@
-"""Show versions, CPU features, threads and caches, and what is wrong with them.
+"""Show versions, what optional packages are for, CPU features, threads and caches, and what is wrong with them.
 
 Runs two kernels against their twins. The exit status is 1 if something is broken, 0 if at most slow.
 
@@ -22,7 +22,16 @@ from types import ModuleType
 from .. import __version__, machine
 
 PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm", "plotext")
-OPTIONAL = ("tbb", "torch")
+# Packages that are of use where they are installed: name -> what for.
+OPTIONAL = {
+    "tokenizers": "tokenizers of Hugging Face's and GGUF's models",
+    "jinja2": "chat templates, to talk with such models",
+    "huggingface_hub": "models by their names on Hugging Face's hub",
+    "transformers": "opens what `fastllm convert` writes; `fastllm bench generate` races it",
+    "llama-cpp-python": "opens what `fastllm convert` writes; `fastllm bench generate` races it",
+    "torch": "`fastllm bench peers` races it; transformers needs it",
+    "tbb": "another way to run threads, beside OpenMP",
+}
 OLDEST = {"numpy": (2, 0), "numba": (0, 61)}  # as in pyproject.toml
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "neon", "sve")
 CHECKED = ("matmul", "attention_forward", "attention_backward")
@@ -57,6 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     problems: list[Problem] = []
     _show("versions", _versions(problems))
+    _show("optional packages", _optional())
     _show("machine", _machine())
     kernels = _import_kernels(problems)
     if kernels:
@@ -81,13 +91,12 @@ def _show(title: str, lines: Iterator[Line]) -> None:
 def _versions(problems: list[Problem]) -> Iterator[Line]:
     yield "fastllm", f"{__version__} in {Path(__file__).parents[1]}"
     yield "python", f"{platform.python_version()} in {sys.prefix}"
-    for name in (*PACKAGES, *OPTIONAL):
+    for name in PACKAGES:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield name, "not installed" + (" (optional)" if name in OPTIONAL else "")
-            if name in PACKAGES:
-                problems.append(Problem(f"{name} is not installed", f"pip install {name}", is_broken=True))
+            yield name, "not installed"
+            problems.append(Problem(f"{name} is not installed", f"pip install {name}", is_broken=True))
             continue
         yield name, version
         oldest = OLDEST.get(name, (0,))
@@ -96,6 +105,15 @@ def _versions(problems: list[Problem]) -> Iterator[Line]:
             problems.append(
                 Problem(f"{name} {version} is too old", f"pip install '{name}>={wanted}'", is_broken=True)
             )
+
+
+def _optional() -> Iterator[Line]:
+    for name, purpose in OPTIONAL.items():
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        yield name, f"{version:<15} {purpose}"
 
 
 def _machine() -> Iterator[Line]:

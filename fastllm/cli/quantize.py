@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_target(arguments.target, arguments.force)
     before = None
     if arguments.text is not None:  # first, lest a missing text is found out after the work
-        before = _Measure(arguments.source, Path(arguments.text), arguments.tokens)
+        before = Measure(arguments.source, Path(arguments.text), arguments.tokens)
     source = load_source(arguments.source, tokenizer=not arguments.no_tokenizer)
     with progress(arguments.target) as report:
         write(source, arguments.target, arguments.type, force=arguments.force, progress=report)
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Measure:
+class Measure:
     """The perplexity of a model on the beginning of a text, and of others on the same tokens.
 
     count   tokens that are predicted

@@ -1,12 +1,14 @@
 """Compile the kernels now, so that later commands start at once.
 
-Without an option, all kernels; with one, what a model needs to train and to answer. What is compiled is kept
-on disk, in the folder that `fastllm doctor` shows, so the second time it is only loaded.
+Without an option, all kernels; with one, what a model needs to train and to answer, or of one whose weights stay in
+another project's file, in its kinds of numbers, to answer and to be measured. What is compiled is kept on disk, in the
+folder that `fastllm doctor` shows, so the second time it is only loaded.
 
 examples:
   fastllm warmup
   fastllm warmup --preset nano
   fastllm warmup --config job.toml
+  fastllm warmup --model SmolLM2-135M-Instruct.Q4_1.gguf
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..config import PRESETS, preset
+from ..config import PRESETS, ModelConfig, preset
 
 if TYPE_CHECKING:
+    from ..conversion import Source
+    from ..formats.opened import Weights
     from ..model import Model
     from ..optimizers import Optimizer
 
@@ -34,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=list(PRESETS), help="compile what this model needs")
     model.add_argument("--config", metavar="FILE", help="compile what the job in this TOML file needs")
+    model.add_argument("--model", metavar="PATH", help="compile what this model needs, of whatever project it is")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,15 +59,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tasks(arguments: argparse.Namespace) -> Tasks:
     """What to run, by name; each does a little of everything that shall be compiled."""
+    from ..checkpoint import load
     from ..kernels.cases import CASES
     from ..model import Model
     from ..optimizers import OPTIMIZERS
     from ..training.config import JobConfig
 
-    if not (arguments.preset or arguments.config):
+    if not (arguments.preset or arguments.config or arguments.model):
         return {name: lambda name=name: _call(name) for name in CASES}  # type: ignore[misc]
     make_optimizer: Callable[[Model], Optimizer]
-    if arguments.preset:
+    if arguments.model:
+        opened, _ = load(arguments.model)
+        if opened.is_frozen:
+            return _tasks_of_file(opened)
+        config, make_optimizer = opened.config, OPTIMIZERS["adamw"]
+    elif arguments.preset:
         config, make_optimizer = preset(arguments.preset, vocab_size=VOCABULARY), OPTIMIZERS["adamw"]
     else:
         job = JobConfig.read(arguments.config)
@@ -72,6 +83,46 @@ def _tasks(arguments: argparse.Namespace) -> Tasks:
     used = _twins_called(lambda: _train_and_answer(twin, make_optimizer(twin)))
     tasks: Tasks = {name: lambda name=name: _call(name) for name in CASES if name in used}  # type: ignore[misc]
     return tasks | {"the model": lambda: _train_and_answer(model, make_optimizer(model))}
+
+
+def _tasks_of_file(opened: Model) -> Tasks:
+    """What a model needs whose weights stay in a file: its kernels, those of its kinds of numbers, and all together."""
+    from ..conversion import source_of
+    from ..kernels.cases import CASES
+    from ..kernels.kinds import dot_of, unpack_of
+    from ..model import Model
+    from ..packed import KINDS
+
+    source = source_of(opened, None)
+    config, weights = _few_layers(source)
+    twin, model = Model(config, backend="numpy", weights=weights), Model(config, weights=weights)
+    used = _twins_called(lambda: _answer(twin))
+    tasks: Tasks = {
+        name: lambda name=name: _call(name)  # type: ignore[misc]
+        for name in CASES
+        if name in used and not name.startswith("packed_")  # whose cases have all kinds
+    }
+    for name in sorted(source.kinds):
+        number = KINDS[name].number
+        tasks[f"dot products of {name}"] = lambda number=number: dot_of(number)  # type: ignore[misc]
+        tasks[f"unpacking of {name}"] = lambda number=number: unpack_of(number)  # type: ignore[misc]
+    return tasks | {"the model": lambda: _answer(model)}
+
+
+def _few_layers(source: Source) -> tuple[ModelConfig, Weights]:
+    """The model with one layer of each sort: layers of a file may be of different kinds of numbers."""
+    layers: dict[tuple[str, ...], dict[str, Any]] = {}
+    weights: Weights = {}
+    for name, weight in source.weights.items():
+        if not name.startswith("blocks."):
+            weights[name] = weight
+    for layer in range(source.config.layers):
+        prefix = f"blocks.{layer}."
+        own = {name.removeprefix(prefix): w for name, w in source.weights.items() if name.startswith(prefix)}
+        layers.setdefault(tuple(str(getattr(weight, "kind", "")) for weight in own.values()), own)
+    for i, own in enumerate(layers.values()):
+        weights |= {f"blocks.{i}.{name}": weight for name, weight in own.items()}
+    return dataclasses.replace(source.config, layers=len(layers)), weights
 
 
 def _call(name: str) -> None:
@@ -114,10 +165,20 @@ def _train_and_answer(model: Model, optimizer: Optimizer) -> None:
     model.score_and_gradients(tokens, targets, dropout_seed=0 if model.config.dropout else None)
     clip_gradients(model, 1e-6)
     optimizer.step(1e-6)
-    model.score(tokens, targets)
+    _answer(model)
+
+
+def _answer(model: Model) -> None:
+    """A validation, a prompt and a token."""
+    import numpy as np
+
+    length = min(3, model.config.context)
+    tokens = np.arange(length) % model.config.vocab_size
+    model.score(tokens, np.where(tokens < length - 1, -1, tokens))
     cache = model.new_cache()
-    model.prefill(tokens, None, cache)
-    model.decode(tokens[:1], cache)
+    model.prefill(tokens[: max(1, length - 1)], None, cache)
+    if length > 1:
+        model.decode(tokens[:1], cache)
 
 
 def _kept() -> int:

@@ -18,6 +18,7 @@ from ..errors import FastllmError
 from ..machine import THREAD_VARIABLES
 from ..parameters import Parameters, initialise
 from .cases import SEED, Case, TrainingCase
+from .generation import GenerationCase
 from .worker import CONTENDERS, serve
 
 # Relative errors between two float32 computations of the same, each in its own order.
@@ -66,7 +67,7 @@ class Race:
 class Worker:
     """The near end of a contender's process."""
 
-    def __init__(self, name: str, case: Case | None) -> None:
+    def __init__(self, name: str, case: Case | GenerationCase | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._connection, theirs = context.Pipe()

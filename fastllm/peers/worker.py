@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .cases import BETAS, EPS, LEARNING_RATE, MAX_NORM, SEED, WEIGHT_DECAY, AttentionCase, Case, TrainingCase
+from .generation import GENERATORS, GenerationCase
 
 
 class Contender(ABC):
@@ -278,16 +279,18 @@ def threads() -> int:
 CONTENDERS = ("fastllm", "eager", "compiled")
 
 
-def make(name: str, case: Case | None) -> Any:
+def make(name: str, case: Case | GenerationCase | None) -> Any:
     """A contender by name, or the probe."""
     if case is None:
         return Probe()
+    if isinstance(case, GenerationCase):
+        return GENERATORS[name](case)
     if isinstance(case, TrainingCase):
         return FastllmTraining(case) if name == "fastllm" else TorchTraining(case, name == "compiled")
     return FastllmAttention(case) if name == "fastllm" else TorchAttention(case, name == "compiled")
 
 
-def serve(connection: Connection, name: str, case: Case | None) -> None:
+def serve(connection: Connection, name: str, case: Case | GenerationCase | None) -> None:
     """Answer requests until the other side hangs up."""
     worker = None
     while True:

@@ -1,0 +1,227 @@
+"""Generating text: fastllm, llama.cpp and transformers, each as its own users would have it, one a process.
+
+All are given the same ids and always take the most probable token. Each loads the model, reads a prompt, and goes on
+token by token; what it has in memory at most is its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class GenerationCase:
+    """A model in a file, and how many tokens there are of everything.
+
+    path     a GGUF file, or a folder of Hugging Face's
+    vocab    ids are below
+    context  tokens that a contender is to have room for
+    prompt   that decoding begins behind
+    new      tokens that are decoded
+    read     tokens of the prompt whose reading is timed
+    together prompts that are decoded side by side
+    """
+
+    path: str
+    vocab: int
+    context: int = 1024
+    prompt: int = 128
+    new: int = 64
+    read: int = 512
+    together: int = 8
+
+    def tokens(self, count: int, seed: int = SEED) -> np.ndarray:
+        """So many random ids, the same for all contenders."""
+        return np.random.default_rng(seed).integers(0, self.vocab, count, dtype=np.int32)
+
+
+class Generator(ABC):
+    """A way to generate. It loads the model when it is made."""
+
+    def __init__(self, case: GenerationCase) -> None:
+        self.case = case
+        self.prompt, self.long = case.tokens(case.prompt), case.tokens(case.read)
+
+    @abstractmethod
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits (V,) after a text, from its beginning."""
+
+    @abstractmethod
+    def step(self, token: int) -> np.ndarray:
+        """Logits (V,) after one token more."""
+
+    @abstractmethod
+    def cache_bytes(self) -> int:
+        """Memory for keys and values."""
+
+    def logits(self) -> np.ndarray:
+        """After the prompt, a fresh array."""
+        return np.array(self.read(self.prompt), np.float32)
+
+    def reading(self) -> float:
+        """Seconds to read the long prompt, to its last token's logits."""
+        began = time.perf_counter()
+        self.read(self.long)
+        return time.perf_counter() - began
+
+    def decoding(self) -> float:
+        """Seconds a token, behind the prompt."""
+        token = int(self.read(self.prompt).argmax())
+        began = time.perf_counter()
+        for _ in range(self.case.new):
+            token = int(self.step(token).argmax())
+        return (time.perf_counter() - began) / self.case.new
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: of the process at most, and of its cache."""
+        from .worker import peak_memory
+
+        return {"peak": peak_memory(), "cache": self.cache_bytes()}
+
+
+class Fastllm(Generator):
+    """Model.prefill and Model.decode on a GGUF file's weights."""
+
+    def __init__(self, case: GenerationCase) -> None:
+        super().__init__(case)
+        from ..formats import open_model
+        from ..model import Model
+
+        opened = open_model(case.path)
+        self.model = Model(opened.config, weights=opened.weights)
+        self.cache = self.model.new_cache()
+
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        self.cache.release(0)
+        return self.model.prefill(tokens, None, self.cache)[0]
+
+    def step(self, token: int) -> np.ndarray:
+        return self.model.decode(np.array([token], np.int32), self.cache)[0]
+
+    def cache_bytes(self) -> int:
+        return self.cache.nbytes
+
+    def together(self, count: int) -> float:
+        """Seconds a token of each, where so many are decoded side by side."""
+        cache, length = self.model.new_cache(count), self.case.prompt
+        tokens = np.concatenate([self.case.tokens(length, seed) for seed in range(count)])
+        logits = self.model.prefill(tokens, np.arange(0, len(tokens) + 1, length), cache)
+        began = time.perf_counter()
+        for _ in range(self.case.new):
+            logits = self.model.decode(logits.argmax(axis=1), cache)
+        return (time.perf_counter() - began) / self.case.new
+
+
+class LlamaCpp(Generator):
+    """llama_cpp.Llama: eval, and the largest logit."""
+
+    def __init__(self, case: GenerationCase) -> None:
+        super().__init__(case)
+        llama_cpp: Any = importlib.import_module("llama_cpp")
+
+        from .worker import threads
+
+        with _silence():
+            self.llama = llama_cpp.Llama(
+                case.path, n_threads=threads(), n_threads_batch=threads(), n_ctx=case.context, verbose=False
+            )
+        self._get = llama_cpp.llama_get_logits_ith
+
+    def _logits(self) -> np.ndarray:
+        return np.ctypeslib.as_array(self._get(self.llama.ctx, -1), shape=(self.case.vocab,))
+
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        self.llama.reset()
+        self.llama.eval(tokens.tolist())
+        return self._logits()
+
+    def step(self, token: int) -> np.ndarray:
+        self.llama.eval([token])
+        return self._logits()
+
+    def cache_bytes(self) -> int:
+        """Keys and values of the whole context, in float16."""
+        from ..formats import open_model
+
+        config = open_model(self.case.path).config
+        assert config.kv_heads is not None and config.head_size is not None
+        return 2 * 2 * self.llama.n_ctx() * config.layers * config.kv_heads * config.head_size
+
+
+class Transformers(Generator):
+    """AutoModelForCausalLM in float32, with its cache; not compiled."""
+
+    def __init__(self, case: GenerationCase) -> None:
+        super().__init__(case)
+        torch: Any = importlib.import_module("torch")
+        transformers: Any = importlib.import_module("transformers")
+
+        from .worker import threads
+
+        torch.set_num_threads(threads())
+        transformers.utils.logging.disable_progress_bar()
+        self.torch = torch
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(case.path, dtype=torch.float32)
+        self.model.eval()
+        parameters = inspect.signature(self.model.forward).parameters
+        self._name = "cache" if "cache" in parameters else "past_key_values"  # the older name
+        self.past: Any = None
+
+    def _run(self, tokens: Any, past: Any) -> np.ndarray:
+        with self.torch.inference_mode():
+            out = self.model(
+                input_ids=self.torch.tensor([tokens]), use_cache=True, logits_to_keep=1, **{self._name: past}
+            )
+        self.past = out[self._name]
+        return out.logits[0, -1].numpy()
+
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        return self._run(tokens.tolist(), None)
+
+    def step(self, token: int) -> np.ndarray:
+        return self._run([token], self.past)
+
+    def cache_bytes(self) -> int:
+        """Keys and values of the tokens there are, in float32."""
+        config = self.model.config
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        tokens = max(self.case.read, self.case.prompt + self.case.new)
+        return 2 * 4 * tokens * config.num_hidden_layers * heads * head_size
+
+
+GENERATORS: dict[str, type[Generator]] = {"fastllm": Fastllm, "llama.cpp": LlamaCpp, "transformers": Transformers}
+NEEDS = {"llama.cpp": ("llama_cpp",), "transformers": ("torch", "transformers")}
+PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "torch transformers"}
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, or of the weights in a folder."""
+    files = [Path(path)] if os.path.isfile(path) else Path(path).glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what a library writes to the process's stderr from it."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,119 @@
+"""What a race of generators came to: lines for the terminal, and JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .. import machine
+from ..atomic import replacing
+from .generation_race import TOLERANCES, Outcome
+
+VERSIONS = ("numpy", "numba", "llama_cpp_python", "torch", "transformers")
+ROW = "{:<5} {:<13} {:>20} {:>22} {:>14} {:>9} {:>10} {:>9}"
+HEAD = ROW.format(
+    "kind", "contender", "decode tokens/s", "prompt tokens/s", "8 at once", "peak MB", "beyond MB", "logits"
+)
+
+
+def row(outcome: Outcome) -> str:
+    """A line under HEAD."""
+    figures = figures_of(outcome)
+    together = "-"
+    if outcome.together:
+        together = f"{figures['together']['median']:.0f} ({figures['together_ratio']:.2f}x)"
+    return ROW.format(
+        outcome.kind,
+        outcome.contender,
+        _spread(figures["decode"]),
+        _spread(figures["prompt"]),
+        together,
+        f"{outcome.memory['peak'] / 1e6:.0f}",
+        f"{figures['beyond_bytes'] / 1e6:.0f}",
+        "-" if outcome.error is None else f"{outcome.error:.0e}",
+    )
+
+
+def ratios(outcomes: Sequence[Outcome]) -> list[str]:
+    """How many times as fast as each other contender fastllm is, by kind."""
+    lines = []
+    ours = {outcome.kind: outcome for outcome in outcomes if outcome.contender == "fastllm"}
+    for outcome in outcomes:
+        if outcome.contender == "fastllm" or outcome.kind not in ours:
+            continue
+        decoding, reading = (
+            statistics.median(getattr(outcome, name)) / statistics.median(getattr(ours[outcome.kind], name))
+            for name in ("decoding", "reading")
+        )
+        lines.append(
+            f"{outcome.kind}: fastllm decodes {decoding:.2f}x as fast as {outcome.contender}, "
+            f"and reads prompts {reading:.2f}x as fast"
+        )
+    return lines
+
+
+def figures_of(outcome: Outcome) -> dict[str, Any]:
+    """Tokens a second, each as median, p20 and p80; and the bytes beyond file and cache."""
+    memory, case = outcome.memory, outcome.case
+    figures: dict[str, Any] = {
+        "decode": _rates(outcome.decoding, 1),
+        "prompt": _rates(outcome.reading, case.read),
+        "beyond_bytes": memory["peak"] - memory["file"] - memory["cache"],
+    }
+    if outcome.together:
+        figures["alone"] = _rates(outcome.alone, 1)
+        figures["together"] = _rates(outcome.together, case.together)
+        figures["together_ratio"] = figures["together"]["median"] / figures["alone"]["median"]
+    return figures
+
+
+def write_json(
+    path: str | os.PathLike[str],
+    outcomes: Iterable[Outcome],
+    model: dict[str, Any],
+    threads: int,
+    failed: dict[str, str],
+    left_out: Sequence[str],
+) -> None:
+    """Write all results in one step, those of each round too.
+
+    model  what it was, in words and as a configuration
+    """
+    versions = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    rows = [asdict(outcome) | figures_of(outcome) for outcome in outcomes]
+    for row in rows:
+        del row["case"]["path"]  # a temporary file's
+    result = {
+        "machine": machine.describe(threads, *VERSIONS),
+        "versions": versions,
+        "threads": threads,
+        "model": model,
+        "tolerances": TOLERANCES,
+        "rows": rows,
+        "failed": failed,
+        "left_out": list(left_out),
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _rates(seconds: Sequence[float], tokens: int) -> dict[str, float]:
+    ordered = sorted(tokens / value for value in seconds)
+    last = len(ordered) - 1
+    return {
+        "median": statistics.median(ordered), "p20": ordered[round(0.2 * last)], "p80": ordered[round(0.8 * last)],
+    }  # fmt: skip
+
+
+def _spread(rates: dict[str, float]) -> str:
+    return f"{rates['median']:.1f} ({rates['p20']:.1f}-{rates['p80']:.1f})"
