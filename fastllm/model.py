@@ -52,6 +52,8 @@ class Model:
         (2, 3, 50)
 
     generation_options  how the files that it comes from would have it generate: GenerationConfig's fields
+    origin              where fastllm.load opened it: an absolute path, or a name on a hub; None for a new one. With an
+                        adapter, where the model without it is
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Model:
         assert config.head_size is not None
         self.config = config
         self.generation_options: dict[str, Any] = {}
+        self.origin: str | None = None
         self._backend = Backend(backend, config.head_size, config.width, dtype)
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
         self.adapter: AdapterParameters | None = None
