@@ -38,8 +38,8 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {
-    "adapters", "atomic", "checkpoint", "config", "datasets", "errors", "generation", "kernels", "layers", "lora",
-    "model", "optimizers", "schedules", "tokenizers",
+    "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "kernels", "layers",
+    "lora", "model", "optimizers", "schedules", "tokenizers",
 }  # fmt: skip
 MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main__", "cli"}
 

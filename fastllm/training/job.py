@@ -25,6 +25,7 @@ from ..datasets import (
     Examples,
     Record,
     TokenStream,
+    holds_records,
     make_examples,
     read_records,
     read_text,
@@ -236,7 +237,7 @@ class Source:
         self.path = path
         self._records: list[Record] | None = None
         self._text = ""
-        if path.suffix == ".jsonl":
+        if holds_records(path):
             self._records = read_records(path)
         else:
             self._text = read_text(path)
