@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from .layers.workspace import Workspace
 from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
-from .parameters import FileParameters, FlatParameters, Parameters, initialise
+from .parameters import FileParameters, FlatParameters, Parameters, initialise, parameter_shapes
 
 # Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
 PREFILL_ROWS = 256
@@ -190,6 +191,12 @@ class Model:
         parameters = self.unfreeze()
         for name in adapter.additions:
             parameters[f"{name}.weight"][...] += adapter.change(name)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the parameters are, those of an adapter not among them."""
+        decayed, others = parameter_shapes(self.config)
+        return sum(math.prod(shape) for shape in (decayed | others).values())
 
     @property
     def backend(self) -> str:
