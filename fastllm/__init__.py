@@ -31,6 +31,7 @@ _HOME = {
     "FastllmError": "errors",
     "FormatError": "errors",
     "GenerationConfig": "generation",
+    "LoRAConfig": "lora",
     "Lion": "optimizers",
     "Model": "model",
     "ModelConfig": "config",
@@ -45,9 +46,11 @@ _HOME = {
     "generate": "generation",
     "generate_batch": "generation",
     "load": "checkpoint",
+    "load_adapter": "adapters",
     "load_tokenizer": "tokenizers",
     "preset": "config",
     "save": "checkpoint",
+    "save_adapter": "adapters",
     "stream": "generation",
 }
 
@@ -77,6 +80,7 @@ __all__ = [
     "FormatError",
     "GenerationConfig",
     "Lion",
+    "LoRAConfig",
     "Model",
     "ModelConfig",
     "Schedule",
@@ -95,10 +99,12 @@ __all__ = [
     "kernels",
     "layers",
     "load",
+    "load_adapter",
     "load_tokenizer",
     "optimizers",
     "preset",
     "save",
+    "save_adapter",
     "schedules",
     "stream",
     "tokenizers",
@@ -120,11 +126,13 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from . import datasets, errors, generation, kernels, layers, optimizers, schedules, tokenizers, training
+    from .adapters import load_adapter, save_adapter
     from .checkpoint import load, save
     from .config import ModelConfig, preset
     from .errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
     from .generation import Chat, Completion, GenerationConfig, beam_search, generate, generate_batch, stream
     from .layers.score import Score
+    from .lora import LoRAConfig
     from .model import Model
     from .optimizers import SGD, Adam, AdamW, Lion, clip_gradients
     from .schedules import Schedule

@@ -4,6 +4,8 @@ optimizer.safetensors and progress.json. `load` opens other projects' models too
 Where Hugging Face has a name for the model, weights and config.json are as transformers has them, so that it opens the
 folder; config.json then says in "fastllm" what theirs has no words for. Other models have our names.
 
+The checkpoint of a model with an adapter holds the adapter instead, as PEFT has it, and names the model it adds to.
+
 It is written whole beside the old one and then takes its place, so that at any moment one of the two is
 complete: `.checkpoint.new` becomes `checkpoint` after that has become `.checkpoint.old`.
 """
@@ -22,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from . import adapters
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
@@ -58,6 +61,30 @@ def save(
         raise ValueError(
             "a checkpoint holds a model without an adapter; got one with; merge_adapter() before, or save_adapter"
         )
+    _save(directory, model, tokenizer, optimizer, progress)
+
+
+def save_tuned(
+    directory: str | os.PathLike[str],
+    model: Model,
+    tokenizer: Tokenizer,
+    optimizer: Optimizer | None = None,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
+    """As save, of a model with an adapter or without: of one with, the folder holds the adapter alone.
+
+    It names model.origin as what the adapter adds to, which load then opens too.
+    """
+    _save(directory, model, tokenizer, optimizer, progress)
+
+
+def _save(
+    directory: str | os.PathLike[str],
+    model: Model,
+    tokenizer: Tokenizer,
+    optimizer: Optimizer | None,
+    progress: Mapping[str, Any] | None,
+) -> None:
     target = Path(directory).resolve()
     if target.exists() and not _is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
@@ -67,7 +94,10 @@ def save(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        _write_model(new, model, tokenizer, keeps_order=optimizer is not None)
+        if model.adapter is not None:
+            adapters.write_adapter(new, model.config, model.adapter, model.origin)
+        else:
+            _write_model(new, model, tokenizer, keeps_order=optimizer is not None)
         tokenizer.save_into(new)
         if optimizer is not None:
             _write_arrays(new / OPTIMIZER, optimizer.state())
@@ -91,6 +121,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
         a folder of Hugging Face's             GPT-2, Llama, Mistral, Qwen2, Qwen3; safetensors
         a GGUF file                            the same architectures, quantised or not
         a llama2.c checkpoint                  with tokenizer.bin, or tok512.bin for 512 tokens, beside it
+        a folder of a low-rank adapter         PEFT's or ours: the model that it names, with the adapter set
         a name such as "org/model"             where there is no such file: from Hugging Face's hub (extra `hf`)
 
     Other projects' files are mapped into memory and their weights used as they are, without a copy, until something
@@ -99,13 +130,53 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     Raises FileNotFoundError, or FormatError for a file that is damaged or of a kind that can't be opened; it says
     which can.
     """
+    given, origin = _located(path)
+    folder = _find(given) or given
+    if adapters.is_adapter(folder):
+        model, tokenizer = _open_tuned(folder, backend)
+    else:
+        model, tokenizer = _open(folder, backend)
+        model.origin = origin
+    return model, tokenizer
+
+
+def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Where a model is on the disk, downloaded if need be, and what its origin is."""
     given = Path(path)
     if not given.exists() and not _beside(given.resolve(), "old").exists() and is_hub_name(os.fspath(path)):
-        given = download(os.fspath(path))
-    folder = _find(given)
-    if folder is None:
-        return _open_foreign(given, backend)
-    fields = _own_fields(folder)
+        return download(os.fspath(path)), os.fspath(path)
+    return given, os.path.abspath(path)
+
+
+def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
+    """The model that an adapter's folder names, with the adapter set."""
+    name = adapters.base_name(folder)
+    beside = folder / name  # name itself, if that is absolute
+    is_there = os.path.exists(beside)
+    if not is_there and not is_hub_name(name):
+        raise FormatError(
+            f"{folder / adapters.CONFIG} must name the model it adds to; got {name!r:.200}, which is not there; mend "
+            "base_model_name_or_path, or open the model and load_adapter(model, folder)"
+        )
+    given, origin = _located(beside if is_there else name)
+    base = _find(given) or given
+    if adapters.is_adapter(base):
+        raise FormatError(
+            f"{folder / adapters.CONFIG} must name a model without an adapter; got {name!r:.200}, which has one; merge "
+            "that before"
+        )
+    model, tokenizer = _open(base, backend)
+    if (folder / TOKENIZER).is_file():
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        _check_vocabulary(folder, tokenizer, model.config)
+    model.origin = origin
+    model.set_adapter(adapters.read_adapter(model.config, folder))
+    return model, tokenizer
+
+
+def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
+    """A model without an adapter: ours or another project's."""
+    fields = _own_fields(folder) if _is_checkpoint(folder) else None
     if fields is None:
         return _open_foreign(folder, backend)
     try:
@@ -271,7 +342,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    return any(
+        (folder / config).is_file() and (folder / weights).is_file()
+        for config, weights in ((CONFIG, WEIGHTS), (adapters.CONFIG, adapters.WEIGHTS))
+    )
 
 
 def _restore(folder: Path) -> None:

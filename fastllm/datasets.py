@@ -1,16 +1,22 @@
 """From files to batches of packed rows.
 
-Two kinds of data. Examples are texts or dialogues, each a sequence of its own (JSON Lines). A token stream is
+Two kinds of data. Examples are texts or dialogues, each a sequence of its own (JSON Lines or JSON). A token stream is
 one long text cut into windows (plain text files). Both answer `batch(step)`: what step number `step` trains
 on follows from the seed and the step alone, so a run can stop anywhere and go on.
 
-JSON Lines, an object a line:
+JSON Lines (.jsonl), an object a line, or JSON (.json), an array of them:
 
     {"text": "Mountains form when plates meet."}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    {"instruction": "Translate into French.", "input": "mountain", "output": "montagne"}
 
-A text is `tokens <end>`, and every token but the first is a target. A dialogue is
-`<user> question <assistant> answer <end> <user> ...`, and only answers and their <end> are targets.
+An instruction with its output is a dialogue of one turn. Its question is the instruction, and where there is an input
+that isn't empty, an empty line and the input after it. A dialogue may begin with a message of the role "system", for
+models whose chat template takes one.
+
+A text is `tokens <end>`, behind the token that the model expects before a text if it does so, and every token but the
+first is a target. A dialogue is laid out by the tokenizer's chat template, or without one it is
+`<user> question <assistant> answer <end> <user> ...`; only answers and the tokens that end them are targets.
 """
 
 from __future__ import annotations
@@ -25,12 +31,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from .atomic import replacing
-from .dialogue import answer_tokens, question_tokens
+from .dialogue import answer_tokens, check_speakers, lessons, prompt_tokens, question_tokens
 from .errors import DataError
 from .tokenizers.base import Tokenizer
 
 NO_TARGET = -1
 TEXT_SUFFIXES = (".txt", ".md", ".text")
+RECORD_SUFFIXES = (".jsonl", ".json")
 PIECE = 1 << 20  # characters encoded at a time
 
 
@@ -209,39 +216,82 @@ def pack(examples: list[Example]) -> PackedBatch:
 Record = dict[str, Any]
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """The lines of a JSON Lines file, each checked: a text, or messages that alternate and end in an answer.
+def holds_records(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is of records, by its name; others are of plain text."""
+    return Path(path).suffix.lower() in RECORD_SUFFIXES
 
-    Raises DataError naming the line, OSError for a file that can't be read.
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a JSON Lines file or of a JSON array (.json), each checked: {"text": ...} or {"messages": [...]}.
+
+    Messages alternate and end in an answer. Instructions become messages, see above.
+    Raises DataError naming the line or record, OSError for a file that can't be read.
     """
-    records = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                records.append(_check_record(json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: {error}") from None
+    read = _read_array if Path(path).suffix.lower() == ".json" else _read_lines
+    records = list(read(path, read_text(path)))
     if not records:
         raise DataError(f"{path} must hold at least one JSON object a line; got none; see the data folder's README")
     return records
 
 
-def _check_record(record: object) -> Record:
-    if isinstance(record, dict) and isinstance(record.get("text"), str):
+def _read_lines(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield _checked(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: {error}") from None
+
+
+def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} must be JSON; got an error: {error}; mend it, or call it .jsonl if it has an object a line"
+        ) from None
+    if not isinstance(given, list):
+        raise DataError(f"{path} must hold an array of records; got {type(given).__name__}; write [ ] around them")
+    for number, record in enumerate(given, 1):
+        try:
+            yield _checked(record)
+        except DataError as error:
+            raise DataError(f"{path}, record {number}: {error}") from None
+
+
+def _checked(given: object) -> Record:
+    """A record, of an instruction its dialogue. Raises DataError."""
+    record: Record = given if isinstance(given, dict) else {}
+    if isinstance(record.get("text"), str):
         return record
-    messages = record.get("messages") if isinstance(record, dict) else None
+    messages = record.get("messages")
+    if messages is None and {"instruction", "output"} <= record.keys():
+        return {"messages": _dialogue_of(record)}
     if not isinstance(messages, list) or not messages:
         raise DataError(
-            'a line must be {"text": "..."} or {"messages": [...]}; got neither; see the data folder\'s README'
+            'a line must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '
+            "neither; see the data folder's README"
         )
+    begin = isinstance(messages[0], dict) and messages[0].get("role") == "system"
     for turn, message in enumerate(messages):
-        role = ("user", "assistant")[turn % 2]
+        role = "system" if begin and turn == 0 else ("user", "assistant")[(turn - begin) % 2]
         if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):
             raise DataError(f'message {turn + 1} must be {{"role": "{role}", "content": "..."}}; got {message!r:.80}; '
                             "roles alternate and begin with user")  # fmt: skip
-    if len(messages) % 2:
+    if role != "assistant":
         raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
-    return record  # type: ignore[return-value]
+    return record
+
+
+def _dialogue_of(record: Record) -> list[dict[str, str]]:
+    instruction, given, output = record["instruction"], record.get("input"), record["output"]
+    for name, value in (("instruction", instruction), ("input", given or ""), ("output", output)):
+        if not isinstance(value, str):
+            raise DataError(f"{name} must be a text; got {value!r:.80}; write it in quotes")
+    question = "\n\n".join(part for part in (instruction, given) if part)
+    if not question:
+        raise DataError("an instruction or its input must say something; got neither; leave the record out")
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -279,20 +329,35 @@ def make_examples(records: Iterable[Record], tokenizer: Tokenizer, context: int)
     """Encode records. A longer text than the context is cut into several; of a longer dialogue the first turns go.
 
     Records of fewer than two tokens, and turns that don't fit at all, give nothing.
+    Raises DataError for dialogues where the tokenizer can't mark who speaks, or that its chat template refuses.
     """
-    examples = []
+    examples: list[Example] = []
     for record in records:
         if "text" in record:
-            tokens = np.append(tokenizer.encode(record["text"]), np.int32(tokenizer.end_id))
-            for at in range(0, len(tokens) - 1, context):
-                piece = tokens[at : at + context + 1]
-                examples.append(Example(piece[:-1], piece[1:]))
-        elif (example := _encode_dialogue(record["messages"], tokenizer, context)) is not None:
-            examples.append(example)
+            examples += _encode_text(record["text"], tokenizer, context)
+        elif tokenizer.chat_template is not None:
+            examples += _encode_by_template(record["messages"], tokenizer, context)
+        else:
+            examples += _encode_dialogue(record["messages"], tokenizer, context)
     return examples
 
 
-def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, context: int) -> Example | None:
+def _encode_text(text: str, tokenizer: Tokenizer, context: int) -> Iterator[Example]:
+    tokens = np.append(tokenizer.encode(text), np.int32(tokenizer.end_id))
+    if len(tokens) > 1 and tokenizer.begin_id is not None:
+        tokens = np.append(np.int32(tokenizer.begin_id), tokens)
+    for at in range(0, len(tokens) - 1, context):
+        piece = tokens[at : at + context + 1]
+        yield Example(piece[:-1], piece[1:])
+
+
+def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, context: int) -> Iterator[Example]:
+    try:
+        check_speakers(tokenizer)
+    except DataError as error:
+        raise DataError(f"dialogues can't be trained on: {error}") from None
+    if messages[0]["role"] == "system":
+        prompt_tokens(tokenizer, messages)  # says what is wrong
     tokens: list[int] = []
     targets: list[int] = []
     for question, answer in zip(messages[-2::-2], messages[-1::-2], strict=True):  # the last turn first
@@ -302,8 +367,35 @@ def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, conte
             break
         tokens = [*prompt, *reply, *tokens]
         targets = [*[NO_TARGET] * len(prompt), *reply, *targets]
-    if not tokens:
-        return None
+    if tokens:
+        yield _example(tokens, targets)
+
+
+def _encode_by_template(messages: list[dict[str, str]], tokenizer: Tokenizer, context: int) -> Iterator[Example]:
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    turns = (len(messages) - len(system)) // 2
+
+    def last(count: int) -> list[dict[str, str]]:
+        return system + messages[len(messages) - 2 * count :]
+
+    def fits(count: int) -> bool:
+        ids = prompt_tokens(tokenizer, last(count), add_generation_prompt=False)
+        behind = next((at for at, token in enumerate(reversed(ids)) if token in tokenizer.end_ids), 0)
+        return len(ids) - behind <= context + 1
+
+    if not fits(turns):
+        low, high = 0, turns  # so many fit, so many don't
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        turns = low
+    for tokens, said in lessons(tokenizer, last(turns)) if turns else []:
+        if len(tokens) <= context + 1:
+            yield _example(tokens, [token if mine else NO_TARGET for token, mine in zip(tokens, said, strict=True)])
+
+
+def _example(tokens: list[int], targets: list[int]) -> Example:
+    """targets: for each token, itself if the model is to say it."""
     # What follows token t is token t + 1; the last token has no successor.
     return Example(np.array(tokens[:-1], np.int32), np.array(targets[1:], np.int32))
 

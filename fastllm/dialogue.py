@@ -83,6 +83,47 @@ def prompt_tokens(
     return ids
 
 
+def lessons(tokenizer: Tokenizer, messages: Iterable[Message]) -> list[tuple[list[int], list[bool]]]:
+    """A conversation as a model learns it: ids, and which of them it is to say.
+
+    It is to say every answer and the token that ends it. That is one sequence where a longer conversation begins as
+    the shorter one does; where a template lays earlier turns out in another way, it is one for each answer, with all
+    before it as the model will see it.
+
+    Raises as prompt_tokens does.
+    """
+    turns = list(messages)
+    alone = [
+        _lesson(tokenizer, turns[: position + 1])
+        for position, message in enumerate(turns)
+        if isinstance(message, Mapping) and message.get("role") == "assistant"
+    ]
+    if not alone:
+        prompt_tokens(tokenizer, turns)  # raises where they are no messages
+        return []
+    whole, _ = alone[-1]
+    if any(whole[: len(ids)] != ids for ids, _ in alone):
+        return alone
+    said = [False] * len(whole)
+    for ids, mine in alone:
+        said[: len(ids)] = [before or now for before, now in zip(said, mine, strict=False)]
+    return [(whole, said)]
+
+
+def _lesson(tokenizer: Tokenizer, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    """The ids of a conversation up to the end of its last message, an answer, and which of them are that answer."""
+    ends = tokenizer.end_ids
+    before = prompt_tokens(tokenizer, turns[:-1])
+    shown = prompt_tokens(tokenizer, turns, add_generation_prompt=False)
+    stop = next((at + 1 for at in range(len(before), len(shown)) if shown[at] in ends), 0)
+    if not stop or shown[: len(before)] != before:
+        # The answer's first characters may have become a token with what stands before them.
+        end = next((token for token in reversed(shown) if token in ends), tokenizer.end_id)
+        shown = [*before, *tokenizer.encode(turns[-1]["content"]).tolist(), end]
+        stop = len(shown)
+    return shown[:stop], [False] * len(before) + [True] * (stop - len(before))
+
+
 def _checked(message: object, position: int) -> dict[str, str]:
     if not isinstance(message, Mapping):
         raise TypeError(f'a message must be {{"role": ..., "content": ...}}; got {message!r:.60}; pass a list of them')

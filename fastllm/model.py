@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from .layers.workspace import Workspace
 from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
-from .parameters import FileParameters, FlatParameters, Parameters, initialise
+from .parameters import FileParameters, FlatParameters, Parameters, initialise, parameter_shapes
 
 # Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
 PREFILL_ROWS = 256
@@ -52,6 +53,8 @@ class Model:
         (2, 3, 50)
 
     generation_options  how the files that it comes from would have it generate: GenerationConfig's fields
+    origin              where fastllm.load opened it: an absolute path, or a name on a hub; None for a new one. With an
+                        adapter, where the model without it is
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Model:
         assert config.head_size is not None
         self.config = config
         self.generation_options: dict[str, Any] = {}
+        self.origin: str | None = None
         self._backend = Backend(backend, config.head_size, config.width, dtype)
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
         self.adapter: AdapterParameters | None = None
@@ -187,6 +191,12 @@ class Model:
         parameters = self.unfreeze()
         for name in adapter.additions:
             parameters[f"{name}.weight"][...] += adapter.change(name)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the parameters are, those of an adapter not among them."""
+        decayed, others = parameter_shapes(self.config)
+        return sum(math.prod(shape) for shape in (decayed | others).values())
 
     @property
     def backend(self) -> str:

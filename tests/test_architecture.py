@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "datasets": {"atomic", "dialogue", "errors", "tokenizers"},
     "formats": {"atomic", "config", "errors", "packed", "parameters", "quantize"},
     "hub": {"errors"},
-    "checkpoint": {"config", "errors", "formats", "hub", "model", "optimizers", "parameters", "tokenizers"},
+    "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model"},
+    "checkpoint": {"adapters", "config", "errors", "formats", "hub", "model", "optimizers", "parameters", "tokenizers"},
     "conversion": {
         "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters", "tokenizers",
     },
@@ -40,8 +41,8 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {
-    "atomic", "checkpoint", "config", "datasets", "errors", "generation", "kernels", "layers", "model", "optimizers",
-    "schedules", "tokenizers",
+    "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "kernels", "layers",
+    "lora", "model", "optimizers", "schedules", "tokenizers",
 }  # fmt: skip
 MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main__", "cli"}
 

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fastllm
 from fastllm.datasets import (
     Example,
     Examples,
     TokenStream,
+    holds_records,
     join,
     make_examples,
     pack,
@@ -20,6 +22,7 @@ from fastllm.datasets import (
     record_texts,
     write_token_file,
 )
+from fastllm.dialogue import prompt_tokens
 from fastllm.errors import DataError
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
 
@@ -29,6 +32,8 @@ DIALOGUE = [
     {"role": "user", "content": "d"},
     {"role": "assistant", "content": "ef"},
 ]
+USER, ANSWER = DIALOGUE[:2]
+SYSTEM = {"role": "system", "content": "g"}
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,144 @@ def test_first_turns_of_a_long_dialogue_go(letters, context, rows):
     assert [len(e.tokens) for e in examples] == ([] if rows is None else [rows])
     if rows == 5:
         assert shown(examples[0]) == ([2, 7, 3, 8, 9], [-1, -1, 8, 9, 1])
+
+
+def test_a_system_message_needs_a_template(letters):
+    with pytest.raises(DataError, match=r"without a chat template.*got system as message 1"):
+        make_examples([{"messages": [SYSTEM, *DIALOGUE]}], letters, context=80)
+
+
+def test_dialogues_need_a_way_to_mark_who_speaks(letters, monkeypatch):
+    monkeypatch.setattr(letters, "tokens", ["<unk>", "<end>", "a"])
+    with pytest.raises(DataError, match=r"dialogues can't be trained on: .* got one without <assistant>, <user>"):
+        make_examples([{"messages": DIALOGUE}], letters, context=80)
+
+
+def test_the_token_before_a_text(letters, monkeypatch):
+    monkeypatch.setattr(letters, "begin_id", 13)
+    examples = make_examples([{"text": "abc"}, {"text": ""}], letters, context=80)
+    assert [shown(example) for example in examples] == [([13, 4, 5, 6], [4, 5, 6, 1])]
+    first, second = make_examples([{"text": "abc"}], letters, context=2)
+    assert (shown(first), shown(second)) == (([13, 4], [4, 5]), ([5, 6], [6, 1]))
+
+
+# Chat templates
+
+OURS = """{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}<assistant>{% else %}{{ m.content }}<end>
+{%- endif %}{% endfor %}"""
+# ChatML's kind: who speaks stands before each message, and something follows what ends it; there is a default.
+MARKED = """{% if messages[0].role != 'system' %}j<end>h{% endif %}{% for m in messages %}
+{{- '<' + m.role + '>' if m.role != 'system' }}{{ m.content }}<end>h{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
+# Earlier answers are cut, as models that think have them.
+FORGETFUL = """{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}<assistant>
+{%- else %}{{ m.content if loop.last else m.content[:1] }}<end>{% endif %}{% endfor %}"""
+# Answers have no end.
+ENDLESS = """{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def templated():
+    pytest.importorskip("jinja2")
+
+    def make(template):
+        tokenizer = CharacterTokenizer.build(["abcdefghij"])
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return make
+
+
+dialogues = st.lists(st.tuples(st.text("abc", max_size=4), st.text("de", max_size=3)), min_size=1, max_size=5).map(
+    lambda turns: [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+)
+
+
+@given(dialogues, st.integers(2, 40))
+def test_a_template_of_our_layout_gives_our_examples(letters, templated, messages, context):
+    """What goes, what stays and what is a target."""
+    expected = make_examples([{"messages": messages}], letters, context)
+    found = make_examples([{"messages": messages}], templated(OURS), context)
+    assert [shown(example) for example in found] == [shown(example) for example in expected]
+
+
+def test_targets_of_a_template(templated):
+    tokenizer = templated(MARKED)
+    (one,) = make_examples([{"messages": DIALOGUE}], tokenizer, 80)
+    j, h, end, user, assistant = 13, 11, 1, 2, 3
+    answers = [6, end], [8, 9, end]
+    tokens = [j, end, h, user, 4, 5, end, h, assistant, *answers[0], h, user, 7, end, h, assistant, *answers[1]]
+    assert one.tokens.tolist() == tokens[:-1]
+    assert one.targets.tolist() == [-1] * 8 + answers[0] + [-1] * 6 + answers[1]
+    # its own system message in place of the default
+    (one,) = make_examples([{"messages": [SYSTEM, *DIALOGUE[2:]]}], tokenizer, 80)
+    assert one.tokens.tolist() == [10, end, h, user, 7, end, h, assistant, 8, 9]
+    # at most 10 tokens and one to predict: the first turn goes, then there is nothing
+    (one,) = make_examples([{"messages": [SYSTEM, *DIALOGUE]}], tokenizer, 10)
+    assert one.tokens.tolist() == [10, end, h, user, 7, end, h, assistant, 8, 9]
+    assert make_examples([{"messages": [SYSTEM, *DIALOGUE]}], tokenizer, 9) == []
+
+
+def test_a_template_that_shows_earlier_turns_otherwise(templated):
+    """Each answer has an example, whose prompt is what the model will see."""
+    tokenizer = templated(FORGETFUL)
+    messages = [DIALOGUE[0], DIALOGUE[3], DIALOGUE[2], DIALOGUE[3]]
+    first, second = make_examples([{"messages": messages}], tokenizer, 80)
+    assert shown(first) == ([2, 4, 5, 3, 8, 9], [-1, -1, -1, 8, 9, 1])
+    assert shown(second) == ([2, 4, 5, 3, 8, 1, 2, 7, 3, 8, 9], [-1] * 8 + [8, 9, 1])
+
+
+def test_a_template_that_does_not_end_answers(templated):
+    first, second = make_examples([{"messages": DIALOGUE}], templated(ENDLESS), 80)
+    assert shown(first) == ([2, 4, 5, 3, 6], [-1, -1, -1, 6, 1])
+    assert shown(second) == ([2, 4, 5, 3, 6, 2, 7, 3, 8, 9], [-1] * 7 + [8, 9, 1])
+
+
+def test_a_message_that_looks_like_a_control_token(templated):
+    """It stays text: no target and no turn comes from it."""
+    tokenizer = templated(MARKED)
+    plain = make_examples([{"messages": [{"role": "user", "content": "a"}, ANSWER]}], tokenizer, 80)
+    trick = make_examples([{"messages": [{"role": "user", "content": "a<end>h<assistant>"}, ANSWER]}], tokenizer, 80)
+    count = [(e.tokens == 3).sum() + (e.tokens == 1).sum() for (e,) in (plain, trick)]
+    assert count[0] == count[1]
+    assert (trick[0].targets >= 0).sum() == (plain[0].targets >= 0).sum() == 2
+
+
+def test_a_template_that_refuses(templated):
+    with pytest.raises(DataError, match="it says 'no'"):
+        make_examples([{"messages": DIALOGUE}], templated("{{ raise_exception('no') }}"), 80)
+
+
+def test_a_long_dialogue_takes_few_renderings(templated, monkeypatch):
+    """A thousand turns, of which the last few fit."""
+    calls = []
+    monkeypatch.setattr("fastllm.datasets.prompt_tokens", lambda *a, **o: calls.append(1) or prompt_tokens(*a, **o))
+    (one,) = make_examples([{"messages": DIALOGUE * 500}], templated(MARKED), 40)
+    assert 30 < len(one.tokens) <= 40
+    assert len(calls) <= 12
+
+
+def test_exact_answers_by_template(templated, monkeypatch):
+    """A model that says what it was taught, from the template's prompt on to the token that ends the answer."""
+    from fastllm.training.answers import exact_answers
+
+    tokenizer = templated(MARKED)
+    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=16, hidden=24, layers=1, heads=2, context=40)
+    model = fastllm.Model(config, seed=1, backend="numpy")
+    records = [{"messages": DIALOGUE}, {"messages": [SYSTEM, *DIALOGUE[:2]]}]
+    assert exact_answers(model, tokenizer, records)[1] == 2
+    data = Examples(make_examples(records, tokenizer, 40))
+    steps = 60
+    schedule = fastllm.Schedule("constant", 1e-2, steps)
+    fastllm.Trainer(model, fastllm.AdamW(model), data, schedule, steps).train()
+    assert exact_answers(model, tokenizer, records) == (2, 2)
+    wrong = [{"messages": [*DIALOGUE[:3], {"role": "assistant", "content": "e"}]}]
+    assert exact_answers(model, tokenizer, [*records, *wrong]) == (2, 3)
 
 
 def test_empty_texts_give_nothing(letters):
@@ -250,9 +393,6 @@ def test_records(tmp_path):
     assert read_records(path) == records
 
 
-USER, ANSWER = DIALOGUE[:2]
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -260,6 +400,12 @@ USER, ANSWER = DIALOGUE[:2]
         ('{"text": "cut', "Unterminated string"),
         ("[" * 10**5, ""),
         ("[]", "got neither"),
+        ({"instruction": "x"}, "got neither"),
+        ({"output": "x", "input": "y"}, "got neither"),
+        ({"instruction": 3, "output": "x"}, "instruction must be a text; got 3"),
+        ({"instruction": "x", "output": None}, "output must be a text; got None"),
+        ({"instruction": "x", "input": ["y"], "output": "z"}, "input must be a text; got ['y']"),
+        ({"instruction": "", "input": "", "output": "z"}, "must say something; got neither"),
         ("3", "got neither"),
         ('{"text": 3}', "got neither"),
         ('{"messages": []}', "got neither"),
@@ -270,7 +416,10 @@ USER, ANSWER = DIALOGUE[:2]
         ({"messages": [USER, "hello"]}, "message 2 must be"),
         ({"messages": [USER, {"role": "assistant"}]}, "message 2 must be"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "message 2 must be"),
-        ({"messages": [{"role": "system", "content": "x" * 9999}, USER, ANSWER]}, "message 1 must be"),
+        ({"messages": [USER, ANSWER, {"role": "system", "content": "x" * 9999}]}, "message 3 must be"),
+        ({"messages": [SYSTEM]}, "must end with the assistant's answer"),
+        ({"messages": [SYSTEM, ANSWER]}, 'message 2 must be {"role": "user"'),
+        ({"messages": [{"role": "system"}, USER, ANSWER]}, 'message 1 must be {"role": "system"'),
     ],
 )
 def test_wrong_records_name_their_line(tmp_path, line, message):
@@ -281,6 +430,63 @@ def test_wrong_records_name_their_line(tmp_path, line, message):
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 400 + len(str(path))
+
+
+def test_instructions_are_dialogues(tmp_path):
+    records = [
+        {"instruction": "Translate.", "input": "mountain", "output": "montagne"},
+        {"instruction": "Say hello.", "input": "", "output": "Hello."},
+        {"instruction": "Say nothing.", "output": "", "category": "odd"},
+        {"instruction": "", "input": "Only this.", "output": "Yes."},
+        {"instruction": "Say it.", "input": None, "output": "It."},
+        {"text": "a text"},
+        {"messages": [SYSTEM, USER, ANSWER]},
+        {"messages": DIALOGUE, "instruction": "x", "output": "y"},
+    ]
+    turns = [("Translate.\n\nmountain", "montagne"), ("Say hello.", "Hello."), ("Say nothing.", ""),
+             ("Only this.", "Yes."), ("Say it.", "It.")]  # fmt: skip
+    expected = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in turns
+    ] + records[5:]
+    assert read_records(write(tmp_path / "data.jsonl", *records)) == expected
+    for name in ("data.json", "DATA.JSON"):
+        (tmp_path / name).write_text("\ufeff" + json.dumps(records, indent=2), encoding="utf-8")
+        assert read_records(tmp_path / name) == expected
+        assert holds_records(tmp_path / name)
+    assert not holds_records(tmp_path / "data.txt")
+
+
+def test_published_instructions(shared_data):
+    records = read_records(shared_data / "instruction-data.json")
+    given = json.loads((shared_data / "instruction-data.json").read_text())
+    assert len(records) == len(given) == 1100
+    for record, source in zip(records, given, strict=True):
+        question, answer = (message["content"] for message in record["messages"])
+        assert answer == source["output"]
+        assert question.startswith(source["instruction"]) and question.endswith(source["input"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "must be JSON; got an error: Expecting value"),
+        ('{"text": "x"}\n{"text": "y"}', "or call it .jsonl if it has an object a line"),
+        ("[" * 10**5, "must be JSON; got an error"),
+        ("{}", "must hold an array of records; got dict"),
+        ("3", "must hold an array of records; got int"),
+        ("[]", "must hold at least one"),
+        ('[{"text": "x"}, {"text": 3}]', "data.json, record 2: a line must be"),
+        ('[{"text": "x"}, [], 3]', "data.json, record 2: a line must be"),
+        ('[{"instruction": "x", "output": 3}]', "data.json, record 1: output must be a text"),
+    ],
+)
+def test_wrong_arrays(tmp_path, content, message):
+    (tmp_path / "data.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        read_records(tmp_path / "data.json")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_no_records(tmp_path):

@@ -173,7 +173,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path, config, uninterrupted, ph
 
 
 def test_killed_while_the_checkpoint_is_written(tmp_path, config, uninterrupted, monkeypatch):
-    save, calls = job_module.save, []
+    save, calls = job_module.save_tuned, []
 
     def dying(*arguments):
         calls.append(arguments)
@@ -185,7 +185,7 @@ def test_killed_while_the_checkpoint_is_written(tmp_path, config, uninterrupted,
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module, "save", dying)
+        patch.setattr(job_module, "save_tuned", dying)
         with pytest.raises(Killed):
             Job.start(tmp_path / "run", config).train(Recorder())
         monkeypatch.undo()

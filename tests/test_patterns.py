@@ -45,6 +45,15 @@ def test_patterns_in_use(pattern):
     assert matcher.left > STEPS - 30_000
 
 
+@pytest.mark.parametrize("pattern", IN_USE)
+def test_ends_of_names(pattern):
+    """As PEFT looks for a module's rank."""
+    matcher = Matcher()
+    for name in NAMES:
+        expected = re.match(rf"(.*\.)?({pattern})$", name) is not None
+        assert matcher.endmatch(pattern, name) == expected, name
+
+
 atoms = st.sampled_from([*"abc.^$", r"\w", r"\W", r"\d", r"\s", r"\b", r"\B", r"\.", r"\A", r"\Z", "[ab]", "[^a]",
                          "[a-c1]", "[]a]", "[a-]", r"[\d.]", r"[^\w]", "{", "}", "{a}", "-", "1"])  # fmt: skip
 repeats = st.sampled_from(["", "", "*", "+", "?", "*?", "+?", "??", "{2}", "{1,}", "{,2}", "{1,3}", "{0,2}?", "{,}"])

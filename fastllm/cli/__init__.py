@@ -18,7 +18,8 @@ from ..errors import ConfigError, FastllmError
 
 COMMANDS = {
     "demo": "train a small model on the data that comes along, and chat with it",
-    "train": "train a model on your own text or dialogues",
+    "train": "train a model on your own text or dialogues, or tune one that is there",
+    "merge": "merge a low-rank adapter into its model",
     "generate": "continue a text",
     "chat": "talk with a model",
     "eval": "loss, perplexity and accuracy of a model on a file",

@@ -1,8 +1,8 @@
 """How well a model predicts a file: loss, perplexity and accuracy a token, and answers given exactly.
 
-The file is JSON Lines of texts or dialogues, or a text file or a folder of them, as for `fastllm train`. Of
-dialogues only the answers count; an answer is exact if the model, always taking the most probable token,
-gives all of the dialogue's last answer and then ends.
+The file is JSON Lines or a JSON array of texts, dialogues or instructions, or a text file or a folder of them, as
+for `fastllm train`. Of dialogues only the answers count; an answer is exact if the model, always taking the most
+probable token, gives all of the dialogue's last answer and then ends.
 
 examples:
   fastllm eval runs/demo-en questions.jsonl
@@ -29,7 +29,7 @@ CONTEXT = 1024  # of a window of text: with a model of a hundred thousand tokens
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("file", metavar="FILE", help=".jsonl file, text file or folder of text files")
+    parser.add_argument("file", metavar="FILE", help=".jsonl or .json file, text file or folder of text files")
     parser.add_argument("--context", type=int, default=CONTEXT, metavar="N",
                         help=f"a text is cut into windows of at most N tokens, as many as the model's context at most "
                         f"(default: {CONTEXT})")  # fmt: skip
@@ -62,13 +62,13 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
 
     Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
     """
-    from ..datasets import Dataset, Examples, TokenStream, make_examples, read_records, read_text
+    from ..datasets import Dataset, Examples, TokenStream, holds_records, make_examples, read_records, read_text
     from ..errors import FastllmError
     from ..training import evaluate
     from ..training.answers import exact_answers
 
     context = min(context, model.config.context)
-    records = read_records(path) if path.suffix == ".jsonl" else []
+    records = read_records(path) if holds_records(path) else []
     dataset: Dataset
     if records:
         dataset = Examples(make_examples(records, tokenizer, model.config.context))

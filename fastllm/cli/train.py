@@ -1,11 +1,16 @@
-"""Train a model on your own data: a text file, a folder of them, or JSON Lines of texts or dialogues.
+"""Train a model on your own data: a text file, a folder of them, or JSON (Lines) of texts, dialogues or instructions.
 
 The run folder holds config.toml (everything needed to run it again), metrics.jsonl, checkpoint/ and loss.svg.
 Ctrl-C stops after the current step and keeps the checkpoint; --resume goes on from there.
 
+--model tunes a model that is there: one of fastllm's, a folder of Hugging Face's, a GGUF file. All its parameters are
+trained then, as float32 in memory; with --lora it stays as it is, quantised or not, and small low-rank maps beside it
+are trained, which is all that the checkpoint holds. `fastllm merge` makes one model of the two.
+
 examples:
   fastllm train shakespeare.txt --steps 2000
   fastllm train dialogues.jsonl --tokenizer word --epochs 50 --run runs/mine
+  fastllm train instructions.json --model SmolLM2-135M-Instruct.gguf --lora
   fastllm train --config job.toml --run runs/job
   fastllm train --run runs/job --resume
 """
@@ -13,31 +18,47 @@ examples:
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 
+EPOCHS, ROWS, LENGTH, WARMUP = 3, 8, 1024, 10
+FULL_RATE, LORA_RATE = 5e-5, 2e-4
+
+LORA = ("rank", "alpha", "targets")  # options that go with --lora
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="?", help="text file, folder of text files, or .jsonl file")
+    parser.add_argument("data", nargs="?", help="text file, folder of text files, .jsonl or .json file")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with the whole job; see docs/training.md")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/ and the data's name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
-    parser.add_argument(
-        "--preset", default="nano", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)"
-    )
+    parser.add_argument("--preset", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
     parser.add_argument("--tokenizer", choices=("word", "character", "byte"),
-                        help="default: word for .jsonl, character for text")  # fmt: skip
+                        help="default: word for .jsonl and .json, character for text")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
-    length.add_argument("--epochs", type=int, help="times through the data (default for .jsonl: 50)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate (default: 0.001)")
-    parser.add_argument(
-        "--rows-per-update", type=int, default=16, metavar="N", help="sequences in a batch (default: 16)"
-    )
+    length.add_argument("--epochs", type=int, help="times through the data (default for .jsonl and .json: 50)")
+    parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.001)")
+    parser.add_argument("--rows-per-update", type=int, metavar="N", help="sequences in a batch (default: 16)")
+    parser.add_argument("--sequence-length", type=int, metavar="N",
+                        help="most tokens in a sequence (default: the model's context)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling (default: 0)")
+    tuning = parser.add_argument_group(
+        "tuning",
+        f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, sequences of at most {LENGTH} tokens, learning "
+        f"rate {FULL_RATE:g}, with --lora {LORA_RATE:g}.",
+    )
+    tuning.add_argument("--model", metavar="PATH", help="the model to tune, with its tokenizer")
+    tuning.add_argument("--lora", action="store_true", help="train low-rank maps beside it")
+    tuning.add_argument("--rank", type=int, metavar="R", help="of the low-rank maps (default: 8)")
+    tuning.add_argument("--alpha", type=float, metavar="A",
+                        help="they count alpha / rank times (default: twice the rank)")  # fmt: skip
+    tuning.add_argument("--targets", metavar="NAMES", help="where: names from query,key,value,output,gate,up,down "
+                        "(default: all)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.session import prepare, train_and_plot
 
     if arguments.resume:
-        if not arguments.run or arguments.data or arguments.config:
+        if not arguments.run or arguments.data or arguments.config or arguments.model:
             raise ConfigError(
                 "--resume goes with --run alone; the run's own config.toml says the rest; drop the others"
             )
@@ -68,39 +89,75 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
+    from ..datasets import holds_records
     from ..training.config import JobConfig
 
     if bool(arguments.data) == bool(arguments.config):
         given = "both" if arguments.data else "neither"
         raise ConfigError(f"train takes a data file or --config FILE; got {given}; see `fastllm train --help`")
+    _check(arguments)
     if arguments.config:
         return JobConfig.read(arguments.config)
-    is_lines = Path(arguments.data).suffix == ".jsonl"
+    is_tuning, holds = arguments.model is not None, holds_records(arguments.data)
     if arguments.steps is not None:
         length = {"steps": arguments.steps}
-    elif arguments.epochs is not None or is_lines:
-        length = {"epochs": 50 if arguments.epochs is None else arguments.epochs}
+    elif arguments.epochs is not None or is_tuning or holds:
+        length = {"epochs": (EPOCHS if is_tuning else 50) if arguments.epochs is None else arguments.epochs}
     else:
         length = {"steps": 2000}
+    usual = (LORA_RATE if arguments.lora else FULL_RATE) if is_tuning else 1e-3
+    rate = usual if arguments.learning_rate is None else arguments.learning_rate
+    rows = (ROWS if is_tuning else 16) if arguments.rows_per_update is None else arguments.rows_per_update
     phase: dict[str, Any] = {
         "name": "train",
         "data": str(Path(arguments.data).absolute()),
-        "learning_rate": arguments.learning_rate,
+        "learning_rate": rate,
         "schedule": "cosine",
-        "warmup": 100,
-        "final_learning_rate": arguments.learning_rate / 10,
-        "rows_per_update": arguments.rows_per_update,
-        "join": is_lines,
+        "warmup": WARMUP if is_tuning else 100,
+        "final_learning_rate": rate / 10,
+        "rows_per_update": rows,
+        "join": holds and not is_tuning,
         **length,
     }
+    if is_tuning or arguments.sequence_length is not None:
+        phase["sequence_length"] = LENGTH if arguments.sequence_length is None else arguments.sequence_length
     if arguments.validation:
         phase["validation"] = str(Path(arguments.validation).absolute())
-    return JobConfig.from_dict(
-        {
-            "seed": arguments.seed,
-            "tokenizer": {"type": arguments.tokenizer or ("word" if is_lines else "character")},
-            "model": {"preset": arguments.preset},
+    tables: dict[str, Any] = {"seed": arguments.seed, "phases": [phase]}
+    if is_tuning:
+        # A name on a hub stays what it is.
+        path = os.path.abspath(arguments.model) if os.path.exists(arguments.model) else arguments.model
+        tables |= {"model": {"path": path}, "optimizer": {"name": "adamw", "weight_decay": 0.0}}
+        if arguments.lora:
+            tables["lora"] = _lora(arguments)
+        else:
+            tables["checkpoint_seconds"] = 300.0  # three times the model's size each
+    else:
+        tables |= {
+            "tokenizer": {"type": arguments.tokenizer or ("word" if holds else "character")},
+            "model": {"preset": arguments.preset or "nano"},
             "optimizer": {"name": "adamw", "beta2": 0.99, "weight_decay": 0.1},
-            "phases": [phase],
         }
-    )
+    return JobConfig.from_dict(tables)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for options that don't go together."""
+    if arguments.config and (arguments.model or arguments.lora):
+        raise ConfigError("--config says what is tuned, in [model] and [lora]; got --model or --lora too; drop them")
+    given = [name for name in ("preset", "tokenizer") if getattr(arguments, name) is not None]
+    if arguments.model is not None and given:
+        raise ConfigError(f"--model goes without --{given[0]}: it has its own; got both; drop one")
+    if arguments.model is None and arguments.lora:
+        raise ConfigError("--lora trains low-rank maps beside a model that is there; got none; name it with --model")
+    given = [name for name in LORA if getattr(arguments, name) is not None]
+    if given and not arguments.lora:
+        raise ConfigError(f"--{given[0]} goes with --lora; got it alone; add --lora or drop it")
+
+
+def _lora(arguments: argparse.Namespace) -> dict[str, Any]:
+    rank = 8 if arguments.rank is None else arguments.rank
+    table = {"rank": rank, "alpha": 2.0 * rank if arguments.alpha is None else arguments.alpha}
+    if arguments.targets is not None:
+        table["targets"] = [name.strip() for name in arguments.targets.split(",")]
+    return table

@@ -40,7 +40,7 @@ def open_huggingface(folder: Path) -> OpenedModel:
     try:
         config = config_from_huggingface(fields)
         given = needed(config, _stored(folder))
-        arrays = renamed(config, {name: _array(name, tensor) for name, tensor in given.items()})
+        arrays = renamed(config, {name: stored_array(name, tensor) for name, tensor in given.items()})
     except FormatError as error:
         message = str(error)
         raise FormatError(message if str(folder) in message else f"{folder}: {message}") from None
@@ -70,7 +70,7 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
     raise FormatError(f"{folder} must hold {WEIGHTS} or {INDEX}; got neither; download the weights too")
 
 
-def _array(name: str, tensor: StoredTensor) -> NDArray[Any]:
+def stored_array(name: str, tensor: StoredTensor) -> NDArray[Any]:
     if tensor.dtype not in DTYPES:
         raise FormatError(
             f"tensor {brief(name)} must be of {', '.join(DTYPES)}; got {brief(tensor.dtype)}; "

@@ -51,12 +51,29 @@ class Matcher:
 
         Raises FormatError for a pattern that is none, that has what isn't there, or that takes too many steps.
         """
-        if STRAIGHT.fullmatch(pattern):
-            self.spend(len(text))
-            return re.fullmatch(pattern, text) is not None
         if pattern not in self._patterns:
-            self._patterns[pattern] = _Parser(pattern, self).whole()
+            self._patterns[pattern] = self._straight(pattern) or _Parser(pattern, self).whole()
         return bool(self._patterns[pattern](text, 0) >> len(text) & 1)
+
+    def endmatch(self, pattern: str, name: str) -> bool:
+        """Whether a name, or what follows one of its dots, is what the pattern says. Raises as fullmatch does."""
+        if not STRAIGHT.fullmatch(pattern):
+            return self.fullmatch(rf"(.*\.)?({pattern})", name)
+        self.spend()
+        at = len(name) - len(pattern)  # such a pattern takes as many characters as it has
+        return at >= 0 and (at == 0 or name[at - 1] == ".") and self.fullmatch(pattern, name[at:])
+
+    def _straight(self, pattern: str) -> Ends | None:
+        """Of a pattern that re can be trusted with."""
+        if len(pattern) > MOST_SOURCE or not STRAIGHT.fullmatch(pattern):
+            return None
+        compiled = re.compile(pattern)
+
+        def ends(text: str, at: int) -> int:
+            self.spend()
+            return 1 << len(text) if compiled.fullmatch(text, at) else 0
+
+        return ends
 
     def spend(self, steps: int = 1) -> None:
         """Raise FormatError when all steps are taken."""

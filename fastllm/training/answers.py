@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..datasets import NO_TARGET, Record
+from ..dialogue import lessons
 from ..generation import Chat
 from ..model import Model
 from ..tokenizers import Tokenizer
@@ -17,9 +18,9 @@ def exact_answers(model: Model, tokenizer: Tokenizer, records: Iterable[Record])
 
     records  as read_records gives them; texts are passed over
 
-    The prompt is Chat's, with the dialogue's own earlier answers. An answer is exact if the model gives all
-    of its tokens and then the end token. Where the question doesn't fit into the context, or the answer holds
-    an unknown word, it can't be.
+    The prompt is Chat's, with the dialogue's own earlier answers, or what the tokenizer's chat template makes of
+    them. An answer is exact if the model gives all of its tokens and then the token that ends it. Where the question
+    doesn't fit into the context, or the answer holds an unknown word, it can't be.
 
     No token is generated. Greedy generation gives the answer if and only if each of its tokens has the
     largest logit after the prompt and the tokens before it: up to the first wrong one both see the same text.
@@ -30,15 +31,26 @@ def exact_answers(model: Model, tokenizer: Tokenizer, records: Iterable[Record])
 
 
 def _is_exact(model: Model, tokenizer: Tokenizer, messages: list[dict[str, str]]) -> bool:
+    if tokenizer.chat_template is not None:
+        tokens, said = lessons(tokenizer, messages)[-1]
+        first = len(said) - next((at for at, mine in enumerate(reversed(said)) if not mine), len(said))
+        return _says(model, tokenizer, tokens[:first], tokens[first:])
     *earlier, question, answer = (message["content"] for message in messages)
+    if messages[0]["role"] == "system":
+        return False
     chat = Chat(model, tokenizer)
     chat.turns = list(zip(earlier[::2], earlier[1::2], strict=True))
     try:
         prompt = chat.prompt(question)
     except ValueError:
         return False
-    reply = [*tokenizer.encode(answer).tolist(), tokenizer.end_id]
-    if tokenizer.unknown_id in reply or len(prompt) + len(reply) - 1 > model.config.context:
+    return _says(model, tokenizer, prompt, [*tokenizer.encode(answer).tolist(), tokenizer.end_id])
+
+
+def _says(model: Model, tokenizer: Tokenizer, prompt: list[int], reply: list[int]) -> bool:
+    """Whether greedy generation gives the reply's tokens after the prompt's."""
+    # GPT-2's unknown token is the one that ends a text.
+    if tokenizer.unknown_id in reply[:-1] or len(prompt) + len(reply) - 1 > model.config.context:
         return False
     tokens = np.array([*prompt, *reply[:-1]], np.int32)
     targets = np.array([*[NO_TARGET] * (len(prompt) - 1), *reply], np.int32)

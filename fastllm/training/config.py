@@ -19,6 +19,15 @@
     learning_rate = 5e-4
 
 Each table's keys are the fields of a class below; an unknown key is an error that names the nearest.
+
+A model that is there already is tuned, with its own tokenizer:
+
+    [model]
+    path = "SmolLM2-135M-Instruct.Q4_1.gguf"    # whatever fastllm.load opens
+
+    [lora]                                      # low-rank maps beside it; without this table, all its parameters
+    rank = 8
+    targets = ["query", "value"]
 """
 
 from __future__ import annotations
@@ -35,6 +44,7 @@ from typing import Any, Self
 
 from ..config import PRESETS, ModelConfig, preset, reject_unknown_keys
 from ..errors import ConfigError
+from ..lora import LoRAConfig
 from ..optimizers import OPTIMIZERS, Optimizer
 from ..schedules import KINDS, Schedule
 
@@ -140,13 +150,13 @@ class PhaseConfig(_Table):
     """One pass of training over one data set.
 
     name                 in progress bars, metrics and plots
-    data                 a .jsonl file of texts or dialogues, a text file or a folder of text files;
+    data                 a .jsonl or .json file of texts, dialogues or instructions, a text file or a folder of them;
                          "fastllm:en/facts.jsonl" is a file that comes with the library
     validation           the same, for validation; of a text, None takes the last tenth
     epochs or steps      how long; one of the two
     learning_rate, schedule, warmup, final_learning_rate   see Schedule; warmup in steps, half of all at most
     rows_per_update      sequences in a batch
-    sequence_length      tokens in a window of a text; None: the model's context
+    sequence_length      tokens in a window of a text, and the most in an example; None: the model's context
     join                 dialogues of a batch follow one another in one sequence as far as the context goes, so that
                          the model learns to answer after other turns
     accumulate           parts a batch is computed in, to save memory
@@ -194,10 +204,16 @@ class PhaseConfig(_Table):
 
 @dataclass(frozen=True)
 class JobConfig(_Table):
-    """A whole job. model holds ModelConfig's fields but vocab_size, and may name a preset to start from."""
+    """A whole job.
+
+    model  ModelConfig's fields but vocab_size, perhaps with a preset to start from; or path alone: a model to be tuned,
+           which fastllm.load opens
+    lora   what is trained beside that model; None: the model itself
+    """
 
     phases: tuple[PhaseConfig, ...]
     model: Mapping[str, Any] = field(default_factory=lambda: {"preset": "nano"})
+    lora: LoRAConfig | None = None
     tokenizer: TokenizerConfig = TokenizerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = 0
@@ -212,7 +228,22 @@ class JobConfig(_Table):
         _check(self.checkpoint_seconds >= 0, f"checkpoint_seconds must not be negative; got {self.checkpoint_seconds}")
         _check(self.backend in ("numba", "numpy"), f"backend must be numba or numpy; got {self.backend!r}; change it")
         _check("vocab_size" not in self.model, "vocab_size follows from the data; got one under [model]; leave it out")
+        if "path" in self.model:
+            path = self.model["path"]
+            _check(isinstance(path, str) and path != "", f"model: path must be a text; got {path!r}; name a model")
+            others = [key for key in self.model if key != "path"]
+            _check(not others, f"model: path goes alone, the model is as it is; got {', '.join(others)} too; drop them")
+            _check(
+                self.tokenizer == TokenizerConfig(), "a model with a path has its own tokenizer; drop the [tokenizer]"
+            )
+            return
+        _check(self.lora is None, "[lora] is trained beside a model that is there; got none; name it as [model] path")
         self.model_config(vocab_size=1)  # fails early, before any data is read
+
+    @property
+    def path(self) -> str | None:
+        """Of the model to be tuned; None for a new one."""
+        return self.model.get("path")
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model for a vocabulary."""
@@ -233,6 +264,8 @@ class JobConfig(_Table):
         for name, kind in (("tokenizer", TokenizerConfig), ("optimizer", OptimizerConfig)):
             if name in tables:
                 tables[name] = kind.from_table(tables[name], name)
+        if "lora" in tables:
+            tables["lora"] = _lora(tables["lora"])
         _check(isinstance(tables.get("model", {}), Mapping), "model must be a table; write [model] and keys below")
         return cls.from_table(tables, "the job")
 
@@ -250,11 +283,25 @@ class JobConfig(_Table):
         """The file that makes this job again."""
         fields = dataclasses.asdict(self)
         phases = fields.pop("phases")
-        tables = {name: fields.pop(name) for name in ("tokenizer", "model", "optimizer")}
+        tables = {name: fields.pop(name) for name in ("tokenizer", "model", "lora", "optimizer")}
+        if self.path is not None:
+            del tables["tokenizer"]
+        if self.lora is None:
+            del tables["lora"]
         parts = [_toml_lines(fields)]
         parts += [f"[{name}]\n{_toml_lines(table)}" for name, table in tables.items()]
         parts += [f"[[phases]]\n{_toml_lines(phase)}" for phase in phases]
         return "\n".join(parts)
+
+
+def _lora(table: object) -> LoRAConfig:
+    _check(isinstance(table, Mapping), f"lora must be a table; got {table!r}; write [lora] and keys below")
+    assert isinstance(table, Mapping)
+    reject_unknown_keys(table, [f.name for f in dataclasses.fields(LoRAConfig)], "lora")
+    try:
+        return LoRAConfig(**table)
+    except ConfigError as error:
+        raise ConfigError(f"lora: {error}") from None
 
 
 def _toml_lines(table: Mapping[str, Any]) -> str:

@@ -19,20 +19,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..checkpoint import find_checkpoint, load, load_progress, save
+from ..adapters import read_adapter
+from ..checkpoint import find_checkpoint, load, load_progress, save_tuned
 from ..datasets import (
     Dataset,
     Examples,
     Record,
     TokenStream,
+    holds_records,
     make_examples,
     read_records,
     read_text,
     record_texts,
     write_token_file,
 )
-from ..errors import DataError, FastllmError, FormatError, TrainingError
+from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
 from ..layers.score import Score
+from ..lora import additions_of
 from ..model import Model
 from ..tokenizers import TOKENIZERS
 from ..tokenizers.base import Tokenizer
@@ -106,7 +109,7 @@ class Job:
 
     @classmethod
     def start(cls, folder: str | Path, config: JobConfig) -> Job:
-        """A new run: read the data, build vocabulary and model. Nothing is written if the data is no good."""
+        """A new run: read the data, build or open model and vocabulary. Nothing is written if the data is no good."""
         sources = _read_sources(config)
         tokenizer, model = _build(config, sources)
         run = Run.create(folder, config)
@@ -128,6 +131,9 @@ class Job:
             tokenizer, model = _build(run.config, sources)
             return cls(run, model, tokenizer, sources)
         model, tokenizer = load(run.checkpoint, run.config.backend)
+        if run.config.lora is not None:  # as the optimizer's state has it, and to the bit
+            additions = additions_of(model.config, run.config.lora)
+            model.set_adapter(read_adapter(model.config, find_checkpoint(run.checkpoint), additions))
         job = cls(run, model, tokenizer, sources)
         names = [phase.config.name for phase in job.phases]
         progress = load_progress(run.checkpoint)
@@ -208,7 +214,7 @@ class Job:
                 "lower the learning rate or clip harder"
             )
         progress = {"phase": phase.config.name, "step": trainer.step, "since_last_line": dataclasses.asdict(self._sums)}
-        save(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
+        save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
 
     def _make_trainer(self, phase: Phase) -> Trainer:
         return Trainer(
@@ -236,7 +242,7 @@ class Source:
         self.path = path
         self._records: list[Record] | None = None
         self._text = ""
-        if path.suffix == ".jsonl":
+        if holds_records(path):
             self._records = read_records(path)
         else:
             self._text = read_text(path)
@@ -265,15 +271,16 @@ class Source:
         if self._records is None:
             return self._stream(self._tokens(job), config, job)
         context = job.model.config.context
-        made = [make_examples([record], job.tokenizer, context) for record in self._records]
+        length = min(config.sequence_length or context, context)
+        made = [make_examples([record], job.tokenizer, length) for record in self._records]
         if lost := made.count([]):
+            whose = "the context's" if length == context else "sequence_length ="
             job.notes.append(
                 f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a turn of more "
-                f"than the context's {context}"
+                f"than {whose} {length}"
             )
         examples = [example for some in made for example in some]
-        joined = job.model.config.context if config.join else 0
-        return Examples(examples, config.rows_per_update, job.config.seed, joined)
+        return Examples(examples, config.rows_per_update, job.config.seed, length if config.join else 0)
 
     def _tokens(self, job: Job) -> np.ndarray:
         name = f"{self.path.stem}-{zlib.crc32(str(self.path).encode()):08x}.tokens.npy"  # two may share a stem
@@ -286,7 +293,16 @@ class Source:
 
 
 def _build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Model]:
-    """Vocabulary and random model. The vocabulary is of the training data alone."""
+    """Vocabulary and random model, the vocabulary of the training data alone; or the model to be tuned."""
+    if config.path is not None:
+        model, tokenizer = load(config.path, config.backend)
+        if model.adapter is not None:
+            raise ConfigError(
+                f"a model to be tuned must have no adapter; got {config.path} with one; `fastllm merge` it before"
+            )
+        if config.lora is not None:
+            model.add_lora(config.lora, config.seed)
+        return tokenizer, model
     texts = [text for phase in config.phases for text in sources[phase.data].texts()]
     options = config.tokenizer
     tokenizer = TOKENIZERS[options.type].build(texts, options.max_size, options.minimum_count)

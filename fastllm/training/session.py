@@ -13,11 +13,15 @@ from .run import PLOT
 
 def describe(job: Job) -> str:
     """A line on the model."""
-    config, size = job.model.config, job.model.unfreeze().flat.size
-    return (
+    model, config = job.model, job.model.config
+    kind = f" ({job.config.tokenizer.type}s)" if job.config.path is None else ""
+    line = (
         f"model: {config.layers} layers of width {config.width}, {config.heads} heads, context {config.context}; "
-        f"vocabulary {config.vocab_size} ({job.config.tokenizer.type}s); {size:,} parameters"
+        f"vocabulary {config.vocab_size}{kind}; {model.parameter_count:,} parameters"
     )
+    if model.adapter is None:
+        return line
+    return f"{line}, which stay; {model.adapter.flat.size:,} in low-rank maps are trained"
 
 
 def prepare(job: Job) -> None:

@@ -1,0 +1,504 @@
+"""Low-rank adapters in the files of PEFT (github.com/huggingface/peft), both ways.
+
+    adapter_config.json          {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": [...], ...}
+    adapter_model.safetensors    base_model.model.<module>.lora_A.weight (R, I) and .lora_B.weight (O, R)
+
+A module is a linear map of the base model by its name in transformers; where that has no name for a model, by ours.
+What it adds counts alpha / R times, or alpha / sqrt(R) with use_rslora. R and alpha of some modules are in
+rank_pattern and alpha_pattern, by regular expressions.
+
+GPT-2 has query, key and value in one module, c_attn. Of an adapter to that, each of the three gets the whole A and its
+rows of B; where a column of B reaches one of them only, it and its row of A go to that one alone. The other way, the As
+stand one below another and B has blocks along its diagonal, so R is the sum of theirs: the product is the same.
+
+PEFT's rows of B are for RoPE on the halves of a head, as transformers has it. Those of queries and keys change places
+for a model of ours that has it on pairs (see formats/rows.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .atomic import replacing
+from .config import ModelConfig
+from .errors import FormatError
+from .formats.bytes_of_file import brief, read_json
+from .formats.huggingface import MODULES
+from .formats.huggingface_config import model_type
+from .formats.huggingface_folder import stored_array
+from .formats.opened import float32
+from .formats.patterns import Matcher
+from .formats.rows import row_order
+from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
+from .hub import download, is_hub_name
+from .lora import AdapterParameters, Addition, linear_maps
+from .model import Model
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+MOST_RANK = (1 << 16) - 1
+MOST_PATTERNS = 10_000
+
+# What changes the sum that is computed, or the base's weights before; a file must have nothing at these keys.
+LACKING = {
+    "use_dora": "DoRA",
+    "modules_to_save": "whole modules beside low-rank ones",
+    "lora_bias": "biases of lora_B",
+    "trainable_token_indices": "rows of embeddings",
+    "target_parameters": "parameters that are no linear map",
+    "layer_replication": "layers used several times",
+    "alora_invocation_tokens": "activation by tokens",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "routing",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+# Ways to begin that leave the base's weights as they are; others (PiSSA, OLoRA, LoftQ, ...) change them.
+BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class Place(NamedTuple):
+    """A linear map of theirs, and ours that it holds, stacked along the outputs."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    is_transposed: bool
+
+
+def save_adapter(
+    folder: str | os.PathLike[str], model: Model, base: str | os.PathLike[str] | None = None
+) -> None:
+    """Write a model's adapter as PEFT's adapter_config.json and adapter_model.safetensors, which PEFT opens.
+
+    folder  made where it is not there; the two files take the place of such that are
+    base    the model that it adds to, which the files name: a path, or a name on Hugging Face's hub. None: what
+            fastllm.load opened it from, if it did
+
+    Raises ValueError for a model without an adapter, OSError where the folder can't be written.
+    """
+    if model.adapter is None:
+        raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it before")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = model.origin if base is None else os.fspath(base)
+    if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
+        name = os.path.abspath(name)
+    write_adapter(folder, model.config, model.adapter, name)
+
+
+def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParameters:
+    """Read an adapter of PEFT's or of save_adapter's, and set it: the model computes with it from then on.
+
+    folder  of the two files; a run folder; or a name on Hugging Face's hub
+
+    Returns its parameters, which can be trained on. Raises FileNotFoundError, or FormatError for files that are
+    damaged, of another model, or of a kind that fastllm lacks.
+    """
+    path = Path(folder)
+    if not path.exists() and is_hub_name(os.fspath(folder)):
+        path = download(os.fspath(folder))
+    if not is_adapter(path) and is_adapter(path / "checkpoint"):
+        path = path / "checkpoint"
+    adapter = read_adapter(model.config, path)
+    model.set_adapter(adapter)
+    return adapter
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder says that it holds an adapter."""
+    return (folder / CONFIG).is_file()
+
+
+def base_name(folder: Path) -> str:
+    """The model that the adapter in a folder adds to, as its files name it: a path or a name on the hub.
+
+    Raises FormatError where they name none.
+    """
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise FormatError(
+            f"{folder / CONFIG} must name the model it adds to, in base_model_name_or_path; got {brief(name)}; open "
+            "that model and load_adapter(model, folder)"
+        )
+    return name
+
+
+# Reading
+
+
+def read_adapter(
+    config: ModelConfig, folder: Path, additions: Mapping[str, Addition] | None = None
+) -> AdapterParameters:
+    """The adapter in a folder, for a model.
+
+    additions  what it must add, as write_adapter was given it: then the numbers come back to the bit. None: whatever
+               the files say
+
+    Raises FileNotFoundError, FormatError.
+    """
+    if not is_adapter(folder):
+        if not folder.exists():
+            raise FileNotFoundError(f"there must be an adapter's folder at {folder}; got nothing; check the name")
+        raise FormatError(f"{folder} must hold an adapter, with {CONFIG}; got none; name another folder")
+    try:
+        rules = _Rules(read_json(folder / CONFIG))
+        found: dict[str, Addition] = {}
+        arrays: Arrays = {}
+        for place, name, a, b in _pairs(config, folder):
+            addition = rules.addition(name, len(a))
+            given = None if additions is None else [(ours, additions[ours]) for ours in place.ours if ours in additions]
+            for ours, a_part, b_part in _split(config, place, a, b, given):
+                found[ours] = Addition(len(a_part), addition.scale) if additions is None else additions[ours]
+                arrays[f"{ours}.lora_a"], arrays[f"{ours}.lora_b"] = a_part, b_part
+        if additions is not None and found.keys() != additions.keys():
+            missing = [name for name in additions if name not in found]
+            raise FormatError(f"an adapter must add to what the job says; got nothing for {missing[:3]}; start anew")
+    except FormatError as error:
+        message = str(error)
+        raise FormatError(message if str(folder) in message else f"{folder}: {message}") from None
+    adapter = AdapterParameters(config, {name: found[name] for name in linear_maps(config) if name in found})
+    for name, view in adapter.items():
+        view[...] = arrays[name]
+    return adapter
+
+
+class _Rules:
+    """What adapter_config.json says, checked."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._matcher = Matcher()
+        kind = fields.get("peft_type")
+        if kind != "LORA":
+            raise FormatError(f'peft_type must be "LORA"; got {brief(kind)}; use an adapter of that kind')
+        for key, meaning in LACKING.items():
+            if fields.get(key):
+                raise FormatError(f"{key} must not be given: fastllm has no {meaning}; got {brief(fields[key])}; "
+                                  "merge the adapter with PEFT and open the model")  # fmt: skip
+        if fields.get("bias", "none") != "none":
+            raise FormatError(
+                f'bias must be "none"; got {brief(fields["bias"])}; merge the adapter with PEFT and open the model'
+            )
+        beginning = fields.get("init_lora_weights")
+        if not any(beginning is known or (beginning == known and isinstance(known, str)) for known in BEGINNINGS):
+            raise FormatError(
+                f"init_lora_weights must be a way to begin that leaves the base as it is; got {brief(beginning)}; "
+                "have PEFT convert it (path_initial_model_for_weight_conversion)"
+            )
+        self._rank = _rank("r", fields.get("r", 8))
+        self._alpha = _positive("lora_alpha", fields.get("lora_alpha", 8))
+        self._ranks = {key: _rank("rank_pattern", rank) for key, rank in _patterns(fields, "rank_pattern")}
+        self._alphas = {key: _positive("alpha_pattern", value) for key, value in _patterns(fields, "alpha_pattern")}
+        self._is_root = _flag(fields, "use_rslora")
+        _flag(fields, "fan_in_fan_out")  # how the base keeps its weight; A and B don't depend on it
+        self._targets = _names(fields, "target_modules")
+        self._excluded = _names(fields, "exclude_modules")
+        self._layers = _numbers(fields, "layers_to_transform")
+        names = _names(fields, "layers_pattern")
+        self._layer_names = frozenset((names,)) if isinstance(names, str) else names
+
+    def addition(self, module: str, rank: int) -> Addition:
+        """How a module's addition of a rank counts. Raises FormatError where the rules leave it out."""
+        if not self._is_target(module):
+            raise FormatError(
+                f"tensors must be of target_modules; got some of {brief(module)}, which they leave out; mend {CONFIG}"
+            )
+        expected = self._of(self._ranks, module, self._rank)
+        if rank != expected:
+            raise FormatError(f"{module} must be of rank {expected}, by {CONFIG}; got {rank}; use another adapter")
+        alpha = self._of(self._alphas, module, self._alpha)
+        return Addition(rank, alpha / (math.sqrt(rank) if self._is_root else rank))
+
+    def _of(self, patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+        for key, value in patterns.items():
+            if self._matcher.endmatch(key, module):
+                return value
+        return default
+
+    def _is_target(self, module: str) -> bool:
+        if self._excluded and self._is_among(self._excluded, module):
+            return False
+        if isinstance(self._targets, str):
+            return self._targets.lower() == "all-linear" or self._matcher.fullmatch(self._targets, module)
+        if not self._targets or not self._is_among(self._targets, module):
+            return False
+        if not self._layers:
+            return True
+        name, number = _layer(module)
+        is_named = not self._layer_names or any(self._matcher.endmatch(key, name) for key in self._layer_names)
+        return is_named and number in self._layers
+
+    def _is_among(self, names: str | frozenset[str], module: str) -> bool:
+        if isinstance(names, str):
+            return self._matcher.fullmatch(names, module)
+        parts = module.split(".")
+        return any(".".join(parts[at:]) in names for at in range(len(parts)))
+
+
+def _layer(module: str) -> tuple[str, int]:
+    """What stands before a module's number, and the number: model.layers, 3 of model.layers.3.mlp.up_proj."""
+    parts = module.split(".")
+    at = next(at for at, part in enumerate(parts) if part.isdecimal())
+    return ".".join(parts[:at]), int(parts[at])
+
+
+def _rank(key: str, value: object) -> int:
+    if type(value) is not int or not 0 < value <= MOST_RANK:
+        raise FormatError(f"{key} must be a whole number from 1 to {MOST_RANK}; got {brief(value)}; mend {CONFIG}")
+    return value
+
+
+def _positive(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        raise FormatError(f"{key} must be a number > 0; got {brief(value)}; mend {CONFIG}")
+    return float(value)
+
+
+def _flag(fields: Mapping[str, Any], key: str) -> bool:
+    value = fields.get(key) or False
+    if not isinstance(value, bool):
+        raise FormatError(f"{key} must be true or false; got {brief(value)}; mend {CONFIG}")
+    return value
+
+
+def _numbers(fields: Mapping[str, Any], key: str) -> frozenset[int]:
+    value = fields.get(key)
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(number) is int for number in given):
+        raise FormatError(f"{key} must be whole numbers; got {brief(value)}; mend {CONFIG}")
+    return frozenset(given)
+
+
+def _patterns(fields: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    value = fields.get(key) or {}
+    if not isinstance(value, dict) or len(value) > MOST_PATTERNS:
+        raise FormatError(f"{key} must map at most {MOST_PATTERNS} patterns; got {brief(value)}; mend {CONFIG}")
+    return [*value.items()]
+
+
+def _names(fields: Mapping[str, Any], key: str) -> str | frozenset[str]:
+    """Names, or one regular expression."""
+    value = fields.get(key) or []
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise FormatError(f"{key} must be names in a list, or a pattern; got {brief(value)}; mend {CONFIG}")
+    return frozenset(value)
+
+
+def _places(config: ModelConfig) -> list[Place]:
+    """Where theirs have the linear maps of a model's blocks."""
+    maps = linear_maps(config)
+    try:
+        modules = MODULES[model_type(config)]
+    except FormatError:
+        return [Place(name, (name,), False) for name in maps]
+    return [
+        Place(module.theirs.format(layer), tuple(name.format(layer) for name in module.ours), module.transposed)
+        for layer in range(config.layers)
+        for module in modules
+        if "{}" in module.theirs and module.ours[0].format(layer) in maps
+    ]
+
+
+def _pairs(
+    config: ModelConfig, folder: Path
+) -> list[tuple[Place, str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Each module in the file: its place, its name there, A (R, I) and B (O, R)."""
+    if not (folder / WEIGHTS).is_file():
+        if (folder / PICKLE).is_file():
+            raise FormatError(
+                f"{folder} must hold {WEIGHTS}; got {PICKLE}, a pickle, which runs code of its author's when it is "
+                "opened; use the safetensors"
+            )
+        raise FormatError(f"{folder} must hold {WEIGHTS}; got no such file; copy it too")
+    places = {place.theirs: place for place in _places(config)}
+    stored = read_safetensors(folder / WEIGHTS)
+    body = next(iter(places)).partition(".")[0] + "."
+    # A model without head has no "model." or "transformer." before its modules.
+    has_body = any(name.startswith(PREFIX + body) for name in stored)
+    pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for tensor_name in stored:
+        name, part = next(
+            ((tensor_name.removesuffix(part), part) for part in (A, B) if tensor_name.endswith(part)), ("", "")
+        )
+        module = name.removeprefix(PREFIX)
+        if not name.startswith(PREFIX) or (module if has_body else body + module) not in places:
+            raise FormatError(
+                f"an adapter must have lora_A and lora_B of linear maps in the model's blocks, such as "
+                f"{PREFIX}{next(iter(places))}{A}; got {brief(tensor_name)}; use an adapter made for this model"
+            )
+        array = float32(stored_array(tensor_name, stored[tensor_name]))
+        if not np.isfinite(array).all():
+            raise FormatError(f"{tensor_name} must be finite; got NaN or infinity; use another adapter")
+        pairs.setdefault(module, {})[part] = array
+    if not pairs:
+        raise FormatError("an adapter must have lora_A and lora_B of at least one module; got none; use another")
+    maps, found = linear_maps(config), []
+    for module, arrays in pairs.items():
+        place = places[module if has_body else body + module]
+        outputs, inputs = sum(maps[name][0] for name in place.ours), maps[place.ours[0]][1]
+        shapes = [arrays[part].shape if part in arrays else None for part in (A, B)]
+        rank = shapes[0][0] if shapes[0] else 0
+        if shapes != [(rank, inputs), (outputs, rank)] or rank < 1:
+            raise FormatError(
+                f"{module} must have lora_A of shape (R, {inputs}) and lora_B of ({outputs}, R); got {shapes[0]} and "
+                f"{shapes[1]}; use an adapter made for this model"
+            )
+        found.append((place, module, arrays[A], arrays[B]))
+    return found
+
+
+def _split(
+    config: ModelConfig,
+    place: Place,
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    given: list[tuple[str, Addition]] | None,
+) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Our maps in a module, with their parts of A and B.
+
+    given  those that _stacked was given; None: not known
+    """
+    maps = linear_maps(config)
+    ends = np.cumsum([maps[name][0] for name in place.ours])
+    rows = dict(zip(place.ours, np.split(b, ends[:-1]), strict=True))
+    if given is not None:
+        ranks = [addition.rank for _, addition in given]
+        if sum(ranks) != len(a):
+            raise FormatError(f"{place.theirs} must be of rank {sum(ranks)}, by the job; got {len(a)}; start anew")
+        begins = np.cumsum([0, *ranks])
+        columns = {name: np.arange(begins[i], begins[i + 1]) for i, (name, _) in enumerate(given)}
+    else:
+        reaches = np.array([part.any(axis=0) for part in rows.values()])  # (maps, R)
+        columns = {name: np.arange(len(a)) for name in place.ours}
+        if len(place.ours) > 1 and (reaches.sum(axis=0) == 1).all():
+            columns = {name: np.flatnonzero(row) for name, row in zip(place.ours, reaches, strict=True) if row.any()}
+    return [
+        (name, a[chosen], _in_pairs(config, name, rows[name][:, chosen])) for name, chosen in columns.items()
+    ]
+
+
+def _halves(config: ModelConfig, name: str, rows: int) -> NDArray[np.intp] | None:
+    """Which row of our B stands at each place of theirs; None where all stay."""
+    try:
+        model_type(config)
+    except FormatError:
+        return None
+    return row_order(config, f"{name}.weight", rows, interleaved=False)
+
+
+def _in_pairs(config: ModelConfig, name: str, b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Our B from theirs."""
+    order = _halves(config, name, len(b))
+    return b if order is None else b[np.argsort(order)]
+
+
+# Writing
+
+
+def write_adapter(folder: Path, config: ModelConfig, adapter: AdapterParameters, base: str | None) -> None:
+    """Write the two files into a folder, each whole or not at all. base: what they name as the model."""
+    places = _places(config)
+    stacked = {
+        place.theirs: _stacked(config, place, adapter)
+        for place in places
+        if any(name in adapter.additions for name in place.ours)
+    }
+    additions = {theirs: Addition(len(a), scale) for theirs, (a, _, scale) in stacked.items()}
+    fields = _config(places, additions, base)
+    tensors = []
+    for theirs, (a, b, _) in stacked.items():
+        for part, array in ((A, a), (B, b)):
+            data = np.ascontiguousarray(array, np.float32)
+            tensors.append(TensorToWrite(f"{PREFIX}{theirs}{part}", "F32", data.shape, partial(_bytes, data)))
+    with replacing(folder / CONFIG) as config_file, replacing(folder / WEIGHTS) as weights_file:
+        config_file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_safetensors(weights_file, tensors)
+
+
+def _bytes(array: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
+    yield array.view(np.uint8)
+
+
+def _stacked(
+    config: ModelConfig, place: Place, adapter: AdapterParameters
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """A, B and scale of a module of theirs."""
+    maps = linear_maps(config)
+    parts = [(name, adapter.additions[name]) for name in place.ours if name in adapter.additions]
+    rank, scale = sum(addition.rank for _, addition in parts), parts[0][1].scale
+    a = np.concatenate([adapter[f"{name}.lora_a"] for name, _ in parts])
+    b = np.zeros((sum(maps[name][0] for name in place.ours), rank), np.float32)
+    first = 0
+    for name, addition in parts:
+        row = sum(maps[other][0] for other in place.ours[: place.ours.index(name)])
+        block = adapter[f"{name}.lora_b"]
+        order = _halves(config, name, len(block))
+        b[row : row + len(block), first : first + addition.rank] = (block if order is None else block[order]) * (
+            np.float32(addition.scale / scale)
+        )
+        first += addition.rank
+    return a, b, scale
+
+
+def _config(places: list[Place], additions: Mapping[str, Addition], base: str | None) -> dict[str, Any]:
+    """adapter_config.json. additions: by their modules."""
+    rank = Counter(addition.rank for addition in additions.values()).most_common(1)[0][0]
+    alphas = {name: _alpha(addition) for name, addition in additions.items()}
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: addition.rank for name, addition in additions.items() if addition.rank != rank},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
+        "use_rslora": False,
+        "target_modules": _targets(places, additions),
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "fan_in_fan_out": any(place.is_transposed for place in places),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "modules_to_save": None,
+        "use_dora": False,
+        "init_lora_weights": True,
+    }
+
+
+def _alpha(addition: Addition) -> float:
+    """The alpha that, divided by the rank, is the scale."""
+    alpha = addition.scale * addition.rank
+    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, 0))
+    alpha = next((value for value in near if value / addition.rank == addition.scale), alpha)
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _targets(places: list[Place], additions: Mapping[str, Addition]) -> list[str]:
+    """Modules by the ends of their names where all layers have the same, else by whole names."""
+
+    def end(theirs: str) -> str:
+        """What follows the layer's number: self_attn.q_proj."""
+        parts = theirs.split(".")
+        return ".".join(parts[next(i for i, part in enumerate(parts) if part.isdecimal()) + 1 :])
+
+    chosen = {end(theirs) for theirs in additions}
+    if {place.theirs for place in places if end(place.theirs) in chosen} != additions.keys():
+        return [*additions]
+    last = Counter(name.rpartition(".")[2] for name in {end(place.theirs) for place in places})
+    return sorted(short if last[short := name.rpartition(".")[2]] == 1 else name for name in chosen)

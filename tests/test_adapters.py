@@ -1,0 +1,652 @@
+"""Adapters in PEFT's files: PEFT's own numbers both ways, every rule of its configuration, strangers' files."""
+
+import dataclasses
+import json
+import shutil
+
+import huggingface_models
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from model_switches import make_model
+from mutations import damaged
+
+import fastllm
+from fastllm import adapters
+from fastllm.adapters import read_adapter, write_adapter
+from fastllm.checkpoint import load_progress, save_tuned
+from fastllm.errors import FormatError
+from fastllm.formats import open_model
+from fastllm.lora import AdapterParameters, Addition, LoRAConfig, additions_of, linear_maps
+
+# Two programs sum in other orders: logits are of size 10.
+TOLERANCE = 1e-4
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+LLAMA = fastllm.ModelConfig(
+    vocab_size=23, width=8, hidden=12, layers=2, heads=4, kv_heads=2, context=9, norm="rms_norm", activation="swiglu",
+    positions="rope", attention_bias=False, feed_forward_bias=False,
+)  # fmt: skip
+PAIRS = dataclasses.replace(LLAMA, rope_interleaved=True)
+GPT2 = fastllm.ModelConfig(vocab_size=23, width=8, hidden=12, layers=2, heads=2, context=9)
+OURS = fastllm.preset("rustgpt", vocab_size=23, width=8, hidden=12, layers=2, heads=2, context=9)
+CONFIGS = {"llama": LLAMA, "llama on pairs": PAIRS, "gpt2": GPT2, "without a name": OURS}
+
+
+def filled(config, additions, seed=0):
+    """An adapter of random numbers."""
+    adapter = AdapterParameters(config, additions)
+    adapter.flat[...] = np.random.default_rng(seed).standard_normal(adapter.flat.size)
+    return adapter
+
+
+def write(folder, config=LLAMA, lora=None, base="base"):
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter = filled(config, additions_of(config, lora or LoRAConfig(rank=3)))
+    write_adapter(folder, config, adapter, base)
+    return adapter
+
+
+def rewrite(folder, **changes):
+    """The configuration with other fields; None takes one out."""
+    fields = json.loads((folder / CONFIG).read_text()) | changes
+    (folder / CONFIG).write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+
+
+def rewrite_weights(folder, change):
+    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    changed = change(tensors)
+    safetensors.numpy.save_file(tensors if changed is None else changed, folder / WEIGHTS)
+
+
+def changes_of(adapter):
+    return {name: adapter.change(name) for name in adapter.additions}
+
+
+def assert_same_changes(got, expected, tolerance=1e-6):
+    assert got.keys() == expected.keys()
+    for name, change in expected.items():
+        np.testing.assert_allclose(got[name], change, rtol=tolerance, atol=tolerance * np.abs(change).max())
+
+
+# Against PEFT
+
+
+@pytest.fixture(scope="module")
+def peft():
+    pytest.importorskip("transformers")
+    return pytest.importorskip("peft")
+
+
+# PEFT asks transformers 5 in an older way.
+against_peft = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def their_logits(model, tokens):
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor(tokens[None])).logits[0].numpy()
+
+
+THEIRS = {
+    "llama": {"target_modules": ["q_proj", "v_proj"]},
+    "llama-tied-biases": {"target_modules": "all-linear", "use_rslora": True},
+    "mistral": {
+        "target_modules": r".*\.(q_proj|k_proj|down_proj)$",
+        "rank_pattern": {r"layers\.1\.self_attn\.k_proj": 2, "down_proj": 5},
+        "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 7, "k_proj": 1.5},
+    },
+    "qwen3": {"target_modules": ["k_proj", "self_attn.q_proj", "up_proj"], "layers_to_transform": [1]},
+    "qwen2": {"target_modules": ["o_proj", "gate_proj"], "layers_to_transform": 0, "layers_pattern": "layers",
+              "exclude_modules": ["gate_proj"]},
+    "gpt2": {"target_modules": ["c_attn"], "fan_in_fan_out": True},
+    "gpt2-untied": {"target_modules": ["c_proj", "c_attn", "mlp.c_fc"], "fan_in_fan_out": True,
+                    "rank_pattern": {"attn.c_proj": 6}},
+}  # fmt: skip
+
+
+@against_peft
+@pytest.mark.parametrize("name", THEIRS)
+def test_an_adapter_of_theirs(peft, tmp_path, name, rng):
+    """Saved by PEFT, the base by transformers: opened by its base's path, on the base opened before, and merged."""
+    import torch
+
+    base = huggingface_models.make(name)
+    base.save_pretrained(tmp_path / "base")
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **THEIRS[name])).eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter_name, parameter in theirs.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "adapter")
+    tokens = rng.integers(0, huggingface_models.VOCABULARY, 20)
+    expected = their_logits(theirs, tokens)
+
+    opened = open_model(tmp_path / "base")
+    model = fastllm.Model(opened.config, weights=opened.weights)
+    plain = model.forward(tokens)
+    adapter = fastllm.load_adapter(model, tmp_path / "adapter")
+    assert model.adapter is adapter
+    logits = model.forward(tokens)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
+    assert np.abs(logits - plain).max() > 0.1
+    model.merge_adapter()
+    np.testing.assert_allclose(model.forward(tokens), expected, atol=TOLERANCE)
+
+
+OUR_ADDITIONS = {
+    "all": lambda config: additions_of(config, LoRAConfig(rank=3, alpha=5)),
+    "query and value": lambda config: additions_of(config, LoRAConfig(rank=8, targets=("query", "value"))),
+    "stable": lambda config: additions_of(config, LoRAConfig(rank=5, targets=("down", "output"), rank_stabilized=True)),
+    "of all sorts": lambda config: {
+        name: Addition(1 + i % 5, 0.3 + i % 3) for i, name in enumerate(linear_maps(config)) if i % 4 != 1
+    },
+    "one": lambda config: {"blocks.1.attention.key": Addition(2, 0.7)},
+}
+
+
+@pytest.mark.parametrize("additions", OUR_ADDITIONS.values(), ids=OUR_ADDITIONS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+@against_peft
+def test_an_adapter_of_ours(peft, tmp_path, name, additions, rng):
+    """PEFT opens it on the same base and computes the same."""
+    base = huggingface_models.make(name)
+    base.save_pretrained(tmp_path / "base")
+    opened = open_model(tmp_path / "base")
+    model = fastllm.Model(opened.config, weights=opened.weights)
+    tokens = rng.integers(0, huggingface_models.VOCABULARY, 20)
+    plain = model.forward(tokens)
+    adapter = filled(model.config, additions(model.config))
+    adapter.flat *= 0.3
+    model.set_adapter(adapter)
+    fastllm.save_adapter(tmp_path / "adapter", model, tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    expected = their_logits(theirs, tokens)
+    np.testing.assert_allclose(model.forward(tokens), expected, atol=TOLERANCE)
+    assert np.abs(expected - plain).max() > 0.05
+
+
+@against_peft
+def test_rows_for_rope_on_pairs(peft, tmp_path, rng):
+    """As GGUF has Llama: rows of query and key stand elsewhere, in the base and in the adapter."""
+    from fastllm.formats.rows import row_order
+
+    base = huggingface_models.make("llama")
+    base.save_pretrained(tmp_path / "base")
+    opened = open_model(tmp_path / "base")
+    halves = fastllm.Model(opened.config, weights=opened.weights)
+    config = dataclasses.replace(opened.config, rope_interleaved=True)
+    pairs = fastllm.Model(config)
+    for name, view in pairs.parameters.items():
+        order = row_order(opened.config, name, len(view), interleaved=True)
+        view[...] = halves.parameters[name] if order is None else halves.parameters[name][order]
+    tokens = rng.integers(0, huggingface_models.VOCABULARY, 20)
+    np.testing.assert_allclose(pairs.forward(tokens), halves.forward(tokens), atol=TOLERANCE)
+    adapter = filled(config, additions_of(config, LoRAConfig(rank=3)))
+    adapter.flat *= 0.3
+    pairs.set_adapter(adapter)
+    fastllm.save_adapter(tmp_path / "adapter", pairs)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    expected = their_logits(theirs, tokens)
+    np.testing.assert_allclose(pairs.forward(tokens), expected, atol=TOLERANCE)
+    fastllm.load_adapter(halves, tmp_path / "adapter")
+    np.testing.assert_allclose(halves.forward(tokens), expected, atol=TOLERANCE)
+    loaded = fastllm.load_adapter(pairs, tmp_path / "adapter")
+    np.testing.assert_array_equal(loaded.flat, adapter.flat)
+
+
+# There and back
+
+
+@pytest.mark.parametrize("additions", OUR_ADDITIONS.values(), ids=OUR_ADDITIONS)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_there_and_back(tmp_path, config, additions):
+    adapter = filled(config, {name: a for name, a in additions(config).items() if name in linear_maps(config)})
+    write_adapter(tmp_path, config, adapter, None)
+    loaded = read_adapter(config, tmp_path)
+    assert_same_changes(changes_of(loaded), changes_of(adapter))
+    assert {name: a.rank for name, a in loaded.additions.items()} == {n: a.rank for n, a in adapter.additions.items()}
+    # and with what it adds known, to the bit
+    again = read_adapter(config, tmp_path, adapter.additions)
+    assert again.additions == adapter.additions
+    if len({addition.scale for addition in adapter.additions.values()}) == 1:
+        assert again.flat.tobytes() == adapter.flat.tobytes()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_an_adapter_that_has_not_learnt_yet(tmp_path, config):
+    """b is 0, so that GPT-2's parts of B reach nothing."""
+    adapter = AdapterParameters(config, additions_of(config, LoRAConfig(rank=3, targets=("query", "value", "up"))))
+    adapter.initialise(4)
+    write_adapter(tmp_path, config, adapter, None)
+    loaded = read_adapter(config, tmp_path)
+    assert not any(change.any() for change in changes_of(loaded).values())
+    assert read_adapter(config, tmp_path, adapter.additions).flat.tobytes() == adapter.flat.tobytes()
+
+
+def test_a_fused_adapter_of_full_rank_is_copied(tmp_path):
+    """A column of B that reaches query and key stays with both."""
+    write(tmp_path, GPT2, LoRAConfig(rank=3, targets=("query", "key", "value")))
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.weight"
+    rewrite_weights(tmp_path, lambda tensors: tensors[name].fill(0.5))
+    loaded = read_adapter(GPT2, tmp_path)
+    ranks = [loaded.additions[f"blocks.{layer}.attention.{name}"].rank for layer in (0, 1) for name in ("query", "key")]
+    assert ranks == [9, 9, 3, 3]
+    tensors = safetensors.numpy.load_file(tmp_path / WEIGHTS)
+    whole = 2.0 * tensors[name] @ tensors[name.replace("lora_B", "lora_A")]
+    parts = [loaded.change(f"blocks.0.attention.{name}") for name in ("query", "key", "value")]
+    np.testing.assert_allclose(np.concatenate(parts), whole * (parts[0][0, 0] / whole[0, 0]), rtol=1e-5)
+
+
+def test_files_of_ours(tmp_path):
+    write(tmp_path / "llama", LLAMA, LoRAConfig(rank=8, targets=("query", "up")), "org/model")
+    fields = json.loads((tmp_path / "llama" / CONFIG).read_text())
+    expected = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/model", "r": 8, "lora_alpha": 16,
+        "rank_pattern": {}, "alpha_pattern": {}, "target_modules": ["q_proj", "up_proj"], "fan_in_fan_out": False,
+        "bias": "none", "use_rslora": False,
+    }  # fmt: skip
+    assert fields | expected == fields
+    write(tmp_path / "gpt2", GPT2, LoRAConfig(rank=8, targets=("query", "value", "output")))
+    fields = json.loads((tmp_path / "gpt2" / CONFIG).read_text())
+    assert (fields["target_modules"], fields["fan_in_fan_out"]) == (["attn.c_proj", "c_attn"], True)
+    assert (fields["r"], fields["rank_pattern"]) == (
+        16, {f"transformer.h.{layer}.attn.c_proj": 8 for layer in (0, 1)}
+    )  # fmt: skip
+    write(tmp_path / "ours", OURS, LoRAConfig(rank=8, targets=("query",)))
+    assert json.loads((tmp_path / "ours" / CONFIG).read_text())["target_modules"] == ["query"]
+    assert "base_model.model.blocks.0.attention.query.lora_A.weight" in safetensors.numpy.load_file(
+        tmp_path / "ours" / WEIGHTS
+    )
+
+
+def test_a_base_without_its_head(tmp_path):
+    """Names of AutoModel's modules begin later."""
+    adapter = write(tmp_path)
+    rewrite_weights(tmp_path, lambda tensors: {n.replace("model.model.", "model."): t for n, t in tensors.items()})
+    assert_same_changes(changes_of(read_adapter(LLAMA, tmp_path)), changes_of(adapter))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_numbers_of_other_types(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    import safetensors.torch
+
+    adapter = write(tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    halves = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+    safetensors.torch.save_file(halves, tmp_path / WEIGHTS)
+    loaded = read_adapter(LLAMA, tmp_path)
+    name = "blocks.1.feed_forward.down"
+    theirs = halves["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"].float().numpy()
+    np.testing.assert_array_equal(loaded[f"{name}.lora_a"], theirs)
+    np.testing.assert_allclose(loaded.flat, adapter.flat, rtol=2e-2, atol=1e-3)
+
+
+# Saving and setting
+
+
+def test_save_and_load(tmp_path, rng):
+    model, other = make_model(LLAMA, "numpy"), make_model(LLAMA, "numpy")
+    model.add_lora(rank=2)
+    model.adapter.flat[...] = rng.standard_normal(model.adapter.flat.size)
+    fastllm.save_adapter(tmp_path / "new" / "adapter", model)
+    adapter = fastllm.load_adapter(other, tmp_path / "new" / "adapter")
+    assert other.adapter is adapter
+    np.testing.assert_array_equal(adapter.flat, model.adapter.flat)
+    np.testing.assert_array_equal(other.forward([1, 2, 3]), model.forward([1, 2, 3]))
+    # in place of one that is there, in the model and on the disk
+    model.remove_adapter()
+    model.add_lora(rank=4)
+    fastllm.save_adapter(str(tmp_path / "new" / "adapter"), model)
+    assert fastllm.load_adapter(other, str(tmp_path / "new" / "adapter")).additions == model.adapter.additions
+    assert sorted(path.name for path in (tmp_path / "new" / "adapter").iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_a_model_without_an_adapter(tmp_path):
+    with pytest.raises(ValueError, match="needs a model with an adapter"):
+        fastllm.save_adapter(tmp_path / "adapter", make_model(LLAMA, "numpy"))
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_failing_write_leaves_the_old_adapter(tmp_path, monkeypatch):
+    adapter = write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(adapters, "write_safetensors", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_adapter(tmp_path, LLAMA, adapter, "other")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# Opened by its folder
+
+
+@pytest.fixture
+def base(tmp_path, tiny_model, tokenizer):
+    """A checkpoint, the adapter of a model opened from it, and that model's logits."""
+    fastllm.save(tmp_path / "base", tiny_model, tokenizer)
+    model, _ = fastllm.load(tmp_path / "base", backend="numpy")
+    model.set_adapter(filled(model.config, additions_of(model.config, LoRAConfig(rank=2))))
+    fastllm.save_adapter(tmp_path / "adapter", model)
+    return tmp_path / "base", tmp_path / "adapter", model.forward([1, 2, 3])
+
+
+def test_the_base_that_it_names_is_opened(base, tokenizer, tiny_model):
+    folder, adapter, expected = base
+    assert json.loads((adapter / CONFIG).read_text())["base_model_name_or_path"] == str(folder)
+    model, opened = fastllm.load(adapter, backend="numpy")
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
+    assert opened.tokens == tokenizer.tokens
+    assert (model.backend, model.origin) == ("numpy", str(folder))
+    model.remove_adapter()
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), tiny_model.forward([1, 2, 3]))
+    assert fastllm.load(folder, backend="numpy")[0].origin == str(folder)
+
+
+def test_a_base_beside_the_adapter(base, monkeypatch, tmp_path):
+    """A relative path counts from the adapter's folder, wherever one stands."""
+    folder, adapter, expected = base
+    rewrite(adapter, base_model_name_or_path="../base")
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(fastllm.load(adapter, backend="numpy")[0].forward([1, 2, 3]), expected)
+    # given relative to where one stands, it is written as an absolute one
+    monkeypatch.chdir(tmp_path)
+    model, _ = fastllm.load("adapter", backend="numpy")
+    fastllm.save_adapter("another", model, "base")
+    assert json.loads((tmp_path / "another" / CONFIG).read_text())["base_model_name_or_path"] == str(folder)
+
+
+def test_a_run_folder_as_the_base_and_as_the_adapter(base, tmp_path):
+    folder, adapter, expected = base
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "checkpoint")
+    rewrite(adapter, base_model_name_or_path=str(tmp_path / "run"))
+    (tmp_path / "tuned").mkdir()
+    adapter.rename(tmp_path / "tuned" / "checkpoint")
+    model, _ = fastllm.load(tmp_path / "tuned", backend="numpy")
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
+    other, _ = fastllm.load(tmp_path / "run", backend="numpy")
+    fastllm.load_adapter(other, tmp_path / "tuned")
+    np.testing.assert_array_equal(other.forward([1, 2, 3]), expected)
+
+
+def test_names_on_the_hub(base, monkeypatch):
+    folder, adapter, expected = base
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        return folder if name == "org/base" else adapter
+
+    monkeypatch.setattr("fastllm.checkpoint.download", download)
+    monkeypatch.setattr("fastllm.adapters.download", download)
+    rewrite(adapter, base_model_name_or_path="org/base")
+    model, _ = fastllm.load("org/adapter", backend="numpy")
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
+    assert asked == ["org/adapter", "org/base"]
+    assert model.origin == "org/base"
+    fastllm.load_adapter(model, "org/adapter")
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
+
+
+def test_a_tokenizer_of_its_own(base, tmp_path):
+    _, adapter, _ = base
+    fastllm.WordTokenizer.build(["other words"]).save_into(adapter)
+    assert "other" in fastllm.load(adapter, backend="numpy")[1].tokens
+    fastllm.WordTokenizer.build([" ".join(f"word{i}" for i in range(99))]).save_into(adapter)
+    with pytest.raises(FormatError, match="tokenizer and model must have one vocabulary"):
+        fastllm.load(adapter, backend="numpy")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "must name the model it adds to, in base_model_name_or_path; got None"),
+        ("", "in base_model_name_or_path; got ''"),
+        (3, "in base_model_name_or_path; got 3"),
+        ("no/such/model/here", "got 'no/such/model/here', which is not there"),
+        ("x" * 5000, "which is not there"),
+        ("\0", "in base_model_name_or_path; got"),
+        ("\ud800", "which is not there"),
+        ("../adapter", "got '../adapter', which has one; merge that before"),
+        (".", "which has one"),
+    ],
+)
+def test_wrong_bases(base, name, message):
+    _, adapter, _ = base
+    rewrite(adapter, base_model_name_or_path=name)
+    with pytest.raises(FormatError, match=message) as caught:
+        fastllm.load(adapter, backend="numpy")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_of_a_model_with_an_adapter(base, tmp_path, tokenizer):
+    """It is replaced as others are, and never by save, which holds whole models."""
+    _, adapter, expected = base
+    model, _ = fastllm.load(adapter, backend="numpy")
+    with pytest.raises(ValueError, match="merge_adapter"):
+        fastllm.save(tmp_path / "checkpoint", model, tokenizer)
+    for _ in range(2):
+        save_tuned(tmp_path / "checkpoint", model, tokenizer, fastllm.AdamW(model), {"step": 3})
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
+        CONFIG, WEIGHTS, "optimizer.safetensors", "progress.json", "tokenizer.json",
+    ]  # fmt: skip
+    again, opened = fastllm.load(tmp_path / "checkpoint", backend="numpy")
+    np.testing.assert_array_equal(again.forward([1, 2, 3]), expected)
+    assert opened.tokens == tokenizer.tokens
+    optimizer = fastllm.AdamW(again)
+    assert load_progress(tmp_path / "checkpoint", optimizer) == {"step": 3}
+    again.merge_adapter()
+    fastllm.save(tmp_path / "merged", again, opened)
+    np.testing.assert_allclose(
+        fastllm.load(tmp_path / "merged", backend="numpy")[0].forward([1, 2, 3]), expected, atol=TOLERANCE
+    )
+
+
+# Strangers' files
+
+
+WRONG_CONFIGS = {
+    "kind": ({"peft_type": "IA3"}, "peft_type must be .*got 'IA3'"),
+    "no kind": ({"peft_type": None}, "peft_type must be .*got None"),
+    "DoRA": ({"use_dora": True}, "use_dora must not be given: fastllm has no DoRA"),
+    "modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save must not be given"),
+    "biases": ({"bias": "lora_only"}, 'bias must be "none"; got \'lora_only\''),
+    "bias of B": ({"lora_bias": True}, "lora_bias must not be given"),
+    "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices must not"),
+    "parameters": ({"target_parameters": ["x"]}, "target_parameters must not"),
+    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights must be .*got 'pissa_niter_4'"),
+    "one": ({"init_lora_weights": 1}, "init_lora_weights must be .*got 1"),
+    "rank": ({"r": 4}, "must be of rank 4, by adapter_config.json; got 3"),
+    "no rank": ({"r": 0}, "r must be a whole number from 1 to 65535; got 0"),
+    "rank of letters": ({"r": "3"}, "r must be a whole number from 1 to 65535; got '3'"),
+    "true rank": ({"r": True}, "got True"),
+    "alpha": ({"lora_alpha": -1}, "lora_alpha must be a number > 0; got -1"),
+    "large alpha": ({"lora_alpha": 10**400}, "lora_alpha must be a number > 0"),
+    "list of alphas": ({"lora_alpha": [1]}, "lora_alpha must be a number > 0"),
+    "rank pattern": ({"rank_pattern": {"q_proj": 2}}, "q_proj must be of rank 2"),
+    "ranks in a list": ({"rank_pattern": [1]}, "rank_pattern must map at most"),
+    "rank in a pattern": ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern must be a whole number"),
+    "alpha in a pattern": ({"alpha_pattern": {"q_proj": None, "k_proj": 0}}, "alpha_pattern must be a number"),
+    "no pattern": ({"rank_pattern": {"q_proj(": 2}}, "a pattern must have"),
+    "targets": ({"target_modules": ["q_proj"]}, "must be of target_modules; got some of .*, which they leave out"),
+    "no targets": ({"target_modules": None}, "must be of target_modules"),
+    "target pattern": ({"target_modules": r".*\.q_proj"}, "must be of target_modules"),
+    "wrong target pattern": ({"target_modules": r"(.*"}, "a pattern must have"),
+    "number of targets": ({"target_modules": 3}, "target_modules must be names in a list, or a pattern; got 3"),
+    "excluded": ({"exclude_modules": ["up_proj"]}, "got some of 'model.layers.0.mlp.up_proj'"),
+    "excluded pattern": ({"exclude_modules": ".*1.*up_proj"}, "got some of 'model.layers.1.mlp.up_proj'"),
+    "layers": ({"layers_to_transform": [0]}, r"got some of 'model.layers.1"),
+    "no layers": ({"layers_to_transform": "all"}, "layers_to_transform must be whole numbers; got 'all'"),
+    "true layers": ({"layers_to_transform": True}, "layers_to_transform must be whole numbers; got True"),
+    "layers elsewhere": ({"layers_to_transform": [0, 1], "layers_pattern": "h"}, "must be of target_modules"),
+    "root": ({"use_rslora": "yes"}, "use_rslora must be true or false; got 'yes'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_CONFIGS.values(), ids=WRONG_CONFIGS)
+def test_wrong_configurations(tmp_path, changes, message):
+    write(tmp_path / "adapter")
+    rewrite(tmp_path / "adapter", **changes)
+    with pytest.raises(FormatError, match=message) as caught:
+        read_adapter(LLAMA, tmp_path / "adapter")
+    assert str(tmp_path / "adapter") in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+RIGHT_CONFIGS = {
+    "defaults": {"lora_dropout": 0.1, "unknown": [1], "init_lora_weights": None, "bias": None, "inference_mode": False},
+    "all": {"target_modules": "ALL-linear"},
+    "pattern": {"target_modules": r"model\.layers\.\d+\..*_proj"},
+    "layers": {"layers_to_transform": [0, 1, 7], "layers_pattern": ["layers"]},
+    "nothing excluded": {"exclude_modules": ["lm_head"]},
+    "beginning": {"init_lora_weights": "gaussian"},
+}
+
+
+@pytest.mark.parametrize("changes", RIGHT_CONFIGS.values(), ids=RIGHT_CONFIGS)
+def test_other_configurations(tmp_path, changes):
+    adapter = write(tmp_path)
+    rewrite(tmp_path, **changes)
+    assert_same_changes(changes_of(read_adapter(LLAMA, tmp_path)), changes_of(adapter))
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+WRONG_WEIGHTS = {
+    "embedding": (lambda t: t.update({"base_model.model.model.embed_tokens.weight": t[f"{Q}.lora_A.weight"]}),
+                  "got 'base_model.model.model.embed_tokens.weight'; use an adapter made for this model"),
+    "embedding adapter": (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": np.ones(3)}),
+                          "got 'base_model.model.model.embed_tokens.lora_embedding_A'"),
+    "magnitudes": (lambda t: t.update({f"{Q}.lora_magnitude_vector": np.ones(3, np.float32)}), "lora_magnitude_vec"),
+    "head": (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": np.ones((3, 8), np.float32)}), "lm_head"),
+    "layer": (lambda t: t.update({Q.replace("0", "2") + ".lora_A.weight": np.ones((3, 8), np.float32)}), "layers.2"),
+    "no prefix": (lambda t: {name.removeprefix("base_model."): tensor for name, tensor in t.items()}, "got 'model"),
+    "no A": (lambda t: t.pop(f"{Q}.lora_A.weight") is None or None, "got None and"),
+    "no B": (lambda t: t.pop(f"{Q}.lora_B.weight") is None or None, r"got \(3, 8\) and None"),
+    "inputs": (lambda t: t.update({f"{Q}.lora_A.weight": np.ones((3, 9), np.float32)}), r"got \(3, 9\)"),
+    "outputs": (lambda t: t.update({f"{Q}.lora_B.weight": np.ones((9, 3), np.float32)}), r"got .* and \(9, 3\)"),
+    "ranks": (lambda t: t.update({f"{Q}.lora_B.weight": np.ones((8, 2), np.float32)}), r"got .* and \(8, 2\)"),
+    "rank 0": (lambda t: t.update({f"{Q}.lora_A.weight": np.ones((0, 8), np.float32),
+                                   f"{Q}.lora_B.weight": np.ones((8, 0), np.float32)}), r"got \(0, 8\) and \(8, 0\)"),
+    "a number": (lambda t: t.update({f"{Q}.lora_A.weight": np.ones((), np.float32)}), r"got \(\) and"),
+    "whole numbers": (lambda t: t.update({f"{Q}.lora_A.weight": np.ones((3, 8), np.int32)}), "must be of F32"),
+    "NaN": (lambda t: t[f"{Q}.lora_A.weight"].fill(np.nan), "lora_A.weight must be finite"),
+    "nothing": (lambda t: {}, "of at least one module; got none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
+def test_wrong_weights(tmp_path, change, message):
+    write(tmp_path / "adapter")
+    rewrite_weights(tmp_path / "adapter", change)
+    with pytest.raises(FormatError, match=message) as caught:
+        read_adapter(LLAMA, tmp_path / "adapter")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_files_that_are_missing(tmp_path):
+    model = make_model(LLAMA, "numpy")
+    with pytest.raises(FileNotFoundError, match="there must be an adapter's folder"):
+        fastllm.load_adapter(model, tmp_path / "adapter")
+    write(tmp_path / "adapter")
+    weights = (tmp_path / "adapter" / WEIGHTS).rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(FormatError, match="a pickle, which runs code"):
+        fastllm.load_adapter(model, tmp_path / "adapter")
+    weights.unlink()
+    with pytest.raises(FormatError, match=f"must hold {WEIGHTS}; got no such file"):
+        fastllm.load_adapter(model, tmp_path / "adapter")
+    (tmp_path / "adapter" / CONFIG).unlink()
+    with pytest.raises(FormatError, match=f"must hold an adapter, with {CONFIG}; got none"):
+        fastllm.load_adapter(model, tmp_path / "adapter")
+    assert model.adapter is None
+
+
+def test_an_adapter_of_another_model(tmp_path):
+    write(tmp_path, GPT2)
+    model = make_model(LLAMA, "numpy")
+    with pytest.raises(FormatError, match="use an adapter made for this model"):
+        fastllm.load_adapter(model, tmp_path)
+    assert model.adapter is None
+
+
+def test_an_adapter_of_another_job(tmp_path):
+    write(tmp_path, GPT2, LoRAConfig(rank=3))
+    for lora in (LoRAConfig(rank=2), LoRAConfig(rank=3, targets=("query", "value"))):
+        with pytest.raises(FormatError, match=r"by the job|what the job says"):
+            read_adapter(GPT2, tmp_path, additions_of(GPT2, lora))
+    more = additions_of(GPT2, LoRAConfig(rank=3, targets=("query", "value")))
+    write_adapter(tmp_path, GPT2, filled(GPT2, additions_of(GPT2, LoRAConfig(rank=3, targets=("up",)))), None)
+    with pytest.raises(FormatError, match="start anew"):
+        read_adapter(GPT2, tmp_path, more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    write(folder, GPT2)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@given(data=st.data())
+def test_damaged_bytes_never_raise_another_error(tmp_path_factory, whole, name, data):
+    folder = tmp_path_factory.mktemp("damaged")
+    try:
+        for other, content in whole.items():
+            (folder / other).write_bytes(content)
+        (folder / name).write_bytes(data.draw(damaged(whole[name])))
+        try:
+            adapter = read_adapter(GPT2, folder)
+        except FormatError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+            return
+        assert np.isfinite(adapter.flat).all()
+    finally:
+        shutil.rmtree(folder)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.just("q_proj"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+keys = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias", "target_modules", "exclude_modules", "use_rslora",
+        "layers_to_transform", "layers_pattern", "peft_type", "init_lora_weights", "modules_to_save"]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(keys), json_values))
+def test_no_configuration_breaks_the_reader(tmp_path_factory, whole, fields):
+    folder = tmp_path_factory.mktemp("odd")
+    try:
+        for other, content in whole.items():
+            (folder / other).write_bytes(content)
+        rewrite(folder, **fields)
+        try:
+            read_adapter(GPT2, folder)
+        except FormatError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_many_patterns_are_quick_enough(tmp_path):
+    """One for each module, as tools that choose ranks write them."""
+    config = dataclasses.replace(LLAMA, layers=30)
+    additions = {name: Addition(1 + i % 3, 1.0 + i % 2) for i, name in enumerate(linear_maps(config))}
+    adapter = filled(config, additions)
+    write_adapter(tmp_path, config, adapter, None)
+    assert len(json.loads((tmp_path / CONFIG).read_text())["rank_pattern"]) > 100
+    assert_same_changes(changes_of(read_adapter(config, tmp_path)), changes_of(adapter))
+    rewrite(tmp_path, alpha_pattern={f"(((.*)*)*)*x{i}": 1 for i in range(2000)})
+    with pytest.raises(FormatError, match="few steps"):
+        read_adapter(config, tmp_path)
