@@ -7,6 +7,7 @@ What is written takes its place when it is whole, and what was there before stay
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from .config import ModelConfig
 from .dialogue import end_ids
 from .errors import ConfigError, FormatError
 from .formats import open_model, write_gguf, write_huggingface
+from .formats.bytes_of_file import mapped_file
 from .formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS
 from .formats.modules import shapes_of
 from .formats.opened import Weights
@@ -40,6 +42,8 @@ POSITIONS = "embedding.position.weight"
 GGUF_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
 FOLDER_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+PAGES_KEPT = 1 << 24  # bytes written until what was read for them is forgotten
 
 # What a folder that is to be replaced may hold: what we and transformers write of a model.
 MODEL_FILES = {
@@ -162,6 +166,7 @@ def write(
     path = Path(target).absolute()
     kind = kind_of(source, path, type)
     check_target(target, force)
+    progress = _forgetting(source.weights, progress)
     try:
         if path.suffix.lower() == GGUF:
             metadata = _gguf_metadata(source, path.stem)
@@ -182,6 +187,24 @@ def write(
         raise OSError(
             error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
         ) from error
+
+
+def _forgetting(weights: Weights, progress: Progress | None) -> Progress:
+    """Have a mapped file's pages leave the memory now and then. The system sees to it only when the memory is full."""
+    arrays = (weight.data if isinstance(weight, Packed) else weight for weight in weights.values())
+    maps = {id(file): file for file in map(mapped_file, arrays) if file is not None}
+    forgotten = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal forgotten
+        if done - forgotten >= PAGES_KEPT and hasattr(mmap, "MADV_DONTNEED"):
+            forgotten = done
+            for file in maps.values():
+                file.madvise(mmap.MADV_DONTNEED)
+        if progress is not None:
+            progress(done, total)
+
+    return report
 
 
 def check_target(target: str | os.PathLike[str], force: bool) -> None:
