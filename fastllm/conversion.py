@@ -119,6 +119,11 @@ def _kinds(weights: Weights) -> frozenset[str]:
     return frozenset(weight.kind.name if isinstance(weight, Packed) else "F32" for weight in matrices)
 
 
+def names_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether what is to be written at a path is a GGUF file."""
+    return os.fspath(path).lower().endswith(GGUF)
+
+
 def kind_of(source: Source, target: Path, wanted: str | None) -> str | None:
     """The kind of number that the matrices get in the target. None: in a GGUF file, each matrix stays as it is.
 
@@ -126,7 +131,7 @@ def kind_of(source: Source, target: Path, wanted: str | None) -> str | None:
 
     Raises ConfigError for a type that the target can't have.
     """
-    is_gguf = target.suffix.lower() == GGUF
+    is_gguf = names_gguf(target)
     if wanted is not None:
         name = wanted.lower()
         kind = GGUF_TYPES.get(ALIASES.get(name, name))
@@ -168,7 +173,7 @@ def write(
     check_target(target, force)
     progress = _forgetting(source.weights, progress)
     try:
-        if path.suffix.lower() == GGUF:
+        if names_gguf(path):
             metadata = _gguf_metadata(source, path.stem)
             tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +215,7 @@ def _forgetting(weights: Weights, progress: Progress | None) -> Progress:
 def check_target(target: str | os.PathLike[str], force: bool) -> None:
     """Raise FileExistsError where something stands that must not be replaced."""
     path = Path(target)
-    if path.suffix.lower() == GGUF:
+    if names_gguf(path):
         if path.is_dir() or (path.exists() and not force):
             what, fix = ("a folder", "choose another name") if path.is_dir() else ("a file", "--force replaces it")
             raise FileExistsError(f"{target} must not be there yet; got {what}; {fix}")
