@@ -7,6 +7,7 @@ What is written takes its place when it is whole, and what was there before stay
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from .config import ModelConfig
 from .dialogue import end_ids
 from .errors import ConfigError, FormatError
 from .formats import open_model, write_gguf, write_huggingface
+from .formats.bytes_of_file import mapped_file
 from .formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS
 from .formats.modules import shapes_of
 from .formats.opened import Weights
@@ -40,6 +42,8 @@ POSITIONS = "embedding.position.weight"
 GGUF_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
 FOLDER_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+PAGES_KEPT = 1 << 24  # bytes written until what was read for them is forgotten
 
 # What a folder that is to be replaced may hold: what we and transformers write of a model.
 MODEL_FILES = {
@@ -115,6 +119,11 @@ def _kinds(weights: Weights) -> frozenset[str]:
     return frozenset(weight.kind.name if isinstance(weight, Packed) else "F32" for weight in matrices)
 
 
+def names_gguf(path: str | os.PathLike[str]) -> bool:
+    """Whether what is to be written at a path is a GGUF file."""
+    return os.fspath(path).lower().endswith(GGUF)
+
+
 def kind_of(source: Source, target: Path, wanted: str | None) -> str | None:
     """The kind of number that the matrices get in the target. None: in a GGUF file, each matrix stays as it is.
 
@@ -122,7 +131,7 @@ def kind_of(source: Source, target: Path, wanted: str | None) -> str | None:
 
     Raises ConfigError for a type that the target can't have.
     """
-    is_gguf = target.suffix.lower() == GGUF
+    is_gguf = names_gguf(target)
     if wanted is not None:
         name = wanted.lower()
         kind = GGUF_TYPES.get(ALIASES.get(name, name))
@@ -162,8 +171,9 @@ def write(
     path = Path(target).absolute()
     kind = kind_of(source, path, type)
     check_target(target, force)
+    progress = _forgetting(source.weights, progress)
     try:
-        if path.suffix.lower() == GGUF:
+        if names_gguf(path):
             metadata = _gguf_metadata(source, path.stem)
             tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,10 +194,28 @@ def write(
         ) from error
 
 
+def _forgetting(weights: Weights, progress: Progress | None) -> Progress:
+    """Have a mapped file's pages leave the memory now and then. The system sees to it only when the memory is full."""
+    arrays = (weight.data if isinstance(weight, Packed) else weight for weight in weights.values())
+    maps = {id(file): file for file in map(mapped_file, arrays) if file is not None}
+    forgotten = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal forgotten
+        if done - forgotten >= PAGES_KEPT and hasattr(mmap, "MADV_DONTNEED"):
+            forgotten = done
+            for file in maps.values():
+                file.madvise(mmap.MADV_DONTNEED)
+        if progress is not None:
+            progress(done, total)
+
+    return report
+
+
 def check_target(target: str | os.PathLike[str], force: bool) -> None:
     """Raise FileExistsError where something stands that must not be replaced."""
     path = Path(target)
-    if path.suffix.lower() == GGUF:
+    if names_gguf(path):
         if path.is_dir() or (path.exists() and not force):
             what, fix = ("a folder", "choose another name") if path.is_dir() else ("a file", "--force replaces it")
             raise FileExistsError(f"{target} must not be there yet; got {what}; {fix}")

@@ -18,6 +18,7 @@ from fastllm import cli, conversion
 from fastllm.cli.convert import size_text
 from fastllm.dialogue import prompt_tokens
 from fastllm.formats import open_model, write_gguf
+from fastllm.formats.bytes_of_file import mapped_file
 from fastllm.formats.gguf_file import read_gguf_file
 from fastllm.parameters import Parameters, initialise
 from fastllm.tokenizers import (
@@ -515,6 +516,20 @@ def test_weights_of_a_file_are_never_in_memory_as_a_whole(target, tmp_path, caps
     assert 5 < len(lines) < 20
     total = size_text(2 * size).split(".")[0]
     assert f"{total}." in lines[-1]
+
+
+def test_pages_of_the_file_leave_the_memory(tmp_path, monkeypatch):
+    model, tokenizer = own(tmp_path / "ours", byte_level())
+    conversion.write(conversion.source_of(model, tokenizer), tmp_path / "model.gguf")
+    opened = open_model(tmp_path / "model.gguf")
+    file = mapped_file(opened.weights["blocks.0.attention.query.weight"].data)
+    assert file is not None
+    assert mapped_file(model.parameters.flat) is None
+    monkeypatch.setattr(conversion, "PAGES_KEPT", 1)  # after each piece
+    source = conversion.load_source(tmp_path / "model.gguf")
+    conversion.write(source, tmp_path / "again.gguf")
+    one, other = (read_gguf_file(tmp_path / f"{name}.gguf").tensors for name in ("model", "again"))
+    assert all(tensor.data.tobytes() == other[name].data.tobytes() for name, tensor in one.items())
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e9, "2.5 GB")])

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +115,22 @@ def test_perplexity_before_and_after(tokens, count, tmp_path, text, capsys):
     assert f"perplexity of {count:,} tokens of {text} in windows of {window}: " in said
     ratio = written["perplexity"]["after"] / written["perplexity"]["before"] - 1
     assert f"{ratio:+.2%}" in said
+
+
+def test_the_script_that_compares_kinds(tmp_path, text, capsys):
+    save(tmp_path / "ours")
+    main = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "quantization_loss.py"))["main"]
+    path = tmp_path / "loss.json"
+    words = [str(tmp_path / "ours"), str(text), "--tokens", "64", "--kinds", "q8_0", "q4_0", "--json", str(path)]
+    assert main(words) == 0
+    written = json.loads(path.read_text())
+    assert [row["kind"] for row in written["rows"]] == ["f32", "q8_0", "q4_0"]
+    first, eight, four = written["rows"]
+    assert (first["change"], first["size"]) == (0, 1)
+    assert abs(eight["change"]) < abs(four["change"])
+    assert 1 > eight["size"] > four["size"]
+    assert (written["tokens"], written["window"]) == (64, 32)
+    assert f"{four['change']:+.2%}" in capsys.readouterr().out
 
 
 def test_wrong_use(tmp_path, text, capsys):

@@ -41,7 +41,7 @@ def fastllm_process(*arguments: str, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("command", ["doctor", "warmup", "bench"])
+@pytest.mark.parametrize("command", ["doctor", "warmup", "bench", "convert", "quantize"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])

@@ -53,9 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..atomic import replacing
-    from ..conversion import GGUF, check_target, load_source, write
+    from ..conversion import GGUF, check_target, load_source, names_gguf, write
 
-    if not arguments.target.lower().endswith(GGUF):
+    if not names_gguf(arguments.target):
         raise ConfigError(f"a quantised model is a GGUF file, {GGUF}; got {arguments.target}; add {GGUF} to its name")
     if arguments.tokens < 1:
         raise ConfigError(f"--tokens must be 1 or more; got {arguments.tokens}; leave it out for {TOKENS:,}")

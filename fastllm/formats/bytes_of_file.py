@@ -37,6 +37,14 @@ def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
+def mapped_file(array: NDArray[Any]) -> mmap.mmap | None:
+    """The file's map that an array is a view of; None where it has memory of its own."""
+    base: object = array
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return base if isinstance(base, mmap.mmap) else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises FormatError where there is none, OSError where it can't be opened."""
     size = path.stat().st_size

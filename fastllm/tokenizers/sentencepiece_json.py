@@ -115,7 +115,8 @@ def sentencepiece_from_huggingface(tokenizer: HuggingFaceTokenizer) -> SentenceP
     document = tokenizer.document
     model = document["model"]
     prefixes = _prefixes(document)
-    if model.get("type", "BPE") != "BPE" or prefixes is None or model.get("continuing_subword_prefix"):
+    is_plain = not any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"))
+    if model.get("type", "BPE") != "BPE" or prefixes is None or not is_plain:
         raise ValueError(
             "a tokenizer like SentencePiece's must be BPE with ▁ for spaces; got a normalizer "
             f"{brief(document.get('normalizer'))} and a pre-tokenizer {brief(document.get('pre_tokenizer'))}"
