@@ -3,7 +3,9 @@
     fastllm bench peers --json peers.json
     python benchmarks/limits.py --json limits.json
     python benchmarks/original_job.py --json original.json
-    python benchmarks/make_performance_page.py peers.json limits.json original.json [--docs docs]
+    fastllm bench generate --json generate.json
+    python benchmarks/quantization_loss.py MODEL TEXT --json quantization.json
+    python benchmarks/make_performance_page.py peers.json limits.json original.json generate.json quantization.json
 """
 
 from __future__ import annotations
@@ -57,7 +59,20 @@ Machines are shared, and their clocks and their cores' distances change: compare
 """
 
 
-def page(peers: Record, limits: Record, original: list[Record]) -> str:
+GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
+15 rounds of 64 tokens after 128, and 5 of a prompt of 512. The figures are medians, the range is the 20th to the 80th
+percentile. Before anything is timed, the logits after the prompt must agree: with transformers to 1e-3, with llama.cpp
+as far as it goes, for it rounds what is multiplied with quantised weights to 8 bits, and fastllm does not. All read the
+same GGUF files, which fastllm wrote; transformers has their weights in float32. *Beyond* is the peak of resident memory
+without the file and the cache of keys and values; Python, NumPy and the compiler's library alone are 98 MB of it.
+"""
+
+# What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
+DECODE_TARGETS = {"F32": 1.0, "F16": 1.0, "Q8_0": 1.0, "Q4_0": 0.8}
+PROMPT_TARGET, TRANSFORMERS_TARGET, TOGETHER_TARGET, BEYOND_TARGET = 0.8, 3.0, 4.0, 150e6
+
+
+def page(peers: Record, limits: Record, original: list[Record], generate: Record, quantization: Record) -> str:
     """The whole text."""
     return "\n".join(
         [
@@ -74,6 +89,12 @@ def page(peers: Record, limits: Record, original: list[Record]) -> str:
             memory_table(peers),
             "## How close to the machine's limits\n",
             limits_text(limits),
+            "## Generating, against llama.cpp and transformers\n",
+            f"{generate['model']['name']}, {generate['threads']} threads; {generate['machine']}.\n",
+            generation_table(generate),
+            GENERATION_METHOD,
+            "## What quantising costs\n",
+            quantization_table(quantization),
             "## Growth\n",
             growth_text(limits),
             "## Start\n",
@@ -144,6 +165,71 @@ def limits_text(limits: Record) -> str:
     )
 
 
+def generation_table(generate: Record) -> str:
+    rows = {(row["kind"], row["contender"]): row for row in generate["rows"]}
+    lines = [
+        "| weights | program | decoding, tokens/s | prompts, tokens/s | 8 texts at once, tokens/s | beyond, MB |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for (kind, name), row in rows.items():
+        together = f"{row['together']['median']:.0f} ({row['together_ratio']:.1f}x of one)" if row["together"] else ""
+        lines.append(
+            f"| {kind} | {name} | {rate(row['decode'])} | {rate(row['prompt'])} | {together} | "
+            f"{row['beyond_bytes'] / 1e6:.0f} |"
+        )
+    lines += ["", "| asked for | measured |", "|---|--:|"]
+
+    def wanted(what: str, measured: float, target: float, at_most: bool = False, unit: str = "x") -> None:
+        is_met = measured <= target if at_most else measured >= target
+        text = f"{measured:.0f}{unit}" if at_most else f"{measured:.2f}{unit}"
+        lines.append(f"| {what} {'at most' if at_most else 'at least'} {target:g}{unit} | "
+                     f"{text if is_met else f'**{text}**'} |")  # fmt: skip
+
+    for kind, target in DECODE_TARGETS.items():
+        if (kind, "llama.cpp") in rows:
+            ours, theirs = rows[kind, "fastllm"], rows[kind, "llama.cpp"]
+            wanted(f"decoding {kind}, of llama.cpp's", ratio_of(ours, theirs, "decode"), target)
+    for kind in DECODE_TARGETS:
+        if ("F32", "llama.cpp") in rows:
+            ratio = ratio_of(rows[kind, "fastllm"], rows["F32", "llama.cpp"], "prompt")
+            wanted(f"prompts {kind}, of llama.cpp's F32", ratio, PROMPT_TARGET)
+    if ("F32", "transformers") in rows:
+        ratio = ratio_of(rows["F32", "fastllm"], rows["F32", "transformers"], "decode")
+        wanted("decoding F32, of transformers'", ratio, TRANSFORMERS_TARGET)
+    for kind in DECODE_TARGETS:
+        wanted(f"8 texts at once {kind}, of one", rows[kind, "fastllm"]["together_ratio"], TOGETHER_TARGET)
+    for kind in DECODE_TARGETS:
+        beyond = rows[kind, "fastllm"]["beyond_bytes"] / 1e6
+        wanted(f"memory beyond file and cache {kind},", beyond, BEYOND_TARGET / 1e6, at_most=True, unit=" MB")
+    return "\n".join([*lines, ""])
+
+
+def ratio_of(ours: Record, theirs: Record, name: str) -> float:
+    return ours[name]["median"] / theirs[name]["median"]
+
+
+def rate(rates: Record) -> str:
+    return f"{rates['median']:.0f} ({rates['p20']:.0f}-{rates['p80']:.0f})"
+
+
+def quantization_table(quantization: Record) -> str:
+    lines = [
+        f"{quantization['model']}, its weights taken as float32; perplexity on {quantization['tokens']:,} tokens of "
+        f"{quantization['text']}, in windows of {quantization['window']}.\n",
+        "| weights | bytes | of F32 | perplexity | change |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in quantization["rows"]:
+        lines.append(
+            f"| {row['kind'].upper()} | {row['bytes']:,} | {row['size']:.1%} | {row['perplexity']:.4f} | "
+            f"{row['change']:+.2%} |"
+        )
+    if quantization["kinds_of_the_model"] != ["F32"]:
+        kinds = ", ".join(quantization["kinds_of_the_model"])
+        lines += ["", f"The model's file holds {kinds}: quantising to that again loses next to nothing."]
+    return "\n".join([*lines, ""])
+
+
 def growth_text(limits: Record) -> str:
     lines = ["| sequences of 64 tokens | ms | ms a sequence | MB |", "|--:|--:|--:|--:|"]
     for record in limits["sequences"]:
@@ -209,16 +295,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("peers", "limits", "original"):
+    names = ("peers", "limits", "original", "generate", "quantization")
+    for name in names:
         parser.add_argument(name, type=Path)
     parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
     arguments = parser.parse_args(argv)
-    peers, limits, original = (
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (arguments.peers, arguments.limits, arguments.original)
+    peers, limits, original, generate, quantization = (
+        json.loads(getattr(arguments, name).read_text(encoding="utf-8")) for name in names
     )
     files = {
-        "performance.md": page(peers, limits, original),
+        "performance.md": page(peers, limits, original, generate, quantization),
         "performance-sequences.svg": sequence_chart(limits),
         "performance-context.svg": context_chart(limits),
     }

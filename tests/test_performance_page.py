@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from fastllm.peers import report
+from fastllm.peers import generation_report, report
 from fastllm.peers.cases import cases
+from fastllm.peers.generation import GenerationCase
+from fastllm.peers.generation_race import Outcome
 from fastllm.peers.race import Race, Result
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +23,29 @@ def script(name: str) -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
 
 
+def generation(folder: Path) -> dict[str, Any]:
+    """Of the form that `fastllm bench generate` writes: 100 tokens a second, llama.cpp 125, transformers 20."""
+    case = GenerationCase("model.gguf", vocab=99)
+    outcomes = []
+    for kind in ("F32", "F16", "Q8_0", "Q4_0"):
+        for name, seconds in (("fastllm", 0.01), ("llama.cpp", 0.008), ("transformers", 0.05)):
+            together = {"alone": [0.01], "together": [0.02]} if name == "fastllm" else {}
+            memory = {"peak": 400 * 10**6, "file": 200 * 10**6, "cache": 10**7}
+            outcomes.append(
+                Outcome(kind, name, case, reading=[0.6], decoding=[seconds], memory=memory, error=None, **together)
+            )
+    generation_report.write_json(folder / "written.json", outcomes, {"name": "a model"}, 2, {}, [])
+    return json.loads((folder / "written.json").read_text())
+
+
+QUANTIZATION = {
+    "model": "model.gguf", "text": "text.txt", "tokens": 20000, "window": 512, "kinds_of_the_model": ["Q4_1", "Q8_0"],
+    "rows": [{"kind": "q4_0", "bytes": 77, "size": 0.15, "perplexity": 21.5, "change": 0.0312}],
+}  # fmt: skip
+
+
 def measurements() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Of the form that the three measuring commands write; fastllm takes 0.2 s for everything, PyTorch 0.31."""
+    """Of the form that the first three measuring commands write; fastllm takes 0.2 s for everything, PyTorch 0.31."""
     limits = [{"gflops": 100.0, "read_gbytes_per_s": 30.0, "update_gbytes_per_s": 40.0}]
     races = [
         Race(
@@ -60,7 +83,8 @@ def measurements() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]
 
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     files = []
-    for name, content in zip(("peers", "limits", "original"), measurements(), strict=True):
+    names = ("peers", "limits", "original", "generate", "quantization")
+    for name, content in zip(names, (*measurements(), generation(tmp_path), QUANTIZATION), strict=True):
         files.append(str(tmp_path / f"{name}.json"))
         Path(files[-1]).write_text(json.dumps(content))
     assert script("make_performance_page")["main"]([*files, "--docs", str(tmp_path)]) == 0
@@ -72,6 +96,15 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         assert "| 3.10x | 50% |" in line  # 0.1 s at the peak
         assert f"- **{name}**: " in text
     for said in ("1.90x", "87%", "18.0 s", "7.0 s for 7800 updates", "| 16 | 32.0 | 2.00 | 200 |", "0.50x"):
+        assert said in text
+    for said in (
+        "| F32 | fastllm | 100 (100-100) | 853 (853-853) | 400 (4.0x of one) | 190 |",
+        "| decoding F32, of llama.cpp's at least 1x | **0.80x** |",  # missed
+        "| decoding Q4_0, of llama.cpp's at least 0.8x | 0.80x |",
+        "| decoding F32, of transformers' at least 3x | 5.00x |",
+        "| memory beyond file and cache Q8_0, at most 150 MB | **190 MB** |",
+        "| Q4_0 | 77 | 15.0% | 21.5000 | +3.12% |",
+    ):
         assert said in text
     for chart in ("performance-sequences.svg", "performance-context.svg"):
         assert chart in text
