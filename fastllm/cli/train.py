@@ -49,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling (default: 0)")
     tuning = parser.add_argument_group(
         "tuning",
-        f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, sequences of at most {LENGTH} tokens, "
-        f"learning rate {FULL_RATE:g}, with --lora {LORA_RATE:g}.",
+        f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, at most {LENGTH} tokens a sequence, learning "
+        f"rate {FULL_RATE:g}, with --lora {LORA_RATE:g}.",
     )
     tuning.add_argument("--model", metavar="PATH", help="the model to tune, with its tokenizer")
     tuning.add_argument("--lora", action="store_true", help="train low-rank maps beside it")
