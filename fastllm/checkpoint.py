@@ -152,7 +152,7 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     """The model that an adapter's folder names, with the adapter set."""
     name = adapters.base_name(folder)
     beside = folder / name  # name itself, if that is absolute
-    is_there = os.path.exists(beside)
+    is_there = os.path.isdir(beside) or os.path.isfile(beside)  # no device, which could be read for ever
     if not is_there and not is_hub_name(name):
         raise FormatError(
             f"{folder / adapters.CONFIG} must name the model it adds to; got {name!r:.200}, which is not there; mend "

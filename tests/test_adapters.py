@@ -414,6 +414,8 @@ def test_a_tokenizer_of_its_own(base, tmp_path):
         (3, "in base_model_name_or_path; got 3"),
         ("no/such/model/here", "got 'no/such/model/here', which is not there"),
         ("x" * 5000, "which is not there"),
+        ("/dev/zero", "which is not there"),
+        ("../base/tokenizer.json", "must be a folder of Hugging Face's, a GGUF file or a checkpoint of llama2.c"),
         ("\0", "in base_model_name_or_path; got"),
         ("\ud800", "which is not there"),
         ("../adapter", "got '../adapter', which has one; merge that before"),

@@ -178,6 +178,23 @@ def test_an_adapter_is_merged(tmp_path):
     assert np.abs(again.forward(ids) - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("words", [[], ["--no-tokenizer"]], ids=["whole", "alone"])
+def test_the_folder_of_an_adapter_is_merged_into_its_model(words, tmp_path):
+    adapters = pytest.importorskip("fastllm.adapters")
+    own(tmp_path / "ours")
+    model, tokenizer = fastllm.load(tmp_path / "ours", backend="numpy")
+    adapter = model.add_lora(rank=2)
+    adapter.flat[...] = np.random.default_rng(1).standard_normal(adapter.flat.shape) * 0.3
+    (tmp_path / "adapter").mkdir()
+    adapters.write_adapter(tmp_path / "adapter", model.config, adapter, str(tmp_path / "ours"))
+    ids = tokenizer.encode(TEXT)[:CONTEXT]
+    expected = model.forward(ids)
+    assert convert(tmp_path / "adapter", tmp_path / "theirs", *words) == 0
+    opened = open_model(tmp_path / "theirs")
+    again = fastllm.Model(opened.config, backend="numpy", weights=opened.weights)
+    assert np.abs(again.forward(ids) - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(("kind", "stored"), [("Q8_0", "F16"), ("F16", "F16"), ("BF16", "BF16")])
 def test_what_an_adapter_is_merged_into_is_quantised_no_more(kind, stored, tmp_path):
     model, _ = own(tmp_path / "ours")

@@ -24,10 +24,11 @@ KINDS = ("F32", "F16", "Q8_0", "Q4_0")
 QUICK_KINDS = ("F32", "Q4_0")
 BASE = "F32.gguf"
 # Of the largest logit after the prompt. transformers computes the same in float32. llama.cpp has keys and values in
-# float16, and with F16, Q8_0 and Q4_0 the activations in float16 or blocks of 8 bits.
+# float16, and with F16, Q8_0 and Q4_0 the activations in float16 or blocks of 8 bits: which leaves 5e-4, and 2e-2 for
+# blocks, of random and of real models.
 TOLERANCES = {
     "transformers": dict.fromkeys(KINDS, 1e-3),
-    "llama.cpp": {"F32": 5e-3, "F16": 5e-3, "Q8_0": 6e-2, "Q4_0": 6e-2},
+    "llama.cpp": {"F32": 2e-3, "F16": 2e-3, "Q8_0": 6e-2, "Q4_0": 6e-2},
 }
 
 

@@ -275,10 +275,13 @@ class Source:
         made = [make_examples([record], job.tokenizer, length) for record in self._records]
         if lost := made.count([]):
             whose = "the context's" if length == context else "sequence_length ="
-            job.notes.append(
+            note = (
                 f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a turn of more "
                 f"than {whose} {length}"
             )
+            if lost == len(made):
+                raise DataError(f"a data set needs at least one record that fits; {note}; add shorter ones")
+            job.notes.append(note)
         examples = [example for some in made for example in some]
         return Examples(examples, config.rows_per_update, job.config.seed, length if config.join else 0)
 
