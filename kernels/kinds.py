@@ -327,7 +327,7 @@ def _advance(builder: ir.IRBuilder, pointer: ir.Value, offset: ir.Value) -> ir.V
 
 
 def _for_each_block(builder, layout, columns, body, last):
-    """body(number of a block's first byte, of its first weight) for whole blocks, last(byte, weight) for lone weights."""
+    """body(number of its first byte, of its first weight) for each block, last(byte, weight) for lone weights."""
     whole = builder.sdiv(columns, ir.Constant(_INT, layout.weights))
     with cgutils.for_range(builder, whole, intp=_INT) as loop:
         body(
