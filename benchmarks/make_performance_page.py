@@ -67,6 +67,14 @@ same GGUF files, which fastllm wrote; transformers has their weights in float32.
 without the file and the cache of keys and values; Python, NumPy and the compiler's library alone are 98 MB of it.
 """
 
+GENERATION_BOUNDS = """What is missed (bold), and what bounds it. One text in F32 or F16 is decoded as fast as memory gives
+the weights, by fastllm and llama.cpp alike: what is left between them is the memory's mood. transformers reads the same
+float32 weights, from the same memory. Eight texts take eight times the multiply-adds of one: with weights of 8 or 4 bits
+one text takes about half of the machine's arithmetic already, so eight can't take four times less a text. Of the memory
+beyond, Python, NumPy and the compiler's library are 98 MB before a model is opened; kernels and the pages of the compiler
+that loads them are about 40, activations, scratch and the interpreter's own the rest.
+"""
+
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
 DECODE_TARGETS = {"F32": 1.0, "F16": 1.0, "Q8_0": 1.0, "Q4_0": 0.8}
 PROMPT_TARGET, TRANSFORMERS_TARGET, TOGETHER_TARGET, BEYOND_TARGET = 0.8, 3.0, 4.0, 150e6
@@ -93,6 +101,7 @@ def page(peers: Record, limits: Record, original: list[Record], generate: Record
             f"{generate['model']['name']}, {generate['threads']} threads; {generate['machine']}.\n",
             generation_table(generate),
             GENERATION_METHOD,
+            GENERATION_BOUNDS,
             "## What quantising costs\n",
             quantization_table(quantization),
             "## Growth\n",
