@@ -60,7 +60,7 @@ Machines are shared, and their clocks and their cores' distances change: compare
 
 
 GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
-15 rounds of 64 tokens after 128, and 5 of a prompt of 512. The figures are medians, the range is the 20th to the 80th
+15 rounds of 64 tokens after 128, and 7 of a prompt of 512. The figures are medians, the range is the 20th to the 80th
 percentile. Before anything is timed, the logits after the prompt must agree: with transformers to 1e-3, with llama.cpp
 as far as it goes, for it rounds what is multiplied with quantised weights to 8 bits, and fastllm does not. All read the
 same GGUF files, which fastllm wrote; transformers has their weights in float32. *Beyond* is the peak of resident memory
