@@ -1,7 +1,7 @@
 """Matrices as the files of models hold them: float32, float16, bfloat16, or in blocks of a few bits a weight.
 
 A row is so many blocks, one after another; a block is so many weights in so many bytes. The names and numbers are
-those of GGUF (github.com/ggml-org/ggml, docs/gguf.md); `kernels/kinds.py` knows what is in a block.
+those of GGUF (github.com/ggml-org/ggml, docs/gguf.md); `kernels/blocks.py` knows what is in a block.
 """
 
 from __future__ import annotations

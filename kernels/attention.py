@@ -24,7 +24,7 @@ only what is its own. Each thread takes the tasks whose middle lies in its share
 import numpy as np
 from numba import config, types
 
-from .elementary import exp2, exp2_lanes
+from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import inline, kernel, linked, prange
 from .matmul import multiply_tile_row, pack_rows, pack_transposed
 from .simd import (
@@ -56,7 +56,6 @@ PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 ROW = PADDED_KEYS + LANES
 SERIAL_WORK = 500_000  # multiply-adds; see matmul.py
 LN_2 = np.float32(0.6931471805599453)
-LOG2_E = np.float32(1.4426950408889634)
 
 
 def attention_scratch(head_size):

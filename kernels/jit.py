@@ -171,12 +171,9 @@ class Deferred:
         self._function = function
 
     @cached_property
-    def _compiled(self) -> Any:
-        return _compile_for_c(self._signature, self._function, ordered=True)
-
-    @property
     def address(self) -> int:
         """Where the machine code is."""
+        self._compiled = _compile_for_c(self._signature, self._function, ordered=True)  # keeps it alive
         return self._compiled.address
 
 

@@ -11,7 +11,7 @@ of two, the scores being scaled by 1 / ln 2 as well.
 import numpy as np
 from numba import types
 
-from .elementary import exp2, exp2_lanes
+from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import chunk_count, inline, kernel, linked, prange
 from .row_group import add_rows_of_group, dot_rows_of_group
 from .simd import (
@@ -29,7 +29,6 @@ from .simd import (
 )
 
 P, N, PAGES = FLOATS, types.int64, types.CPointer(types.int32)
-LOG2_E = np.float32(1.4426950408889634)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Linear maps whose weights stay as a file holds them (kinds.py): unpacked on the way, never as a whole.
+"""Linear maps whose weights stay as a file holds them (blocks.py): unpacked on the way, never as a whole.
 
     out = x @ weight.T + bias + residual        dx = dout @ weight + residual
 
