@@ -37,36 +37,15 @@ from .formats.huggingface import MODULES
 from .formats.huggingface_config import model_type
 from .formats.huggingface_folder import stored_array
 from .formats.opened import float32
-from .formats.patterns import Matcher
+from .formats.peft import CONFIG, Rules
 from .formats.rows import row_order
 from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
 from .hub import download, is_hub_name
 from .lora import AdapterParameters, Addition, linear_maps
 from .model import Model
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-MOST_RANK = (1 << 16) - 1
-MOST_PATTERNS = 10_000
-
-# What changes the sum that is computed, or the base's weights before; a file must have nothing at these keys.
-LACKING = {
-    "use_dora": "DoRA",
-    "modules_to_save": "whole modules beside low-rank ones",
-    "lora_bias": "biases of lora_B",
-    "trainable_token_indices": "rows of embeddings",
-    "target_parameters": "parameters that are no linear map",
-    "layer_replication": "layers used several times",
-    "alora_invocation_tokens": "activation by tokens",
-    "use_qalora": "QA-LoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "arrow_config": "routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-}
-# Ways to begin that leave the base's weights as they are; others (PiSSA, OLoRA, LoftQ, ...) change them.
-BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
-
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -154,7 +133,7 @@ def read_adapter(
             raise FileNotFoundError(f"there must be an adapter's folder at {folder}; got nothing; check the name")
         raise FormatError(f"{folder} must hold an adapter, with {CONFIG}; got none; name another folder")
     try:
-        rules = _Rules(read_json(folder / CONFIG))
+        rules = Rules(read_json(folder / CONFIG))
         found: dict[str, Addition] = {}
         arrays: Arrays = {}
         for place, name, a, b in _pairs(config, folder):
@@ -173,129 +152,6 @@ def read_adapter(
     for name, view in adapter.items():
         view[...] = arrays[name]
     return adapter
-
-
-class _Rules:
-    """What adapter_config.json says, checked."""
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._matcher = Matcher()
-        kind = fields.get("peft_type")
-        if kind != "LORA":
-            raise FormatError(f'peft_type must be "LORA"; got {brief(kind)}; use an adapter of that kind')
-        for key, meaning in LACKING.items():
-            if fields.get(key):
-                raise FormatError(f"{key} must not be given: fastllm has no {meaning}; got {brief(fields[key])}; "
-                                  "merge the adapter with PEFT and open the model")  # fmt: skip
-        if fields.get("bias", "none") != "none":
-            raise FormatError(
-                f'bias must be "none"; got {brief(fields["bias"])}; merge the adapter with PEFT and open the model'
-            )
-        beginning = fields.get("init_lora_weights")
-        if not any(beginning is known or (beginning == known and isinstance(known, str)) for known in BEGINNINGS):
-            raise FormatError(
-                f"init_lora_weights must be a way to begin that leaves the base as it is; got {brief(beginning)}; "
-                "have PEFT convert it (path_initial_model_for_weight_conversion)"
-            )
-        self._rank = _rank("r", fields.get("r", 8))
-        self._alpha = _positive("lora_alpha", fields.get("lora_alpha", 8))
-        self._ranks = {key: _rank("rank_pattern", rank) for key, rank in _patterns(fields, "rank_pattern")}
-        self._alphas = {key: _positive("alpha_pattern", value) for key, value in _patterns(fields, "alpha_pattern")}
-        self._is_root = _flag(fields, "use_rslora")
-        _flag(fields, "fan_in_fan_out")  # how the base keeps its weight; A and B don't depend on it
-        self._targets = _names(fields, "target_modules")
-        self._excluded = _names(fields, "exclude_modules")
-        self._layers = _numbers(fields, "layers_to_transform")
-        names = _names(fields, "layers_pattern")
-        self._layer_names = frozenset((names,)) if isinstance(names, str) else names
-
-    def addition(self, module: str, rank: int) -> Addition:
-        """How a module's addition of a rank counts. Raises FormatError where the rules leave it out."""
-        if not self._is_target(module):
-            raise FormatError(
-                f"tensors must be of target_modules; got some of {brief(module)}, which they leave out; mend {CONFIG}"
-            )
-        expected = self._of(self._ranks, module, self._rank)
-        if rank != expected:
-            raise FormatError(f"{module} must be of rank {expected}, by {CONFIG}; got {rank}; use another adapter")
-        alpha = self._of(self._alphas, module, self._alpha)
-        return Addition(rank, alpha / (math.sqrt(rank) if self._is_root else rank))
-
-    def _of(self, patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-        for key, value in patterns.items():
-            if self._matcher.endmatch(key, module):
-                return value
-        return default
-
-    def _is_target(self, module: str) -> bool:
-        if self._excluded and self._is_among(self._excluded, module):
-            return False
-        if isinstance(self._targets, str):
-            return self._targets.lower() == "all-linear" or self._matcher.fullmatch(self._targets, module)
-        if not self._targets or not self._is_among(self._targets, module):
-            return False
-        if not self._layers:
-            return True
-        name, number = _layer(module)
-        is_named = not self._layer_names or any(self._matcher.endmatch(key, name) for key in self._layer_names)
-        return is_named and number in self._layers
-
-    def _is_among(self, names: str | frozenset[str], module: str) -> bool:
-        if isinstance(names, str):
-            return self._matcher.fullmatch(names, module)
-        parts = module.split(".")
-        return any(".".join(parts[at:]) in names for at in range(len(parts)))
-
-
-def _layer(module: str) -> tuple[str, int]:
-    """What stands before a module's number, and the number: model.layers, 3 of model.layers.3.mlp.up_proj."""
-    parts = module.split(".")
-    at = next(at for at, part in enumerate(parts) if part.isdecimal())
-    return ".".join(parts[:at]), int(parts[at])
-
-
-def _rank(key: str, value: object) -> int:
-    if type(value) is not int or not 0 < value <= MOST_RANK:
-        raise FormatError(f"{key} must be a whole number from 1 to {MOST_RANK}; got {brief(value)}; mend {CONFIG}")
-    return value
-
-
-def _positive(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise FormatError(f"{key} must be a number > 0; got {brief(value)}; mend {CONFIG}")
-    return float(value)
-
-
-def _flag(fields: Mapping[str, Any], key: str) -> bool:
-    value = fields.get(key) or False
-    if not isinstance(value, bool):
-        raise FormatError(f"{key} must be true or false; got {brief(value)}; mend {CONFIG}")
-    return value
-
-
-def _numbers(fields: Mapping[str, Any], key: str) -> frozenset[int]:
-    value = fields.get(key)
-    given = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(number) is int for number in given):
-        raise FormatError(f"{key} must be whole numbers; got {brief(value)}; mend {CONFIG}")
-    return frozenset(given)
-
-
-def _patterns(fields: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
-    value = fields.get(key) or {}
-    if not isinstance(value, dict) or len(value) > MOST_PATTERNS:
-        raise FormatError(f"{key} must map at most {MOST_PATTERNS} patterns; got {brief(value)}; mend {CONFIG}")
-    return [*value.items()]
-
-
-def _names(fields: Mapping[str, Any], key: str) -> str | frozenset[str]:
-    """Names, or one regular expression."""
-    value = fields.get(key) or []
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise FormatError(f"{key} must be names in a list, or a pattern; got {brief(value)}; mend {CONFIG}")
-    return frozenset(value)
 
 
 def _places(config: ModelConfig) -> list[Place]:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "tokenizers": {"atomic", "errors"},
     "dialogue": {"errors", "tokenizers"},
     "datasets": {"atomic", "dialogue", "errors", "tokenizers"},
-    "formats": {"atomic", "config", "errors", "packed", "parameters", "quantize"},
+    "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize"},
     "hub": {"errors"},
     "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model"},
     "checkpoint": {"adapters", "config", "errors", "formats", "hub", "model", "optimizers", "parameters", "tokenizers"},
