@@ -25,8 +25,9 @@ import numpy as np
 
 from fastllm.errors import FormatError
 from fastllm.tokenizers.base import Tokenizer
-from fastllm.tokenizers.huggingface import BYTE_LEVEL, HuggingFaceTokenizer, begin_processor
+from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
 from fastllm.tokenizers.huggingface_decoder import SPACE
+from fastllm.tokenizers.huggingface_document import BYTE_LEVEL, begin_processor
 from fastllm.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceTokenizer
 
 PREFIX = "tokenizer.ggml."

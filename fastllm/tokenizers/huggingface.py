@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -34,26 +33,33 @@ from numpy.typing import NDArray
 
 from fastllm.atomic import replacing
 from fastllm.errors import DataError, FormatError
-from fastllm.tokenizers.base import FILE_NAME, TextStream, Tokenizer, check_text, distinct_ids
-from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, HuggingFaceStream, steps_of
+from fastllm.tokenizers.base import FILE_NAME, TextStream, Tokenizer, check_text
+from fastllm.tokenizers.huggingface_decoder import HuggingFaceStream, steps_of
+from fastllm.tokenizers.huggingface_document import (
+    BYTE_LEVEL,
+    CONFIG,
+    NAMED,
+    added_tokens,
+    begin_processor,
+    chat_template_of,
+    prefix_of,
+    private_names,
+    renamed,
+    text_of,
+    tokens_by_id,
+    vocabulary_of,
+)
 from fastllm.tokenizers.optional import require
 
-CONFIG, SPECIAL_MAP, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+SPECIAL_MAP, GENERATION = "special_tokens_map.json", "generation_config.json"
 TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
-MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
-MOST_IDS = 1 << 22
-"""No vocabulary has four million tokens; a damaged file may name an id for which memory would not do."""
-
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 ENDS_OF_TURN = frozenset(
     (*ENDS_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<EOT>", "<|return|>")
 )
 """Names under which models end an answer. The one in their configuration is often not the only one."""
-
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -85,30 +91,30 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         rust = require("tokenizers", "a tokenizer.json")
         self._settings = {key: value for key, value in (settings or {}).items() if key != "auto_map"}  # names code
-        vocabulary = _vocabulary(document)
-        self._added = _added_tokens(document, self._settings, vocabulary)
+        vocabulary = vocabulary_of(document)
+        self._added = added_tokens(document, self._settings, vocabulary)
         vocabulary |= {text: entry["id"] for text, entry in self._added.items()}
-        tokens = _by_id(vocabulary)
+        tokens = tokens_by_id(vocabulary)
         self._special = {text: token["id"] for text, token in self._added.items() if token["special"]}
         self.end_token = self._end_token()
         super().__init__(tokens, vocabulary)
         self.control_ids = frozenset(self._special.values())
         self.special_tokens = {
-            name: text for name in NAMED if (text := _text_of(self._settings.get(name), name)) is not None
+            name: text for name in NAMED if (text := text_of(self._settings.get(name), name)) is not None
         }
         unknown = self.special_tokens.get("unk_token")
         self.unknown_id = None if unknown is None else vocabulary.get(unknown)
         self.begin_id = self._begin_id(document)
         self._given_ends = frozenset(end for end in end_ids if end in self.control_ids)
         self.end_ids |= self._given_ends | {i for text, i in self._special.items() if text in ENDS_OF_TURN}
-        self.chat_template = _chat_template(self._settings.get("chat_template"))
+        self.chat_template = chat_template_of(self._settings.get("chat_template"))
         self.decoder: Mapping[str, Any] | None = document.get("decoder")
         steps_of(self.decoder)  # raises
 
         effective = {**document, "added_tokens": sorted(self._added.values(), key=lambda token: token["id"])}
         self._json = json.dumps(effective, ensure_ascii=False)
-        self._names = _private_names(self._special)
-        private = json.dumps(_renamed(effective, self._names), ensure_ascii=False)
+        self._names = private_names(self._special)
+        private = json.dumps(renamed(effective, self._names), ensure_ascii=False)
         with _one_error("a tokenizer.json must be one that `tokenizers` opens", ValueError):
             self._rust = rust.Tokenizer.from_str(private)
             wrong = [
@@ -151,7 +157,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _end_token(self) -> str:
         """The token that ends a text: as the settings say, else by its name."""
-        given = _text_of(self._settings.get("eos_token"), "eos_token")
+        given = text_of(self._settings.get("eos_token"), "eos_token")
         for text in ENDS_OF_TEXT if given is None else (given,):
             if text in self._special:
                 return text
@@ -162,7 +168,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _begin_id(self, document: Mapping[str, Any]) -> int | None:
         """What stands before every text: what the post-processor puts there, as in transformers."""
-        prefix = _prefix(document.get("post_processor"))
+        prefix = prefix_of(document.get("post_processor"))
         if len(prefix) > 1 or not self.control_ids.issuperset(prefix):
             raise ValueError(
                 f"a post-processor must put one special token before a text or none; got {prefix!r:.60}; "
@@ -252,196 +258,6 @@ def _one_error(rule: str, kind: type[Exception]) -> Iterator[None]:
         raise kind(f"{rule}; got the error {said!r:.200}; use another file or text") from None
 
 
-# What a document says
-
-
-def _vocabulary(document: Mapping[str, Any]) -> dict[str, int]:
-    """Text -> id of the model's own tokens. Raises ValueError for one that is damaged."""
-    model = document.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocab, list):  # Unigram: [[text, score], ...]
-        if not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in vocab):
-            raise ValueError('"vocab" must hold [text, score] pairs; got others; use another tokenizer.json')
-        return distinct_ids([entry[0] for entry in vocab])
-    if not isinstance(vocab, dict) or not vocab:
-        raise ValueError(f'"vocab" must map tokens to ids; got {brief(vocab)}; use another tokenizer.json')
-    for text, token_id in vocab.items():
-        _check_id(token_id, text)
-    return dict(vocab)
-
-
-def _check_id(token_id: object, text: str) -> None:
-    if type(token_id) is not int or not 0 <= token_id < MOST_IDS:
-        raise ValueError(
-            f"ids must be whole numbers in 0 .. {MOST_IDS - 1}; got {token_id!r:.40} for {brief(text)}; "
-            "use another tokenizer.json"
-        )
-
-
-def _by_id(vocabulary: Mapping[str, int]) -> list[str]:
-    """The text of each id, "" for one without. Raises ValueError where an id has two."""
-    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
-    for text, token_id in vocabulary.items():
-        check_text(text)
-        if tokens[token_id]:
-            raise ValueError(
-                f"each id must have one token; got {brief(tokens[token_id])} and {brief(text)} for {token_id}; "
-                "use another tokenizer.json"
-            )
-        tokens[token_id] = text
-    return tokens
-
-
-def _added_tokens(
-    document: Mapping[str, Any], settings: Mapping[str, Any], vocabulary: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
-    """Text -> {id, content, special, ...}: those of the document, then those of the settings, as in transformers."""
-    given = document.get("added_tokens") or []
-    more = settings.get("added_tokens_decoder") or {}
-    if not isinstance(given, list) or not isinstance(more, dict):
-        raise TypeError("added tokens must be a list, in tokenizer_config.json an object; got others; copy it again")
-    added: dict[str, dict[str, Any]] = {}
-
-    def add(entry: object, token_id: object) -> None:
-        text = entry.get("content") if isinstance(entry, dict) else None
-        if not isinstance(text, str) or not text:
-            raise ValueError(f'an added token must have a text as "content"; got {brief(entry)}; copy it again')
-        _check_id(token_id, text)
-        if vocabulary.get(text, token_id) != token_id or (text in added and added[text]["id"] != token_id):
-            raise ValueError(
-                f"a token must have one id; got {vocabulary.get(text, added.get(text, {}).get('id'))} and {token_id} "
-                f"for {brief(text)}; the files are of two tokenizers"
-            )
-        flags = {
-            flag: bool(entry.get(flag, False))  # type: ignore[attr-defined]
-            for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        }
-        added[text] = {"id": token_id, "content": text, **flags}
-
-    for entry in given:
-        add(entry, entry.get("id") if isinstance(entry, dict) else None)
-    for key, entry in more.items():
-        add(entry, int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else None)
-    extra = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
-    named = [settings.get(name) for name in NAMED]
-    for value in (*named, *(token for tokens in extra if isinstance(tokens, list) for token in tokens)):
-        text = _text_of(value, "a special token")
-        if text is None:
-            continue
-        if text not in added:
-            following = max([*vocabulary.values(), *(token["id"] for token in added.values())], default=-1) + 1
-            add({"content": text, "special": True}, vocabulary.get(text, following))
-        added[text]["special"] = True
-    return added
-
-
-def _text_of(value: object, name: str) -> str | None:
-    """The text of a special token in settings: a str, {"content": str}, or nothing."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} must be a text; got {brief(value)}; copy {CONFIG} again")
-    return value or None
-
-
-def _chat_template(value: object) -> str | None:
-    """A template, or of several with names the one called "default"."""
-    if isinstance(value, list):
-        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-    if isinstance(value, dict):
-        value = value.get("default")
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"chat_template must be a text; got {type(value).__name__}; copy {CONFIG} again")
-    return value
-
-
-def _prefix(processor: object) -> list[int]:
-    """Ids that a post-processor puts before a text."""
-    if not isinstance(processor, dict):
-        return []
-    match processor.get("type"):
-        case "Sequence" if isinstance(processor.get("processors"), list):
-            prefixes = [
-                _prefix(inner) for inner in processor["processors"]
-                if not (isinstance(inner, dict) and inner.get("type") == "Sequence")  # no file nests them
-            ]  # fmt: skip
-            return [token_id for prefix in reversed(prefixes) for token_id in prefix]
-        case "BertProcessing" | "RobertaProcessing" if isinstance(processor.get("cls"), list):
-            return [token_id for token_id in processor["cls"][1:2] if isinstance(token_id, int)]
-        case "TemplateProcessing" if isinstance(processor.get("single"), list):
-            return _template_prefix(processor["single"], processor.get("special_tokens"))
-    return []
-
-
-def _template_prefix(pieces: list[object], known: object) -> list[int]:
-    ids: list[int] = []
-    for piece in pieces:
-        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
-        if not isinstance(special, dict):
-            break  # the text itself
-        entry = known.get(special.get("id")) if isinstance(known, dict) else None
-        ids += entry["ids"] if isinstance(entry, dict) and isinstance(entry.get("ids"), list) else [-1]
-    return ids
-
-
-def begin_processor(text: str, token_id: int | None) -> dict[str, Any]:
-    """A post-processor that puts a begin token before a text."""
-    begin = [{"SpecialToken": {"id": text, "type_id": 0}}]
-    first, second = ([{"Sequence": {"id": name, "type_id": type_id}}] for name, type_id in (("A", 0), ("B", 1)))
-    return {
-        "type": "TemplateProcessing",
-        "single": begin + first,
-        "pair": begin + first + second,
-        "special_tokens": {text: {"id": text, "ids": [token_id], "tokens": [text]}},
-    }
-
-
-# The names that nobody can type
-
-
-def _private_names(special: Mapping[str, int]) -> dict[int, str]:
-    secret = secrets.token_hex(8)
-    # A byte token keeps its name, by which `tokenizers` finds it.
-    return {
-        token_id: text if BYTE_TOKEN.fullmatch(text) else f"\ue000{secret}x{token_id}\ue001"
-        for text, token_id in special.items()
-    }
-
-
-def _renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
-    """The document with control tokens under private names, and without what isn't for plain text."""
-    added = [{**token, "content": names.get(token["id"], token["content"])} for token in document["added_tokens"]]
-    hidden = {token["content"]: names[token["id"]] for token in document["added_tokens"] if token["id"] in names}
-    model = dict(document["model"])
-    if isinstance(model["vocab"], list):
-        model["vocab"] = [[hidden.get(entry[0], entry[0]), entry[1]] for entry in model["vocab"]]
-    else:
-        model["vocab"] = {hidden.get(text, text): token_id for text, token_id in model["vocab"].items()}
-        # with the ids that are written; `tokenizers` would number them on, whatever the file says
-        model["vocab"] |= {token["content"]: token["id"] for token in added}
-    if "unk_token" in model:
-        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
-    if isinstance(model.get("merges"), list):
-        prefix = model.get("continuing_subword_prefix") or ""
-        model["merges"] = [merge for merge in model["merges"] if not hidden.keys() & _merge(merge, prefix)]
-    if "dropout" in model:
-        model["dropout"] = None
-    for token in added:
-        if token["special"]:
-            token["single_word"] = False  # split_control has seen to it
-    return {
-        **document, "added_tokens": added, "model": model, "truncation": None, "padding": None, "post_processor": None
-    }  # fmt: skip
-
-
-def _merge(merge: object, prefix: str) -> set[str]:
-    """The two tokens of a merge, "a b" or ["a", "b"], and what they become."""
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-        raise ValueError(f"a merge must join two tokens; got {brief(merge)}; use another tokenizer.json")
-    return {*pair, pair[0] + pair[1].removeprefix(prefix)}
-
-
 # Files
 
 
@@ -506,7 +322,7 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
         raise FormatError(f"{folder / merges} must be UTF-8; got {error}; copy the file again") from None
     words = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | settings
     vocabulary_ids = _read_object(folder / vocabulary)
-    begin = _text_of(words["bos_token"], "bos_token") if settings.get("add_bos_token") is True else None
+    begin = text_of(words["bos_token"], "bos_token") if settings.get("add_bos_token") is True else None
     document: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],

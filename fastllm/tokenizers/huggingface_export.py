@@ -12,8 +12,9 @@ from typing import Any
 from fastllm.tokenizers.base import ASSISTANT, END, UNKNOWN, USER, Tokenizer
 from fastllm.tokenizers.byte import BYTES, ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
-from fastllm.tokenizers.huggingface import BYTE_LEVEL, HuggingFaceTokenizer
+from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
 from fastllm.tokenizers.huggingface_decoder import byte_characters
+from fastllm.tokenizers.huggingface_document import BYTE_LEVEL
 from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
 from fastllm.tokenizers.sentencepiece_json import sentencepiece_to_huggingface
 from fastllm.tokenizers.word import ASCII_PUNCTUATION, WordTokenizer

@@ -27,6 +27,7 @@ import numpy as np
 from fastllm.tokenizers.base import Tokenizer
 from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
 from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, SPACE
+from fastllm.tokenizers.huggingface_document import begin_processor
 from fastllm.tokenizers.sentencepiece import (
     BYTE,
     CONTROL,
@@ -87,7 +88,7 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
         ],
         "normalizer": _normalizer(tokenizer.add_space_prefix, defined),
         "pre_tokenizer": None,
-        "post_processor": None if begin is None else _begin_processor(begin, vocabulary[begin]),
+        "post_processor": None if begin is None else begin_processor(begin, vocabulary[begin], before_each=True),
         "decoder": {"type": "Sequence", "decoders": DECODER + [STRIP] * tokenizer.add_space_prefix},
         "model": {
             "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
@@ -163,18 +164,6 @@ def _normalizer(prefixes: bool, defined: list[str]) -> dict[str, Any]:
         alone = "|".join(map(re.escape, defined))
         steps = [{"type": "Replace", "pattern": {"Regex": rf"\A(?!(?:{alone})\z)(?=[\s\S])"}, "content": SPACE}]
     return {"type": "Sequence", "normalizers": [*steps, REPLACE]}
-
-
-def _begin_processor(text: str, token_id: int) -> dict[str, Any]:
-    """Puts the begin token before a text."""
-    begin = {"SpecialToken": {"id": text, "type_id": 0}}
-    first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, {"SpecialToken": {"id": text, "type_id": 1}}, second],
-        "special_tokens": {text: {"id": text, "ids": [token_id], "tokens": [text]}},
-    }
 
 
 def _merges(pieces: Mapping[str, int], scores: list[float]) -> list[str]:

@@ -1,0 +1,207 @@
+"""What a tokenizer.json of Hugging Face's and its tokenizer_config.json say, checked; and the same with control tokens
+under names that nobody can type.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from reprlib import repr as brief
+from typing import Any
+
+from fastllm.tokenizers.base import check_text, distinct_ids
+from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN
+
+CONFIG = "tokenizer_config.json"
+NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+MOST_IDS = 1 << 22
+"""No vocabulary has four million tokens; a damaged file may name an id for which memory would not do."""
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def vocabulary_of(document: Mapping[str, Any]) -> dict[str, int]:
+    """Text -> id of the model's own tokens. Raises ValueError for one that is damaged."""
+    model = document.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, list):  # Unigram: [[text, score], ...]
+        if not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in vocab):
+            raise ValueError('"vocab" must hold [text, score] pairs; got others; use another tokenizer.json')
+        return distinct_ids([entry[0] for entry in vocab])
+    if not isinstance(vocab, dict) or not vocab:
+        raise ValueError(f'"vocab" must map tokens to ids; got {brief(vocab)}; use another tokenizer.json')
+    for text, token_id in vocab.items():
+        _check_id(token_id, text)
+    return dict(vocab)
+
+
+def _check_id(token_id: object, text: str) -> None:
+    if type(token_id) is not int or not 0 <= token_id < MOST_IDS:
+        raise ValueError(
+            f"ids must be whole numbers in 0 .. {MOST_IDS - 1}; got {token_id!r:.40} for {brief(text)}; "
+            "use another tokenizer.json"
+        )
+
+
+def tokens_by_id(vocabulary: Mapping[str, int]) -> list[str]:
+    """The text of each id, "" for one without. Raises ValueError where an id has two."""
+    tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for text, token_id in vocabulary.items():
+        check_text(text)
+        if tokens[token_id]:
+            raise ValueError(
+                f"each id must have one token; got {brief(tokens[token_id])} and {brief(text)} for {token_id}; "
+                "use another tokenizer.json"
+            )
+        tokens[token_id] = text
+    return tokens
+
+
+def added_tokens(
+    document: Mapping[str, Any], settings: Mapping[str, Any], vocabulary: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Text -> {id, content, special, ...}: those of the document, then those of the settings, as in transformers."""
+    given = document.get("added_tokens") or []
+    more = settings.get("added_tokens_decoder") or {}
+    if not isinstance(given, list) or not isinstance(more, dict):
+        raise TypeError("added tokens must be a list, in tokenizer_config.json an object; got others; copy it again")
+    added: dict[str, dict[str, Any]] = {}
+
+    def add(entry: object, token_id: object) -> None:
+        text = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(text, str) or not text:
+            raise ValueError(f'an added token must have a text as "content"; got {brief(entry)}; copy it again')
+        _check_id(token_id, text)
+        if vocabulary.get(text, token_id) != token_id or (text in added and added[text]["id"] != token_id):
+            raise ValueError(
+                f"a token must have one id; got {vocabulary.get(text, added.get(text, {}).get('id'))} and {token_id} "
+                f"for {brief(text)}; the files are of two tokenizers"
+            )
+        flags = {
+            flag: bool(entry.get(flag, False))  # type: ignore[attr-defined]
+            for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")
+        }
+        added[text] = {"id": token_id, "content": text, **flags}
+
+    for entry in given:
+        add(entry, entry.get("id") if isinstance(entry, dict) else None)
+    for key, entry in more.items():
+        add(entry, int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else None)
+    extra = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
+    named = [settings.get(name) for name in NAMED]
+    for value in (*named, *(token for tokens in extra if isinstance(tokens, list) for token in tokens)):
+        text = text_of(value, "a special token")
+        if text is None:
+            continue
+        if text not in added:
+            following = max([*vocabulary.values(), *(token["id"] for token in added.values())], default=-1) + 1
+            add({"content": text, "special": True}, vocabulary.get(text, following))
+        added[text]["special"] = True
+    return added
+
+
+def text_of(value: object, name: str) -> str | None:
+    """The text of a special token in settings: a str, {"content": str}, or nothing."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a text; got {brief(value)}; copy {CONFIG} again")
+    return value or None
+
+
+def chat_template_of(value: object) -> str | None:
+    """A template, or of several with names the one called "default"."""
+    if isinstance(value, list):
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    if isinstance(value, dict):
+        value = value.get("default")
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"chat_template must be a text; got {type(value).__name__}; copy {CONFIG} again")
+    return value
+
+
+def prefix_of(processor: object) -> list[int]:
+    """Ids that a post-processor puts before a text."""
+    if not isinstance(processor, dict):
+        return []
+    match processor.get("type"):
+        case "Sequence" if isinstance(processor.get("processors"), list):
+            prefixes = [
+                prefix_of(inner) for inner in processor["processors"]
+                if not (isinstance(inner, dict) and inner.get("type") == "Sequence")  # no file nests them
+            ]  # fmt: skip
+            return [token_id for prefix in reversed(prefixes) for token_id in prefix]
+        case "BertProcessing" | "RobertaProcessing" if isinstance(processor.get("cls"), list):
+            return [token_id for token_id in processor["cls"][1:2] if isinstance(token_id, int)]
+        case "TemplateProcessing" if isinstance(processor.get("single"), list):
+            return _template_prefix(processor["single"], processor.get("special_tokens"))
+    return []
+
+
+def _template_prefix(pieces: list[object], known: object) -> list[int]:
+    ids: list[int] = []
+    for piece in pieces:
+        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+        if not isinstance(special, dict):
+            break  # the text itself
+        entry = known.get(special.get("id")) if isinstance(known, dict) else None
+        ids += entry["ids"] if isinstance(entry, dict) and isinstance(entry.get("ids"), list) else [-1]
+    return ids
+
+
+def begin_processor(text: str, token_id: int | None, before_each: bool = False) -> dict[str, Any]:
+    """A post-processor that puts a begin token before a text, and before_each: before the second of a pair too."""
+    first, second = ([{"Sequence": {"id": name, "type_id": type_id}}] for name, type_id in (("A", 0), ("B", 1)))
+    begin, again = ([{"SpecialToken": {"id": text, "type_id": type_id}}] for type_id in (0, 1))
+    return {
+        "type": "TemplateProcessing",
+        "single": begin + first,
+        "pair": begin + first + (again if before_each else []) + second,
+        "special_tokens": {text: {"id": text, "ids": [token_id], "tokens": [text]}},
+    }
+
+
+# The names that nobody can type
+
+
+def private_names(special: Mapping[str, int]) -> dict[int, str]:
+    secret = secrets.token_hex(8)
+    # A byte token keeps its name, by which `tokenizers` finds it.
+    return {
+        token_id: text if BYTE_TOKEN.fullmatch(text) else f"\ue000{secret}x{token_id}\ue001"
+        for text, token_id in special.items()
+    }
+
+
+def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """The document with control tokens under private names, and without what isn't for plain text."""
+    added = [{**token, "content": names.get(token["id"], token["content"])} for token in document["added_tokens"]]
+    hidden = {token["content"]: names[token["id"]] for token in document["added_tokens"] if token["id"] in names}
+    model = dict(document["model"])
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[hidden.get(entry[0], entry[0]), entry[1]] for entry in model["vocab"]]
+    else:
+        model["vocab"] = {hidden.get(text, text): token_id for text, token_id in model["vocab"].items()}
+        # with the ids that are written; `tokenizers` would number them on, whatever the file says
+        model["vocab"] |= {token["content"]: token["id"] for token in added}
+    if "unk_token" in model:
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    if isinstance(model.get("merges"), list):
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [merge for merge in model["merges"] if not hidden.keys() & _merge(merge, prefix)]
+    if "dropout" in model:
+        model["dropout"] = None
+    for token in added:
+        if token["special"]:
+            token["single_word"] = False  # split_control has seen to it
+    return {
+        **document, "added_tokens": added, "model": model, "truncation": None, "padding": None, "post_processor": None
+    }  # fmt: skip
+
+
+def _merge(merge: object, prefix: str) -> set[str]:
+    """The two tokens of a merge, "a b" or ["a", "b"], and what they become."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        raise ValueError(f"a merge must join two tokens; got {brief(merge)}; use another tokenizer.json")
+    return {*pair, pair[0] + pair[1].removeprefix(prefix)}
