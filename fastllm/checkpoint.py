@@ -61,7 +61,7 @@ def save(
         raise ValueError(
             "a checkpoint holds a model without an adapter; got one with; merge_adapter() before, or save_adapter"
         )
-    _save(directory, model, tokenizer, optimizer, progress)
+    save_tuned(directory, model, tokenizer, optimizer, progress)
 
 
 def save_tuned(
@@ -75,16 +75,6 @@ def save_tuned(
 
     It names model.origin as what the adapter adds to, which load then opens too.
     """
-    _save(directory, model, tokenizer, optimizer, progress)
-
-
-def _save(
-    directory: str | os.PathLike[str],
-    model: Model,
-    tokenizer: Tokenizer,
-    optimizer: Optimizer | None,
-    progress: Mapping[str, Any] | None,
-) -> None:
     target = Path(directory).resolve()
     if target.exists() and not _is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
