@@ -1,8 +1,5 @@
 """llama.cpp opens the GGUF files that are written here and computes what transformers computes."""
 
-import contextlib
-import os
-
 import numpy as np
 import pytest
 
@@ -10,6 +7,7 @@ from fastllm import Model, ModelConfig
 from fastllm.formats import open_model, write_gguf
 from fastllm.packed import Packed
 from fastllm.parameters import Parameters, initialise
+from fastllm.peers.generation import silence
 from fastllm.quantize import dequantize
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -25,22 +23,9 @@ TOLERANCE, GELU_TOLERANCE = 1e-5, 1e-3
 TOLERANCES = {"F32": TOLERANCE, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 6e-2, "Q4_0": 6e-2, "Q4_1": 6e-2}
 
 
-@contextlib.contextmanager
-def quiet():
-    """llama.cpp writes warnings to the process's stderr."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def logits(path):
     """Of TOKENS, (20, V)."""
-    with quiet():
+    with silence():
         model = llama_cpp.Llama(
             str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0  # float32 caches
         )  # fmt: skip

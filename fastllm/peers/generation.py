@@ -134,7 +134,7 @@ class LlamaCpp(Generator):
 
         from .worker import threads
 
-        with _silence():
+        with silence():
             self.llama = llama_cpp.Llama(
                 case.path, n_threads=threads(), n_threads_batch=threads(), n_ctx=case.context, verbose=False
             )
@@ -215,7 +215,7 @@ def size_of(path: str) -> int:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep what a library writes to the process's stderr from it."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
