@@ -132,3 +132,10 @@ class ScriptedModel(TableModel):
         logits = super().logits_of(cache, slot)
         logits[script[said] if said < len(script) else 0] = 1.0
         return logits
+
+
+def greedy_without_cache(model, tokens, count):
+    tokens = list(tokens)
+    for _ in range(count):
+        tokens.append(int(np.argmax(model.next_logits(tokens))))
+    return tokens[-count:]
