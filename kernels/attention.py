@@ -22,11 +22,11 @@ only what is its own. Each thread takes the tasks whose middle lies in its share
 """
 
 import numpy as np
-from numba import config, types
+from numba import types
 
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import inline, kernel, linked, prange
-from .matmul import multiply_tile_row, pack_rows, pack_transposed
+from .matmul import multiply_tile_row, pack_rows, pack_transposed, thread_rooms
 from .simd import (
     FLOATS,
     LANES,
@@ -67,7 +67,7 @@ def attention_scratch(head_size):
     forward = TILE_ROWS * ROW + QUERIES * head_size + head_size * PADDED_KEYS + KEYS * columns + 2 * QUERIES
     backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
     spare = TILE_ROWS * max(KEYS, head_size) + 4 * LANES
-    return np.empty((config.NUMBA_NUM_THREADS, max(forward, backward) + spare), np.float32)
+    return thread_rooms(max(forward, backward) + spare)
 
 
 @inline

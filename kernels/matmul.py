@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from numba import config, types
 
+from ..memory import CACHE_LINE, aligned
 from .jit import inline, kernel, linked, prange
 from .simd import FLOATS, LANES, advance, advance_optional, copy, is_null, null, pointer, transpose
 from .tile import COLUMNS_TOGETHER, TILE_COLUMNS, TILE_ROWS, add_columns, copy_column, tile
@@ -54,7 +55,13 @@ def matmul_scratch():
     linked.compile()
     panels = second_cache_size() * 3 // 4 // 4  # floats; A and C pass through the last quarter
     panels = max(4 * TILE_COLUMNS * DEPTH, min(16 * TILE_COLUMNS * DEPTH, panels))
-    return np.empty((config.NUMBA_NUM_THREADS, panels + A_ROOM), np.float32)
+    return thread_rooms(panels + A_ROOM)
+
+
+def thread_rooms(floats):
+    """Scratch of at least so many floats for each thread, a row each, which begins at a cache line."""
+    line = CACHE_LINE // 4
+    return aligned((config.NUMBA_NUM_THREADS, (floats + line - 1) // line * line), np.float32)
 
 
 def second_cache_size():

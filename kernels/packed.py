@@ -11,11 +11,10 @@ map, so that one parallel region does for all. Two ways to do it:
 """
 
 import numpy as np
-from numba import config
 
 from .jit import chunk_count, inline, kernel, prange
 from .kinds import call_dot, call_unpack, dot_of, step, unpack_of
-from .matmul import matmul_scratch, multiply, optional
+from .matmul import matmul_scratch, multiply, optional, thread_rooms
 from .simd import advance, advance_optional, null, pointer
 from .tile import TILE_COLUMNS
 
@@ -28,7 +27,7 @@ def packed_scratch(columns):
     """Scratch for maps of rows of up to so many weights: a row for each thread, with room for a strip and panels."""
     panels = matmul_scratch().shape[1]
     strip = max(STRIP, TILE_COLUMNS * columns)
-    return np.empty((config.NUMBA_NUM_THREADS, panels + strip), np.float32)
+    return thread_rooms(panels + strip)
 
 
 @inline
