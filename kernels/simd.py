@@ -106,10 +106,10 @@ def _call(builder, name, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
-def _prefetch(builder, pointer):
-    """Bring the line of an address to the first cache, to be written."""
+def _prefetch(builder, pointer, is_write):
+    """Bring the line of an address to the first cache, to be read or to be written. Of any address: none faults."""
     byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-    write, keep, data = (ir.Constant(ir.IntType(32), value) for value in (1, 3, 1))
+    write, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(is_write), 3, 1))
     _call(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, write, keep, data])
 
 

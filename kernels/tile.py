@@ -177,7 +177,7 @@ def _prefetch_tile(builder, c, c_row, k):
     last = ir.Constant(_INT, TILE_ROWS - 1)
     r = builder.select(builder.icmp_unsigned("<", r, last), r, last)
     row = builder.mul(r, c_row)
-    _prefetch(builder, _at(builder, c, builder.add(row, builder.mul(v, ir.Constant(_INT, LANES)))))
+    _prefetch(builder, _at(builder, c, builder.add(row, builder.mul(v, ir.Constant(_INT, LANES)))), is_write=True)
 
 
 def _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
