@@ -135,16 +135,17 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
         total[n] += part
 
 
-@linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, N, N, types.float32, P))
+@linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, N, N, N, types.float32, P))
 def _forward_block(
-    out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, first, queries, size, scale, scratch
+    out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, apart, first, queries, size, scale, scratch
 ):
     """One head, queries first .. first + queries - 1 of a sequence.
 
     out, lse, q  addresses for the block's first query; lse may be null
-    k, v         for the sequence's first key, or for the first of all pages
+    k, v         for the sequence's first key, or for the first of all pages; row floats from one to the next
     pages, page  numbers of the pages that hold the sequence's keys, `page` rows each: at most KEYS, or a multiple of
                  that; page = 0: the keys are one stretch
+    apart        floats from a page to the next
     """
     padded = _padded(size)
     scores = scratch
@@ -161,9 +162,9 @@ def _forward_block(
     together = min(KEYS, page) if page else KEYS
     for j in range(0, first + queries, together):
         keys = min(together, first + queries - j)
-        begin = pages[j // page] * page + j % page if page else j
-        pack_transposed(k_panels, advance(k, begin * row), row, size, keys)
-        pack_rows(v_panels, advance(v, begin * row), row, keys, size)
+        begin = pages[j // page] * apart + j % page * row if page else j * row
+        pack_transposed(k_panels, advance(k, begin), row, size, keys)
+        pack_rows(v_panels, advance(v, begin), row, keys, size)
         for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
             rows = min(TILE_ROWS, queries - i)
             seen = min(keys, first + i + rows - j)  # by the tile's last query
@@ -216,6 +217,7 @@ def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, 
                         row,
                         pointer(starts),
                         0,
+                        0,
                         i - start,
                         queries,
                         size,
@@ -261,13 +263,13 @@ def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, k
     """What one of so many threads does of attention_prefill."""
     part = np.int64(part)
     size = out.shape[1] // heads
-    row, out_row, kv_row = qkv.shape[1], out.shape[1], keys.shape[2]
+    row, out_row, page = qkv.shape[1], out.shape[1], keys.shape[2]
     group, done = heads // kv_heads, 0
     total = _seen(starts, before) * heads
     for s in range(starts.shape[0] - 1):
         start, stop = np.int64(starts[s]), np.int64(starts[s + 1])
         for h in range(heads):
-            kv = h // group * size
+            kv = h // group * page * size
             for i in range(start, stop, QUERIES):
                 queries = min(QUERIES, stop - i)
                 first = np.int64(before[s]) + i - start
@@ -282,9 +284,10 @@ def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, k
                         row,
                         advance(pointer(keys), kv),
                         advance(pointer(values), kv),
-                        kv_row,
+                        size,
                         pointer(pages[slots[s]]),
-                        keys.shape[1],
+                        page,
+                        kv_heads * page * size,
                         first,
                         queries,
                         size,
@@ -302,7 +305,7 @@ def attention_prefill(
 
     out          (N, H*D)         written
     qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys, values (pages, T, K*D)  the new tokens' own already written (kv_cache_write)
+    keys, values (pages, K, T, D) the new tokens' own already written (kv_cache_write)
     pages        (slots, most)    the pages of each slot, in order; pages of at most KEYS tokens or a multiple of that
     slots        (S,)             the slot of each stretch
     starts       (S+1,)           stretch s has rows starts[s] .. starts[s+1]-1

@@ -15,21 +15,21 @@ from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, Block, one_weight
 from .jit import deferred, inline, literally
-from .simd import _FLOAT, _INT, _VECTOR, FLOATS, LANES, _at, _call, _fma, _prefetch, _reduce, advance
+from .simd import _FLOAT, _INT, _VECTOR, FLOATS, LANES, _at, _call, _fma, _load, _prefetch, _reduce, advance
 
 __all__ = ["BYTES", "call_dot", "call_unpack", "dot_of", "step", "unpack_of"]
 
 BYTES = types.CPointer(types.uint8)
 
-# A dot product is the sum of so many accumulators. With those of OUTPUTS rows of weights and TOGETHER rows of x at a
+# A dot product has one accumulator, a vector. With those of OUTPUTS rows of weights and up to TOGETHER rows of x at a
 # time, a multiply-add need not wait for the one before, a weight is unpacked once and an x loaded once for several, and
 # all stay in the registers, of which AVX2 has 16.
-SUMS = 2
 OUTPUTS = 2
-TOGETHER = 2 if LANES == 8 else 4
+TOGETHER = 4 if LANES == 8 else 8
+HALF = TOGETHER // 2
 # Bytes that weights are asked for ahead of their use. CPUs do that by themselves for one stretch of memory; of several
 # rows at once they make less: 17 GB/s in place of 57.
-AHEAD = 4096
+AHEAD = 8192
 CACHE_LINE = 64
 
 
@@ -51,12 +51,12 @@ def _for_each_block(builder, layout, columns, body, last):
 def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[ir.Value], columns) -> dict:
     """The dot product of each row of weights with each row of x, all given by their addresses.
 
-    Its accumulators are the same whatever the others are, so a row has the same bits alone or beside others.
+    Each is added up in the same order whatever the others are, so a row has the same bits alone or beside others.
     """
     layout = LAYOUTS[kind]
     pairs = [(o, r) for o in range(len(weights)) for r in range(len(rows))]
     zero, zeros = ir.Constant(_FLOAT, 0.0), ir.Constant(_VECTOR, [0.0] * LANES)
-    sums = {pair: [cgutils.alloca_once_value(builder, zeros) for _ in range(SUMS)] for pair in pairs}
+    sums = {pair: cgutils.alloca_once_value(builder, zeros) for pair in pairs}
     rests = {pair: cgutils.alloca_once_value(builder, zero) for pair in pairs}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
@@ -65,17 +65,12 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
             for line in range(0, layout.size, CACHE_LINE):
                 _prefetch(builder, _at(builder, start, ir.Constant(_INT, AHEAD + line)), is_write=False)
         blocks = [layout.emit(Block(builder, start)) for start in starts]
-        for number, vectors in enumerate(zip(*blocks, strict=True)):
-            offset = vectors[0][0]
-            factors = []
-            for row in rows:
-                here = _at(builder, row, builder.add(first, ir.Constant(_INT, offset)))
-                factors.append(builder.load(builder.bitcast(here, _VECTOR.as_pointer())))
-                factors[-1].align = 4
-            for o, r in pairs:
-                accumulator = sums[o, r][number % SUMS]
-                product = _fma(builder, vectors[o][1], factors[r], builder.load(accumulator))
-                builder.store(product, accumulator)
+        for vectors in zip(*blocks, strict=True):
+            place = builder.add(first, ir.Constant(_INT, vectors[0][0]))
+            for r, row in enumerate(rows):  # one after another: all of them would not stay in the registers
+                factor = _load(builder, _at(builder, row, place))
+                for o, (_, weight) in enumerate(vectors):
+                    builder.store(_fma(builder, weight, factor, builder.load(sums[o, r])), sums[o, r])
 
     def last(byte: ir.Value, number: ir.Value) -> None:
         values = [one_weight(builder, kind, _at(builder, weight, byte)) for weight in weights]
@@ -86,11 +81,10 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
             builder.store(product, rest)
 
     _for_each_block(builder, layout, columns, body, last)
-    totals = {}
-    for pair, (first, second) in sums.items():
-        both = builder.fadd(builder.load(first), builder.load(second))
-        totals[pair] = builder.fadd(_reduce(builder, both, builder.fadd), builder.load(rests[pair]))
-    return totals
+    return {
+        pair: builder.fadd(_reduce(builder, builder.load(total), builder.fadd), builder.load(rests[pair]))
+        for pair, total in sums.items()
+    }
 
 
 @intrinsic
@@ -158,24 +152,39 @@ DOT = types.void(FLOATS, N, FLOATS, N, BYTES, N, N, N, N)
 UNPACK = types.void(FLOATS, N, BYTES, N, N, N)
 
 
+@inline
+def _dot_together(kind, count, out, out_row, x, x_row, weight, size, outputs, columns):
+    """_dot for so many rows, a literal number, and an even number of outputs."""
+    literally(kind)
+    literally(count)
+    for o in range(0, outputs, OUTPUTS):
+        dot_rows(kind, OUTPUTS, count, advance(out, o), out_row, x, x_row, step(weight, o * size), size, columns)
+
 
 @inline
 def _dot(kind, out, out_row, x, x_row, weight, size, outputs, columns, rows):
     """out[r * out_row + o] = x[r] . weight[o] for so many rows r and outputs o; a row of weights has `size` bytes."""
     literally(kind)
-    whole, together = outputs // OUTPUTS * OUTPUTS, rows // TOGETHER * TOGETHER
-    for o in range(0, whole, OUTPUTS):
-        row, to = step(weight, o * size), advance(out, o)
-        for r in range(0, together, TOGETHER):
-            here, there = advance(to, r * out_row), advance(x, r * x_row)
-            dot_rows(kind, OUTPUTS, TOGETHER, here, out_row, there, x_row, row, size, columns)
-        for r in range(together, rows):
-            here, there = advance(to, r * out_row), advance(x, r * x_row)
-            dot_rows(kind, OUTPUTS, 1, here, out_row, there, x_row, row, size, columns)
-    for o in range(whole, outputs):
-        row, to = step(weight, o * size), advance(out, o)
+    even = outputs // OUTPUTS * OUTPUTS
+    r = 0
+    while r < rows:
+        here, there = advance(out, r * out_row), advance(x, r * x_row)
+        if r + TOGETHER <= rows:
+            _dot_together(kind, TOGETHER, here, out_row, there, x_row, weight, size, even, columns)
+            r += TOGETHER
+        elif r + HALF <= rows:
+            _dot_together(kind, HALF, here, out_row, there, x_row, weight, size, even, columns)
+            r += HALF
+        elif r + 2 <= rows:
+            _dot_together(kind, 2, here, out_row, there, x_row, weight, size, even, columns)
+            r += 2
+        else:
+            _dot_together(kind, 1, here, out_row, there, x_row, weight, size, even, columns)
+            r += 1
+    for o in range(even, outputs):
         for r in range(rows):
-            dot_rows(kind, 1, 1, advance(to, r * out_row), out_row, advance(x, r * x_row), x_row, row, size, columns)
+            here, there = advance(out, r * out_row + o), advance(x, r * x_row)
+            dot_rows(kind, 1, 1, here, out_row, there, x_row, step(weight, o * size), size, columns)
 
 
 @inline

@@ -3,7 +3,8 @@
     out_h = sum over t < length of p_t values_t        p = softmax over t of scale * q_h . keys_t
 
 A sequence's keys and values stand in pages of T tokens (Kwon et al. 2023, arXiv:2309.06180): token t of slot b in
-row t % T of page pages[b, t // T]. They are met LANES tokens at a time. The softmax streams (Milakov and Gimelshein
+row t % T of page pages[b, t // T]. In a page each head's rows follow one another, for a head's task to read memory in
+its order. They are met LANES tokens at a time. The softmax streams (Milakov and Gimelshein
 2018, arXiv:1805.02867): the running maximum m, sum and weighted sum are rescaled when m grows; exponentials are powers
 of two, the scores being scaled by 1 / ln 2 as well.
 """
@@ -33,27 +34,27 @@ P, N, PAGES = FLOATS, types.int64, types.CPointer(types.int32)
 
 @kernel
 def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
-    """Copy the key and value of row n of qkv (N, (H+2K)*D) to row places[n] (N,) of all pages' rows.
+    """Copy the key and value of row n of qkv (N, (H+2K)*D) to places[n] (N,).
 
-    keys, values (pages, T, K*D)   row p * T + t is token t of page p
+    keys, values (pages, K, T, D)   place p * T + t is token t of page p
     """
-    page, width = keys.shape[1], keys.shape[2]
-    first = heads * (width // kv_heads)
+    page, size = keys.shape[2], keys.shape[3]
     for n in range(qkv.shape[0]):
-        key, value = qkv[n, first : first + width], qkv[n, first + width : first + 2 * width]
-        to_key = keys[places[n] // page, places[n] % page]
-        to_value = values[places[n] // page, places[n] % page]
-        for c in range(width):
-            to_key[c] = key[c]
-            to_value[c] = value[c]
+        p, t = places[n] // page, places[n] % page
+        for k in range(kv_heads):
+            key, value = qkv[n, (heads + k) * size :], qkv[n, (heads + kv_heads + k) * size :]
+            to_key, to_value = keys[p, k, t], values[p, k, t]
+            for d in range(size):
+                to_key[d] = key[d]
+                to_value[d] = value[d]
 
 
-@linked(types.void(P, P, P, P, N, PAGES, N, N, N, types.float32), ordered=True)
-def _one_head(mixed, query, keys, values, row, table, page, length, size, scale):
+@linked(types.void(P, P, P, P, PAGES, N, N, N, N, types.float32), ordered=True)
+def _one_head(mixed, query, keys, values, table, page, apart, length, size, scale):
     """One head of one row. Compiled once, so that its bits are the same wherever it is called from.
 
-    mixed, query  addresses of the head's columns; keys, values those of its columns in the first of all pages
-    row           floats from one token to the next
+    mixed, query  addresses of the head's columns; keys, values those of its rows in the first of all pages
+    apart         floats from one page to the next
     """
     lowest, factor = broadcast(np.float32(-np.inf)), broadcast(scale * LOG2_E)
     for d in range(size):
@@ -61,10 +62,10 @@ def _one_head(mixed, query, keys, values, row, table, page, length, size, scale)
     top = np.float32(-np.inf)
     total = broadcast(np.float32(0))
     for begin in range(0, length, page):
-        first, here = table[begin // page] * page, min(page, length - begin)
+        first, here = table[begin // page] * apart, min(page, length - begin)
         for t in range(0, here, LANES):
-            place, count = (first + t) * row, min(LANES, here - t)
-            scores = multiply(dot_rows_of_group(query, advance(keys, place), row, count, size), factor)
+            place, count = first + t * size, min(LANES, here - t)
+            scores = multiply(dot_rows_of_group(query, advance(keys, place), size, count, size), factor)
             if count < LANES:
                 scores = select_below(count, scores, lowest)
             high = largest_lane(scores)
@@ -76,7 +77,7 @@ def _one_head(mixed, query, keys, values, row, table, page, length, size, scale)
                     mixed[d] *= shrink
             weights = exp2_lanes(subtract(scores, broadcast(top)))
             total = add(total, weights)
-            add_rows_of_group(mixed, weights, advance(values, place), row, count, size)
+            add_rows_of_group(mixed, weights, advance(values, place), size, count, size)
     inverse = np.float32(1) / sum_of_lanes(total)
     for d in range(size):
         mixed[d] *= inverse
@@ -85,13 +86,12 @@ def _one_head(mixed, query, keys, values, row, table, page, length, size, scale)
 @inline
 def _one_task(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, task):
     n, head = task // heads, task % heads
-    row = keys.shape[2]
-    size = row // kv_heads
-    offset = head // (heads // kv_heads) * size
+    page, size = keys.shape[2], keys.shape[3]
+    offset = head // (heads // kv_heads) * page * size
     _one_head(
         advance(pointer(out), n * heads * size + head * size), advance(pointer(qkv), n * qkv.shape[1] + head * size),
-        advance(pointer(keys), offset), advance(pointer(values), offset), row, pointer(pages[slots[n]]),
-        keys.shape[1], lengths[n], size, scale,
+        advance(pointer(keys), offset), advance(pointer(values), offset), pointer(pages[slots[n]]), page,
+        kv_heads * page * size, lengths[n], size, scale,
     )
 
 
@@ -115,7 +115,7 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
 
     out          (N, H*D)         written
     qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys, values (pages, T, K*D)  the new tokens' own already written (kv_cache_write)
+    keys, values (pages, K, T, D) the new tokens' own already written (kv_cache_write)
     pages        (slots, most)    the pages of each slot, in order
     slots        (N,)             the slot of each row
     lengths      (N,)             tokens it sees, its own counted; > 0

@@ -14,7 +14,7 @@ class KVCache:
     """Memory for so many texts, one a slot, each of at most the model's context. It grows as they do.
 
     lengths       (slots,) int32, tokens in each slot
-    keys, values  for each layer, (pages, T, K*D)
+    keys, values  for each layer, (pages, K, T, D)
     pages         (slots, most) int32, the numbers of each slot's pages, in order
 
     A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
@@ -27,7 +27,7 @@ class KVCache:
         assert config.kv_heads is not None and config.head_size is not None
         self.context = config.context
         self.page = min(PAGE, config.context)
-        shape = (0, self.page, config.kv_heads * config.head_size)
+        shape = (0, config.kv_heads, self.page, config.head_size)
         self.keys = [np.empty(shape, dtype) for _ in range(config.layers)]
         self.values = [np.empty(shape, dtype) for _ in range(config.layers)]
         self.pages = np.zeros((slots, self._pages_of(config.context)), np.int32)

@@ -135,23 +135,23 @@ def cached_elements(s: SimpleNamespace) -> int:
     return sum(s.lengths) * s.kv_heads * s.head_size
 
 
-def paged(rng, lengths, page, width):
-    """keys, values (pages, T, width) and pages (slots, most) that hold `lengths` tokens, the pages in random order.
+def paged(rng, lengths, page, kv_heads, head_size):
+    """keys, values (pages, K, T, D) and pages (slots, most) that hold `lengths` tokens, the pages in random order.
 
     All is NaN that belongs to no token: it must not be looked at.
     """
     counts = [-(-length // page) for length in lengths]
     total, most = sum(counts) + 2, max(counts) + 1
     order = rng.permutation(total)[: sum(counts)].astype(np.int32)
-    keys, values = np.full((2, total, page, width), np.nan, np.float32)
+    keys, values = np.full((2, total, kv_heads, page, head_size), np.nan, np.float32)
     pages = np.full((len(lengths), most), 1 << 30, np.int32)
     for slot, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         mine, order = order[:count], order[count:]
         pages[slot, :count] = mine
         for cache in (keys, values):
-            whole = np.full((count * page, width), np.nan, np.float32)
-            whole[:length] = normal(rng, length, width)
-            cache[mine] = whole.reshape(count, page, width)
+            whole = np.full((kv_heads, count * page, head_size), np.nan, np.float32)
+            whole[:, :length] = normal(rng, kv_heads, length, head_size)
+            cache[mine] = whole.reshape(kv_heads, count, page, head_size).swapaxes(0, 1)
     return keys, values, pages
 
 
@@ -164,11 +164,11 @@ def paged(rng, lengths, page, width):
 )
 def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size):
     """Rows go to places all over the pages."""
-    rows, width = sum(lengths), kv_heads * head_size
+    rows = sum(lengths)
     total = -(-rows // page) + 1
     return {
-        "keys": normal(rng, total, page, width),
-        "values": normal(rng, total, page, width),
+        "keys": normal(rng, total, kv_heads, page, head_size),
+        "values": normal(rng, total, kv_heads, page, head_size),
         "qkv": normal(rng, rows, (heads + 2 * kv_heads) * head_size),
         "places": rng.permutation(total * page)[:rows].astype(np.int32),
         "heads": heads,
@@ -186,7 +186,7 @@ def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size):
 )
 def attention_decode(rng, lengths, page, heads, kv_heads, head_size):
     """A row for each slot, the last slot first, and one more that sees one token less or the same."""
-    keys, values, pages = paged(rng, lengths, page, kv_heads * head_size)
+    keys, values, pages = paged(rng, lengths, page, kv_heads, head_size)
     slots = np.array([*reversed(range(len(lengths))), 0], np.int32)
     seen = np.array(lengths, np.int32)[slots]
     seen[-1] = max(1, seen[-1] - 1)
@@ -228,7 +228,7 @@ PREFILL_REALISTIC = {
 )
 def attention_prefill(rng, lengths, new, page, heads, kv_heads, head_size):
     """The last `new` tokens of each slot, the last slot first."""
-    keys, values, pages = paged(rng, lengths, page, kv_heads * head_size)
+    keys, values, pages = paged(rng, lengths, page, kv_heads, head_size)
     return {
         "out": unwritten(sum(new), heads * head_size),
         "qkv": normal(rng, sum(new), (heads + 2 * kv_heads) * head_size),

@@ -15,6 +15,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from .kv_cache import tokens_of
+
 
 def _split_heads(qkv, heads, kv_heads):
     """(T, (H+2K)*D) -> query, key, value, each (H, T, D); kv heads repeated for their group."""
@@ -54,7 +56,7 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
 
     out           (N, H*D)  written
     qkv           (N, (H+2K)*D)
-    keys, values  (pages, T, K*D)
+    keys, values  (pages, K, T, D)
     pages         (slots, most) int32, the pages of each slot
     slots         (S,) int32, the slot of each stretch of rows
     starts        (S+1,) int32, the first row of each stretch, and N
@@ -63,10 +65,8 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
     size = out.shape[1] // heads
     for (begin, end), slot, earlier in zip(pairwise(starts), slots, before, strict=True):
         length = earlier + end - begin
-        used = pages[slot, : -(-length // keys.shape[1])]
         key, value = (
-            np.repeat(cache[used].reshape(-1, kv_heads, size)[:length], heads // kv_heads, axis=1).swapaxes(0, 1)
-            for cache in (keys, values)
+            np.repeat(tokens_of(cache, pages[slot], length), heads // kv_heads, axis=0) for cache in (keys, values)
         )  # (H, T, D)
         query = qkv[begin:end, : heads * size].reshape(-1, heads, size).swapaxes(0, 1)
         scores = scale * (query @ key.swapaxes(1, 2))

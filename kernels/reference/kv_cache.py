@@ -10,14 +10,20 @@ import numpy as np
 def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     """Store the keys and values of new tokens; the other entries keep theirs.
 
-    keys, values  (pages, T, K*D)  written at row places[n] of all (pages * T)
+    keys, values  (pages, K, T, D)  written at [p, :, t] where places[n] = p * T + t
     qkv           (N, (H+2K)*D)
     places        (N,) int32
     """
-    width = keys.shape[2]
-    _, key, value = np.split(qkv, [-2 * width, -width], axis=1)
-    keys.reshape(-1, width)[places] = key
-    values.reshape(-1, width)[places] = value
+    page, size = keys.shape[2:]
+    rows = qkv.reshape(len(qkv), -1, size)
+    keys[places // page, :, places % page] = rows[:, heads : heads + kv_heads]
+    values[places // page, :, places % page] = rows[:, heads + kv_heads :]
+
+
+def tokens_of(cache, pages, length):
+    """The first tokens (K, length, D) of a cache (pages, K, T, D), of which a sequence has the pages `pages`."""
+    used = cache[pages[: -(-length // cache.shape[2])]]
+    return np.concatenate(list(used), axis=1)[:, :length]
 
 
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
@@ -25,17 +31,15 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
 
     out            (N, H*D)  written
     qkv            (N, (H+2K)*D)
-    keys, values   (pages, T, K*D)
+    keys, values   (pages, K, T, D)
     pages          (slots, most) int32, the pages of each slot
     slots, lengths (N,) int32; row n sees the first lengths[n] >= 1 tokens of slot slots[n]
     """
     grouped = (kv_heads, heads // kv_heads, -1)
     for n, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
-        used = pages[slot, : -(-length // keys.shape[1])]
         query = qkv[n, : out.shape[1]].reshape(grouped)  # (K, H/K, D)
-        key = keys[used].reshape(-1, keys.shape[2])[:length].reshape(length, kv_heads, -1)  # (T, K, D)
-        value = values[used].reshape(-1, keys.shape[2])[:length].reshape(length, kv_heads, -1)
-        scores = scale * np.einsum("kgd,tkd->kgt", query, key)
+        key, value = (tokens_of(cache, pages[slot], length) for cache in (keys, values))  # (K, T, D)
+        scores = scale * np.einsum("kgd,ktd->kgt", query, key)
         p = np.exp(scores - scores.max(axis=2, keepdims=True))
         p /= p.sum(axis=2, keepdims=True)
-        out[n] = np.einsum("kgt,tkd->kgd", p, value).ravel()
+        out[n] = np.einsum("kgt,ktd->kgd", p, value).ravel()
