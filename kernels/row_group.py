@@ -3,6 +3,8 @@
     dot_rows_of_group   the dot products of one row with LANES others, as one vector
     add_rows_of_group   the sum of LANES rows, each multiplied by one lane of a vector, added to a row in memory
 
+What stands AHEAD floats further is asked for meanwhile: a quarter of the time was waiting for memory.
+
 Of the last group fewer rows may be there: the last one then stands for those that are missing, so that nothing is read
 beyond, and its lanes are the caller's to leave out.
 """
@@ -26,11 +28,13 @@ from .simd import (
     _load,
     _masked_load,
     _masked_store,
+    _prefetch,
     _store,
 )
 
 __all__ = ["add_rows_of_group", "dot_rows_of_group"]
 
+AHEAD = 1024  # a constant, for it to be part of the address and to take no register
 CHUNK = 4  # vectors of a row that stay in registers while LANES rows are added to them
 
 
@@ -87,6 +91,11 @@ def _sums(builder, vectors):
     return vectors[0]
 
 
+def _ask_ahead(builder, address, offset):
+    """Bring to the cache what is AHEAD of the float at an offset."""
+    _prefetch(builder, _at(builder, address, offset, ir.Constant(_INT, AHEAD)), is_write=False)
+
+
 @intrinsic
 def dot_rows_of_group(typingctx, x, first, row, count, size):
     """For each lane k the sum over c of x[c] * first[k * row + c], c below size; count rows are there, 1 or more."""
@@ -105,6 +114,7 @@ def dot_rows_of_group(typingctx, x, first, row, count, size):
             def step(offset, load):
                 factor = load(_at(builder, x, offset))
                 for address, total in zip(rows, sums, strict=True):
+                    _ask_ahead(builder, address, offset)
                     builder.store(
                         _fma(builder, factor, load(_at(builder, address, offset)), builder.load(total)), total
                     )
@@ -136,6 +146,8 @@ def add_rows_of_group(typingctx, to, factors, first, row, count, size):
             places = [builder.add(offset, ir.Constant(_INT, v * LANES)) for v in range(vectors)]
             sums = [load(_at(builder, to, place)) for place in places]
             for weight, address in zip(weights, rows, strict=True):
+                for place in places:
+                    _ask_ahead(builder, address, place)
                 sums = [
                     _fma(builder, weight, load(_at(builder, address, place)), total)
                     for place, total in zip(places, sums, strict=True)
