@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 from numba import config, types
 
-from ..memory import CACHE_LINE, aligned
 from .jit import inline, kernel, linked, prange
 from .simd import FLOATS, LANES, advance, advance_optional, copy, is_null, null, pointer, transpose
 from .tile import COLUMNS_TOGETHER, TILE_COLUMNS, TILE_ROWS, add_columns, copy_column, tile
@@ -44,6 +43,7 @@ A_ROOM = PACKED_DEPTH * ROWS + DEPTH * TILE_ROWS + 2 * LANES
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
+LINE = 16  # floats in a cache line
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
 
 NO_MATRIX = np.empty((0, 0), np.float32)
@@ -60,8 +60,10 @@ def matmul_scratch():
 
 def thread_rooms(floats):
     """Scratch of at least so many floats for each thread, a row each, which begins at a cache line."""
-    line = CACHE_LINE // 4
-    return aligned((config.NUMBA_NUM_THREADS, (floats + line - 1) // line * line), np.float32)
+    threads, row = config.NUMBA_NUM_THREADS, (floats + LINE - 1) // LINE * LINE
+    raw = np.empty(threads * row + LINE, np.float32)
+    start = -(raw.ctypes.data // 4) % LINE
+    return raw[start : start + threads * row].reshape(threads, row)
 
 
 def second_cache_size():

@@ -15,8 +15,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from .kv_cache import tokens_of
-
 
 def _split_heads(qkv, heads, kv_heads):
     """(T, (H+2K)*D) -> query, key, value, each (H, T, D); kv heads repeated for their group."""
@@ -65,8 +63,10 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
     size = out.shape[1] // heads
     for (begin, end), slot, earlier in zip(pairwise(starts), slots, before, strict=True):
         length = earlier + end - begin
+        used = pages[slot, : -(-length // keys.shape[2])]
         key, value = (
-            np.repeat(tokens_of(cache, pages[slot], length), heads // kv_heads, axis=0) for cache in (keys, values)
+            np.concatenate(cache[used], axis=1)[:, :length].repeat(heads // kv_heads, axis=0)
+            for cache in (keys, values)
         )  # (H, T, D)
         query = qkv[begin:end, : heads * size].reshape(-1, heads, size).swapaxes(0, 1)
         scores = scale * (query @ key.swapaxes(1, 2))

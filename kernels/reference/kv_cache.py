@@ -20,10 +20,10 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     values[places // page, :, places % page] = rows[:, heads + kv_heads :]
 
 
-def tokens_of(cache, pages, length):
+def _tokens_of(cache, pages, length):
     """The first tokens (K, length, D) of a cache (pages, K, T, D), of which a sequence has the pages `pages`."""
     used = cache[pages[: -(-length // cache.shape[2])]]
-    return np.concatenate(list(used), axis=1)[:, :length]
+    return np.concatenate(used, axis=1)[:, :length]
 
 
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
@@ -38,7 +38,7 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     grouped = (kv_heads, heads // kv_heads, -1)
     for n, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
         query = qkv[n, : out.shape[1]].reshape(grouped)  # (K, H/K, D)
-        key, value = (tokens_of(cache, pages[slot], length) for cache in (keys, values))  # (K, T, D)
+        key, value = (_tokens_of(cache, pages[slot], length) for cache in (keys, values))  # (K, T, D)
         scores = scale * np.einsum("kgd,ktd->kgt", query, key)
         p = np.exp(scores - scores.max(axis=2, keepdims=True))
         p /= p.sum(axis=2, keepdims=True)
