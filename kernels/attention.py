@@ -66,8 +66,8 @@ def attention_scratch(head_size):
     columns = (head_size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
     forward = TILE_ROWS * ROW + QUERIES * head_size + head_size * PADDED_KEYS + KEYS * columns + 2 * QUERIES
     backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
-    spare = TILE_ROWS * max(KEYS, head_size) + 4 * LANES
-    return thread_rooms(max(forward, backward) + spare)
+    backward += TILE_ROWS * head_size
+    return thread_rooms(max(forward, backward))
 
 
 @inline
@@ -154,7 +154,6 @@ def _forward_block(
     v_panels = advance(k_panels, size * PADDED_KEYS)
     top = advance(v_panels, KEYS * padded)
     total = advance(top, QUERIES)
-    spare = advance(total, QUERIES)
     scale_rows(scaled, size, q, q_row, queries, size, scale * LOG2_E)
     for i in range(queries):
         top[i] = np.float32(-np.inf)
@@ -171,14 +170,14 @@ def _forward_block(
             target = advance(out, i * out_row)
             multiply_tile_row(
                 scores, ROW, advance(scaled, i * size), size, 1, k_panels, TILE_COLUMNS * size, rows, seen, size,
-                null(), 0, null(), spare,
+                null(), 0, null(), null(),
             )
             _softmax_rows(
                 scores, advance(top, i), advance(total, i), rows, first + i + 1 - j, seen, target, out_row, size
             )
             multiply_tile_row(
                 target, out_row, scores, ROW, 1, v_panels, TILE_COLUMNS * keys, rows, size, seen,
-                null() if j == 0 else target, out_row, null(), spare,
+                null() if j == 0 else target, out_row, null(), null(),
             )
     for i in range(queries):
         target = advance(out, i * out_row)
@@ -390,7 +389,7 @@ def _backward_blocks(
                 p_t, ds_t, dq_t = advance(p, t * ROW), advance(ds, t * ROW), advance(dq, (i + t) * row)
                 multiply_tile_row(
                     p_t, ROW, advance(scaled, t * size), size, 1, k_transposed, TILE_COLUMNS * size, rows, seen,
-                    size, null(), 0, null(), spare,
+                    size, null(), 0, null(), null(),
                 )
                 multiply_tile_row(
                     ds_t, ROW, advance(dout_i, t * out_row), out_row, 1, v_transposed, TILE_COLUMNS * size, rows,
@@ -403,7 +402,7 @@ def _backward_blocks(
                     )
                 multiply_tile_row(
                     dq_t, row, ds_t, ROW, 1, k_panels, TILE_COLUMNS * keys, rows, size, seen,
-                    null() if j == 0 else dq_t, row, null(), spare,
+                    null() if j == 0 else dq_t, row, null(), null(),
                 )
             is_new = is_first and i == j
             for r in range(0, keys, TILE_ROWS):
@@ -412,12 +411,12 @@ def _backward_blocks(
                 multiply_tile_row(
                     dv_r, row, advance(p, unseen * ROW + r), 1, ROW, advance(dout_panels, unseen * TILE_COLUMNS),
                     TILE_COLUMNS * queries, rows, size, queries - unseen, null() if is_new else dv_r, row, null(),
-                    spare,
+                    null(),
                 )
                 multiply_tile_row(
                     dk_r, row, advance(ds, unseen * ROW + r), 1, ROW, advance(q_panels, unseen * TILE_COLUMNS),
                     TILE_COLUMNS * queries, rows, size, queries - unseen, null() if is_new else dk_r, row, null(),
-                    spare,
+                    null(),
                 )
 
 

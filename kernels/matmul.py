@@ -10,7 +10,7 @@ Three ideas, from the inside out:
 
        B block (depth, columns)  ->  panel 0: k=0 [c0 .. c31] k=1 [c0 .. c31] ...   panel 1: k=0 [c32 .. c63] ...
 
-   Beyond the matrix the panels hold zeros, so edges need no code of their own. A transposed B is transposed
+   Beyond the matrix the panels hold anything, for what comes of it is not stored. A transposed B is transposed
    on the way. A is read where it stands, in rows; only a transposed A, and the last few rows, are packed.
 3. Blocking. A block of B is at most DEPTH deep and as wide as the second-level cache allows, so that it stays
    there while all rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in the first. Each block
@@ -30,7 +30,7 @@ import numpy as np
 from numba import config, types
 
 from .jit import inline, kernel, linked, prange
-from .simd import FLOATS, LANES, advance, advance_optional, copy, is_null, null, pointer, transpose
+from .simd import FLOATS, LANES, advance, advance_optional, copy, is_null, null, pointer, transpose, transpose_part
 from .tile import COLUMNS_TOGETHER, TILE_COLUMNS, TILE_ROWS, add_columns, copy_column, tile
 
 P, N, B = FLOATS, types.int64, types.boolean
@@ -77,7 +77,7 @@ def second_cache_size():
 
 @linked(types.void(P, P, N, N, N))
 def pack_rows(panels, source, row, depth, columns):
-    """Pack B[k, j] = source[k * row + j] into panels; floats beyond `columns` are zero."""
+    """Pack B[k, j] = source[k * row + j] into panels."""
     for j in range(0, columns, TILE_COLUMNS):
         to = advance(panels, j * depth)
         within = min(TILE_COLUMNS, columns - j)
@@ -89,30 +89,24 @@ def pack_rows(panels, source, row, depth, columns):
             for k in range(depth):
                 for v in range(within):
                     to[k * TILE_COLUMNS + v] = source[k * row + j + v]
-                for v in range(within, TILE_COLUMNS):
-                    to[k * TILE_COLUMNS + v] = np.float32(0)
 
 
 @linked(types.void(P, P, N, N, N))
 def pack_transposed(panels, source, row, depth, columns):
-    """Pack B[k, j] = source[j * row + k] into panels; floats beyond `columns` are zero."""
-    for j in range(0, columns, TILE_COLUMNS):
-        to = advance(panels, j * depth)
-        for v in range(0, TILE_COLUMNS, LANES):
-            done = 0
-            if j + v + LANES <= columns:
-                done = depth // LANES * LANES
-                for k in range(0, done, LANES):
-                    transpose(
-                        advance(to, k * TILE_COLUMNS + v), TILE_COLUMNS, advance(source, (j + v) * row + k), row
-                    )
-            for lane in range(v, v + LANES):
-                if j + lane < columns:
-                    for k in range(done, depth):
-                        to[k * TILE_COLUMNS + lane] = source[(j + lane) * row + k]
-                else:
-                    for k in range(depth):
-                        to[k * TILE_COLUMNS + lane] = np.float32(0)
+    """Pack B[k, j] = source[j * row + k] into panels."""
+    whole = depth // LANES * LANES
+    for j in range(0, columns, LANES):
+        to = advance(panels, j // TILE_COLUMNS * TILE_COLUMNS * depth + j % TILE_COLUMNS)
+        start, count = advance(source, j * row), min(LANES, columns - j)
+        if count == LANES:
+            for k in range(0, whole, LANES):
+                transpose(advance(to, k * TILE_COLUMNS), TILE_COLUMNS, advance(start, k), row)
+        else:
+            for k in range(0, whole, LANES):
+                transpose_part(advance(to, k * TILE_COLUMNS), TILE_COLUMNS, advance(start, k), row, count)
+        for lane in range(count):
+            for k in range(whole, depth):
+                to[k * TILE_COLUMNS + lane] = start[lane * row + k]
 
 
 @linked(types.void(P, P, N, N, N, N))
@@ -162,8 +156,9 @@ def multiply_tile_row(
     """As multiply_panels, for at most TILE_ROWS rows.
 
     panel  floats from one panel of B to the next
+    spare  null where TILE_ROWS rows of A can be read however few there are
     """
-    if rows < TILE_ROWS:  # the tile reads all its rows: give it zeros for those that are not there
+    if rows < TILE_ROWS and not is_null(spare):  # the tile reads all its rows: give it zeros for the others
         pack_a(spare, a, a_row, a_step, depth, rows)
         a, a_row, a_step = spare, 1, TILE_ROWS
     for j in range(0, columns, TILE_COLUMNS):

@@ -29,6 +29,8 @@ from .simd import (
     _masked_load,
     _masked_store,
     _prefetch,
+    _rows_from,
+    _rows_there,
     _store,
 )
 
@@ -38,29 +40,13 @@ AHEAD = 1024  # a constant, for it to be part of the address and to take no regi
 CHUNK = 4  # vectors of a row that stay in registers while LANES rows are added to them
 
 
-def _whole_group(builder, first, row):
-    """The addresses of LANES rows, `row` floats apart."""
-    return [_at(builder, first, builder.mul(ir.Constant(_INT, k), row)) for k in range(LANES)]
-
-
-def _part_of_group(builder, first, row, count):
-    """As _whole_group; from `count` on the last one's."""
-    last = builder.sub(count, ir.Constant(_INT, 1))
-    addresses = []
-    for k in range(LANES):
-        number = ir.Constant(_INT, k)
-        number = builder.select(builder.icmp_signed("<", number, last), number, last)
-        addresses.append(_at(builder, first, builder.mul(number, row)))
-    return addresses
-
-
 def _either_group(builder, first, row, count, work):
     """work(addresses of the rows), for a whole group or a part of one."""
     with builder.if_else(builder.icmp_signed(">=", count, ir.Constant(_INT, LANES))) as (whole, part):
         with whole:
-            work(_whole_group(builder, first, row))
+            work(_rows_from(builder, first, row))
         with part:
-            work(_part_of_group(builder, first, row, count))
+            work(_rows_there(builder, first, row, count))
 
 
 def _pair(builder, a, b, width):

@@ -56,6 +56,7 @@ __all__ = [
     "sum_of_lanes",
     "times_power_of_two",
     "transpose",
+    "transpose_part",
 ]
 
 
@@ -401,35 +402,62 @@ def copy(typingctx, to, source):
     return types.void(FLOATS, FLOATS), codegen
 
 
+def _rows_from(builder, first, row):
+    """The addresses of LANES rows, `row` floats apart."""
+    return [_at(builder, first, builder.mul(ir.Constant(_INT, k), row)) for k in range(LANES)]
+
+
+def _rows_there(builder, first, row, count):
+    """As _rows_from, where only `count` rows are there, 1 or more: the last one stands for those that are missing."""
+    last = builder.sub(count, ir.Constant(_INT, 1))
+    addresses = []
+    for k in range(LANES):
+        number = ir.Constant(_INT, k)
+        number = builder.select(builder.icmp_signed("<", number, last), number, last)
+        addresses.append(_at(builder, first, builder.mul(number, row)))
+    return addresses
+
+
+def _transpose(builder, to, to_row, sources):
+    """log2(LANES) rounds of a perfect shuffle: each interleaves row i with row i + LANES/2."""
+    low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
+    high = [LANES // 2 + i for i in low]
+    index = ir.VectorType(ir.IntType(32), LANES)
+    rows = [_load(builder, source) for source in sources]
+    for _ in range(LANES.bit_length() - 1):
+        pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
+        rows = [
+            builder.shuffle_vector(first, second, ir.Constant(index, order))
+            for first, second in pairs
+            for order in (low, high)
+        ]
+    for row in rows:
+        _store(builder, row, to)
+        to = _at(builder, to, to_row)
+
+
 @intrinsic
 def transpose(typingctx, to, to_row, source, source_row):
-    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k].
-
-    log2(LANES) rounds of a perfect shuffle: each interleaves row i with row i + LANES/2.
-    """
+    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k]."""
 
     def codegen(context, builder, signature, arguments):
         to, to_row, source, source_row = arguments
-        low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
-        high = [LANES // 2 + i for i in low]
-        index = ir.VectorType(ir.IntType(32), LANES)
-        rows = []
-        for _ in range(LANES):
-            rows.append(_load(builder, source))
-            source = _at(builder, source, source_row)
-        for _ in range(LANES.bit_length() - 1):
-            pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
-            rows = [
-                builder.shuffle_vector(first, second, ir.Constant(index, order))
-                for first, second in pairs
-                for order in (low, high)
-            ]
-        for row in rows:
-            _store(builder, row, to)
-            to = _at(builder, to, to_row)
+        _transpose(builder, to, to_row, _rows_from(builder, source, source_row))
         return context.get_dummy_value()
 
     return types.void(FLOATS, types.int64, FLOATS, types.int64), codegen
+
+
+@intrinsic
+def transpose_part(typingctx, to, to_row, source, source_row, count):
+    """As transpose, of `count` rows, 1 or more; what the result has beyond them is anything."""
+
+    def codegen(context, builder, signature, arguments):
+        to, to_row, source, source_row, count = arguments
+        _transpose(builder, to, to_row, _rows_there(builder, source, source_row, count))
+        return context.get_dummy_value()
+
+    return types.void(FLOATS, types.int64, FLOATS, types.int64, types.int64), codegen
 
 
 @intrinsic

@@ -84,7 +84,7 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend,
     c       address; row r starts at c + r * c_row; the first `rows` rows and `columns` columns are written
     a       element (r, k) at a + r * a_row + k * a_step; all TILE_ROWS rows are read, so rows beyond the
             matrix must be readable: the caller lets them point at a row that exists
-    b       packed panel: TILE_COLUMNS floats for each k, zeros beyond the matrix
+    b       packed panel: TILE_COLUMNS floats for each k, anything beyond the matrix
     addend  as c, or null; often c itself, to accumulate
     bias    one row, or null
 
