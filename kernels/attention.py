@@ -163,7 +163,7 @@ def _forward_block(
         keys = min(together, first + queries - j)
         begin = pages[j // page] * apart + j % page * row if page else j * row
         pack_transposed(k_panels, advance(k, begin), row, size, keys)
-        pack_rows(v_panels, advance(v, begin), row, keys, size)
+        pack_rows(v_panels, advance(v, begin), row, keys, size, np.float32(1))
         for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
             rows = min(TILE_ROWS, queries - i)
             seen = min(keys, first + i + rows - j)  # by the tile's last query
@@ -368,15 +368,13 @@ def _backward_blocks(
         k_j, dk_j, dv_j = advance(k, j * row), advance(dk, j * row), advance(dv, j * row)
         pack_transposed(k_transposed, k_j, row, size, keys)
         pack_transposed(v_transposed, advance(v, j * row), row, size, keys)
-        pack_rows(k_panels, k_j, row, keys, size)
-        scale_rows(k_panels, 0, k_panels, 0, 1, keys * padded, scale)
+        pack_rows(k_panels, k_j, row, keys, size, scale)
         for i in range(j, length, KEYS):
             queries = min(KEYS, length - i)
             q_i, dout_i = advance(q, i * row), advance(dout, i * out_row)
             scale_rows(scaled, size, q_i, row, queries, size, scale * LOG2_E)
-            pack_rows(q_panels, q_i, row, queries, size)
-            scale_rows(q_panels, 0, q_panels, 0, 1, queries * padded, scale)
-            pack_rows(dout_panels, dout_i, out_row, queries, size)
+            pack_rows(q_panels, q_i, row, queries, size, scale)
+            pack_rows(dout_panels, dout_i, out_row, queries, size, np.float32(1))
             for n in range(queries):
                 dout_n, out_n, dot = advance(dout_i, n * out_row), advance(out, (i + n) * out_row), np.float32(0)
                 for d in range(size):

@@ -30,7 +30,19 @@ import numpy as np
 from numba import config, types
 
 from .jit import inline, kernel, linked, prange
-from .simd import FLOATS, LANES, advance, advance_optional, copy, is_null, null, pointer, transpose, transpose_part
+from .simd import (
+    FLOATS,
+    LANES,
+    advance,
+    advance_optional,
+    broadcast,
+    copy_times,
+    is_null,
+    null,
+    pointer,
+    transpose,
+    transpose_part,
+)
 from .tile import COLUMNS_TOGETHER, TILE_COLUMNS, TILE_ROWS, add_columns, copy_column, tile
 
 P, N, B = FLOATS, types.int64, types.boolean
@@ -75,20 +87,21 @@ def second_cache_size():
         return 1 << 19
 
 
-@linked(types.void(P, P, N, N, N))
-def pack_rows(panels, source, row, depth, columns):
-    """Pack B[k, j] = source[k * row + j] into panels."""
+@linked(types.void(P, P, N, N, N, types.float32))
+def pack_rows(panels, source, row, depth, columns, factor):
+    """Pack B[k, j] = factor * source[k * row + j] into panels."""
+    factors = broadcast(factor)
     for j in range(0, columns, TILE_COLUMNS):
         to = advance(panels, j * depth)
         within = min(TILE_COLUMNS, columns - j)
         if within == TILE_COLUMNS:
             for k in range(depth):
                 for v in range(0, TILE_COLUMNS, LANES):
-                    copy(advance(to, k * TILE_COLUMNS + v), advance(source, k * row + j + v))
+                    copy_times(advance(to, k * TILE_COLUMNS + v), advance(source, k * row + j + v), factors)
         else:
             for k in range(depth):
                 for v in range(within):
-                    to[k * TILE_COLUMNS + v] = source[k * row + j + v]
+                    to[k * TILE_COLUMNS + v] = factor * source[k * row + j + v]
 
 
 @linked(types.void(P, P, N, N, N))
@@ -231,7 +244,7 @@ def multiply(
             if b_transposed:
                 pack_transposed(scratch, advance(b, j * b_row + k), b_row, deep, width)
             else:
-                pack_rows(scratch, advance(b, k * b_row + j), b_row, deep, width)
+                pack_rows(scratch, advance(b, k * b_row + j), b_row, deep, width, np.float32(1))
             for i in range(0, rows, ROWS):
                 high = min(ROWS, rows - i)
                 here = advance(c, i * c_row + j)

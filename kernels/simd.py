@@ -9,7 +9,7 @@ instruction or a few. LLVM lowers the generic type to AVX-512, AVX2, SSE or NEON
                which alone cost 20% of the matrix product
     advance    address of the n-th float from p
     transpose  a LANES x LANES block, in registers
-    copy       one vector from one address to another
+    copy_times one vector from one address to another, multiplied by a second
     load, store, add, multiply_add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
                are. LLVM, left to itself, does the last elements one by one, and in a short row those are most
 
@@ -35,7 +35,7 @@ __all__ = [
     "advance_optional",
     "bits_of_float",
     "broadcast",
-    "copy",
+    "copy_times",
     "float_from_bits",
     "fma",
     "is_null",
@@ -392,14 +392,15 @@ def largest_lane(typingctx, vector):
 
 
 @intrinsic
-def copy(typingctx, to, source):
-    """Copy LANES floats."""
+def copy_times(typingctx, to, source, factors):
+    """Copy LANES floats, each multiplied by a lane of factors."""
 
     def codegen(context, builder, signature, arguments):
-        _store(builder, _load(builder, arguments[1]), arguments[0])
+        to, source, factors = arguments
+        _store(builder, builder.fmul(_load(builder, source), factors), to)
         return context.get_dummy_value()
 
-    return types.void(FLOATS, FLOATS), codegen
+    return types.void(FLOATS, FLOATS, VECTOR), codegen
 
 
 def _rows_from(builder, first, row):
