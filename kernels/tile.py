@@ -1,7 +1,7 @@
 """The register tile, the heart of the matrix product, and the packing of A that it wants.
 
-    tile         a piece of the product that stays in registers: see its docstring
-    copy_column  one step of a packed panel of A;  add_columns  several of them, added up
+    tile          a piece of the product that stays in registers: see its docstring
+    copy_column   one step of a packed panel of A;  copy_columns  several of them;  add_columns  those added up
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .simd import (
     _store,
 )
 
-__all__ = ["COLUMNS_TOGETHER", "TILE_COLUMNS", "TILE_ROWS", "add_columns", "copy_column", "tile"]
+__all__ = ["COLUMNS_TOGETHER", "TILE_COLUMNS", "TILE_ROWS", "add_columns", "copy_column", "copy_columns", "tile"]
 
 # The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
 # registers: 8*2+2+1 = 19 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills).
@@ -35,7 +35,7 @@ __all__ = ["COLUMNS_TOGETHER", "TILE_COLUMNS", "TILE_ROWS", "add_columns", "copy
 TILE_ROWS, TILE_VECTORS = {16: (8, 2), 8: (6, 2), 4: (8, 2)}[LANES]
 TILE_COLUMNS = TILE_VECTORS * LANES
 PREFETCH_STEPS = 4  # a power of two
-COLUMNS_TOGETHER = 16  # of `add_columns`, a power of two
+COLUMNS_TOGETHER = 16  # of `copy_columns` and `add_columns`, a power of two
 
 _COLUMN = ir.VectorType(_FLOAT, TILE_ROWS)
 
@@ -52,6 +52,25 @@ def copy_column(typingctx, to, source):
         return context.get_dummy_value()
 
     return types.void(FLOATS, FLOATS), codegen
+
+
+@intrinsic
+def copy_columns(typingctx, to, source, row):
+    """copy_column for COLUMNS_TOGETHER steps, `row` floats apart where they come from."""
+
+    def codegen(context, builder, signature, arguments):
+        to, source, row = arguments
+        values = []
+        for _ in range(COLUMNS_TOGETHER):
+            values.append(builder.load(builder.bitcast(source, _COLUMN.as_pointer())))
+            values[-1].align = 4
+            source = _at(builder, source, row)
+        for k, value in enumerate(values):
+            there = _at(builder, to, ir.Constant(_INT, k * TILE_ROWS))
+            builder.store(value, builder.bitcast(there, _COLUMN.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(FLOATS, FLOATS, types.int64), codegen
 
 
 @intrinsic
