@@ -58,6 +58,7 @@ A_ROOM = DEPTH * ROWS + DEPTH * TILE_ROWS + 2 * LANES
 SERIAL_WORK = 500_000
 LINE = 16  # floats in a cache line
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
+PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
 
 NO_MATRIX = np.empty((0, 0), np.float32)
 NO_ROW = np.empty(0, np.float32)
@@ -280,13 +281,14 @@ def multiply(
 
 
 @inline
-def rows_are_cut(rows, columns, parts):
+def rows_are_cut(rows, columns, a_transposed, parts):
     """Whether C is cut across its rows or its columns: whichever leaves the largest part less to do."""
     tall = (rows + TILE_ROWS - 1) // TILE_ROWS
     wide = (columns + TILE_COLUMNS - 1) // TILE_COLUMNS
-    by_rows = ((tall + parts - 1) // parts * TILE_ROWS + PACKING) * wide * TILE_COLUMNS
-    by_columns = (tall * TILE_ROWS + PACKING) * ((wide + parts - 1) // parts * TILE_COLUMNS)
-    return by_rows * 50 <= by_columns * 51  # no two threads write to one cache line where rows are cut
+    more = PACKING_A if a_transposed else 0
+    by_rows = ((tall + parts - 1) // parts * TILE_ROWS + PACKING) * (wide * TILE_COLUMNS + more)
+    by_columns = (tall * TILE_ROWS + PACKING) * ((wide + parts - 1) // parts * TILE_COLUMNS + more)
+    return by_rows * 50 <= by_columns * 51  # what comes before and after is cut across rows, too
 
 
 @linked(types.void(P, N, N, P, N, B, P, N, B, N, P, P, P, P, N, N, N))
@@ -295,7 +297,7 @@ def product_part(
     parts,
 ):
     """What one of so many threads does of `product`; scratch has a row for each of them."""
-    by_rows = rows_are_cut(rows, columns, parts)
+    by_rows = rows_are_cut(rows, columns, a_transposed, parts)
     unit = TILE_ROWS if by_rows else TILE_COLUMNS
     tiles = ((rows if by_rows else columns) + unit - 1) // unit
     start, stop = tiles * part // parts * unit, tiles * (part + 1) // parts * unit
