@@ -32,14 +32,10 @@ from .simd import (
 P, N, PAGES = FLOATS, types.int64, types.CPointer(types.int32)
 
 
-@kernel
-def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
-    """Copy the key and value of row n of qkv (N, (H+2K)*D) to places[n] (N,).
-
-    keys, values (pages, K, T, D)   place p * T + t is token t of page p
-    """
+@inline
+def _write(keys, values, qkv, places, heads, kv_heads, start, stop):
     page, size = keys.shape[2], keys.shape[3]
-    for n in range(qkv.shape[0]):
+    for n in range(start, stop):
         p, t = places[n] // page, places[n] % page
         for k in range(kv_heads):
             key, value = qkv[n, (heads + k) * size :], qkv[n, (heads + kv_heads + k) * size :]
@@ -47,6 +43,21 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
             for d in range(size):
                 to_key[d] = key[d]
                 to_value[d] = value[d]
+
+
+@kernel(parallel=True)
+def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
+    """Copy the key and value of row n of qkv (N, (H+2K)*D) to places[n] (N,).
+
+    keys, values (pages, K, T, D)   place p * T + t is token t of page p; places differ
+    """
+    rows = qkv.shape[0]
+    chunks = chunk_count(qkv.size)
+    if chunks == 1:
+        _write(keys, values, qkv, places, heads, kv_heads, 0, rows)
+        return
+    for chunk in prange(chunks):
+        _write(keys, values, qkv, places, heads, kv_heads, rows * chunk // chunks, rows * (chunk + 1) // chunks)
 
 
 @linked(types.void(P, P, P, P, PAGES, N, N, N, N, types.float32), ordered=True)

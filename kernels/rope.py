@@ -15,21 +15,39 @@ from .jit import chunk_count, inline, kernel, prange
 FORWARD, BACKWARD = np.float32(1), np.float32(-1)
 
 
+# A loop for each way to pair: LLVM vectorises what it knows the distance of.
+
+
+@inline
+def _rotate_neighbours(head, cos, sin, direction):
+    for i in range(cos.shape[0]):
+        a, b = head[2 * i], head[2 * i + 1]
+        s = sin[i] * direction
+        head[2 * i] = a * cos[i] - b * s
+        head[2 * i + 1] = a * s + b * cos[i]
+
+
+@inline
+def _rotate_halves(head, cos, sin, direction):
+    first, second = head[: cos.shape[0]], head[cos.shape[0] :]
+    for i in range(cos.shape[0]):
+        a, b = first[i], second[i]
+        s = sin[i] * direction
+        first[i] = a * cos[i] - b * s
+        second[i] = a * s + b * cos[i]
+
+
 @inline
 def _rotate_rows(qkv, cos, sin, positions, heads, interleaved, direction, start, stop):
-    pairs = cos.shape[1]
-    step = 2 if interleaved else 1
-    gap = 1 if interleaved else pairs
+    size = 2 * cos.shape[1]
     for n in range(start, stop):
-        t = positions[n]
+        cosines, sines = cos[positions[n]], sin[positions[n]]
         for h in range(heads):
-            head = qkv[n, h * 2 * pairs : (h + 1) * 2 * pairs]
-            first, second = head[: pairs * step : step], head[gap::step]
-            for i in range(pairs):
-                a, b = first[i], second[i]
-                s = sin[t, i] * direction
-                first[i] = a * cos[t, i] - b * s
-                second[i] = a * s + b * cos[t, i]
+            head = qkv[n, h * size : (h + 1) * size]
+            if interleaved:
+                _rotate_neighbours(head, cosines, sines, direction)
+            else:
+                _rotate_halves(head, cosines, sines, direction)
 
 
 @inline

@@ -72,6 +72,7 @@ LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of
 # Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
 HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
 
+AHEAD = 128  # of `transpose`
 PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-add's latency, fewer than registers
 
 _FLOAT = ir.FloatType()
@@ -439,11 +440,17 @@ def _transpose(builder, to, to_row, sources):
 
 @intrinsic
 def transpose(typingctx, to, to_row, source, source_row):
-    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k]."""
+    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k].
+
+    What stands AHEAD floats further in each row is asked for: CPUs do that by themselves for fewer rows at once.
+    """
 
     def codegen(context, builder, signature, arguments):
         to, to_row, source, source_row = arguments
-        _transpose(builder, to, to_row, _rows_from(builder, source, source_row))
+        rows = _rows_from(builder, source, source_row)
+        for row in rows:
+            _prefetch(builder, _at(builder, row, ir.Constant(_INT, AHEAD)), is_write=False)
+        _transpose(builder, to, to_row, rows)
         return context.get_dummy_value()
 
     return types.void(FLOATS, types.int64, FLOATS, types.int64), codegen
