@@ -12,6 +12,7 @@ Three ideas, from the inside out:
 
    Beyond the matrix the panels hold anything, for what comes of it is not stored. A transposed B is transposed
    on the way. A is read where it stands, in rows; only a transposed A, and the last few rows, are packed.
+   Where C has few rows, packing B does not pay: then A is packed in B's place (multiply_few_rows).
 3. Blocking. A block of B is at most DEPTH deep and as wide as the second-level cache allows, so that it stays
    there while all rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in the first. Each block
    reads and writes all of C, so blocks are deep, and the depth is cut evenly: 384 in one costs 5% less than 256 and
@@ -44,7 +45,16 @@ from .simd import (
     transpose,
     transpose_part,
 )
-from .tile import COLUMNS_TOGETHER, TILE_COLUMNS, TILE_ROWS, add_columns, copy_column, copy_columns, tile
+from .tile import (
+    COLUMNS_TOGETHER,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    add_columns,
+    copy_column,
+    copy_columns,
+    tile,
+    tile_transposed,
+)
 
 P, N, B = FLOATS, types.int64, types.boolean
 
@@ -280,6 +290,52 @@ def multiply(
                 )
 
 
+@linked(types.void(P, N, P, N, P, N, N, N, N, P, N, P, P, N), ordered=True)
+def multiply_few_rows(
+    c, c_row, a, a_row, b, b_row, rows, columns, depth, addend, addend_row, bias, scratch, room
+):
+    """C (rows, columns) = A @ B^T + addend + bias on one thread, as `multiply` and with the same bits, for few rows.
+
+    A and B change places: B is read where it stands, in its rows, and A is packed. So B passes by once, while the
+    multiply-adds go on, and no time is taken for packing it, which few rows would not make up for.
+    """
+    spare = advance(scratch, room - TILE_ROWS * DEPTH - 2 * LANES)
+    blocks = max(1, (depth + DEPTH - 1) // DEPTH)
+    block = max(1, (depth + blocks - 1) // blocks)
+    for k in range(0, depth, block):
+        deep = min(block, depth - k)
+        pack_transposed(scratch, advance(a, k), a_row, deep, rows)
+        for o in range(0, columns, TILE_ROWS):
+            high = min(TILE_ROWS, columns - o)
+            b_here, row, step = advance(b, o * b_row + k), b_row, 1
+            if high < TILE_ROWS:
+                pack_a(spare, b_here, b_row, 1, deep, high)
+                b_here, row, step = spare, 1, TILE_ROWS
+            for i in range(0, rows, TILE_COLUMNS):
+                here = advance(c, i * c_row + o)
+                tile_transposed(
+                    here,
+                    c_row,
+                    b_here,
+                    row,
+                    step,
+                    advance(scratch, i * deep),
+                    deep,
+                    high,
+                    rows - i,
+                    advance_optional(addend, i * addend_row + o) if k == 0 else here,
+                    addend_row if k == 0 else c_row,
+                    advance_optional(bias, o) if k == 0 else null(),
+                )
+
+
+@inline
+def rows_are_few(rows, depth, room):
+    """Whether packing A costs less than packing B, and A, packed, stays in the second cache."""
+    padded = (rows + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+    return padded < rows + PACKING and padded * min(depth, DEPTH) <= room - A_ROOM
+
+
 @inline
 def rows_are_cut(rows, columns, a_transposed, parts):
     """Whether C is cut across its rows or its columns: whichever leaves the largest part less to do."""
@@ -297,6 +353,14 @@ def product_part(
     parts,
 ):
     """What one of so many threads does of `product`; scratch has a row for each of them."""
+    if b_transposed and not a_transposed and rows_are_few(rows, depth, room):
+        tiles = (columns + TILE_ROWS - 1) // TILE_ROWS
+        j, stop = tiles * part // parts * TILE_ROWS, min(columns, tiles * (part + 1) // parts * TILE_ROWS)
+        multiply_few_rows(
+            advance(c, j), columns, a, a_row, advance(b, j * b_row), b_row, rows, stop - j, depth,
+            advance_optional(addend, j), columns, advance_optional(bias, j), advance(scratch, part * room), room,
+        )
+        return
     by_rows = rows_are_cut(rows, columns, a_transposed, parts)
     unit = TILE_ROWS if by_rows else TILE_COLUMNS
     tiles = ((rows if by_rows else columns) + unit - 1) // unit

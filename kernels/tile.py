@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -18,6 +21,7 @@ from .simd import (
     LANES,
     _at,
     _broadcast,
+    _call,
     _fma,
     _lanes_below,
     _load,
@@ -27,7 +31,16 @@ from .simd import (
     _store,
 )
 
-__all__ = ["COLUMNS_TOGETHER", "TILE_COLUMNS", "TILE_ROWS", "add_columns", "copy_column", "copy_columns", "tile"]
+__all__ = [
+    "COLUMNS_TOGETHER",
+    "TILE_COLUMNS",
+    "TILE_ROWS",
+    "add_columns",
+    "copy_column",
+    "copy_columns",
+    "tile",
+    "tile_transposed",
+]
 
 # The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
 # registers: 8*2+2+1 = 19 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills).
@@ -38,6 +51,7 @@ PREFETCH_STEPS = 4  # a power of two
 COLUMNS_TOGETHER = 16  # of `copy_columns` and `add_columns`, a power of two
 
 _COLUMN = ir.VectorType(_FLOAT, TILE_ROWS)
+_EIGHT, _EIGHT_LONGS = ir.VectorType(_FLOAT, 8), ir.VectorType(ir.IntType(32), 8)
 
 
 @intrinsic
@@ -96,6 +110,12 @@ def add_columns(typingctx, to, source):
     return types.void(FLOATS, FLOATS), codegen
 
 
+_SIZES = types.int64
+_TILE = types.void(
+    FLOATS, _SIZES, FLOATS, _SIZES, _SIZES, FLOATS, _SIZES, _SIZES, _SIZES, FLOATS, _SIZES, FLOATS
+)  # fmt: skip
+
+
 @intrinsic
 def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
     """c = a @ b + addend + bias for one register tile of TILE_ROWS x TILE_COLUMNS.
@@ -112,30 +132,47 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend,
     """
 
     def codegen(context, builder, signature, arguments):
-        # One loop for each number of vectors that the columns take: half a tile costs half as much.
-        columns = arguments[8]
-        end = builder.append_basic_block("tile.end")
-        for vectors in range(1, TILE_VECTORS):
-            is_narrow = builder.icmp_signed("<=", columns, ir.Constant(_INT, vectors * LANES))
-            narrow = builder.append_basic_block("tile.narrow")
-            wider = builder.append_basic_block("tile.wider")
-            builder.cbranch(is_narrow, narrow, wider)
-            builder.position_at_end(narrow)
-            _tile(builder, vectors, *arguments)
-            builder.branch(end)
-            builder.position_at_end(wider)
-        _tile(builder, TILE_VECTORS, *arguments)
-        builder.branch(end)
-        builder.position_at_end(end)
+        _tile_of_any_width(builder, _ROWS_END, *arguments)
         return context.get_dummy_value()
 
-    floats, size = FLOATS, types.int64
-    signature = types.void(floats, size, floats, size, size, floats, size, size, size, floats, size, floats)
-    return signature, codegen
+    return _TILE, codegen
 
 
-def _tile(builder, vectors, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
-    """`tile` for columns that so many vectors hold."""
+@intrinsic
+def tile_transposed(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
+    """As tile, with c, addend and bias the other way round: c^T = a @ b.
+
+    c       column j of the tile is written to the row that starts at c + j * c_row; addend likewise
+    bias    a float for each row of the tile, or null
+    """
+
+    def codegen(context, builder, signature, arguments):
+        _tile_of_any_width(builder, _COLUMNS_END, *arguments)
+        return context.get_dummy_value()
+
+    return _TILE, codegen
+
+
+def _tile_of_any_width(builder, end, *arguments):
+    """One loop for each number of vectors that the columns take: half a tile costs half as much."""
+    columns = arguments[8]
+    done = builder.append_basic_block("tile.end")
+    for vectors in range(1, TILE_VECTORS):
+        is_narrow = builder.icmp_signed("<=", columns, ir.Constant(_INT, vectors * LANES))
+        narrow = builder.append_basic_block("tile.narrow")
+        wider = builder.append_basic_block("tile.wider")
+        builder.cbranch(is_narrow, narrow, wider)
+        builder.position_at_end(narrow)
+        _tile(builder, end, vectors, *arguments)
+        builder.branch(done)
+        builder.position_at_end(wider)
+    _tile(builder, end, TILE_VECTORS, *arguments)
+    builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _tile(builder, end, vectors, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
+    """`tile` for columns that so many vectors hold; `end` says where the result goes."""
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
     one = ir.Constant(_INT, 1)
     entry = builder.block
@@ -154,7 +191,7 @@ def _tile(builder, vectors, c, c_row, a, a_row, a_step, b, depth, rows, columns,
     b_now = builder.phi(b.type)
     a_now = [builder.phi(a.type) for _ in groups]
     sums = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(TILE_ROWS)]
-    _prefetch_tile(builder, c, c_row, k)
+    end.prefetch(builder, c, c_row, k)
     b_row = [_load(builder, _at(builder, b_now, ir.Constant(_INT, v * LANES))) for v in range(vectors)]
     new = []
     for r in range(TILE_ROWS):
@@ -181,15 +218,15 @@ def _tile(builder, vectors, c, c_row, a, a_row, a_step, b, depth, rows, columns,
         for v in range(vectors):
             totals[r][v].add_incoming(zero, entry)
             totals[r][v].add_incoming(new[r][v], loop)
-    _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
+    end.finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
 
 
-def _prefetch_tile(builder, c, c_row, k):
-    """In step k of a tile's loop, bring one line of c into the first cache, where the end of the loop wants it.
+# In step k of a tile's loop one line of c is brought into the first cache, where the end of the loop wants it. All at
+# once, before the loop, they would hold up the loads of b: that cost 4% of a large product. So there is one each
+# PREFETCH_STEPS steps.
 
-    All at once, before the loop, they would hold up the loads of b: that cost 4% of a large product. So there is one
-    each PREFETCH_STEPS steps.
-    """
+
+def _prefetch_rows(builder, c, c_row, k):
     number = builder.lshr(k, ir.Constant(_INT, PREFETCH_STEPS.bit_length() - 1))
     r = builder.udiv(number, ir.Constant(_INT, TILE_VECTORS))
     v = builder.urem(number, ir.Constant(_INT, TILE_VECTORS))
@@ -197,6 +234,13 @@ def _prefetch_tile(builder, c, c_row, k):
     r = builder.select(builder.icmp_unsigned("<", r, last), r, last)
     row = builder.mul(r, c_row)
     _prefetch(builder, _at(builder, c, builder.add(row, builder.mul(v, ir.Constant(_INT, LANES)))), is_write=True)
+
+
+def _prefetch_columns(builder, c, c_row, k):
+    number = builder.lshr(k, ir.Constant(_INT, PREFETCH_STEPS.bit_length() - 1))
+    last = ir.Constant(_INT, TILE_COLUMNS - 1)
+    number = builder.select(builder.icmp_unsigned("<", number, last), number, last)
+    _prefetch(builder, _at(builder, c, builder.mul(number, c_row)), is_write=True)
 
 
 def _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
@@ -246,3 +290,78 @@ def _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
                     _masked_store(builder, row[v], address, masks[v])
                 else:
                     _store(builder, row[v], address)
+
+
+def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
+    """The end of `tile_transposed`: the same sums in the same order, turned round in registers."""
+    null_pointer = ir.Constant(c.type, None)
+    mask = builder.icmp_signed("<", ir.Constant(_EIGHT_LONGS, list(range(8))), _same_longs(builder, rows))
+    zeros = ir.Constant(_EIGHT, [0.0] * 8)
+
+    def load(source):
+        """Eight floats, as many as there are rows; zeros from null."""
+        before = builder.block
+        with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
+            address = builder.bitcast(source, _EIGHT.as_pointer())
+            arguments = [address, ir.Constant(ir.IntType(32), 4), mask, zeros]
+            loaded = _call(builder, "llvm.masked.load.v8f32.p0", _EIGHT, arguments)
+            inside = builder.block
+        value = builder.phi(_EIGHT)
+        value.add_incoming(zeros, before)
+        value.add_incoming(loaded, inside)
+        return value
+
+    offsets = load(bias)
+    for v in range(len(totals[0])):
+        vectors = [total[v] for total in totals] + [ir.Constant(_VECTOR, ir.Undefined)] * (8 - TILE_ROWS)
+        for lane, column in enumerate(_columns_of_eight(builder, vectors)):
+            number = ir.Constant(_INT, v * LANES + lane)
+            with builder.if_then(builder.icmp_signed("<", number, columns)):
+                moved = _at(builder, addend, builder.mul(number, addend_row))
+                is_null = builder.icmp_unsigned("==", addend, null_pointer)
+                added = load(builder.select(is_null, null_pointer, moved))
+                result = builder.fadd(builder.fadd(column, added), offsets)
+                to = builder.bitcast(_at(builder, c, builder.mul(number, c_row)), _EIGHT.as_pointer())
+                arguments = [result, to, ir.Constant(ir.IntType(32), 4), mask]
+                _call(builder, "llvm.masked.store.v8f32.p0", ir.VoidType(), arguments)
+
+
+def _same_longs(builder, number):
+    narrow = builder.trunc(number, ir.IntType(32))
+    undefined = ir.Constant(_EIGHT_LONGS, ir.Undefined)
+    one = builder.insert_element(undefined, narrow, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(_EIGHT_LONGS, [0] * 8))
+
+
+def _columns_of_eight(builder, rows):
+    """The LANES columns of eight vectors, each a vector of eight: three perfect shuffles."""
+    low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
+    high = [LANES // 2 + i for i in low]
+    index = ir.VectorType(ir.IntType(32), LANES)
+    for _ in range(3):
+        rows = [
+            builder.shuffle_vector(first, second, ir.Constant(index, order))
+            for first, second in zip(rows[:4], rows[4:], strict=True)
+            for order in (low, high)
+        ]
+    if LANES == 4:  # two make a column
+        return [
+            builder.shuffle_vector(*rows[2 * lane : 2 * lane + 2], ir.Constant(_EIGHT_LONGS, list(range(8))))
+            for lane in range(LANES)
+        ]
+    return [
+        builder.shuffle_vector(row, row, ir.Constant(_EIGHT_LONGS, list(range(start, start + 8))))
+        for row in rows
+        for start in range(0, LANES, 8)
+    ]
+
+
+class _End(NamedTuple):
+    """Where a tile's result goes."""
+
+    prefetch: Callable[..., None]
+    finish: Callable[..., None]
+
+
+_ROWS_END = _End(_prefetch_rows, _finish)
+_COLUMNS_END = _End(_prefetch_columns, _finish_columns)

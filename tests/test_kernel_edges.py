@@ -126,3 +126,16 @@ def test_attention_sees_neither_the_future_nor_other_sequences(backend):
         backend.attention_forward(out, nan(7, 2), columns, starts, 2, 2, 8**-0.5, scratch)
     np.testing.assert_array_equal(after[[0, 1, 4, 5, 6]], before[[0, 1, 4, 5, 6]])
     assert (after[[2, 3]] != before[[2, 3]]).all()
+
+
+def test_a_row_has_the_same_bits_among_few_and_among_many():
+    """32 rows are packed in the weight's place, 40 are read where they stand (kernels/matmul.py)."""
+    rng = np.random.default_rng(0)
+    rows, inputs, outputs = 40, 900, 131
+    x, weight = rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
+    bias, residual = rng.standard_normal(outputs, np.float32), rng.standard_normal((rows, outputs), np.float32)
+    results = []
+    for count in (32, rows):
+        results.append(nan(count, outputs))
+        kernels.linear_forward(results[-1], x[:count], weight, bias, residual[:count], kernels.matmul_scratch())
+    assert results[0].tobytes() == results[1][:32].tobytes()

@@ -20,6 +20,8 @@ LINEAR = [
     {"rows": 7, "inputs": 65, "outputs": 31, "residual": True},
     {"rows": 65, "inputs": 7, "outputs": 130, "bias": False, "residual": True},
     {"rows": 131, "inputs": 300, "outputs": 65},
+    {"rows": 31, "inputs": 900, "outputs": 131, "residual": True},
+    {"rows": 62, "inputs": 65, "outputs": 7},
 ]
 LINEAR_REALISTIC = {
     "rustgpt 78x128x384": {"rows": 78, "inputs": 128, "outputs": 384},
