@@ -15,7 +15,21 @@ from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, Block, one_weight
 from .jit import deferred, inline, literally
-from .simd import _FLOAT, _INT, _VECTOR, FLOATS, LANES, _at, _call, _fma, _load, _prefetch, _reduce, advance
+from .simd import (
+    _FLOAT,
+    _INT,
+    _VECTOR,
+    FLOATS,
+    LANES,
+    _at,
+    _call,
+    _fma,
+    _load,
+    _prefetch,
+    _reduce,
+    _sums_of_lanes,
+    advance,
+)
 
 __all__ = ["BYTES", "call_dot", "call_unpack", "dot_of", "step", "unpack_of"]
 
@@ -54,7 +68,7 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
     Each is added up in the same order whatever the others are, so a row has the same bits alone or beside others.
     """
     layout = LAYOUTS[kind]
-    pairs = [(o, r) for o in range(len(weights)) for r in range(len(rows))]
+    pairs = [(o, r) for r in range(len(rows)) for o in range(len(weights))]
     zero, zeros = ir.Constant(_FLOAT, 0.0), ir.Constant(_VECTOR, [0.0] * LANES)
     sums = {pair: cgutils.alloca_once_value(builder, zeros) for pair in pairs}
     rests = {pair: cgutils.alloca_once_value(builder, zero) for pair in pairs}
@@ -81,9 +95,14 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
             builder.store(product, rest)
 
     _for_each_block(builder, layout, columns, body, last)
+    vectors = [builder.load(total) for total in sums.values()]
+    if len(vectors) == LANES:  # a third of the shuffles
+        together = _sums_of_lanes(builder, vectors)
+        totals = [builder.extract_element(together, ir.Constant(ir.IntType(32), i)) for i in range(LANES)]
+    else:
+        totals = [_reduce(builder, vector, builder.fadd) for vector in vectors]
     return {
-        pair: builder.fadd(_reduce(builder, builder.load(total), builder.fadd), builder.load(rests[pair]))
-        for pair, total in sums.items()
+        pair: builder.fadd(total, builder.load(rests[pair])) for pair, total in zip(sums, totals, strict=True)
     }
 
 

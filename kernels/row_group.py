@@ -32,6 +32,7 @@ from .simd import (
     _rows_from,
     _rows_there,
     _store,
+    _sums_of_lanes,
 )
 
 __all__ = ["add_rows_of_group", "dot_rows_of_group"]
@@ -47,34 +48,6 @@ def _either_group(builder, first, row, count, work):
             work(_rows_from(builder, first, row))
         with part:
             work(_rows_there(builder, first, row, count))
-
-
-def _pair(builder, a, b, width):
-    """Two vectors, each made of runs of `width` lanes that are to be added up: one vector of half as long runs of both.
-
-    Lane by lane: sums of a's and b's neighbouring halves of runs.
-    """
-    half = width // 2
-    low, high = [], []
-    for start in range(0, LANES, width):
-        low += range(start, start + half)
-        high += range(start + half, start + width)
-    index = ir.VectorType(ir.IntType(32), LANES)
-    order = [lane + source for source in (0, LANES) for lane in low]
-    other = [lane + source for source in (0, LANES) for lane in high]
-    return builder.fadd(
-        builder.shuffle_vector(a, b, ir.Constant(index, order)),
-        builder.shuffle_vector(a, b, ir.Constant(index, other)),
-    )
-
-
-def _sums(builder, vectors):
-    """The sums of the lanes of LANES vectors, as the lanes of one."""
-    width = LANES
-    while len(vectors) > 1:
-        vectors = [_pair(builder, a, b, width) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        width //= 2
-    return vectors[0]
 
 
 def _ask_ahead(builder, address, offset):
@@ -111,7 +84,7 @@ def dot_rows_of_group(typingctx, x, first, row, count, size):
             with builder.if_then(builder.icmp_signed("<", whole, size)):
                 mask = _lanes_below(builder, builder.sub(size, whole))
                 step(whole, lambda address: _masked_load(builder, address, mask))
-            builder.store(_sums(builder, [builder.load(total) for total in sums]), result)
+            builder.store(_sums_of_lanes(builder, [builder.load(total) for total in sums]), result)
 
         _either_group(builder, first, row, count, work)
         return builder.load(result)

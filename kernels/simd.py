@@ -374,6 +374,34 @@ def _reduce(builder, vector, combine):
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
+def _pair(builder, a, b, width):
+    """Two vectors, each made of runs of `width` lanes that are to be added up: one vector of half as long runs of both.
+
+    Lane by lane: sums of a's and b's neighbouring halves of runs.
+    """
+    half = width // 2
+    low, high = [], []
+    for start in range(0, LANES, width):
+        low += range(start, start + half)
+        high += range(start + half, start + width)
+    index = ir.VectorType(ir.IntType(32), LANES)
+    order = [lane + source for source in (0, LANES) for lane in low]
+    other = [lane + source for source in (0, LANES) for lane in high]
+    return builder.fadd(
+        builder.shuffle_vector(a, b, ir.Constant(index, order)),
+        builder.shuffle_vector(a, b, ir.Constant(index, other)),
+    )
+
+
+def _sums_of_lanes(builder, vectors):
+    """The sums of the lanes of LANES vectors, as the lanes of one; each is added up as _reduce does it."""
+    width = LANES
+    while len(vectors) > 1:
+        vectors = [_pair(builder, a, b, width) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        width //= 2
+    return vectors[0]
+
+
 @intrinsic
 def sum_of_lanes(typingctx, vector):
     """The sum of a vector's lanes."""
