@@ -243,21 +243,21 @@ def _prefetch_columns(builder, c, c_row, k):
     _prefetch(builder, _at(builder, c, builder.mul(number, c_row)), is_write=True)
 
 
-def _finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
+def _finish_rows(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
     """The end of `tile`: add what is to be added and store, within the bounds of the matrix."""
     vectors = len(totals[0])
     is_whole = builder.icmp_signed(">=", columns, ir.Constant(_INT, vectors * LANES))
     with builder.if_else(is_whole) as (whole, edge):
         with whole:
-            _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
+            _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
         with edge:
             masks = [
                 _lanes_below(builder, builder.sub(columns, ir.Constant(_INT, v * LANES))) for v in range(vectors)
             ]
-            _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, masks)
+            _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, masks)
 
 
-def _finish_rows(builder, totals, c, c_row, rows, addend, addend_row, bias, masks):
+def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, masks):
     null_pointer = ir.Constant(c.type, None)
 
     def add_row(row, source):
@@ -363,5 +363,5 @@ class _End(NamedTuple):
     finish: Callable[..., None]
 
 
-_ROWS_END = _End(_prefetch_rows, _finish)
+_ROWS_END = _End(_prefetch_rows, _finish_rows)
 _COLUMNS_END = _End(_prefetch_columns, _finish_columns)
