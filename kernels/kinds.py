@@ -41,6 +41,12 @@ BYTES = types.CPointer(types.uint8)
 OUTPUTS = 2
 TOGETHER = 4 if LANES == 8 else 8
 HALF = TOGETHER // 2
+# One or two rows of x wait for memory where weights are of 16 bits or more, one alone where they are of 8 bits or more;
+# and memory gives one row of weights faster than two.
+WAITING = (
+    tuple(kind for kind, layout in LAYOUTS.items() if layout.size >= layout.weights),
+    tuple(kind for kind, layout in LAYOUTS.items() if layout.size >= 2 * layout.weights),
+)
 # Bytes that weights are asked for ahead of their use. CPUs do that by themselves for one stretch of memory; of several
 # rows at once they make less: 17 GB/s in place of 57.
 AHEAD = 8192
@@ -176,8 +182,12 @@ def _dot_together(kind, count, out, out_row, x, x_row, weight, size, outputs, co
     """_dot for so many rows, a literal number, and an even number of outputs."""
     literally(kind)
     literally(count)
-    for o in range(0, outputs, OUTPUTS):
-        dot_rows(kind, OUTPUTS, count, advance(out, o), out_row, x, x_row, step(weight, o * size), size, columns)
+    if (count == 1 and kind in WAITING[0]) or (count == 2 and kind in WAITING[1]):
+        for o in range(outputs):
+            dot_rows(kind, 1, count, advance(out, o), out_row, x, x_row, step(weight, o * size), size, columns)
+    else:
+        for o in range(0, outputs, OUTPUTS):
+            dot_rows(kind, OUTPUTS, count, advance(out, o), out_row, x, x_row, step(weight, o * size), size, columns)
 
 
 @inline
