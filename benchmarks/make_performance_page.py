@@ -68,12 +68,11 @@ without the file and the cache of keys and values; Python, NumPy and the compile
 """
 
 GENERATION_BOUNDS = """\
-What is missed (bold), and what bounds it. One text in F32 or F16 is decoded as fast as memory gives the weights, by
-fastllm and llama.cpp alike: what is left between them is the memory's mood. transformers reads the same float32
-weights, from the same memory. Eight texts take eight times the multiply-adds of one: with weights of 8 or 4 bits
-one text takes about half of the machine's arithmetic already, so eight can't take four times less a text. Of the
-memory beyond, Python, NumPy and the compiler's library are 98 MB before a model is opened; kernels and the pages of
-the compiler that loads them are about 40, activations, scratch and the interpreter's own the rest.
+What is missed (bold), and what bounds it. One text is decoded as fast as memory gives the weights, but for Q4_0, where
+unpacking takes longer. Eight texts take eight times the multiply-adds of one, at two thirds of the machine's peak: with
+weights of 8 or 4 bits one text takes so little time that eight take more than twice that. Of the memory beyond,
+Python, NumPy and the compiler's library are 98 MB before a model is opened; kernels and the pages of the compiler that
+loads them are about 40, activations, scratch and the interpreter's own the rest.
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
