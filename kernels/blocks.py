@@ -221,25 +221,25 @@ def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple
     return b.fmul(d, block.all(b.sitofp(s, _FLOAT))), b.fmul(m, block.all(b.sitofp(t, _FLOAT)))
 
 
-def _q4_k(block: Block) -> Vectors:
+def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Vectors:
+    """Q4_K and Q5_K: four bits of each weight stand from byte `first` on, the fifth ones from 16 on."""
     d, m = block.half(0), block.times(block.half(2), -1.0)
     for part in range(8):
         scale, shift = _scale_and_shift(block, part, d, m)
         half = block.high if part % 2 else block.low
         for j in range(0, 32, LANES):
-            numbers = half(block.unsigned(16 + part // 2 * 32 + j))
+            numbers = half(block.unsigned(first + part // 2 * 32 + j))
+            if has_fifth:
+                numbers = block.builder.or_(numbers, block.bits(block.unsigned(16 + j), part, 1))
             yield 32 * part + j, block.weights(numbers, scale, shift)
 
 
+def _q4_k(block: Block) -> Vectors:
+    return _in_scaled_parts(block, first=16, has_fifth=False)
+
+
 def _q5_k(block: Block) -> Vectors:
-    d, m = block.half(0), block.times(block.half(2), -1.0)
-    for part in range(8):
-        scale, shift = _scale_and_shift(block, part, d, m)
-        half = block.high if part % 2 else block.low
-        for j in range(0, 32, LANES):
-            numbers = half(block.unsigned(48 + part // 2 * 32 + j))
-            fifth = block.bits(block.unsigned(16 + j), part, 1)
-            yield 32 * part + j, block.weights(block.builder.or_(numbers, fifth), scale, shift)
+    return _in_scaled_parts(block, first=48, has_fifth=True)
 
 
 def _q6_k(block: Block) -> Vectors:
