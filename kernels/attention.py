@@ -26,7 +26,7 @@ from numba import types
 
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import inline, kernel, linked, prange
-from .matmul import multiply_tile_row, pack_rows, pack_transposed, thread_rooms
+from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, thread_rooms
 from .simd import (
     FLOATS,
     LANES,
@@ -68,12 +68,6 @@ def attention_scratch(head_size):
     backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
     backward += TILE_ROWS * head_size
     return thread_rooms(max(forward, backward))
-
-
-@inline
-def _padded(columns):
-    """A number of columns, rounded up to whole tiles."""
-    return (columns + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 
 
 @inline
@@ -147,12 +141,12 @@ def _forward_block(
                  that; page = 0: the keys are one stretch
     apart        floats from a page to the next
     """
-    padded = _padded(size)
+    wide = padded(size)
     scores = scratch
     scaled = advance(scores, TILE_ROWS * ROW)
     k_panels = advance(scaled, QUERIES * size)
     v_panels = advance(k_panels, size * PADDED_KEYS)
-    top = advance(v_panels, KEYS * padded)
+    top = advance(v_panels, KEYS * wide)
     total = advance(top, QUERIES)
     scale_rows(scaled, size, q, q_row, queries, size, scale * LOG2_E)
     for i in range(queries):
@@ -349,15 +343,15 @@ def _backward_blocks(
 
     All addresses are the sequence's first row's.
     """
-    padded = _padded(size)
+    wide = padded(size)
     p = scratch
     ds = advance(p, KEYS * ROW)
     k_transposed = advance(ds, KEYS * ROW)
     v_transposed = advance(k_transposed, size * PADDED_KEYS)
     k_panels = advance(v_transposed, size * PADDED_KEYS)
-    q_panels = advance(k_panels, KEYS * padded)
-    dout_panels = advance(q_panels, KEYS * padded)
-    scaled = advance(dout_panels, KEYS * padded)
+    q_panels = advance(k_panels, KEYS * wide)
+    dout_panels = advance(q_panels, KEYS * wide)
+    scaled = advance(dout_panels, KEYS * wide)
     delta = advance(scaled, KEYS * size)
     offset = advance(delta, KEYS)
     spare = advance(offset, KEYS)

@@ -15,10 +15,12 @@ from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, Block, one_weight
 from .jit import deferred, inline, literally
+from .row_group import _sums_of_lanes
 from .simd import (
     _FLOAT,
     _INT,
     _VECTOR,
+    CACHE_LINE,
     FLOATS,
     LANES,
     _at,
@@ -27,7 +29,6 @@ from .simd import (
     _load,
     _prefetch,
     _reduce,
-    _sums_of_lanes,
     advance,
 )
 
@@ -50,7 +51,6 @@ WAITING = (
 # Bytes that weights are asked for ahead of their use. CPUs do that by themselves for one stretch of memory; of several
 # rows at once they make less: 17 GB/s in place of 57.
 AHEAD = 8192
-CACHE_LINE = 64
 
 
 def _for_each_block(builder, layout, columns, body, last):

@@ -32,7 +32,9 @@ import numpy as np
 from numba import config, types
 
 from .jit import inline, kernel, linked, prange
+from .row_group import transpose, transpose_part
 from .simd import (
+    CACHE_LINE,
     FLOATS,
     LANES,
     advance,
@@ -42,8 +44,6 @@ from .simd import (
     is_null,
     null,
     pointer,
-    transpose,
-    transpose_part,
 )
 from .tile import (
     COLUMNS_TOGETHER,
@@ -66,7 +66,6 @@ A_ROOM = DEPTH * ROWS + DEPTH * TILE_ROWS + 2 * LANES
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
-LINE = 16  # floats in a cache line
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
 PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
 
@@ -84,9 +83,10 @@ def matmul_scratch():
 
 def thread_rooms(floats):
     """Scratch of at least so many floats for each thread, a row each, which begins at a cache line."""
-    threads, row = config.NUMBA_NUM_THREADS, (floats + LINE - 1) // LINE * LINE
-    raw = np.empty(threads * row + LINE, np.float32)
-    start = -(raw.ctypes.data // 4) % LINE
+    line = CACHE_LINE // 4
+    threads, row = config.NUMBA_NUM_THREADS, (floats + line - 1) // line * line
+    raw = np.empty(threads * row + line, np.float32)
+    start = -(raw.ctypes.data // 4) % line
     return raw[start : start + threads * row].reshape(threads, row)
 
 
@@ -97,6 +97,19 @@ def second_cache_size():
         return int(text.strip().removesuffix("K")) << 10
     except (OSError, ValueError):
         return 1 << 19
+
+
+@inline
+def padded(columns):
+    """A number of columns, rounded up to whole tiles."""
+    return (columns + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+
+
+@inline
+def even_block(depth, deepest):
+    """How deep blocks are that cut a depth evenly, each at most `deepest`."""
+    blocks = max(1, (depth + deepest - 1) // deepest)
+    return max(1, (depth + blocks - 1) // blocks)
 
 
 @linked(types.void(P, P, N, N, N, types.float32))
@@ -136,7 +149,7 @@ def pack_transposed(panels, source, row, depth, columns):
 
 @linked(types.void(P, P, N, N, N, N))
 def pack_a(panels, source, row, step, depth, rows):
-    """Pack A[i, k] = source[i * row + k * step] into panels of TILE_ROWS; rows beyond `rows` are zero."""
+    """Pack A[i, k] = source[i * row + k * step] into panels of TILE_ROWS."""
     for i in range(0, rows, TILE_ROWS):
         to = advance(panels, i * depth)
         within = min(TILE_ROWS, rows - i)
@@ -144,8 +157,6 @@ def pack_a(panels, source, row, step, depth, rows):
         for k in range(depth):
             for r in range(within):
                 to[k * TILE_ROWS + r] = start[r * row + k * step]
-            for r in range(within, TILE_ROWS):
-                to[k * TILE_ROWS + r] = np.float32(0)
 
 
 @linked(types.void(P, P, P, N, N, N))
@@ -183,7 +194,7 @@ def multiply_tile_row(
     panel  floats from one panel of B to the next
     spare  null where TILE_ROWS rows of A can be read however few there are
     """
-    if rows < TILE_ROWS and not is_null(spare):  # the tile reads all its rows: give it zeros for the others
+    if rows < TILE_ROWS and not is_null(spare):  # the tile reads all its rows: there, it may
         pack_a(spare, a, a_row, a_step, depth, rows)
         a, a_row, a_step = spare, 1, TILE_ROWS
     for j in range(0, columns, TILE_COLUMNS):
@@ -247,12 +258,10 @@ def multiply(
     spare = advance(a_panels, DEPTH * ROWS)
     deepest = DEPTH
     if a_transposed:
-        padded = (columns + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-        deepest = min(DEPTH, (room - A_ROOM + PACKED_DEPTH * ROWS) // (padded + ROWS))
+        deepest = min(DEPTH, (room - A_ROOM + PACKED_DEPTH * ROWS) // (padded(columns) + ROWS))
         if deepest < PACKED_DEPTH // 2:  # there are too many columns: they are cut
             deepest = PACKED_DEPTH
-    blocks = max(1, (depth + deepest - 1) // deepest)
-    block = max(1, (depth + blocks - 1) // blocks)
+    block = even_block(depth, deepest)
     most = (room - A_ROOM) // block // TILE_COLUMNS * TILE_COLUMNS
     for j in range(0, columns, most):
         width = min(most, columns - j)
@@ -299,9 +308,8 @@ def multiply_few_rows(
     A and B change places: B is read where it stands, in its rows, and A is packed. So B passes by once, while the
     multiply-adds go on, and no time is taken for packing it, which few rows would not make up for.
     """
-    spare = advance(scratch, room - TILE_ROWS * DEPTH - 2 * LANES)
-    blocks = max(1, (depth + DEPTH - 1) // DEPTH)
-    block = max(1, (depth + blocks - 1) // blocks)
+    spare = advance(scratch, room - A_ROOM + DEPTH * ROWS)
+    block = even_block(depth, DEPTH)
     for k in range(0, depth, block):
         deep = min(block, depth - k)
         pack_transposed(scratch, advance(a, k), a_row, deep, rows)
@@ -332,8 +340,7 @@ def multiply_few_rows(
 @inline
 def rows_are_few(rows, depth, room):
     """Whether packing A costs less than packing B, and A, packed, stays in the second cache."""
-    padded = (rows + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-    return padded < rows + PACKING and padded * min(depth, DEPTH) <= room - A_ROOM
+    return padded(rows) < rows + PACKING and padded(rows) * min(depth, DEPTH) <= room - A_ROOM
 
 
 @inline
@@ -353,22 +360,21 @@ def product_part(
     parts,
 ):
     """What one of so many threads does of `product`; scratch has a row for each of them."""
-    if b_transposed and not a_transposed and rows_are_few(rows, depth, room):
-        tiles = (columns + TILE_ROWS - 1) // TILE_ROWS
-        j, stop = tiles * part // parts * TILE_ROWS, min(columns, tiles * (part + 1) // parts * TILE_ROWS)
-        multiply_few_rows(
-            advance(c, j), columns, a, a_row, advance(b, j * b_row), b_row, rows, stop - j, depth,
-            advance_optional(addend, j), columns, advance_optional(bias, j), advance(scratch, part * room), room,
-        )
-        return
-    by_rows = rows_are_cut(rows, columns, a_transposed, parts)
-    unit = TILE_ROWS if by_rows else TILE_COLUMNS
+    are_few = b_transposed and not a_transposed and rows_are_few(rows, depth, room)
+    by_rows = not are_few and rows_are_cut(rows, columns, a_transposed, parts)
+    unit = TILE_ROWS if by_rows or are_few else TILE_COLUMNS
     tiles = ((rows if by_rows else columns) + unit - 1) // unit
     start, stop = tiles * part // parts * unit, tiles * (part + 1) // parts * unit
     if by_rows:
         i, high, j, wide = start, min(stop, rows) - start, 0, columns
     else:
         i, high, j, wide = 0, rows, start, min(stop, columns) - start
+    if are_few:
+        multiply_few_rows(
+            advance(c, j), columns, a, a_row, advance(b, j * b_row), b_row, rows, wide, depth,
+            advance_optional(addend, j), columns, advance_optional(bias, j), advance(scratch, part * room), room,
+        )
+        return
     multiply(
         advance(c, i * columns + j),
         columns,

@@ -1,9 +1,10 @@
-"""LANES rows at a time, which is how attention on the cache meets keys and values.
+"""LANES rows at a time: how attention on the cache meets keys and values, and how a matrix is transposed.
 
     dot_rows_of_group   the dot products of one row with LANES others, as one vector
     add_rows_of_group   the sum of LANES rows, each multiplied by one lane of a vector, added to a row in memory
+    transpose           a LANES x LANES block, in registers;  transpose_part  one of fewer rows
 
-What stands AHEAD floats further is asked for meanwhile: a quarter of the time was waiting for memory.
+What stands a few lines further is asked for meanwhile: a quarter of attention's time was waiting for memory.
 
 Of the last group fewer rows may be there: the last one then stands for those that are missing, so that nothing is read
 beyond, and its lanes are the caller's to leave out.
@@ -29,16 +30,30 @@ from .simd import (
     _masked_load,
     _masked_store,
     _prefetch,
-    _rows_from,
-    _rows_there,
     _store,
-    _sums_of_lanes,
 )
 
-__all__ = ["add_rows_of_group", "dot_rows_of_group"]
+__all__ = ["add_rows_of_group", "dot_rows_of_group", "transpose", "transpose_part"]
 
-AHEAD = 1024  # a constant, for it to be part of the address and to take no register
+AHEAD = 1024  # floats; a constant, for it to be part of the address and to take no register
+TRANSPOSE_AHEAD = 128
 CHUNK = 4  # vectors of a row that stay in registers while LANES rows are added to them
+
+
+def _rows_from(builder, first, row):
+    """The addresses of LANES rows, `row` floats apart."""
+    return [_at(builder, first, builder.mul(ir.Constant(_INT, k), row)) for k in range(LANES)]
+
+
+def _rows_there(builder, first, row, count):
+    """As _rows_from, where only `count` rows are there, 1 or more: the last one stands for those that are missing."""
+    last = builder.sub(count, ir.Constant(_INT, 1))
+    addresses = []
+    for k in range(LANES):
+        number = ir.Constant(_INT, k)
+        number = builder.select(builder.icmp_signed("<", number, last), number, last)
+        addresses.append(_at(builder, first, builder.mul(number, row)))
+    return addresses
 
 
 def _either_group(builder, first, row, count, work):
@@ -48,6 +63,34 @@ def _either_group(builder, first, row, count, work):
             work(_rows_from(builder, first, row))
         with part:
             work(_rows_there(builder, first, row, count))
+
+
+def _pair(builder, a, b, width):
+    """Two vectors, each made of runs of `width` lanes that are to be added up: one vector of half as long runs of both.
+
+    Lane by lane: sums of a's and b's neighbouring halves of runs.
+    """
+    half = width // 2
+    low, high = [], []
+    for start in range(0, LANES, width):
+        low += range(start, start + half)
+        high += range(start + half, start + width)
+    index = ir.VectorType(ir.IntType(32), LANES)
+    order = [lane + source for source in (0, LANES) for lane in low]
+    other = [lane + source for source in (0, LANES) for lane in high]
+    return builder.fadd(
+        builder.shuffle_vector(a, b, ir.Constant(index, order)),
+        builder.shuffle_vector(a, b, ir.Constant(index, other)),
+    )
+
+
+def _sums_of_lanes(builder, vectors):
+    """The sums of the lanes of LANES vectors, as the lanes of one; each is added up as _reduce does it."""
+    width = LANES
+    while len(vectors) > 1:
+        vectors = [_pair(builder, a, b, width) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        width //= 2
+    return vectors[0]
 
 
 def _ask_ahead(builder, address, offset):
@@ -144,3 +187,55 @@ def add_rows_of_group(typingctx, to, factors, first, row, count, size):
         return context.get_dummy_value()
 
     return types.void(FLOATS, VECTOR, FLOATS, types.int64, types.int64, types.int64), codegen
+
+
+def _perfect_shuffle(builder, rows):
+    """Interleave the first half of some vectors with the second: i with i + half, one pair after another."""
+    low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
+    high = [LANES // 2 + i for i in low]
+    index, half = ir.VectorType(ir.IntType(32), LANES), len(rows) // 2
+    return [
+        builder.shuffle_vector(first, second, ir.Constant(index, order))
+        for first, second in zip(rows[:half], rows[half:], strict=True)
+        for order in (low, high)
+    ]
+
+
+def _transpose(builder, to, to_row, sources):
+    """As many perfect shuffles as halve LANES rows to one."""
+    rows = [_load(builder, source) for source in sources]
+    for _ in range(LANES.bit_length() - 1):
+        rows = _perfect_shuffle(builder, rows)
+    for row in rows:
+        _store(builder, row, to)
+        to = _at(builder, to, to_row)
+
+
+@intrinsic
+def transpose(typingctx, to, to_row, source, source_row):
+    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k].
+
+    What stands TRANSPOSE_AHEAD floats further in each row is asked for: CPUs do that by themselves for fewer rows.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        to, to_row, source, source_row = arguments
+        rows = _rows_from(builder, source, source_row)
+        for row in rows:
+            _prefetch(builder, _at(builder, row, ir.Constant(_INT, TRANSPOSE_AHEAD)), is_write=False)
+        _transpose(builder, to, to_row, rows)
+        return context.get_dummy_value()
+
+    return types.void(FLOATS, types.int64, FLOATS, types.int64), codegen
+
+
+@intrinsic
+def transpose_part(typingctx, to, to_row, source, source_row, count):
+    """As transpose, of `count` rows, 1 or more; what the result has beyond them is anything."""
+
+    def codegen(context, builder, signature, arguments):
+        to, to_row, source, source_row, count = arguments
+        _transpose(builder, to, to_row, _rows_there(builder, source, source_row, count))
+        return context.get_dummy_value()
+
+    return types.void(FLOATS, types.int64, FLOATS, types.int64, types.int64), codegen

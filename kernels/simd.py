@@ -8,7 +8,6 @@ instruction or a few. LLVM lowers the generic type to AVX-512, AVX2, SSE or NEON
     pointer    address of an array's first element; p[i] reads without Numba's test for a negative index,
                which alone cost 20% of the matrix product
     advance    address of the n-th float from p
-    transpose  a LANES x LANES block, in registers
     copy_times one vector from one address to another, multiplied by a second
     load, store, add, multiply_add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
                are. LLVM, left to itself, does the last elements one by one, and in a short row those are most
@@ -26,6 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
+    "CACHE_LINE",
     "FLOATS",
     "HAS_HALF",
     "LANES",
@@ -55,8 +55,6 @@ __all__ = [
     "subtract",
     "sum_of_lanes",
     "times_power_of_two",
-    "transpose",
-    "transpose_part",
 ]
 
 
@@ -72,7 +70,7 @@ LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of
 # Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
 HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
 
-AHEAD = 128  # of `transpose`
+CACHE_LINE = 64  # bytes
 PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-add's latency, fewer than registers
 
 _FLOAT = ir.FloatType()
@@ -119,25 +117,29 @@ def _fma(builder, a, b, c):
     return _call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, [a, b, c])
 
 
-def _lanes_below(builder, count):
-    """For each lane, whether its number is below count, which must fit an int32."""
-    lanes = ir.VectorType(ir.IntType(32), LANES)
+def _lanes_below(builder, count, width=LANES):
+    """For each lane of so many, whether its number is below count, which must fit an int32."""
+    lanes = ir.VectorType(ir.IntType(32), width)
     narrow = builder.trunc(count, ir.IntType(32))
     one = builder.insert_element(ir.Constant(lanes, ir.Undefined), narrow, ir.Constant(ir.IntType(32), 0))
-    limit = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), ir.Constant(lanes, [0] * LANES))
-    return builder.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), limit)
+    limit = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), ir.Constant(lanes, [0] * width))
+    return builder.icmp_signed("<", ir.Constant(lanes, list(range(width))), limit)
 
 
-def _masked_load(builder, pointer, mask):
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    address = builder.bitcast(pointer, _VECTOR.as_pointer())
-    name = f"llvm.masked.load.v{LANES}f32.p0"
-    return _call(builder, name, _VECTOR, [address, ir.Constant(ir.IntType(32), 4), mask, zero])
+def _masked_load(builder, pointer, mask, otherwise=None):
+    """As many lanes as the mask has; where it is false, those of `otherwise`, or zeros."""
+    width = mask.type.count
+    vector = ir.VectorType(_FLOAT, width)
+    if otherwise is None:
+        otherwise = ir.Constant(vector, [0.0] * width)
+    address = builder.bitcast(pointer, vector.as_pointer())
+    name = f"llvm.masked.load.v{width}f32.p0"
+    return _call(builder, name, vector, [address, ir.Constant(ir.IntType(32), 4), mask, otherwise])
 
 
 def _masked_store(builder, value, pointer, mask):
-    address = builder.bitcast(pointer, _VECTOR.as_pointer())
-    name = f"llvm.masked.store.v{LANES}f32.p0"
+    address = builder.bitcast(pointer, value.type.as_pointer())
+    name = f"llvm.masked.store.v{value.type.count}f32.p0"
     _call(builder, name, ir.VoidType(), [value, address, ir.Constant(ir.IntType(32), 4), mask])
 
 
@@ -274,10 +276,7 @@ def load(typingctx, pointer, count, otherwise):
 
     def codegen(context, builder, signature, arguments):
         pointer, count, otherwise = arguments
-        address = builder.bitcast(pointer, _VECTOR.as_pointer())
-        mask = _lanes_below(builder, count)
-        name = f"llvm.masked.load.v{LANES}f32.p0"
-        return _call(builder, name, _VECTOR, [address, ir.Constant(ir.IntType(32), 4), mask, otherwise])
+        return _masked_load(builder, pointer, _lanes_below(builder, count), otherwise)
 
     return VECTOR(FLOATS, types.int64, VECTOR), codegen
 
@@ -374,34 +373,6 @@ def _reduce(builder, vector, combine):
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
-def _pair(builder, a, b, width):
-    """Two vectors, each made of runs of `width` lanes that are to be added up: one vector of half as long runs of both.
-
-    Lane by lane: sums of a's and b's neighbouring halves of runs.
-    """
-    half = width // 2
-    low, high = [], []
-    for start in range(0, LANES, width):
-        low += range(start, start + half)
-        high += range(start + half, start + width)
-    index = ir.VectorType(ir.IntType(32), LANES)
-    order = [lane + source for source in (0, LANES) for lane in low]
-    other = [lane + source for source in (0, LANES) for lane in high]
-    return builder.fadd(
-        builder.shuffle_vector(a, b, ir.Constant(index, order)),
-        builder.shuffle_vector(a, b, ir.Constant(index, other)),
-    )
-
-
-def _sums_of_lanes(builder, vectors):
-    """The sums of the lanes of LANES vectors, as the lanes of one; each is added up as _reduce does it."""
-    width = LANES
-    while len(vectors) > 1:
-        vectors = [_pair(builder, a, b, width) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        width //= 2
-    return vectors[0]
-
-
 @intrinsic
 def sum_of_lanes(typingctx, vector):
     """The sum of a vector's lanes."""
@@ -430,70 +401,6 @@ def copy_times(typingctx, to, source, factors):
         return context.get_dummy_value()
 
     return types.void(FLOATS, FLOATS, VECTOR), codegen
-
-
-def _rows_from(builder, first, row):
-    """The addresses of LANES rows, `row` floats apart."""
-    return [_at(builder, first, builder.mul(ir.Constant(_INT, k), row)) for k in range(LANES)]
-
-
-def _rows_there(builder, first, row, count):
-    """As _rows_from, where only `count` rows are there, 1 or more: the last one stands for those that are missing."""
-    last = builder.sub(count, ir.Constant(_INT, 1))
-    addresses = []
-    for k in range(LANES):
-        number = ir.Constant(_INT, k)
-        number = builder.select(builder.icmp_signed("<", number, last), number, last)
-        addresses.append(_at(builder, first, builder.mul(number, row)))
-    return addresses
-
-
-def _transpose(builder, to, to_row, sources):
-    """log2(LANES) rounds of a perfect shuffle: each interleaves row i with row i + LANES/2."""
-    low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
-    high = [LANES // 2 + i for i in low]
-    index = ir.VectorType(ir.IntType(32), LANES)
-    rows = [_load(builder, source) for source in sources]
-    for _ in range(LANES.bit_length() - 1):
-        pairs = zip(rows[: LANES // 2], rows[LANES // 2 :], strict=True)
-        rows = [
-            builder.shuffle_vector(first, second, ir.Constant(index, order))
-            for first, second in pairs
-            for order in (low, high)
-        ]
-    for row in rows:
-        _store(builder, row, to)
-        to = _at(builder, to, to_row)
-
-
-@intrinsic
-def transpose(typingctx, to, to_row, source, source_row):
-    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k].
-
-    What stands AHEAD floats further in each row is asked for: CPUs do that by themselves for fewer rows at once.
-    """
-
-    def codegen(context, builder, signature, arguments):
-        to, to_row, source, source_row = arguments
-        rows = _rows_from(builder, source, source_row)
-        for row in rows:
-            _prefetch(builder, _at(builder, row, ir.Constant(_INT, AHEAD)), is_write=False)
-        _transpose(builder, to, to_row, rows)
-        return context.get_dummy_value()
-
-    return types.void(FLOATS, types.int64, FLOATS, types.int64), codegen
-
-
-@intrinsic
-def transpose_part(typingctx, to, to_row, source, source_row, count):
-    """As transpose, of `count` rows, 1 or more; what the result has beyond them is anything."""
-
-    def codegen(context, builder, signature, arguments):
-        to, to_row, source, source_row, count = arguments
-        _transpose(builder, to, to_row, _rows_there(builder, source, source_row, count))
-        return context.get_dummy_value()
-
-    return types.void(FLOATS, types.int64, FLOATS, types.int64, types.int64), codegen
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .row_group import _perfect_shuffle
 from .simd import (
     _FLOAT,
     _INT,
@@ -21,7 +22,6 @@ from .simd import (
     LANES,
     _at,
     _broadcast,
-    _call,
     _fma,
     _lanes_below,
     _load,
@@ -295,16 +295,14 @@ def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
 def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
     """The end of `tile_transposed`: the same sums in the same order, turned round in registers."""
     null_pointer = ir.Constant(c.type, None)
-    mask = builder.icmp_signed("<", ir.Constant(_EIGHT_LONGS, list(range(8))), _same_longs(builder, rows))
+    mask = _lanes_below(builder, rows, 8)
     zeros = ir.Constant(_EIGHT, [0.0] * 8)
 
     def load(source):
         """Eight floats, as many as there are rows; zeros from null."""
         before = builder.block
         with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
-            address = builder.bitcast(source, _EIGHT.as_pointer())
-            arguments = [address, ir.Constant(ir.IntType(32), 4), mask, zeros]
-            loaded = _call(builder, "llvm.masked.load.v8f32.p0", _EIGHT, arguments)
+            loaded = _masked_load(builder, source, mask)
             inside = builder.block
         value = builder.phi(_EIGHT)
         value.add_incoming(zeros, before)
@@ -321,29 +319,13 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
                 is_null = builder.icmp_unsigned("==", addend, null_pointer)
                 added = load(builder.select(is_null, null_pointer, moved))
                 result = builder.fadd(builder.fadd(column, added), offsets)
-                to = builder.bitcast(_at(builder, c, builder.mul(number, c_row)), _EIGHT.as_pointer())
-                arguments = [result, to, ir.Constant(ir.IntType(32), 4), mask]
-                _call(builder, "llvm.masked.store.v8f32.p0", ir.VoidType(), arguments)
-
-
-def _same_longs(builder, number):
-    narrow = builder.trunc(number, ir.IntType(32))
-    undefined = ir.Constant(_EIGHT_LONGS, ir.Undefined)
-    one = builder.insert_element(undefined, narrow, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(_EIGHT_LONGS, [0] * 8))
+                _masked_store(builder, result, _at(builder, c, builder.mul(number, c_row)), mask)
 
 
 def _columns_of_eight(builder, rows):
     """The LANES columns of eight vectors, each a vector of eight: three perfect shuffles."""
-    low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
-    high = [LANES // 2 + i for i in low]
-    index = ir.VectorType(ir.IntType(32), LANES)
     for _ in range(3):
-        rows = [
-            builder.shuffle_vector(first, second, ir.Constant(index, order))
-            for first, second in zip(rows[:4], rows[4:], strict=True)
-            for order in (low, high)
-        ]
+        rows = _perfect_shuffle(builder, rows)
     if LANES == 4:  # two make a column
         return [
             builder.shuffle_vector(*rows[2 * lane : 2 * lane + 2], ir.Constant(_EIGHT_LONGS, list(range(8))))
