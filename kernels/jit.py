@@ -17,14 +17,17 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numba
 from llvmlite import binding
 from numba import literally, prange, types
-from numba.core import event
+from numba.core import event, sigutils
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.runtime import _nrt_python as runtime
 from numba.core.typing import Signature
 
 __all__ = [
@@ -100,8 +103,37 @@ def kernel(function: Callable | None = None, *, parallel: bool = False) -> Calla
     """Compile on first call, with the flags of this library; `parallel` makes prange loops run on all threads."""
     if function is None:
         return lambda f: kernel(f, parallel=parallel)
-    with _cache_folder():
-        return numba.njit(function, parallel=parallel, cache=_CACHE is not None, **FLAGS)
+    compiled = numba.njit(function, parallel=parallel, **FLAGS)
+    _keep(compiled, function)
+    return compiled
+
+
+class _Cache(FunctionCache):
+    """Numba's disk cache, but machine code is read from it without setting up the compiler.
+
+    Numba does that first, and a program whose kernels are all on the disk would pay 34 MB and a fifth of a second
+    for what it never uses. Machine code needs the functions of Numba's runtime only. If there is none on the disk,
+    the compiler sets itself up.
+    """
+
+    def load_overload(self, sig: Signature, target_context: Any) -> Any:
+        _add_runtime()
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
+@cache
+def _add_runtime() -> None:
+    """Tell LLVM's linker where Numba's runtime is, by the names that compiled kernels call it by."""
+    for name, address in runtime.c_helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
+def _keep(compiled: Any, function: Callable) -> None:
+    """Have what is compiled kept on disk, where some folder is writable."""
+    if _CACHE is not None:
+        with _cache_folder():
+            compiled._cache = _Cache(function)
 
 
 @contextmanager
@@ -184,8 +216,10 @@ def deferred(signature: Signature) -> Callable[[Callable], Deferred]:
 
 def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> Any:
     """Machine code that is called as a C function is."""
-    with _cache_folder():
-        compiled = numba.cfunc(signature, cache=_CACHE is not None, **(ORDERED if ordered else FLAGS))(function)
+    options = ORDERED if ordered else FLAGS
+    compiled = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
+    _keep(compiled, function)
+    compiled.compile()
     if not compiled.cache_hits:
         for report in _watchers:
             report(function.__name__)

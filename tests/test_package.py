@@ -1,5 +1,6 @@
 """The package's face: public names, and what importing it costs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,27 @@ def test_other_names_are_not():
 def test_numba_is_imported_by_nothing_but_kernels(statement):
     code = f"{statement}\nimport sys\nassert not {{'numba', 'llvmlite', 'fastllm.kernels.jit'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+
+
+ONE_STEP = """
+from numba.core.runtime import rtsys
+import fastllm
+import fastllm.kernels
+compiled = []
+with fastllm.kernels.watch_compilation(compiled.append):
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=8, layers=1), seed=0)
+    print(model.loss_and_gradients([1, 2, 3], [2, 3, 4]), bool(compiled), rtsys._init)
+"""
+
+
+def test_kernels_on_the_disk_set_up_no_compiler(tmp_path):
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    lines = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", ONE_STEP], env=os.environ | settings, stdout=subprocess.PIPE,
+            check=True, text=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]  # fmt: skip
+    assert lines[0][1:] == ["True", "True"]
+    assert lines[1] == [lines[0][0], "False", "False"]

@@ -138,6 +138,8 @@ def test_activations_of_layers_share_memory_unless_they_are_kept():
     tokens = np.arange(40) % 47
     logits = model.forward(tokens)
     taken = model._workspace.nbytes
+    attention, feed_forward = model.blocks[0].attention, model.blocks[5].feed_forward
+    assert attention.qkv.array.ctypes.data == feed_forward.before.array.ctypes.data
     np.testing.assert_array_equal(model.forward(tokens, keep=True), logits)
     assert model._workspace.nbytes > 3 * taken
     assert len({block.end.array.ctypes.data for block in model.blocks}) == 6

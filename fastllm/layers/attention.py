@@ -26,12 +26,12 @@ class Attention:
         self._rotary = rotary
         self._interleaved = config.rope_interleaved
         mixed = config.heads * config.head_size
-        self.qkv = workspace.rows("qkv", config.qkv_width)
-        self.mixed = workspace.rows("mixed", mixed)
+        self.qkv = workspace.rows("inner", config.qkv_width)
+        self.mixed = workspace.rows("inner, for the way out", mixed)
         self.lse = workspace.rows("lse", config.heads)
         self.norm = HeadNorm(shared, name) if config.qk_norm else None
-        self._dqkv = workspace.shared("dqkv", config.qkv_width)
-        self._dmixed = workspace.shared("dmixed", mixed)
+        self._dqkv = workspace.shared("dinner", config.qkv_width)
+        self._dmixed = workspace.shared("dinner, for the way out", mixed)
 
     def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
         """out (N, C) from x (N, C), plus residual (N, C) if given. Keeps keys and values in batch.cache."""

@@ -31,7 +31,7 @@ class Block:
         self.attention_dropout = Dropout(backend, config.dropout, site=2 * layer + 1)
         self.feed_forward_dropout = Dropout(backend, config.dropout, site=2 * layer + 2)
         self.middle = workspace.rows("middle", config.width)
-        self.end = workspace.rows("end", config.width)
+        self.end = workspace.rows("stream", config.width)
         self._dbranch = workspace.shared("dbranch", config.width)
         self._dropped = workspace.shared("ddropped", config.width)
 

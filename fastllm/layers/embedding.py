@@ -37,7 +37,7 @@ class Embedding:
             if config.positions == "learned":
                 self.dpositions = shared.gradients["embedding.position.weight"]
         self.dropout = Dropout(backend, config.dropout, site=0)
-        self.out = shared.workspace.rows("embedding", config.width)
+        self.out = shared.workspace.rows("stream", config.width)
 
     def forward(self, batch: Batch) -> np.ndarray:
         """Rows (N, C) for batch.tokens."""

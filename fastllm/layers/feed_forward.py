@@ -21,10 +21,10 @@ class FeedForward:
         self._activate = getattr(k, f"{config.activation}_forward")
         self._activate_backward = getattr(k, f"{config.activation}_backward")
         before = config.hidden * len(inner)
-        self.before = workspace.rows("before", before)
-        self.after = workspace.rows("after", config.hidden)
-        self._dbefore = workspace.shared("dbefore", before)
-        self._dafter = workspace.shared("dafter", config.hidden)
+        self.before = workspace.rows("inner", before)
+        self.after = workspace.rows("inner, for the way out", config.hidden)
+        self._dbefore = workspace.shared("dinner", before)
+        self._dafter = workspace.shared("dinner, for the way out", config.hidden)
 
     def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
         """out (N, C) from x (N, C), plus residual (N, C) if given."""

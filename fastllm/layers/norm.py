@@ -17,10 +17,9 @@ class Norm:
         self.weight = shared.parameters[f"{name}.weight"]
         self.bias = shared.parameters.get(f"{name}.bias", shared.backend.no_row)
         self.dweight, self.dbias = shared.gradient(f"{name}.weight"), shared.gradient(f"{name}.bias")
-        kind = name.rpartition(".")[2]
-        self.out = workspace.rows(kind, config.width)
-        self.mean = workspace.rows(f"{kind} mean", None)
-        self.rstd = workspace.rows(f"{kind} rstd", None)
+        self.out = workspace.rows("norm", config.width)
+        self.mean = workspace.rows("norm mean", None)
+        self.rstd = workspace.rows("norm rstd", None)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """The normalised rows of x (N, C): this layer's own array, valid until the next forward."""

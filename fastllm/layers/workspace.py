@@ -25,6 +25,15 @@ class Rows:
             self._whole = self._take(most)
         self.array = self._whole[:rows]
 
+    def show_in(self, other: Rows) -> None:
+        """Let `array` have as many rows as that of another activation, which is as wide or wider, in its memory."""
+        if self.width == other.width:
+            self.array = other.array
+        else:
+            assert self.width is not None
+            rows = len(other.array)
+            self.array = other._whole.reshape(-1)[: rows * self.width].reshape(rows, self.width)
+
     def _take(self, rows: int) -> np.ndarray:
         return aligned(rows if self.width is None else (rows, self.width), self.dtype)
 
@@ -32,30 +41,34 @@ class Rows:
 class Workspace:
     """All activations of a model. Layers ask for theirs when they are made; the model sets the batch's rows.
 
-    Backward needs what forward left in each layer. Where there is no backward, layers take turns: activations of one
-    name show the same memory, so that it does not grow with the number of layers.
+    Backward needs what forward left in each layer. Where there is no backward, those who gave one name take turns:
+    their activations show the same memory, so that it does not grow with the number of layers.
     """
 
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
         self.dtype = np.dtype(dtype)
-        self._kept: dict[tuple[str, int | None], list[Rows]] = {}
-        self._shared: dict[tuple[str, int | None], Rows] = {}
+        self._kept: dict[str, list[Rows]] = {}
+        self._shared: dict[str, list[Rows]] = {}
         self._most = 0
         self._shown = (0, False)
 
     def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
         """An activation of the caller's own: what forward keeps for backward.
 
-        name  of what it is, the same in all layers. One whose content goes on to the next layer must be read there
-              before the next of the name is written
+        name  one for all whose content is no longer read when the next of them is written
         """
-        rows = Rows(width, dtype or self.dtype)
-        self._kept.setdefault((name, width), []).append(rows)
-        return rows
+        return self._add(self._kept, name, Rows(width, dtype or self.dtype))
 
     def shared(self, name: str, width: int | None) -> Rows:
-        """Scratch of backward that all who give the same name and width share: valid until the next of them writes."""
-        return self._shared.setdefault((name, width), Rows(width, self.dtype))
+        """Scratch of backward that all who give the same name share: valid until the next of them writes."""
+        return self._add(self._shared, name, Rows(width, self.dtype))
+
+    @staticmethod
+    def _add(groups: dict[str, list[Rows]], name: str, rows: Rows) -> Rows:
+        group = groups.setdefault(name, [])
+        is_widest = bool(group) and (rows.width or 1) > (group[0].width or 1)
+        group.insert(0 if is_widest else len(group), rows)
+        return rows
 
     def resize(self, rows: int, keep: bool) -> None:
         """Let every activation show so many rows; memory is taken only when a batch is the largest so far.
@@ -66,20 +79,23 @@ class Workspace:
             return
         self._most = max(self._most, rows)
         for group in self._kept.values():
-            first, *others = group
-            first.show(rows, self._most)
-            for activation in others:
-                if keep:
-                    activation.show(rows, self._most)
-                else:
-                    activation.array = first.array
+            self._show(group, rows, is_apart=keep)
         if keep:
-            for activation in self._shared.values():
-                activation.show(rows, self._most)
+            for group in self._shared.values():
+                self._show(group, rows, is_apart=False)
         self._shown = (rows, keep)
+
+    def _show(self, group: list[Rows], rows: int, is_apart: bool) -> None:
+        widest, *others = group
+        widest.show(rows, self._most)
+        for activation in others:
+            if is_apart:
+                activation.show(rows, self._most)
+            else:
+                activation.show_in(widest)
 
     @property
     def nbytes(self) -> int:
         """Bytes taken for activations."""
-        kept = (activation for group in self._kept.values() for activation in group)
-        return sum(activation._whole.nbytes for activation in (*kept, *self._shared.values()))
+        groups = (*self._kept.values(), *self._shared.values())
+        return sum(activation._whole.nbytes for group in groups for activation in group)
