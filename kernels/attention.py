@@ -26,6 +26,7 @@ from numba import types
 
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import inline, kernel, linked, prange
+from .kv_cache import pack_groups
 from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, thread_rooms
 from .simd import (
     FLOATS,
@@ -138,7 +139,7 @@ def _forward_block(
     out, lse, q  addresses for the block's first query; lse may be null
     k, v         for the sequence's first key, or for the first of all pages; row floats from one to the next
     pages, page  numbers of the pages that hold the sequence's keys, `page` rows each: at most KEYS, or a multiple of
-                 that; page = 0: the keys are one stretch
+                 that; keys stand there in groups (kv_cache.py). page = 0: the keys are one stretch of rows
     apart        floats from a page to the next
     """
     wide = padded(size)
@@ -156,7 +157,10 @@ def _forward_block(
     for j in range(0, first + queries, together):
         keys = min(together, first + queries - j)
         begin = pages[j // page] * apart + j % page * row if page else j * row
-        pack_transposed(k_panels, advance(k, begin), row, size, keys)
+        if page:
+            pack_groups(k_panels, advance(k, begin), size, keys)
+        else:
+            pack_transposed(k_panels, advance(k, begin), row, size, keys)
         pack_rows(v_panels, advance(v, begin), row, keys, size, np.float32(1))
         for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
             rows = min(TILE_ROWS, queries - i)
@@ -256,7 +260,7 @@ def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, k
     """What one of so many threads does of attention_prefill."""
     part = np.int64(part)
     size = out.shape[1] // heads
-    row, out_row, page = qkv.shape[1], out.shape[1], keys.shape[2]
+    row, out_row, page = qkv.shape[1], out.shape[1], values.shape[2]
     group, done = heads // kv_heads, 0
     total = _seen(starts, before) * heads
     for s in range(starts.shape[0] - 1):
@@ -298,7 +302,8 @@ def attention_prefill(
 
     out          (N, H*D)         written
     qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys, values (pages, K, T, D) the new tokens' own already written (kv_cache_write)
+    keys         (pages, K, T / GROUP, D, GROUP)  the new tokens' own already written (kv_cache_write)
+    values       (pages, K, T, D)
     pages        (slots, most)    the pages of each slot, in order; pages of at most KEYS tokens or a multiple of that
     slots        (S,)             the slot of each stretch
     starts       (S+1,)           stretch s has rows starts[s] .. starts[s+1]-1

@@ -8,13 +8,15 @@ from numpy.typing import ArrayLike, DTypeLike
 from ..config import ModelConfig
 
 PAGE = 128  # tokens
+GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension: see kernels/kv_cache.py
 
 
 class KVCache:
     """Memory for so many texts, one a slot, each of at most the model's context. It grows as they do.
 
     lengths       (slots,) int32, tokens in each slot
-    keys, values  for each layer, (pages, K, T, D)
+    keys          for each layer, (pages, K, T / GROUP, D, GROUP)
+    values        for each layer, (pages, K, T, D)
     pages         (slots, most) int32, the numbers of each slot's pages, in order
 
     A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
@@ -26,10 +28,10 @@ class KVCache:
             raise ValueError(f"a cache needs at least one slot; got slots={slots}; give slots=1 or more")
         assert config.kv_heads is not None and config.head_size is not None
         self.context = config.context
-        self.page = min(PAGE, config.context)
-        shape = (0, config.kv_heads, self.page, config.head_size)
-        self.keys = [np.empty(shape, dtype) for _ in range(config.layers)]
-        self.values = [np.empty(shape, dtype) for _ in range(config.layers)]
+        heads, size = config.kv_heads, config.head_size
+        self.page = min(PAGE, -(-config.context // GROUP) * GROUP)
+        self.keys = [np.empty((0, heads, self.page // GROUP, size, GROUP), dtype) for _ in range(config.layers)]
+        self.values = [np.empty((0, heads, self.page, size), dtype) for _ in range(config.layers)]
         self.pages = np.zeros((slots, self._pages_of(config.context)), np.int32)
         self.lengths = np.zeros(slots, np.int32)
         self._held = np.zeros(slots, np.int32)  # pages of each slot: all its tokens need, or more after an interruption

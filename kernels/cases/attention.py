@@ -119,11 +119,14 @@ def attention_backward(rng, lengths, heads, kv_heads, head_size):
     return {"dqkv": dqkv, "dout": dout} | saved
 
 
+GROUP = 16  # tokens whose keys stand together
+
 PAGED = [
-    {"lengths": (1,), "page": 1, "heads": 1, "kv_heads": 1, "head_size": 8},
-    {"lengths": (7, 1, 5), "page": 3, "heads": 4, "kv_heads": 2, "head_size": 16},
-    {"lengths": (65, 33), "page": 70, "heads": 3, "kv_heads": 1, "head_size": 48},
+    {"lengths": (1,), "page": 16, "heads": 1, "kv_heads": 1, "head_size": 8},
+    {"lengths": (37, 1, 20), "page": 16, "heads": 4, "kv_heads": 2, "head_size": 16},
+    {"lengths": (65, 33), "page": 48, "heads": 3, "kv_heads": 1, "head_size": 48},
     {"lengths": (300, 1), "page": 128, "heads": 2, "kv_heads": 2, "head_size": 64},
+    {"lengths": (15, 270, 17), "page": 256, "heads": 2, "kv_heads": 2, "head_size": 151},
 ]
 CACHE_REALISTIC = {
     "gpt2 1x1000x12x64": {"lengths": (1000,), "page": 128, "heads": 12, "kv_heads": 12, "head_size": 64},
@@ -136,22 +139,24 @@ def cached_elements(s: SimpleNamespace) -> int:
 
 
 def paged(rng, lengths, page, kv_heads, head_size):
-    """keys, values (pages, K, T, D) and pages (slots, most) that hold `lengths` tokens, the pages in random order.
+    """keys (pages, K, T/G, D, G), values (pages, K, T, D) and pages (slots, most) that hold `lengths` tokens.
 
-    All is NaN that belongs to no token: it must not be looked at.
+    The pages are in random order. All is NaN that belongs to no token: it must not be looked at.
     """
     counts = [-(-length // page) for length in lengths]
     total, most = sum(counts) + 2, max(counts) + 1
     order = rng.permutation(total)[: sum(counts)].astype(np.int32)
-    keys, values = np.full((2, total, kv_heads, page, head_size), np.nan, np.float32)
+    keys = np.full((total, kv_heads, page // GROUP, head_size, GROUP), np.nan, np.float32)
+    values = np.full((total, kv_heads, page, head_size), np.nan, np.float32)
     pages = np.full((len(lengths), most), 1 << 30, np.int32)
     for slot, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         mine, order = order[:count], order[count:]
         pages[slot, :count] = mine
-        for cache in (keys, values):
-            whole = np.full((kv_heads, count * page, head_size), np.nan, np.float32)
-            whole[:, :length] = normal(rng, kv_heads, length, head_size)
-            cache[mine] = whole.reshape(kv_heads, count, page, head_size).swapaxes(0, 1)
+        whole = np.full((2, kv_heads, count * page, head_size), np.nan, np.float32)
+        whole[:, :, :length] = normal(rng, 2, kv_heads, length, head_size)
+        paged_keys, paged_values = whole.reshape(2, kv_heads, count, page, head_size).swapaxes(1, 2)
+        keys[mine] = paged_keys.reshape(count, kv_heads, page // GROUP, GROUP, head_size).swapaxes(3, 4)
+        values[mine] = paged_values
     return keys, values, pages
 
 
@@ -163,14 +168,16 @@ def paged(rng, lengths, page, kv_heads, head_size):
     bytes_moved=lambda s: 4 * 4 * cached_elements(s),
 )
 def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size):
-    """Rows go to places all over the pages."""
+    """Half of the rows go to places in any order, the other half to one after another."""
     rows = sum(lengths)
     total = -(-rows // page) + 1
+    places = np.arange(total * page - rows, total * page, dtype=np.int32)
+    rng.shuffle(places[: rows // 2])
     return {
-        "keys": normal(rng, total, kv_heads, page, head_size),
+        "keys": normal(rng, total, kv_heads, page // GROUP, head_size, GROUP),
         "values": normal(rng, total, kv_heads, page, head_size),
         "qkv": normal(rng, rows, (heads + 2 * kv_heads) * head_size),
-        "places": rng.permutation(total * page)[:rows].astype(np.int32),
+        "places": places,
         "heads": heads,
         "kv_heads": kv_heads,
     }

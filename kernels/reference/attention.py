@@ -54,7 +54,8 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
 
     out           (N, H*D)  written
     qkv           (N, (H+2K)*D)
-    keys, values  (pages, K, T, D)
+    keys          (pages, K, T/G, D, G)
+    values        (pages, K, T, D)
     pages         (slots, most) int32, the pages of each slot
     slots         (S,) int32, the slot of each stretch of rows
     starts        (S+1,) int32, the first row of each stretch, and N
@@ -63,10 +64,10 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
     size = out.shape[1] // heads
     for (begin, end), slot, earlier in zip(pairwise(starts), slots, before, strict=True):
         length = earlier + end - begin
-        used = pages[slot, : -(-length // keys.shape[2])]
+        used = pages[slot, : -(-length // values.shape[2])]
         key, value = (
-            np.concatenate(cache[used], axis=1)[:, :length].repeat(heads // kv_heads, axis=0)
-            for cache in (keys, values)
+            np.concatenate(cache, axis=1)[:, :length].repeat(heads // kv_heads, axis=0)
+            for cache in (keys[used].swapaxes(3, 4).reshape(values[used].shape), values[used])
         )  # (H, T, D)
         query = qkv[begin:end, : heads * size].reshape(-1, heads, size).swapaxes(0, 1)
         scores = scale * (query @ key.swapaxes(1, 2))

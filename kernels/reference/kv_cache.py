@@ -1,6 +1,6 @@
 """Keys and values of earlier tokens kept in pages (Shazeer 2019, arXiv:1911.02150; Kwon et al. 2023, arXiv:2309.06180).
 
-    row places[n] of all pages = key of row n        the same for values
+    row places[n] of all pages = key of row n        the same for values; keys stand T/G groups of G tokens, (D, G) each
     out[n] = softmax(scale * query[n] @ keys.T) @ values, of the first lengths[n] tokens of slot slots[n]
 """
 
@@ -10,20 +10,17 @@ import numpy as np
 def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     """Store the keys and values of new tokens; the other entries keep theirs.
 
-    keys, values  (pages, K, T, D)  written at [p, :, t] where places[n] = p * T + t
-    qkv           (N, (H+2K)*D)
-    places        (N,) int32
+    keys    (pages, K, T/G, D, G)  written at [p, :, t // G, :, t % G] where places[n] = p * T + t
+    values  (pages, K, T, D)       written at [p, :, t]
+    qkv     (N, (H+2K)*D)
+    places  (N,) int32
     """
-    page, size = keys.shape[2:]
+    page, size = values.shape[2:]
+    group = keys.shape[4]
     rows = qkv.reshape(len(qkv), -1, size)
-    keys[places // page, :, places % page] = rows[:, heads : heads + kv_heads]
-    values[places // page, :, places % page] = rows[:, heads + kv_heads :]
-
-
-def _tokens_of(cache, pages, length):
-    """The first tokens (K, length, D) of a cache (pages, K, T, D), of which a sequence has the pages `pages`."""
-    used = cache[pages[: -(-length // cache.shape[2])]]
-    return np.concatenate(used, axis=1)[:, :length]
+    p, t = places // page, places % page
+    keys[p, :, t // group, :, t % group] = rows[:, heads : heads + kv_heads]
+    values[p, :, t] = rows[:, heads + kv_heads :]
 
 
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
@@ -31,14 +28,19 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
 
     out            (N, H*D)  written
     qkv            (N, (H+2K)*D)
-    keys, values   (pages, K, T, D)
+    keys           (pages, K, T/G, D, G)
+    values         (pages, K, T, D)
     pages          (slots, most) int32, the pages of each slot
     slots, lengths (N,) int32; row n sees the first lengths[n] >= 1 tokens of slot slots[n]
     """
     grouped = (kv_heads, heads // kv_heads, -1)
     for n, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
         query = qkv[n, : out.shape[1]].reshape(grouped)  # (K, H/K, D)
-        key, value = (_tokens_of(cache, pages[slot], length) for cache in (keys, values))  # (K, T, D)
+        used = pages[slot, : -(-length // values.shape[2])]
+        key, value = (
+            np.concatenate(cache, axis=1)[:, :length]
+            for cache in (keys[used].swapaxes(3, 4).reshape(values[used].shape), values[used])
+        )  # (K, T, D)
         scores = scale * np.einsum("kgd,ktd->kgt", query, key)
         p = np.exp(scores - scores.max(axis=2, keepdims=True))
         p /= p.sum(axis=2, keepdims=True)
