@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from .simd import _FLOAT, _INT, _VECTOR, HAS_HALF, LANES, _at, _broadcast, _fma
+from .simd import _FLOAT, _INT, _VECTOR, HAS_HALF, LANES, _at, _broadcast, _call, _fma
 
 __all__ = ["LAYOUTS", "Block", "Layout", "one_weight"]
 
@@ -115,6 +115,23 @@ class Block:
             return self.builder.fmul(values, scale)
         return _fma(self.builder, values, scale, shift)
 
+    def four_bits(self, scale: ir.Value, shift: ir.Value) -> Callable[[ir.Value, bool], ir.Value]:
+        """What makes scale * q + shift of bytes, with q in the upper or the lower half of each: (bytes, is upper).
+
+        Where a vector has sixteen lanes, all sixteen results are made once and looked up.
+        """
+        if LANES < 16:
+            return lambda numbers, is_upper: self.weights(
+                self.high(numbers) if is_upper else self.low(numbers), scale, shift
+            )
+        table = _fma(self.builder, ir.Constant(_VECTOR, [float(q) for q in range(16)]), scale, shift)
+
+        def look_up(numbers: ir.Value, is_upper: bool) -> ir.Value:
+            numbers = self.high(numbers) if is_upper else numbers  # of a number its lower four bits count
+            return _call(self.builder, "llvm.x86.avx512.permvar.sf.512", _VECTOR, [table, numbers])
+
+        return look_up
+
     def times(self, vector: ir.Value, factor: float) -> ir.Value:
         """factor * vector."""
         return self.builder.fmul(vector, ir.Constant(_VECTOR, [factor] * LANES))
@@ -166,17 +183,17 @@ def _q8_0(block: Block) -> Vectors:
 
 def _q4_0(block: Block) -> Vectors:
     scale = block.half(0)
-    centre = block.times(scale, -8.0)
-    for half in (block.low, block.high):
+    weight = block.four_bits(scale, block.times(scale, -8.0))
+    for is_upper in (False, True):
         for j in range(0, 16, LANES):
-            yield j + (16 if half == block.high else 0), block.weights(half(block.unsigned(2 + j)), scale, centre)
+            yield j + 16 * is_upper, weight(block.unsigned(2 + j), is_upper)
 
 
 def _q4_1(block: Block) -> Vectors:
-    scale, shift = block.half(0), block.half(2)
-    for half in (block.low, block.high):
+    weight = block.four_bits(block.half(0), block.half(2))
+    for is_upper in (False, True):
         for j in range(0, 16, LANES):
-            yield j + (16 if half == block.high else 0), block.weights(half(block.unsigned(4 + j)), scale, shift)
+            yield j + 16 * is_upper, weight(block.unsigned(4 + j), is_upper)
 
 
 def _q5_0(block: Block) -> Vectors:
@@ -226,12 +243,14 @@ def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Vectors:
     d, m = block.half(0), block.times(block.half(2), -1.0)
     for part in range(8):
         scale, shift = _scale_and_shift(block, part, d, m)
-        half = block.high if part % 2 else block.low
+        half, weight = block.high if part % 2 else block.low, block.four_bits(scale, shift)
         for j in range(0, 32, LANES):
-            numbers = half(block.unsigned(first + part // 2 * 32 + j))
+            numbers = block.unsigned(first + part // 2 * 32 + j)
             if has_fifth:
-                numbers = block.builder.or_(numbers, block.bits(block.unsigned(16 + j), part, 1))
-            yield 32 * part + j, block.weights(numbers, scale, shift)
+                numbers = block.builder.or_(half(numbers), block.bits(block.unsigned(16 + j), part, 1))
+                yield 32 * part + j, block.weights(numbers, scale, shift)
+            else:
+                yield 32 * part + j, weight(numbers, part % 2 == 1)
 
 
 def _q4_k(block: Block) -> Vectors:
