@@ -15,7 +15,7 @@ from numba import types
 
 from .cached_rows import GROUP, add_rows, dot_group, stack
 from .elementary import LOG2_E, exp2, exp2_lanes
-from .jit import chunk_count, inline, kernel, linked, prange
+from .jit import Linked, chunk_count, inline, kernel, linked, prange
 from .row_group import transpose
 from .simd import (
     FLOATS,
@@ -38,6 +38,8 @@ from .tile import TILE_COLUMNS
 
 P, N, PAGES = FLOATS, types.int64, types.CPointer(types.int32)
 BLOCK = 128  # tokens whose scores there are at a time
+
+only_decoding = Linked()  # what training need not compile
 
 
 @inline
@@ -110,7 +112,7 @@ def pack_groups(panels, keys, depth, columns):
             copy_times(advance(to, k * TILE_COLUMNS), advance(group, k * GROUP), ones)
 
 
-@linked(types.void(P, P, P, P, PAGES, N, N, N, N, N, types.float32), ordered=True)
+@only_decoding(types.void(P, P, P, P, PAGES, N, N, N, N, N, types.float32), ordered=True)
 def _one_head(mixed, query, keys, values, table, page, apart, length, size, following, scale):
     """One head of one row. Compiled once, so that its bits are the same wherever it is called from.
 
@@ -207,5 +209,5 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     slots        (N,)             the slot of each row
     lengths      (N,)             tokens it sees, its own counted; > 0
     """
-    linked.compile()
+    only_decoding.compile()
     decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale)
