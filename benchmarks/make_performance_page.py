@@ -6,12 +6,15 @@
     fastllm bench generate --json generate.json
     python benchmarks/quantization_loss.py MODEL TEXT --json quantization.json
     python benchmarks/make_performance_page.py peers.json limits.json original.json generate.json quantization.json
+
+--other adds the race against PyTorch as another machine ran it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,27 @@ BOUNDS = {
     ),
 }
 
+# What was tried where the target is missed; gains are ratios of two checkouts that took turns.
+TRIED = {
+    "tiny, one row": (
+        "kept: few rows packed in the weight's place, products cut only where packing is worth it (5-15%). Dropped: "
+        "the embedding's gradient cleared on all threads (NumPy is as fast), a transposed A read where it stands "
+        "(small products 9% faster, large ones 11% slower)"
+    ),
+    "tiny, real lengths": (
+        "kept: blocks transposed in registers, rows of scratch not packed, panels scaled while they are packed "
+        "(attention 1.4x). Dropped: asking for memory ahead while A is packed (nothing)"
+    ),
+    "nanoGPT CPU": (
+        "kept: gradients of weights in blocks as deep as lets all columns fit, a transposed A packed once (4-7%). "
+        "Dropped: a second line asked for in each step of the tile (20% slower: load ports)"
+    ),
+    "nanoGPT char": (
+        "dropped: columns cut for products by input (5% faster alone, steps 1% slower), huge pages (nothing)"
+    ),
+    "attention alone": "kept: scratch at cache lines (1%). Dropped: huge pages (nothing)",
+}
+
 METHOD = """## Method
 
 Each contender runs in a process of its own, with the same number of threads. All load the same random weights (biases
@@ -64,34 +88,45 @@ GENERATION_METHOD = """Each contender is in a process of its own, with the same 
 percentile. Before anything is timed, the logits after the prompt must agree: with transformers to 1e-3, with llama.cpp
 as far as it goes, for it rounds what is multiplied with quantised weights to 8 bits, and fastllm does not. All read the
 same GGUF files, which fastllm wrote; transformers has their weights in float32. *Beyond* is the peak of resident memory
-without the file and the cache of keys and values; Python, NumPy and the compiler's library alone are 98 MB of it.
+without the file and the cache of keys and values; Python, NumPy and the compiler's library alone are 90 MB of it.
 """
 
 GENERATION_BOUNDS = """\
-What is missed (bold), and what bounds it. One text is decoded as fast as memory gives the weights, but for Q4_0, where
-unpacking takes longer. Eight texts take eight times the multiply-adds of one, at two thirds of the machine's peak: with
-weights of 8 or 4 bits one text takes so little time that eight take more than twice that. Of the memory beyond,
-Python, NumPy and the compiler's library are 98 MB before a model is opened; kernels and the pages of the compiler that
-loads them are about 40, activations, scratch and the interpreter's own the rest.
+What is missed (bold), and what bounds it. One text is decoded as fast as memory gives the weights, F32 and F16 on both
+sides, but for Q4_0, where unpacking takes longer. Eight texts take eight times the multiply-adds of one, and read eight
+caches: with weights of 8 or 4 bits one text takes so little time that eight take more than twice that. *At the peak* is
+what eight would reach if these multiply-adds, at the peak in float32, were all there is to do. The products reach 65 to
+77% of it: the rest goes to unpacking; attention takes a quarter of such a step, at the speed of memory.
+
+Tried for eight texts. Kept: two rows of weights with eight of x (1.2x), asking for weights 8 KB and for keys a group
+ahead (2x), keys dimension by dimension (attention 1.1-1.3x), four bits looked up in a register (one text 1.1x, eight
+1.02x). Dropped: three rows of weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product,
+asking 2 to 16 KB ahead (the same). Integer products would round what is multiplied to 8 bits, and logits are to be
+exact.
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
 DECODE_TARGETS = {"F32": 1.0, "F16": 1.0, "Q8_0": 1.0, "Q4_0": 0.8}
+MEMORY_TARGETS = {"nanoGPT char": 0.6, "GPT-2 124M, short": 0.9, "GPT-2 124M, long": 0.9}
+PRODUCT_TARGETS = {"1024x768x3072": 0.9, "80x128x384": 0.7}
 PROMPT_TARGET, TRANSFORMERS_TARGET, TOGETHER_TARGET, BEYOND_TARGET = 0.8, 3.0, 4.0, 150e6
 
 
-def page(peers: Record, limits: Record, original: list[Record], generate: Record, quantization: Record) -> str:
+def page(
+    peers: Record, limits: Record, original: list[Record], generate: Record, quantization: Record, other: Record | None
+) -> str:
     """The whole text."""
     return "\n".join(
         [
             "# Performance\n",
             "Written by `benchmarks/make_performance_page.py` from measurements; see there how to repeat them.\n",
-            f"Machine: {peers['machine']}.\n",
+            f"Machine: {described(peers)}.\n",
             "## Against PyTorch\n",
             race_table(peers),
+            *other_text(other),
             METHOD,
             "## What bounds each case\n",
-            *(f"- **{case['case']}**: {BOUNDS[case['case']]}." for case in peers["cases"]),
+            *(bound(case) for case in peers["cases"]),
             "\n## Memory\n",
             "Peak resident memory of the whole process, imports and compiler included.\n",
             memory_table(peers),
@@ -99,7 +134,7 @@ def page(peers: Record, limits: Record, original: list[Record], generate: Record
             limits_text(limits),
             "## Generating, against llama.cpp and transformers\n",
             f"{generate['model']['name']}, {generate['threads']} threads; {generate['machine']}.\n",
-            generation_table(generate),
+            generation_table(generate, peak_of(peers)),
             GENERATION_METHOD,
             GENERATION_BOUNDS,
             "## What quantising costs\n",
@@ -114,28 +149,69 @@ def page(peers: Record, limits: Record, original: list[Record], generate: Record
     )
 
 
+def peak_of(peers: Record) -> float:
+    """The multiply-add peak of the cores that were used, GFLOP/s."""
+    return statistics.median(case["limits"]["gflops"] for case in peers["cases"])
+
+
+def described(peers: Record) -> str:
+    """The machine, and how fast it is: clouds hide a processor's name."""
+    return f"{peers['machine']}; multiply-add peak {peak_of(peers):.0f} GFLOP/s"
+
+
+def at_the_peak(case: Record) -> str:
+    """The ratio of a step that did nothing but the counted multiply-adds, at the peak."""
+    best = min(case["contenders"][name]["median_ms"] for name in ("eager", "compiled"))
+    return f"{best * case['limits']['gflops'] / case['gflop'] / 1e3:.2f}x"
+
+
+def ratio_text(case: Record) -> str:
+    """The ratio, bold where it misses the target."""
+    return judged(f"{case['ratio']:.2f}x", case["ratio"] >= case["target"])
+
+
+def bound(case: Record) -> str:
+    """What holds a case back and, where it misses its target, what was tried."""
+    text = f"- **{case['case']}**: {BOUNDS[case['case']]}."
+    if case["ratio"] < case["target"] and case["case"] in TRIED:
+        text += f" Tried: {TRIED[case['case']]}."
+    return text
+
+
+def other_text(other: Record | None) -> list[str]:
+    """The race on another machine."""
+    if other is None:
+        return []
+    lines = [
+        f"The same on another machine: {described(other)}.\n",
+        "| case | better PyTorch, ms | fastllm, ms | ratio | target | at the peak | share of peak |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for case in other["cases"]:
+        times = {name: case["contenders"][name]["median_ms"] for name in ("fastllm", "eager", "compiled")}
+        lines.append(
+            f"| {case['case']} | {three_digits(min(times['eager'], times['compiled']))} | "
+            f"{three_digits(times['fastllm'])} | {ratio_text(case)} | {case['target']:g}x | {at_the_peak(case)} | "
+            f"{case['contenders']['fastllm']['share_of_peak']:.0%} |"
+        )
+    return [*lines, ""]
+
+
 def race_table(peers: Record) -> str:
     lines = [
         "| case | PyTorch eager, ms | compiled, ms | fastllm, ms | ratio | target | at the peak | share of peak |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    missed = []
     for case in peers["cases"]:
         ours, eager, compiled = (case["contenders"][name] for name in ("fastllm", "eager", "compiled"))
-        best = min(eager["median_ms"], compiled["median_ms"])
-        most = best * case["limits"]["gflops"] / case["gflop"] / 1e3
-        ratio = f"{case['ratio']:.2f}x"
-        if case["ratio"] < case["target"]:
-            missed.append(case["case"])
-            ratio = f"**{ratio}**"
         lines.append(
-            f"| {case['case']} | {spread(eager)} | {spread(compiled)} | {spread(ours)} | {ratio} | "
-            f"{case['target']:g}x | {most:.2f}x | {ours['share_of_peak']:.0%} |"
+            f"| {case['case']} | {spread(eager)} | {spread(compiled)} | {spread(ours)} | {ratio_text(case)} | "
+            f"{case['target']:g}x | {at_the_peak(case)} | {ours['share_of_peak']:.0%} |"
         )
     for name, error in peers["failed"].items():
         lines.append(f"| {name} | failed: {error} | | | | | | |")
     lost = [case["case"] for case in peers["cases"] if case["ratio"] < 1]
-    said = "; ".join(missed) or "none"
+    said = "; ".join(case["case"] for case in peers["cases"] if case["ratio"] < case["target"]) or "none"
     lines += ["", f"Slower than PyTorch: {'; '.join(lost) or 'none'}. Short of the target (bold): {said}.\n"]
     return "\n".join(lines)
 
@@ -146,35 +222,49 @@ def spread(contender: Record) -> str:
 
 
 def memory_table(peers: Record) -> str:
-    lines = ["| case | PyTorch eager, MB | compiled, MB | fastllm, MB | of eager |", "|---|--:|--:|--:|--:|"]
+    lines = [
+        "| case | PyTorch eager, MB | compiled, MB | fastllm, MB | of eager | at most |", "|---|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
     for case in peers["cases"]:
         ours, eager, compiled = (case["contenders"][name]["peak_mb"] for name in ("fastllm", "eager", "compiled"))
-        lines.append(f"| {case['case']} | {eager:.0f} | {compiled:.0f} | {ours:.0f} | {ours / eager:.2f}x |")
+        most = MEMORY_TARGETS.get(case["case"])
+        share = judged(f"{ours / eager:.2f}x", most is None or ours / eager <= most)
+        asked = f"{most}x" if most else ""
+        lines.append(f"| {case['case']} | {eager:.0f} | {compiled:.0f} | {ours:.0f} | {share} | {asked} |")
     return "\n".join([*lines, ""])
 
 
+def judged(text: str, is_met: bool) -> str:
+    """What was measured, bold where it misses what is asked for."""
+    return text if is_met else f"**{text}**"
+
+
 def limits_text(limits: Record) -> str:
-    lines = ["| product | rows x inputs x outputs | GFLOP/s | share of peak |", "|---|---|--:|--:|"]
+    lines = ["| product | rows x inputs x outputs | GFLOP/s | share of peak | asked for |", "|---|---|--:|--:|--:|"]
     for record in limits["products"]:
-        lines.append(
-            f"| {record['product']} | {record['size']} | {record['gflops']:.0f} | {record['share']:.0%} |"
-        )
+        least = PRODUCT_TARGETS[record["size"]]
+        share = judged(f"{record['share']:.0%}", record["share"] >= least)
+        lines.append(f"| {record['product']} | {record['size']} | {record['gflops']:.0f} | {share} | {least:.0%} |")
     one, every = limits["threads"]
-    decode = limits["decode"]
+    decode, times = limits["decode"], one["ms"] / every["ms"]
+    read, computed = decode["share_of_bandwidth"], decode["share_of_peak"]
     return "\n".join(
         [
             *lines,
             "",
             f"A step of nanoGPT char takes {one['ms']:.0f} ms on one thread and {every['ms']:.0f} ms on "
-            f"{every['threads']}: {one['ms'] / every['ms']:.2f}x. The bits are the same (tests).\n",
+            f"{every['threads']}: {judged(f'{times:.2f}x', times >= 1.8)} (asked for: 1.8x). The bits are the same "
+            "(tests).\n",
             f"Decoding with {decode['parameters'] / 1e6:.0f} million float32 parameters: {decode['tokens_per_s']:.0f} "
-            f"tokens/s, {decode['share_of_bandwidth']:.0%} of the bandwidth of reading memory. A prompt of 128 tokens: "
-            f"{decode['prompt_tokens_per_s']:.0f} tokens/s, {decode['share_of_peak']:.0%} of the multiply-add peak.\n",
+            f"tokens/s, {judged(f'{read:.0%}', read >= 0.85)} of the bandwidth of reading memory (asked for: 85%). "
+            f"A prompt of 128 tokens: {decode['prompt_tokens_per_s']:.0f} tokens/s, "
+            f"{judged(f'{computed:.0%}', computed >= 0.7)} of the multiply-add peak (asked for: 70%).\n",
         ]
     )
 
 
-def generation_table(generate: Record) -> str:
+def generation_table(generate: Record, peak: float) -> str:
+    """peak  the multiply-add peak, GFLOP/s"""
     rows = {(row["kind"], row["contender"]): row for row in generate["rows"]}
     lines = [
         "| weights | program | decoding, tokens/s | prompts, tokens/s | 8 texts at once, tokens/s | beyond, MB |",
@@ -186,13 +276,15 @@ def generation_table(generate: Record) -> str:
             f"| {kind} | {name} | {rate(row['decode'])} | {rate(row['prompt'])} | {together} | "
             f"{row['beyond_bytes'] / 1e6:.0f} |"
         )
-    lines += ["", "| asked for | measured |", "|---|--:|"]
+    lines += ["", "| asked for | measured | at the peak |", "|---|--:|--:|"]
 
-    def wanted(what: str, measured: float, target: float, at_most: bool = False, unit: str = "x") -> None:
+    def wanted(
+        what: str, measured: float, target: float, at_most: bool = False, unit: str = "x", most: float | None = None
+    ) -> None:
         is_met = measured <= target if at_most else measured >= target
         text = f"{measured:.0f}{unit}" if at_most else f"{measured:.2f}{unit}"
         lines.append(f"| {what} {'at most' if at_most else 'at least'} {target:g}{unit} | "
-                     f"{text if is_met else f'**{text}**'} |")  # fmt: skip
+                     f"{judged(text, is_met)} | {f'{most:.1f}x' if most else ''} |")  # fmt: skip
 
     for kind, target in DECODE_TARGETS.items():
         if (kind, "llama.cpp") in rows:
@@ -206,7 +298,10 @@ def generation_table(generate: Record) -> str:
         ratio = ratio_of(rows["F32", "fastllm"], rows["F32", "transformers"], "decode")
         wanted("decoding F32, of transformers'", ratio, TRANSFORMERS_TARGET)
     for kind in DECODE_TARGETS:
-        wanted(f"8 texts at once {kind}, of one", rows[kind, "fastllm"]["together_ratio"], TOGETHER_TARGET)
+        row = rows[kind, "fastllm"]
+        one = row["together"]["median"] / row["together_ratio"]
+        most = peak * 1e9 / (2 * generate["model"]["parameters"]) / one if "parameters" in generate["model"] else None
+        wanted(f"8 texts at once {kind}, of one", row["together_ratio"], TOGETHER_TARGET, most=most)
     for kind in DECODE_TARGETS:
         beyond = rows[kind, "fastllm"]["beyond_bytes"] / 1e6
         wanted(f"memory beyond file and cache {kind},", beyond, BEYOND_TARGET / 1e6, at_most=True, unit=" MB")
@@ -263,18 +358,22 @@ def growth_text(limits: Record) -> str:
 
 def start_text(limits: Record) -> str:
     start = limits["start"]
+    cold, warm = (f"{start[f'{name}_s']:.{digits}f} s" for name, digits in (("cold", 1), ("warm", 2)))
     return (
-        f"nanoGPT CPU, whole processes: from an empty kernel cache to the end of the first training step "
-        f"{start['cold_s']:.1f} s, from a full one {start['warm_s']:.2f} s. `import fastllm` takes "
-        f"{start['import_s']:.2f} s, with the model {start['import_model_s']:.2f} s, NumPy alone "
-        f"{start['numpy_s']:.2f} s; `fastllm --help` {start['help_s']:.2f} s.\n"
+        "nanoGPT CPU, whole processes: from an empty kernel cache to the end of the first training step "
+        f"{judged(cold, start['cold_s'] <= 20)} (asked for: 20), from a full one "
+        f"{judged(warm, start['warm_s'] <= 1.5)} (1.5). `import fastllm` takes {start['import_s']:.2f} s, with the "
+        f"model {start['import_model_s']:.2f} s, NumPy alone {start['numpy_s']:.2f} s; `fastllm --help` "
+        f"{start['help_s']:.2f} s.\n"
     )
 
 
 def original_text(original: list[Record]) -> str:
-    lines = ["25 facts and 53 dialogues, one row an update, 7,800 updates (`benchmarks/original_job.py`):\n"]
+    job = "25 facts and 53 dialogues, one row an update, 7,800 updates (`benchmarks/original_job.py`)"
+    lines = [f"{job}; asked for: 4 s.\n"]
     for record in original:
-        lines.append(f"- {record['backend']}: {record['seconds']:.1f} s for {record['updates']} updates")
+        seconds = judged(f"{record['seconds']:.1f} s", record["backend"] != "numba" or record["seconds"] <= 4)
+        lines.append(f"- {record['backend']}: {seconds} for {record['updates']} updates")
     return "\n".join([*lines, ""])
 
 
@@ -307,13 +406,15 @@ def main(argv: list[str] | None = None) -> int:
     names = ("peers", "limits", "original", "generate", "quantization")
     for name in names:
         parser.add_argument(name, type=Path)
+    parser.add_argument("--other", type=Path, metavar="PEERS")
     parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
     arguments = parser.parse_args(argv)
     peers, limits, original, generate, quantization = (
         json.loads(getattr(arguments, name).read_text(encoding="utf-8")) for name in names
     )
+    other = json.loads(arguments.other.read_text(encoding="utf-8")) if arguments.other else None
     files = {
-        "performance.md": page(peers, limits, original, generate, quantization),
+        "performance.md": page(peers, limits, original, generate, quantization, other),
         "performance-sequences.svg": sequence_chart(limits),
         "performance-context.svg": context_chart(limits),
     }
