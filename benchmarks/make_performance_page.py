@@ -28,8 +28,8 @@ Record = dict[str, Any]
 BOUNDS = {
     "tiny, one row": (
         "24 rows leave little to multiply: a weight is packed, multiplied by 24 rows and updated. Half of the time "
-        "is packing, Adam's pass, starting about thirty parallel regions (3.5 us each, more when the two cores lie "
-        "far apart) and Python between them"
+        "is packing, Adam's pass, starting about thirty parallel regions (1 to 4 us each, as near as the two cores "
+        "are) and Python between them"
     ),
     "tiny, real lengths": "the multiply-adds; then attention over short sequences, whose blocks are mostly edges",
     "nanoGPT CPU": "the multiply-adds; then attention over 64 tokens, GELU and LayerNorm, about a sixth together",
@@ -98,11 +98,12 @@ caches: with weights of 8 or 4 bits one text takes so little time that eight tak
 what eight would reach if these multiply-adds, at the peak in float32, were all there is to do. The products reach 65 to
 77% of it: the rest goes to unpacking; attention takes a quarter of such a step, at the speed of memory.
 
-Tried for eight texts. Kept: two rows of weights with eight of x (1.2x), asking for weights 8 KB and for keys a group
-ahead (2x), keys dimension by dimension (attention 1.1-1.3x), four bits looked up in a register (one text 1.1x, eight
-1.02x). Dropped: three rows of weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product,
-asking 2 to 16 KB ahead (the same). Integer products would round what is multiplied to 8 bits, and logits are to be
-exact.
+Tried. Kept: two rows of weights with eight of x (1.2x), asking for weights 4 KB and for keys a group ahead (2x), and
+for weights as what is not read again (1.03x), keys dimension by dimension (attention 1.1-1.3x), four bits looked up in
+a register (one text 1.1x, eight 1.02x). Dropped: three rows of weights with eight of x (spills), one with eight (F16
+0.7x), four accumulators a product, asking 2 to 16 KB ahead (the same), threads that take outputs as they finish, not
+halves (0.7-0.8x: each asks ahead for what the other then takes). Integer products would round what is multiplied to 8
+bits, and logits are to be exact.
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.

@@ -313,9 +313,10 @@ class Model:
             raise ValueError(
                 f"prefill takes each slot once; got slots {chosen.tolist()}; read one stretch after another"
             )
-        places = cache.reserve(chosen, lengths)
+        cache.reserve(chosen, lengths)
         before = cache.lengths[chosen]
         positions = batch.positions + np.repeat(before, lengths)
+        places = cache.places(np.repeat(chosen, lengths), positions)
         if self._rotary:
             self._rotary.reserve(int(positions.max()) + 1)
         last = np.empty((len(lengths), self.config.width), self._backend.dtype)
@@ -352,18 +353,20 @@ class Model:
         batch = self._batch(ids, np.arange(ids.size + 1))
         batch.slots = _slots(cache, slots, ids.size)
         batch.cache, batch.is_decode = cache, True
-        once, which, counts = np.unique(batch.slots, return_inverse=True, return_counts=True)
-        order = np.argsort(which, kind="stable")
-        batch.places = np.empty(ids.size, np.int32)
-        batch.places[order] = cache.reserve(once, counts)
-        nth = np.empty(ids.size, np.int32)  # among the tokens of its slot
-        nth[order] = np.arange(ids.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        batch.positions = cache.lengths[batch.slots] + nth
+        counts: dict[int, int] = {}
+        nth = []  # among the tokens of its slot
+        for slot in batch.slots.tolist():
+            nth.append(counts.get(slot, 0))
+            counts[slot] = nth[-1] + 1
+        named, new = np.array(list(counts), np.int32), np.array(list(counts.values()), np.int32)
+        cache.reserve(named, new)
+        batch.positions = cache.lengths[batch.slots] + np.array(nth, np.int32)
+        batch.places = cache.places(batch.slots, batch.positions)
         batch.lengths = batch.positions + np.int32(1)
         if self._rotary:
             self._rotary.reserve(int(batch.lengths.max()))
         logits = self.head.logits(self._run(batch))
-        cache.advance(once, counts)
+        cache.advance(named, new)
         return logits
 
     def _run(self, batch: Batch, keep: bool = False) -> np.ndarray:

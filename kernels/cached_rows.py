@@ -69,7 +69,7 @@ def dot_group(typingctx, x, keys, size, ahead):
 
         def step(d, total):
             place = builder.mul(d, _number(GROUP))
-            _prefetch(builder, _at(builder, ahead, place), is_write=False)
+            _prefetch(builder, _at(builder, ahead, place))
             factor = _broadcast(builder, builder.load(_at(builder, x, d)))
             builder.store(_fma(builder, factor, _load(builder, _at(builder, keys, place)), builder.load(total)), total)
 
@@ -108,7 +108,7 @@ def add_rows(typingctx, to, weights, rows, count, size, ahead):
                 for v, (place, total) in enumerate(zip(places, sums, strict=True)):
                     here = builder.add(row, place)
                     if v * LANES % GROUP == 0:
-                        _prefetch(builder, _at(builder, ahead, here), is_write=False)
+                        _prefetch(builder, _at(builder, ahead, here))
                     builder.store(
                         _fma(builder, weight, load(_at(builder, rows, here)), builder.load(total)), total
                     )

@@ -10,6 +10,8 @@ map, so that one parallel region does for all. Two ways to do it:
     by products  strips of weights are unpacked into the cache and go through the matrix product: for many rows
 """
 
+from functools import cache
+
 import numpy as np
 
 from .jit import chunk_count, inline, kernel, prange
@@ -84,7 +86,12 @@ def packed_rows_forward(out, x, weights, kinds, bias, residual):
     bias     (O,)    or (0,) for none
     residual (N, O)  added to the result; (0, 0) for none
     """
-    dots(out, x, weights, (dot_of(kinds[0]), dot_of(kinds[1]), dot_of(kinds[2])), bias, residual)
+    dots(out, x, weights, _dots_of(kinds), bias, residual)
+
+
+@cache
+def _dots_of(kinds):
+    return tuple(map(dot_of, kinds))
 
 
 @inline
@@ -145,8 +152,9 @@ def packed_forward(out, x, weights, kinds, bias, residual, scratch):
     products(out, x, weights, _unpackers(kinds), bias, residual, scratch)
 
 
+@cache
 def _unpackers(kinds):
-    return unpack_of(kinds[0]), unpack_of(kinds[1]), unpack_of(kinds[2])
+    return tuple(map(unpack_of, kinds))
 
 
 @inline

@@ -94,7 +94,7 @@ def transpose(typingctx, to, to_row, source, source_row):
         to, to_row, source, source_row = arguments
         rows = _rows_from(builder, source, source_row)
         for row in rows:
-            _prefetch(builder, _at(builder, row, ir.Constant(_INT, TRANSPOSE_AHEAD)), is_write=False)
+            _prefetch(builder, _at(builder, row, ir.Constant(_INT, TRANSPOSE_AHEAD)))
         _transpose(builder, to, to_row, rows)
         return context.get_dummy_value()
 

@@ -106,10 +106,13 @@ def _call(builder, name, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
-def _prefetch(builder, pointer, is_write):
-    """Bring the line of an address to the first cache, to be read or to be written. Of any address: none faults."""
+def _prefetch(builder, pointer, is_write=False, once=False):
+    """Bring the line of an address to the first cache, to be read or to be written. Of any address: none faults.
+
+    once  it is not read again: what stands in the other caches is not to make way for it
+    """
     byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-    write, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(is_write), 3, 1))
+    write, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(is_write), 0 if once else 3, 1))
     _call(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, write, keep, data])
 
 

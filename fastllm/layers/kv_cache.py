@@ -48,10 +48,9 @@ class KVCache:
         """Bytes taken so far."""
         return sum(layer.nbytes for layer in (*self.keys, *self.values))
 
-    def reserve(self, slots: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Make room for counts[i] more tokens in slots[i]; slots differ. Their places (sum of counts,) int32.
+    def reserve(self, slots: np.ndarray, counts: np.ndarray) -> None:
+        """Make room for counts[i] more tokens in slots[i]; slots differ. Lengths stay as they are until `advance`.
 
-        A place is a row of all pages' rows. Lengths stay as they are until `advance`.
         Raises ValueError, with nothing changed, where a text would exceed the context.
         """
         total = self.lengths[slots] + counts
@@ -61,10 +60,11 @@ class KVCache:
                 f"a text may have at most context = {self.context} tokens; got {total[at]} with the {counts[at]} new "
                 f"ones, in slot {slots[at]} of the cache; stop there, or shorten the prompt"
             )
-        places = [self._places(int(slot), int(count)) for slot, count in zip(slots, counts, strict=True)]
-        return places[0] if len(places) == 1 else np.concatenate(places)
+        for slot, length in zip(slots.tolist(), total.tolist(), strict=True):
+            self._make_room(slot, length)
 
-    def _places(self, slot: int, count: int) -> np.ndarray:
+    def _make_room(self, slot: int, length: int) -> None:
+        """Give a slot pages for so many tokens, which others don't see from its next token on."""
         begin = int(self.lengths[slot])
         mine, first = self.pages[slot], begin // self.page
         if begin % self.page and self._users[mine[first]] > 1:
@@ -73,11 +73,14 @@ class KVCache:
                 layer[own] = layer[shared]
             mine[first] = own
             self._drop(shared)
-        while self._held[slot] < self._pages_of(begin + count):
+        while self._held[slot] < self._pages_of(length):
             mine[self._held[slot]] = self._take()
             self._held[slot] += 1
-        positions = np.arange(begin, begin + count, dtype=np.int32)
-        return mine[positions // self.page] * np.int32(self.page) + positions % np.int32(self.page)
+
+    def places(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Where tokens at so many positions of so many slots stand (N,) int32: rows of all pages' rows."""
+        number, within = np.divmod(positions, np.int32(self.page))
+        return self.pages[slots, number] * np.int32(self.page) + within
 
     def advance(self, slots: np.ndarray, counts: np.ndarray) -> None:
         """Count the new tokens: their keys and values are written."""
