@@ -92,18 +92,21 @@ without the file and the cache of keys and values; Python, NumPy and the compile
 """
 
 GENERATION_BOUNDS = """\
-What is missed (bold), and what bounds it. One text is decoded as fast as memory gives the weights, F32 and F16 on both
-sides, but for Q4_0, where unpacking takes longer. Eight texts take eight times the multiply-adds of one, and read eight
-caches: with weights of 8 or 4 bits one text takes so little time that eight take more than twice that. *At the peak* is
-what eight would reach if these multiply-adds, at the peak in float32, were all there is to do. The products reach 65 to
-77% of it: the rest goes to unpacking; attention takes a quarter of such a step, at the speed of memory.
+What is missed (bold), and what bounds it. One text waits for memory most of the time, F32 and F16 on both sides, but
+for Q4_0, where unpacking takes longer; what keeps it from the whole bandwidth (see above) is known in part only: about
+0.2 ms a token of Python and calls, and attention, which reads its own memory. Eight texts take eight times the
+multiply-adds of one, and read eight caches: with weights of 8 or 4 bits one text takes so little time that eight take
+more than twice that. *At the peak* is what eight would reach if these multiply-adds, at the peak in float32, were all
+there is to do. The products reach 65 to 77% of it: the rest goes to unpacking; attention takes a quarter of such a
+step, at the speed of memory.
 
-Tried. Kept: two rows of weights with eight of x (1.2x), asking for weights 4 KB and for keys a group ahead (2x), and
-for weights as what is not read again (1.03x), keys dimension by dimension (attention 1.1-1.3x), four bits looked up in
-a register (one text 1.1x, eight 1.02x). Dropped: three rows of weights with eight of x (spills), one with eight (F16
-0.7x), four accumulators a product, asking 2 to 16 KB ahead (the same), threads that take outputs as they finish, not
-halves (0.7-0.8x: each asks ahead for what the other then takes). Integer products would round what is multiplied to 8
-bits, and logits are to be exact.
+Tried. Kept: two rows of weights with eight of x (1.2x), asking for weights and for keys ahead (2x), keys dimension by
+dimension (attention 1.1-1.3x), four bits looked up in a register (one text 1.1x, eight 1.02x). Dropped: three rows of
+weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product, asking 2 to 16 KB ahead (no
+difference beyond the noise), threads that take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead
+for what the other then takes). Undecided: asking for weights as what is not read again, 4 KB ahead, which is in use,
+gave 0.95x to 1.25x from run to run, mostly 1.0x to 1.05x, where the same code twice differed by 5%. Integer products
+would round what is multiplied to 8 bits, and logits are to be exact.
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
@@ -184,7 +187,7 @@ def other_text(other: Record | None) -> list[str]:
     if other is None:
         return []
     lines = [
-        f"The same on another machine: {described(other)}.\n",
+        f"The same on another machine, by an earlier version: {described(other)}.\n",
         "| case | better PyTorch, ms | fastllm, ms | ratio | target | at the peak | share of peak |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
