@@ -10,6 +10,7 @@ One pass: each of the four arrays is read once and three are written once. Clipp
 
 import numpy as np
 
+from .claim import claim
 from .jit import chunk_count, inline, kernel, piece, prange
 
 
@@ -18,6 +19,7 @@ def _update(parameters, first, second, gradients, scale, step_size, betas, eps, 
     beta1, rest1, beta2, rest2 = betas
     parameters, gradients = piece(parameters, chunk, chunks), piece(gradients, chunk, chunks)
     first, second = piece(first, chunk, chunks), piece(second, chunk, chunks)
+    claim(parameters)
     for i in range(parameters.shape[0]):
         g = gradients[i] * scale
         m = beta1 * first[i] + rest1 * g

@@ -18,9 +18,9 @@ from .simd import (
     _FLOAT,
     _INT,
     _VECTOR,
-    CACHE_LINE,
     FLOATS,
     LANES,
+    LINE,
     VECTOR,
     _at,
     _broadcast,
@@ -35,7 +35,7 @@ from .simd import (
 
 __all__ = ["GROUP", "add_rows", "dot_group", "stack"]
 
-GROUP = CACHE_LINE // 4  # tokens whose keys stand together: a dimension of them is a line
+GROUP = LINE  # tokens whose keys stand together: a dimension of them is a line
 SUMS = 4  # accumulators of a dot product, enough to hide a multiply-add's latency behind memory's
 CHUNKS = 8, 4, 1  # vectors of a row that stay in registers while rows are added to them
 

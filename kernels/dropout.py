@@ -9,7 +9,7 @@ and threads need no streams of their own.
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, piece, prange
+from .jit import bounds, chunk_count, inline, kernel, piece, prange
 
 U = np.uint64
 GOLDEN = U(0x9E3779B97F4A7C15)
@@ -28,7 +28,7 @@ def _uniform(seed, counter):
 @inline
 def _drop(out, x, probability, seed, offset, chunk, chunks):
     flat_out, flat_x = piece(out.reshape(-1), chunk, chunks), piece(x.reshape(-1), chunk, chunks)
-    first = U(offset) + U(x.size * chunk // chunks)
+    first = U(offset) + U(bounds(x.size, chunk, chunks)[0])
     scale = np.float32(1.0 / (1.0 - probability))
     threshold = np.float32(probability)
     for i in range(flat_x.shape[0]):

@@ -34,9 +34,9 @@ from numba import config, types
 from .jit import inline, kernel, linked, prange
 from .row_group import transpose, transpose_part
 from .simd import (
-    CACHE_LINE,
     FLOATS,
     LANES,
+    LINE,
     advance,
     advance_optional,
     broadcast,
@@ -83,10 +83,9 @@ def matmul_scratch():
 
 def thread_rooms(floats):
     """Scratch of at least so many floats for each thread, a row each, which begins at a cache line."""
-    line = CACHE_LINE // 4
-    threads, row = config.NUMBA_NUM_THREADS, (floats + line - 1) // line * line
-    raw = np.empty(threads * row + line, np.float32)
-    start = -(raw.ctypes.data // 4) % line
+    threads, row = config.NUMBA_NUM_THREADS, (floats + LINE - 1) // LINE * LINE
+    raw = np.empty(threads * row + LINE, np.float32)
+    start = -(raw.ctypes.data // 4) % LINE
     return raw[start : start + threads * row].reshape(threads, row)
 
 

@@ -5,6 +5,7 @@ in registers. Here a Numba type stands for LLVM's `<LANES x float>`, and each fu
 instruction or a few. LLVM lowers the generic type to AVX-512, AVX2, SSE or NEON alike; nothing here is x86's.
 
     LANES      floats in a vector: 16 with AVX-512, 8 with AVX, else 4
+    LINE       floats in a cache line
     pointer    address of an array's first element; p[i] reads without Numba's test for a negative index,
                which alone cost 20% of the matrix product
     advance    address of the n-th float from p
@@ -29,6 +30,7 @@ __all__ = [
     "FLOATS",
     "HAS_HALF",
     "LANES",
+    "LINE",
     "PROBE_SUMS",
     "add",
     "advance",
@@ -71,6 +73,7 @@ LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of
 HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
 
 CACHE_LINE = 64  # bytes
+LINE = CACHE_LINE // 4  # floats
 PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-add's latency, fewer than registers
 
 _FLOAT = ir.FloatType()
