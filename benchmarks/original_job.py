@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
                 "backend": backend,
                 "updates": sum(updates),
                 "seconds": sum(seconds),
+                "update_ms": [1e3 * time / count for count, time in zip(updates, seconds, strict=True)],  # by turn
                 "first_update_seconds": first[backend],
                 "loss": losses[-1],
                 "machine": describe_machine(),
@@ -97,9 +98,11 @@ def main(argv: list[str] | None = None) -> int:
 
     print(describe_machine())
     for result in results:
+        low, high = np.quantile(result["update_ms"], (0.2, 0.8))
         print(
             f"{result['backend']}: {result['updates']} updates in {result['seconds']:.2f} s, to a loss of "
-            f"{result['loss']:.3f}; compiling and one update, before: {result['first_update_seconds']:.2f} s"
+            f"{result['loss']:.3f}; an update {low:.2f} to {high:.2f} ms (20th to 80th percentile of the turns); "
+            f"compiling and one update, before: {result['first_update_seconds']:.2f} s"
         )
     if len(results) == 2:
         print(f"ratio: {results[1]['seconds'] / results[0]['seconds']:.2f}x")

@@ -1,7 +1,7 @@
-"""How attention meets what stands in the cache (kv_cache.py): one row at a time, in the order of memory.
+"""How attention meets what stands in the cache (kv_cache.py): in the order of memory, a few queries at a time.
 
-    dot_group   a query's dot products with the keys of LANES tokens, which stand dimension by dimension
-    add_rows    the sum of rows of values, each times its weight, in registers until all are added
+    dot_group   queries' dot products with the keys of LANES tokens, which stand dimension by dimension
+    add_rows    the sums of rows of values, each times its weights, in registers until all are added
     stack       room for a few floats
 
 Memory gives this its pace. So both ask for what comes next, line by line, while they are at this.
@@ -21,7 +21,6 @@ from .simd import (
     FLOATS,
     LANES,
     LINE,
-    VECTOR,
     _at,
     _broadcast,
     _fma,
@@ -33,11 +32,13 @@ from .simd import (
     _store,
 )
 
-__all__ = ["GROUP", "add_rows", "dot_group", "stack"]
+__all__ = ["GROUP", "TOGETHER", "add_rows", "dot_group", "stack"]
 
 GROUP = LINE  # tokens whose keys stand together: a dimension of them is a line
+TOGETHER = 4  # queries at most that a key and a value, once loaded, are multiplied with
 SUMS = 4  # accumulators of a dot product, enough to hide a multiply-add's latency behind memory's
-CHUNKS = 8, 4, 1  # vectors of a row that stay in registers while rows are added to them
+# Vectors that stay in registers: 4 queries' 4 sums, or so many vectors of the rows that are added up.
+REGISTERS = 16 if LANES == 16 else 8
 
 
 def _number(value):
@@ -57,66 +58,93 @@ def stack(typingctx, count):
 
 
 @intrinsic
-def dot_group(typingctx, x, keys, size, ahead):
-    """For each lane the sum over d of x[d] * keys[d * GROUP + lane], d below size.
+def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
+    """scores[i * scores_row + lane] = the sum over d of x[i * size + d] * keys[d * GROUP + lane], d below size.
 
+    count  queries i, a literal number up to TOGETHER: a key is loaded once for all
     ahead  address of as many numbers that are brought to the cache meanwhile
     """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    queries = range(count.literal_value)
 
     def codegen(context, builder, signature, arguments):
-        x, keys, size, ahead = arguments
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES)) for _ in range(SUMS)]
+        _, scores, scores_row, x, keys, size, ahead = arguments
+        zeros = ir.Constant(_VECTOR, [0.0] * LANES)
+        parts = max(1, min(SUMS, REGISTERS // len(queries)))
+        sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(parts)] for _ in queries]
+        starts = [_at(builder, x, builder.mul(size, _number(i))) for i in queries]
 
-        def step(d, total):
+        def step(d, part):
             place = builder.mul(d, _number(GROUP))
             _prefetch(builder, _at(builder, ahead, place))
-            factor = _broadcast(builder, builder.load(_at(builder, x, d)))
-            builder.store(_fma(builder, factor, _load(builder, _at(builder, keys, place)), builder.load(total)), total)
+            key = _load(builder, _at(builder, keys, place))
+            for i in queries:
+                factor = _broadcast(builder, builder.load(_at(builder, starts[i], d)))
+                builder.store(_fma(builder, factor, key, builder.load(sums[i][part])), sums[i][part])
 
-        rounds = builder.sdiv(size, _number(SUMS))
+        rounds = builder.sdiv(size, _number(parts))
         with cgutils.for_range(builder, rounds, intp=_INT) as loop:
-            for i, total in enumerate(sums):
-                step(builder.add(builder.mul(loop.index, _number(SUMS)), _number(i)), total)
-        done = builder.mul(rounds, _number(SUMS))
+            for part in range(parts):
+                step(builder.add(builder.mul(loop.index, _number(parts)), _number(part)), part)
+        done = builder.mul(rounds, _number(parts))
         with cgutils.for_range(builder, builder.sub(size, done), intp=_INT) as loop:
-            step(builder.add(done, loop.index), sums[0])
-        vectors = [builder.load(total) for total in sums]
-        while len(vectors) > 1:
-            vectors = [builder.fadd(a, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-        return vectors[0]
+            step(builder.add(done, loop.index), 0)
+        for i in queries:
+            total = builder.load(sums[i][0])
+            for part in sums[i][1:]:
+                total = builder.fadd(total, builder.load(part))
+            _store(builder, total, _at(builder, scores, builder.mul(scores_row, _number(i))))
+        return context.get_dummy_value()
 
-    return VECTOR(FLOATS, FLOATS, types.int64, FLOATS), codegen
+    return types.void(count, FLOATS, types.int64, FLOATS, FLOATS, types.int64, FLOATS), codegen
 
 
 @intrinsic
-def add_rows(typingctx, to, weights, rows, count, size, ahead):
-    """to[d] += the sum over t of weights[t] * rows[t * size + d], t below count, d below size.
+def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, size, after):
+    """to[i * to_row + d] += the sum over t of weights[i * weights_row + t] * rows[t * size + d], t below tokens.
 
-    ahead  address of as many rows that are brought to the cache meanwhile
+    count  queries i, a literal number up to TOGETHER: a row is loaded once for all
+    after  address of GROUP rows that are brought to the cache when the rows GROUP further end
     """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    queries = range(count.literal_value)
 
     def codegen(context, builder, signature, arguments):
-        to, weights, rows, count, size, ahead = arguments
+        _, to, to_row, weights, weights_row, rows, tokens, size, after = arguments
+        early = builder.sub(tokens, _number(GROUP))
+        beyond = builder.mul(_number(GROUP), size)
+        ahead = _at(builder, rows, beyond)
+        later = _at(builder, after, builder.neg(builder.mul(early, size)))
+        targets = [_at(builder, to, builder.mul(to_row, _number(i))) for i in queries]
+        factors = [_at(builder, weights, builder.mul(weights_row, _number(i))) for i in queries]
 
         def add(offset, vectors, load, store):
-            """To so many vectors of `to`."""
+            """To so many vectors of each `to`."""
             places = [builder.add(offset, _number(v * LANES)) for v in range(vectors)]
-            sums = [cgutils.alloca_once_value(builder, load(_at(builder, to, place))) for place in places]
-            with cgutils.for_range(builder, count, intp=_INT) as loop:
+            sums = [
+                [cgutils.alloca_once_value(builder, load(_at(builder, target, place))) for place in places]
+                for target in targets
+            ]
+            with cgutils.for_range(builder, tokens, intp=_INT) as loop:
                 row = builder.mul(loop.index, size)
-                weight = _broadcast(builder, builder.load(_at(builder, weights, loop.index)))
-                for v, (place, total) in enumerate(zip(places, sums, strict=True)):
+                next_rows = builder.select(builder.icmp_signed("<", loop.index, early), ahead, later)
+                each = [_broadcast(builder, builder.load(_at(builder, factor, loop.index))) for factor in factors]
+                for v, place in enumerate(places):
                     here = builder.add(row, place)
                     if v * LANES % GROUP == 0:
-                        _prefetch(builder, _at(builder, ahead, here))
-                    builder.store(
-                        _fma(builder, weight, load(_at(builder, rows, here)), builder.load(total)), total
-                    )
-            for place, total in zip(places, sums, strict=True):
-                store(builder.load(total), _at(builder, to, place))
+                        _prefetch(builder, _at(builder, next_rows, here))
+                    value = load(_at(builder, rows, here))
+                    for weight, totals in zip(each, sums, strict=True):
+                        builder.store(_fma(builder, weight, value, builder.load(totals[v])), totals[v])
+            for target, totals in zip(targets, sums, strict=True):
+                for place, total in zip(places, totals, strict=True):
+                    store(builder.load(total), _at(builder, target, place))
 
         done = _number(0)
-        for vectors in CHUNKS:
+        widths = [width for width in (8, 4, 2) if width * len(queries) <= REGISTERS][:2]
+        for vectors in (*widths, 1):
             wide = _number(vectors * LANES)
             chunks = builder.sdiv(builder.sub(size, done), wide)
             with cgutils.for_range(builder, chunks, intp=_INT) as loop:
@@ -137,4 +165,5 @@ def add_rows(typingctx, to, weights, rows, count, size, ahead):
             )
         return context.get_dummy_value()
 
-    return types.void(FLOATS, FLOATS, FLOATS, types.int64, types.int64, FLOATS), codegen
+    floats, whole = FLOATS, types.int64
+    return types.void(count, floats, whole, floats, whole, floats, whole, whole, floats), codegen

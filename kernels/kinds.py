@@ -25,6 +25,7 @@ from .simd import (
     LANES,
     _at,
     _call,
+    _call_address,
     _fma,
     _load,
     _prefetch,
@@ -373,17 +374,12 @@ def unpack_of(kind: int) -> int:
     return _UNPACKS[kind].address
 
 
-def _call_address(builder, address, result, arguments):
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
-
-
 @intrinsic
 def call_dot(typingctx, address, out, out_row, x, x_row, weight, size, outputs, columns, rows):
     """Call the function at an address that dot_of gave."""
 
     def codegen(context, builder, signature, arguments):
-        _call_address(builder, arguments[0], ir.VoidType(), arguments[1:])
+        _call_address(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(N, *DOT.args), codegen
@@ -394,7 +390,7 @@ def call_unpack(typingctx, address, out, out_row, weight, size, outputs, columns
     """Call the function at an address that unpack_of gave."""
 
     def codegen(context, builder, signature, arguments):
-        _call_address(builder, arguments[0], ir.VoidType(), arguments[1:])
+        _call_address(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(N, *UNPACK.args), codegen

@@ -8,18 +8,27 @@ stand GROUP tokens together, dimension by dimension: multiplied by a query's num
 sums, and nothing is added up across lanes. The softmax streams (Milakov and Gimelshein 2018, arXiv:1805.02867), BLOCK
 tokens at a time: the running maximum m, sum and weighted sum are rescaled when m grows; exponentials are powers of two,
 the scores being scaled by 1 / ln 2 as well.
+
+Heads that share keys and values (Ainslie et al. 2023, arXiv:2305.13245) go together, up to TOGETHER of them, so that
+these are read once. That leaves few tasks for the threads; a text is then cut into pieces, whose maxima, sums and
+weighted sums are put together at the end (Dao et al. 2023, pytorch.org/blog/flash-decoding).
 """
+
+from functools import cache
 
 import numpy as np
 from numba import types
+from numba.extending import intrinsic
 
-from .cached_rows import GROUP, add_rows, dot_group, stack
+from .cached_rows import GROUP, TOGETHER, add_rows, dot_group, stack
 from .elementary import LOG2_E, exp2, exp2_lanes
-from .jit import Linked, chunk_count, inline, kernel, linked, prange
+from .jit import Linked, chunk_count, deferred, inline, kernel, linked, literally, prange
 from .row_group import transpose
 from .simd import (
     FLOATS,
     LANES,
+    LINE,
+    _call_address,
     add,
     advance,
     broadcast,
@@ -29,15 +38,25 @@ from .simd import (
     maximum,
     multiply,
     pointer,
-    select_below,
     store,
     subtract,
     sum_of_lanes,
 )
 from .tile import TILE_COLUMNS
 
-P, N, PAGES = FLOATS, types.int64, types.CPointer(types.int32)
+P, N, PAGES, TABLE = FLOATS, types.int64, types.CPointer(types.int32), types.CPointer(types.int64)
 BLOCK = 128  # tokens whose scores there are at a time
+
+WEIGHTS, TOTALS = TOGETHER * BLOCK, TOGETHER * LANES  # floats
+TASKS = 16  # of a row, where its heads alone are fewer; or down to half of that
+# What is known of a task: a few heads of a row on a piece of its text.
+ROW, HEAD, HEADS = 0, 1, 2  # the first head, and how many
+FUNCTION = 3  # the address of what does it
+START, STOP = 4, 5  # tokens
+PIECES = 6  # of the whole text
+BASE, PLACE = 7, 8  # floats to the keys in the first of all pages, and to those where it starts
+RESULT = 9  # its first head's row of the results; the next one's is PIECES further
+COLUMNS = 10
 
 only_decoding = Linked()  # what training need not compile
 
@@ -112,90 +131,227 @@ def pack_groups(panels, keys, depth, columns):
             copy_times(advance(to, k * TILE_COLUMNS), advance(group, k * GROUP), ones)
 
 
-@only_decoding(types.void(P, P, P, P, PAGES, N, N, N, N, N, types.float32), ordered=True)
-def _one_head(mixed, query, keys, values, table, page, apart, length, size, following, scale):
-    """One head of one row. Compiled once, so that its bits are the same wherever it is called from.
-
-    mixed, query  addresses of the head's columns; keys, values those of its rows in the first of all pages
-    apart         floats from one page to the next
-    following     floats from keys to the first ones that are read after this head
-    """
-    weights = stack(BLOCK)
-    lowest, factor = broadcast(np.float32(-np.inf)), broadcast(scale * LOG2_E)
-    for d in range(size):
-        mixed[d] = np.float32(0)
-    top = np.float32(-np.inf)
-    total = broadcast(np.float32(0))
-    for begin in range(0, length, page):
-        here = min(page, length - begin)
+@inline
+def _attend(count, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
+    """See ATTEND; count is a literal number."""
+    literally(count)
+    weights, totals, tops = stack(WEIGHTS), stack(TOTALS), stack(TOGETHER)
+    lowest, factor, zeros = broadcast(np.float32(-np.inf)), broadcast(scale * LOG2_E), broadcast(np.float32(0))
+    for i in range(count):
+        store(advance(totals, i * LANES), zeros)
+        tops[i] = np.float32(-np.inf)
+        for d in range(size):
+            out[i * out_row + d] = np.float32(0)
+    for begin in range(start, stop, page):
+        here = min(page, stop - begin)
         for t in range(0, here, BLOCK):
-            count = min(BLOCK, here - t)
+            tokens = min(BLOCK, here - t)
             place = table[begin // page] * apart + t * size
             if t + BLOCK < here:
                 after = place + BLOCK * size
-            elif begin + page < length:
+            elif begin + page < stop:
                 after = table[begin // page + 1] * apart
             else:
                 after = following
-            rows, highs = advance(values, place), lowest
-            for g in range(0, count, LANES):
+            rows = advance(values, place)
+            for g in range(0, tokens, LANES):
                 group = advance(keys, place + g // GROUP * GROUP * size + g % GROUP)
-                ahead = advance(group, GROUP * size) if g + GROUP < count else rows
-                scores = multiply(dot_group(query, group, size, ahead), factor)
-                if count - g < LANES:
-                    scores = select_below(count - g, scores, lowest)
-                store(advance(weights, g), scores)
-                highs = maximum(highs, scores)
-            high = largest_lane(highs)
-            if not (high <= top):  # NaN goes on, for the logits to show it
-                shrink = exp2(top - high)
-                top = high
-                total = multiply(total, broadcast(shrink))
-                for d in range(size):
-                    mixed[d] *= shrink
-            for g in range(0, count, LANES):
-                line = advance(weights, g)
-                powers = exp2_lanes(subtract(load(line, count - g, lowest), broadcast(top)))
-                store(line, powers)
-                total = add(total, powers)
-            early = max(0, count - GROUP)
-            add_rows(mixed, weights, rows, early, size, advance(rows, GROUP * size))
-            add_rows(
-                mixed, advance(weights, early), advance(rows, early * size), count - early, size, advance(keys, after)
-            )
-    inverse = np.float32(1) / sum_of_lanes(total)
+                ahead = advance(group, GROUP * size) if g + GROUP < tokens else rows
+                dot_group(count, advance(weights, g), BLOCK, query, group, size, ahead)
+            for i in range(count):
+                line, total = advance(weights, i * BLOCK), advance(totals, i * LANES)
+                highs = lowest
+                for g in range(0, tokens, LANES):
+                    scores = multiply(load(advance(line, g), tokens - g, lowest), factor)
+                    store(advance(line, g), scores)
+                    highs = maximum(highs, scores)
+                high = largest_lane(highs)
+                if not (high <= tops[i]):  # NaN goes on, for the logits to show it
+                    shrink = exp2(tops[i] - high)
+                    tops[i] = high
+                    store(total, multiply(load(total, LANES, zeros), broadcast(shrink)))
+                    for d in range(size):
+                        out[i * out_row + d] *= shrink
+                top, sums = broadcast(tops[i]), load(total, LANES, zeros)
+                for g in range(0, tokens, LANES):
+                    powers = exp2_lanes(subtract(load(advance(line, g), tokens - g, lowest), top))
+                    store(advance(line, g), powers)
+                    sums = add(sums, powers)
+                store(total, sums)
+            add_rows(count, out, out_row, weights, BLOCK, rows, tokens, size, advance(keys, after))
+    for i in range(count):
+        out[i * out_row + size] = tops[i]
+        out[i * out_row + size + 1] = sum_of_lanes(load(advance(totals, i * LANES), LANES, zeros))
+
+
+# A few heads of one row that share their keys and values, on the tokens start to stop - 1, start at a page's first.
+#   out            a row for each: the weighted sum of values (size,), then the largest score and the sum of weights
+#   query          address of the first head's columns; keys, values those of their rows in the first of all pages
+#   table          the text's pages, of so many tokens each; apart: floats from one page to the next
+#   following      floats from keys to the first ones that are read after this
+ATTEND = types.void(P, N, P, P, P, PAGES, N, N, N, N, N, N, types.float32)
+
+
+@deferred(ATTEND)
+def attend_1(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
+    _attend(1, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
+
+
+@deferred(ATTEND)
+def attend_2(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
+    _attend(2, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
+
+
+@deferred(ATTEND)
+def attend_3(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
+    _attend(3, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
+
+
+@deferred(ATTEND)
+def attend_4(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
+    _attend(4, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
+
+
+_ATTEND = {1: attend_1, 2: attend_2, 3: attend_3, 4: attend_4}
+
+
+@intrinsic
+def _call_attend(
+    typingctx, address, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale
+):
+    """Call one of the functions above by its address."""
+
+    def codegen(context, builder, signature, arguments):
+        _call_address(builder, *arguments)
+        return context.get_dummy_value()
+
+    return types.void(N, *ATTEND.args), codegen
+
+
+@cache
+def _together(heads, kv_heads):
+    """How the heads that share keys go together: in how many parts, how many of them are larger, both's functions."""
+    group = heads // kv_heads
+    parts = (group + TOGETHER - 1) // TOGETHER
+    smaller, larger = group // parts, group % parts
+    return parts, larger, _ATTEND[smaller + (larger > 0)].address, _ATTEND[smaller].address
+
+
+@only_decoding(types.void(P, P, N, N, N), ordered=True)
+def _put_together(out, results, row, pieces, size):
+    """out (size,) of a head's pieces, `row` floats apart, as _attend left them."""
+    top = np.float32(-np.inf)
+    for p in range(pieces):
+        high = results[p * row + size]
+        if not (high <= top):
+            top = high
+    total = np.float32(0)
     for d in range(size):
-        mixed[d] *= inverse
+        out[d] = np.float32(0)
+    for p in range(pieces):
+        piece = advance(results, p * row)
+        weight = exp2(piece[size] - top)
+        total += weight * piece[size + 1]
+        for d in range(size):
+            out[d] += weight * piece[d]
+    inverse = np.float32(1) / total
+    for d in range(size):
+        out[d] *= inverse
 
 
 @inline
-def _one_task(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, task):
-    n, head = task // heads, task % heads
-    page, size = values.shape[2:]
-    group, apart = heads // kv_heads, kv_heads * page * size
-    begin = head // group * page * size
-    then = min(task + 1, out.shape[0] * heads - 1)
-    following = pages[slots[then // heads], 0] * apart + then % heads // group * page * size
-    _one_head(
-        advance(pointer(out), n * heads * size + head * size), advance(pointer(qkv), n * qkv.shape[1] + head * size),
-        advance(pointer(keys), begin), advance(pointer(values), begin), pointer(pages[slots[n]]), page, apart,
-        lengths[n], size, following - begin, scale,
+def _piece_of(length, page, each):
+    """Tokens in a piece of a text, all but the last: whole pages. each: tasks there are for a piece.
+
+    It depends on the model and the text alone, never on the threads, so the bits are the same on any machine.
+    """
+    pages, most = (length + page - 1) // page, max(1, TASKS // each)
+    return (pages + most - 1) // most * page
+
+
+@only_decoding(types.void(TABLE, PAGES, N, PAGES, PAGES, N, N, N, N, N, N, N, N, N))
+def _list_tasks(tasks, pages, most, slots, lengths, rows, page, size, heads, kv_heads, parts, larger, many, few):
+    """What there is to do, (tasks + 1, COLUMNS); behind the last stands where to read on: the same again.
+
+    pages  (slots, most); the others as in decode_heads, the last four what _together says
+    """
+    group, at, result = heads // kv_heads, 0, 0
+    for n in range(rows):
+        piece = _piece_of(np.int64(lengths[n]), page, kv_heads * parts)
+        pieces = (lengths[n] + piece - 1) // piece
+        for number in range(kv_heads * parts):
+            kv_head, part = number // parts, number % parts
+            some = group // parts + (1 if part < larger else 0)
+            for p in range(pieces):
+                tasks[at + ROW] = n
+                tasks[at + HEAD] = kv_head * group + part * (group // parts) + min(part, larger)
+                tasks[at + HEADS] = some
+                tasks[at + FUNCTION] = many if part < larger else few
+                tasks[at + START] = p * piece
+                tasks[at + STOP] = min(np.int64(lengths[n]), (p + 1) * piece)
+                tasks[at + PIECES] = pieces
+                tasks[at + BASE] = kv_head * page * size
+                first = np.int64(pages[slots[n] * most + p * piece // page])
+                tasks[at + PLACE] = (first * kv_heads + kv_head) * page * size
+                tasks[at + RESULT] = result + p
+                at += COLUMNS
+            result += some * pieces
+    tasks[at + PLACE] = tasks[at - COLUMNS + PLACE]
+
+
+@inline
+def _finish(out, results, task, size):
+    """The heads of a task, all of whose pieces are done."""
+    row = results.shape[1]
+    for i in range(task[HEADS]):
+        _put_together(
+            advance(pointer(out), task[ROW] * out.shape[1] + (task[HEAD] + i) * size),
+            advance(pointer(results), (task[RESULT] + i * task[PIECES]) * row), row, task[PIECES], size,
+        )  # fmt: skip
+
+
+@inline
+def _one_task(out, results, tasks, qkv, keys, values, pages, slots, scale, number):
+    task, following = tasks[number], tasks[number + 1, PLACE]
+    kv_heads, page, size = values.shape[1:]
+    begin = task[BASE]
+    _call_attend(
+        task[FUNCTION], advance(pointer(results), task[RESULT] * results.shape[1]), task[PIECES] * results.shape[1],
+        advance(pointer(qkv), task[ROW] * qkv.shape[1] + task[HEAD] * size), advance(pointer(keys), begin),
+        advance(pointer(values), begin), pointer(pages[slots[task[ROW]]]), page, kv_heads * page * size, task[START],
+        task[STOP], size, following - begin, scale,
     )
+    if task[PIECES] == 1:
+        _finish(out, results, task, size)
 
 
 @kernel(parallel=True)
-def decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
-    """attention_decode, once what it calls is compiled."""
-    rows, rate = out.shape[0], np.float32(scale)
-    work = 0
-    for n in range(rows):
+def decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together):
+    """attention_decode, with what _together says."""
+    rate = np.float32(scale)
+    parts, larger, many, few = together
+    page, size = values.shape[2:]
+    pieces = work = 0
+    for n in range(slots.shape[0]):
+        piece = _piece_of(np.int64(lengths[n]), page, kv_heads * parts)
+        pieces += (lengths[n] + piece - 1) // piece
         work += lengths[n] * out.shape[1]
+    count = pieces * kv_heads * parts
+    tasks = np.empty((count + 1, COLUMNS), np.int64)
+    _list_tasks(
+        pointer(tasks), pointer(pages), pages.shape[1], pointer(slots), pointer(lengths), slots.shape[0], page, size,
+        heads, kv_heads, parts, larger, many, few,
+    )
+    results = np.empty((pieces * heads, (size + 2 + LINE - 1) // LINE * LINE), np.float32)
     if chunk_count(work) == 1:
-        for task in range(rows * heads):
-            _one_task(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, rate, task)
-        return
-    for task in prange(rows * heads):
-        _one_task(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, rate, np.int64(task))
+        for number in range(count):
+            _one_task(out, results, tasks, qkv, keys, values, pages, slots, rate, number)
+    else:
+        for number in prange(count):
+            _one_task(out, results, tasks, qkv, keys, values, pages, slots, rate, np.int64(number))
+    for number in range(count):
+        if tasks[number, START] == 0 and tasks[number, PIECES] > 1:
+            _finish(out, results, tasks[number], size)
 
 
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
@@ -210,4 +366,5 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     lengths      (N,)             tokens it sees, its own counted; > 0
     """
     only_decoding.compile()
-    decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale)
+    together = _together(heads, kv_heads)
+    decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together)

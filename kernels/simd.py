@@ -109,6 +109,12 @@ def _call(builder, name, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
+def _call_address(builder, address, *arguments):
+    """Call a function that returns nothing by its address, a whole number."""
+    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
+
+
 def _prefetch(builder, pointer, is_write=False, once=False):
     """Bring the line of an address to the first cache, to be read or to be written. Of any address: none faults.
 

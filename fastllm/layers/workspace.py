@@ -7,6 +7,8 @@ from numpy.typing import DTypeLike
 
 from ..memory import aligned
 
+MOST_VIEWS = 256  # sizes of batches whose views are kept: making them anew took 14 us of a small step
+
 
 class Rows:
     """One activation. `array` has a row for each row of the current batch: (N, width), or (N,) if width is None."""
@@ -19,11 +21,13 @@ class Rows:
         self._whole = self._take(0)
         self.array: np.ndarray = self._whole
 
-    def show(self, rows: int, most: int) -> None:
-        """Let `array` have so many rows; where memory is taken for them, it is for `most`."""
-        if rows > len(self._whole):
+    def show(self, rows: int, most: int) -> bool:
+        """Let `array` have so many rows. Whether memory was taken for them, which is for `most` then."""
+        is_short = rows > len(self._whole)
+        if is_short:
             self._whole = self._take(most)
         self.array = self._whole[:rows]
+        return is_short
 
     def show_in(self, other: Rows) -> None:
         """Let `array` have as many rows as that of another activation, which is as wide or wider, in its memory."""
@@ -49,8 +53,10 @@ class Workspace:
         self.dtype = np.dtype(dtype)
         self._kept: dict[str, list[Rows]] = {}
         self._shared: dict[str, list[Rows]] = {}
+        self._all: list[Rows] = []
         self._most = 0
         self._shown = (0, False)
+        self._views: dict[tuple[int, bool], list[np.ndarray]] = {}  # what all have shown, by the arguments of resize
 
     def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
         """An activation of the caller's own: what forward keeps for backward.
@@ -63,8 +69,9 @@ class Workspace:
         """Scratch of backward that all who give the same name share: valid until the next of them writes."""
         return self._add(self._shared, name, Rows(width, self.dtype))
 
-    @staticmethod
-    def _add(groups: dict[str, list[Rows]], name: str, rows: Rows) -> Rows:
+    def _add(self, groups: dict[str, list[Rows]], name: str, rows: Rows) -> Rows:
+        self._all.append(rows)
+        self._views.clear()
         group = groups.setdefault(name, [])
         is_widest = bool(group) and (rows.width or 1) > (group[0].width or 1)
         group.insert(0 if is_widest else len(group), rows)
@@ -77,22 +84,29 @@ class Workspace:
         """
         if self._shown == (rows, keep):
             return
-        self._most = max(self._most, rows)
-        for group in self._kept.values():
-            self._show(group, rows, is_apart=keep)
-        if keep:
-            for group in self._shared.values():
-                self._show(group, rows, is_apart=False)
         self._shown = (rows, keep)
+        if self._shown in self._views:
+            for activation, view in zip(self._all, self._views[self._shown], strict=True):
+                activation.array = view
+            return
+        self._most = max(self._most, rows)
+        taken = [self._show(group, rows, is_apart=keep) for group in self._kept.values()]
+        if keep:
+            taken += [self._show(group, rows, is_apart=False) for group in self._shared.values()]
+        if any(taken) or len(self._views) >= MOST_VIEWS:
+            self._views.clear()  # they hold on to memory that is no longer in use
+        self._views[self._shown] = [activation.array for activation in self._all]
 
-    def _show(self, group: list[Rows], rows: int, is_apart: bool) -> None:
+    def _show(self, group: list[Rows], rows: int, is_apart: bool) -> bool:
+        """Whether memory was taken."""
         widest, *others = group
-        widest.show(rows, self._most)
+        is_taken = widest.show(rows, self._most)
         for activation in others:
             if is_apart:
-                activation.show(rows, self._most)
+                is_taken |= activation.show(rows, self._most)
             else:
                 activation.show_in(widest)
+        return is_taken
 
     @property
     def nbytes(self) -> int:

@@ -126,6 +126,8 @@ PAGED = [
     {"lengths": (37, 1, 20), "page": 16, "heads": 4, "kv_heads": 2, "head_size": 16},
     {"lengths": (65, 33), "page": 48, "heads": 3, "kv_heads": 1, "head_size": 48},
     {"lengths": (300, 1), "page": 128, "heads": 2, "kv_heads": 2, "head_size": 64},
+    {"lengths": (40, 200, 1), "page": 16, "heads": 14, "kv_heads": 2, "head_size": 24},
+    {"lengths": (700, 5), "page": 16, "heads": 5, "kv_heads": 1, "head_size": 64},
     {"lengths": (15, 270, 17), "page": 256, "heads": 2, "kv_heads": 2, "head_size": 151},
 ]
 CACHE_REALISTIC = {
