@@ -90,8 +90,8 @@ cores are. While they share a cache, a region starts in 1.5 to 2.2 us and an upd
 moves them, for seconds at a time, to where they share none: then a region starts in 3 to 4 us, a line that both have
 read is written to 6 to 8 times more slowly, and an update took 2.6 to 3.4 ms, a third of it Adam's. Tried. Kept: Adam
 takes over the lines of the parameters before it writes them (there 1.1 ms become 0.4; where a cache is shared, nothing
-is lost). Dropped: Adam's and the norm's chunks in the order in which the products cut the matrices (nothing where a cache
-is shared, 3% of an update where none is), asking for the lines to be written (1.2x, where one store to each gives 3x).
+is lost). Dropped: Adam's and the norm's chunks in the order in which the products cut the matrices (where no cache is
+shared 3% of an update, else nothing), asking for the lines to be written (1.2x, where one store to each gives 3x).
 """
 
 GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
