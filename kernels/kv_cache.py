@@ -326,8 +326,8 @@ def _one_task(out, results, tasks, qkv, keys, values, pages, slots, scale, numbe
 
 
 @kernel(parallel=True)
-def decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together):
-    """attention_decode, with what _together says."""
+def decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together):
+    """attention_decode, with room for tasks and their results, and what _together says."""
     rate = np.float32(scale)
     parts, larger, many, few = together
     page, size = values.shape[2:]
@@ -337,12 +337,10 @@ def decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads,
         pieces += (lengths[n] + piece - 1) // piece
         work += lengths[n] * out.shape[1]
     count = pieces * kv_heads * parts
-    tasks = np.empty((count + 1, COLUMNS), np.int64)
     _list_tasks(
         pointer(tasks), pointer(pages), pages.shape[1], pointer(slots), pointer(lengths), slots.shape[0], page, size,
         heads, kv_heads, parts, larger, many, few,
     )
-    results = np.empty((pieces * heads, (size + 2 + LINE - 1) // LINE * LINE), np.float32)
     if chunk_count(work) == 1:
         for number in range(count):
             _one_task(out, results, tasks, qkv, keys, values, pages, slots, rate, number)
@@ -367,4 +365,9 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     """
     only_decoding.compile()
     together = _together(heads, kv_heads)
-    decode_heads(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together)
+    rows, each, size = len(out), kv_heads * together[0], values.shape[3]
+    pieces = rows * max(1, TASKS // each)  # at most
+    # Not in the kernel: to read one that takes memory from the disk, Numba loads 5 MB of itself.
+    tasks = np.empty((pieces * each + 1, COLUMNS), np.int64)
+    results = np.empty((pieces * heads, (size + 2 + LINE - 1) // LINE * LINE), np.float32)
+    decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together)
