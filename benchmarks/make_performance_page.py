@@ -79,7 +79,9 @@ are padded for it. Floating-point operations are 6 x matrix parameters x tokens,
 causal mask lets through and each column of attention. *At the peak* is the ratio of a step that did just these at the
 measured peak of these cores in float32, and nothing else: it bounds what any target can ask for.
 
-Machines are shared, and their clocks and their cores' distances change: compare within this page.
+Machines are shared, and their clocks and their cores' distances change: compare within this page. For a part of these
+runs the two cores had no cache in common (see the original's job), which small steps and products feel most: those of
+80x128x384 reached 80 to 83% of the peak in an earlier run of the same products.
 """
 
 
@@ -115,9 +117,12 @@ Tried. Kept: two rows of weights with eight of x (1.2x), asking for weights and 
 dimension (attention 1.1-1.3x), four bits looked up in a register (one text 1.1x, eight 1.02x). Dropped: three rows of
 weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product, asking 2 to 16 KB ahead (no
 difference beyond the noise), threads that take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead
-for what the other then takes). Undecided: asking for weights as what is not read again, 4 KB ahead, which is in use,
-gave 0.95x to 1.25x from run to run, mostly 1.0x to 1.05x, where the same code twice differed by 5%. Integer products
-would round what is multiplied to 8 bits, and logits are to be exact.
+for what the other then takes), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of
+sixteen outputs added up together for one text, and four outputs at a time (nothing). Undecided: asking for weights as
+what is not read again, 4 KB ahead, which is in use, gave 0.95x to 1.25x from run to run, mostly 1.0x to 1.05x, where
+the same code twice differed by 5 to 8%; 1 KB ahead gave one text of F16 1.0x to 1.1x and eight 0.9x. One text
+of F16 was 1.03x as fast as llama.cpp's in an earlier run (133 and 129 tokens a second) of much the same code. Integer
+products would round what is multiplied to 8 bits, and logits are to be exact.
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
