@@ -52,7 +52,6 @@ __all__ = [
     "nearest_lanes",
     "null",
     "pointer",
-    "select_below",
     "store",
     "subtract",
     "sum_of_lanes",
@@ -337,17 +336,6 @@ def maximum(typingctx, a, b):
         return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
     return VECTOR(VECTOR, VECTOR), codegen
-
-
-@intrinsic
-def select_below(typingctx, count, a, b):
-    """a in the first `count` lanes, b in the others."""
-
-    def codegen(context, builder, signature, arguments):
-        count, a, b = arguments
-        return builder.select(_lanes_below(builder, count), a, b)
-
-    return VECTOR(types.int64, VECTOR, VECTOR), codegen
 
 
 @intrinsic
