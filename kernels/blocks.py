@@ -277,6 +277,7 @@ def _q6_k(block: Block) -> Vectors:
 class Layout(NamedTuple):
     """What a kind's blocks are."""
 
+    name: str
     weights: int  # that `emit` yields at a time
     size: int  # their bytes
     emit: Callable[[Block], Vectors]
@@ -284,17 +285,17 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    0: Layout(32, 128, _f32, 4),
-    1: Layout(32, 64, _f16, 2),
-    30: Layout(32, 64, _bf16, 2),
-    8: Layout(32, 34, _q8_0),
-    2: Layout(32, 18, _q4_0),
-    3: Layout(32, 20, _q4_1),
-    6: Layout(32, 22, _q5_0),
-    7: Layout(32, 24, _q5_1),
-    12: Layout(256, 144, _q4_k),
-    13: Layout(256, 176, _q5_k),
-    14: Layout(256, 210, _q6_k),
+    0: Layout("f32", 32, 128, _f32, 4),
+    1: Layout("f16", 32, 64, _f16, 2),
+    30: Layout("bf16", 32, 64, _bf16, 2),
+    8: Layout("q8_0", 32, 34, _q8_0),
+    2: Layout("q4_0", 32, 18, _q4_0),
+    3: Layout("q4_1", 32, 20, _q4_1),
+    6: Layout("q5_0", 32, 22, _q5_0),
+    7: Layout("q5_1", 32, 24, _q5_1),
+    12: Layout("q4_k", 256, 144, _q4_k),
+    13: Layout("q5_k", 256, 176, _q5_k),
+    14: Layout("q6_k", 256, 210, _q6_k),
 }
 
 

@@ -71,7 +71,7 @@ def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
     def codegen(context, builder, signature, arguments):
         _, scores, scores_row, x, keys, size, ahead = arguments
         zeros = ir.Constant(_VECTOR, [0.0] * LANES)
-        parts = max(1, min(SUMS, REGISTERS // len(queries)))
+        parts = min(SUMS, REGISTERS // len(queries))
         sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(parts)] for _ in queries]
         starts = [_at(builder, x, builder.mul(size, _number(i))) for i in queries]
 

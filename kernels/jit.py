@@ -33,6 +33,7 @@ from numba.core.typing import Signature
 from .simd import LINE
 
 __all__ = [
+    "Deferred",
     "Linked",
     "bounds",
     "cache_directory",
@@ -213,9 +214,17 @@ class Deferred:
         return self._compiled.address
 
 
-def deferred(signature: Signature) -> Callable[[Callable], Deferred]:
-    """A decorator for a function of pointers and numbers that returns nothing."""
-    return lambda function: Deferred(signature, function)
+def deferred(signature: Signature, name: str) -> Callable[[Callable], Deferred]:
+    """A decorator for a function of pointers and numbers that returns nothing.
+
+    name  its own: the disk cache and LLVM know functions by it, and one made for each of several numbers has but one
+    """
+
+    def defer(function: Callable) -> Deferred:
+        function.__name__ = function.__qualname__ = name
+        return Deferred(signature, function)
+
+    return defer
 
 
 def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> Any:

@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, Block, one_weight
-from .jit import deferred, inline, literally
+from .jit import Deferred, deferred, inline, literally
 from .row_group import _sums_of_lanes
 from .simd import (
     _FLOAT,
@@ -226,142 +226,22 @@ def _unpack(kind, out, out_row, weight, size, outputs, columns):
         unpack_row(kind, advance(out, o * out_row), step(weight, o * size), columns)
 
 
-@deferred(DOT)
-def dot_f32(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(0, out, out_row, x, x_row, weight, size, outputs, columns, rows)
+def _dots(kind: int) -> Deferred:
+    def dot(out, out_row, x, x_row, weight, size, outputs, columns, rows):
+        _dot(kind, out, out_row, x, x_row, weight, size, outputs, columns, rows)
+
+    return deferred(DOT, f"dot_{LAYOUTS[kind].name}")(dot)
 
 
-@deferred(UNPACK)
-def unpack_f32(out, out_row, weight, size, outputs, columns):
-    _unpack(0, out, out_row, weight, size, outputs, columns)
+def _unpacks(kind: int) -> Deferred:
+    def unpack(out, out_row, weight, size, outputs, columns):
+        _unpack(kind, out, out_row, weight, size, outputs, columns)
+
+    return deferred(UNPACK, f"unpack_{LAYOUTS[kind].name}")(unpack)
 
 
-@deferred(DOT)
-def dot_f16(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(1, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_f16(out, out_row, weight, size, outputs, columns):
-    _unpack(1, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_bf16(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(30, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_bf16(out, out_row, weight, size, outputs, columns):
-    _unpack(30, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q8_0(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(8, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q8_0(out, out_row, weight, size, outputs, columns):
-    _unpack(8, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q4_0(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(2, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q4_0(out, out_row, weight, size, outputs, columns):
-    _unpack(2, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q4_1(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(3, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q4_1(out, out_row, weight, size, outputs, columns):
-    _unpack(3, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q5_0(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(6, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q5_0(out, out_row, weight, size, outputs, columns):
-    _unpack(6, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q5_1(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(7, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q5_1(out, out_row, weight, size, outputs, columns):
-    _unpack(7, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q4_k(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(12, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q4_k(out, out_row, weight, size, outputs, columns):
-    _unpack(12, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q5_k(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(13, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q5_k(out, out_row, weight, size, outputs, columns):
-    _unpack(13, out, out_row, weight, size, outputs, columns)
-
-
-@deferred(DOT)
-def dot_q6_k(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-    _dot(14, out, out_row, x, x_row, weight, size, outputs, columns, rows)
-
-
-@deferred(UNPACK)
-def unpack_q6_k(out, out_row, weight, size, outputs, columns):
-    _unpack(14, out, out_row, weight, size, outputs, columns)
-
-
-_DOTS = {
-    0: dot_f32,
-    1: dot_f16,
-    30: dot_bf16,
-    8: dot_q8_0,
-    2: dot_q4_0,
-    3: dot_q4_1,
-    6: dot_q5_0,
-    7: dot_q5_1,
-    12: dot_q4_k,
-    13: dot_q5_k,
-    14: dot_q6_k,
-}
-_UNPACKS = {
-    0: unpack_f32,
-    1: unpack_f16,
-    30: unpack_bf16,
-    8: unpack_q8_0,
-    2: unpack_q4_0,
-    3: unpack_q4_1,
-    6: unpack_q5_0,
-    7: unpack_q5_1,
-    12: unpack_q4_k,
-    13: unpack_q5_k,
-    14: unpack_q6_k,
-}
+_DOTS = {kind: _dots(kind) for kind in LAYOUTS}
+_UNPACKS = {kind: _unpacks(kind) for kind in LAYOUTS}
 
 
 def dot_of(kind: int) -> int:

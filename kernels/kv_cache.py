@@ -192,27 +192,14 @@ def _attend(count, out, out_row, query, keys, values, table, page, apart, start,
 ATTEND = types.void(P, N, P, P, P, PAGES, N, N, N, N, N, N, types.float32)
 
 
-@deferred(ATTEND)
-def attend_1(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-    _attend(1, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
+def _attend_of(count):
+    def attend(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
+        _attend(count, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
+
+    return deferred(ATTEND, f"attend_{count}")(attend)
 
 
-@deferred(ATTEND)
-def attend_2(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-    _attend(2, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
-
-
-@deferred(ATTEND)
-def attend_3(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-    _attend(3, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
-
-
-@deferred(ATTEND)
-def attend_4(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-    _attend(4, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
-
-
-_ATTEND = {1: attend_1, 2: attend_2, 3: attend_3, 4: attend_4}
+_ATTEND = {count: _attend_of(count) for count in range(1, TOGETHER + 1)}
 
 
 @intrinsic
@@ -260,13 +247,14 @@ def _put_together(out, results, row, pieces, size):
 
 
 @inline
-def _piece_of(length, page, each):
-    """Tokens in a piece of a text, all but the last: whole pages. each: tasks there are for a piece.
+def _cut(length, page, each):
+    """Tokens in a piece of a text, all but the last, whole pages; and pieces. each: tasks there are for a piece.
 
     It depends on the model and the text alone, never on the threads, so the bits are the same on any machine.
     """
     pages, most = (length + page - 1) // page, max(1, TASKS // each)
-    return (pages + most - 1) // most * page
+    piece = (pages + most - 1) // most * page
+    return piece, (length + piece - 1) // piece
 
 
 @only_decoding(types.void(TABLE, PAGES, N, PAGES, PAGES, N, N, N, N, N, N, N, N, N))
@@ -277,8 +265,7 @@ def _list_tasks(tasks, pages, most, slots, lengths, rows, page, size, heads, kv_
     """
     group, at, result = heads // kv_heads, 0, 0
     for n in range(rows):
-        piece = _piece_of(np.int64(lengths[n]), page, kv_heads * parts)
-        pieces = (lengths[n] + piece - 1) // piece
+        piece, pieces = _cut(np.int64(lengths[n]), page, kv_heads * parts)
         for number in range(kv_heads * parts):
             kv_head, part = number // parts, number % parts
             some = group // parts + (1 if part < larger else 0)
@@ -333,8 +320,7 @@ def decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, 
     page, size = values.shape[2:]
     pieces = work = 0
     for n in range(slots.shape[0]):
-        piece = _piece_of(np.int64(lengths[n]), page, kv_heads * parts)
-        pieces += (lengths[n] + piece - 1) // piece
+        pieces += _cut(np.int64(lengths[n]), page, kv_heads * parts)[1]
         work += lengths[n] * out.shape[1]
     count = pieces * kv_heads * parts
     _list_tasks(

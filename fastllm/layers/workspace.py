@@ -111,5 +111,4 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Bytes taken for activations."""
-        groups = (*self._kept.values(), *self._shared.values())
-        return sum(activation._whole.nbytes for group in groups for activation in group)
+        return sum(activation._whole.nbytes for activation in self._all)
