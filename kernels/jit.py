@@ -23,7 +23,7 @@ from typing import Any
 
 import numba
 from llvmlite import binding
-from numba import literally, prange, types
+from numba import get_num_threads, literally, prange, set_num_threads, types
 from numba.core import event, sigutils
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
@@ -39,6 +39,7 @@ __all__ = [
     "cache_directory",
     "chunk_count",
     "deferred",
+    "get_num_threads",
     "inline",
     "is_same",
     "kernel",
@@ -46,6 +47,7 @@ __all__ = [
     "literally",
     "piece",
     "prange",
+    "set_num_threads",
     "watch_compilation",
 ]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from ..datasets import Dataset
+from ..datasets import Dataset, PackedBatch
 from ..errors import TrainingError
 from ..layers.score import Score
 from ..model import Model
 from ..optimizers import Optimizer, clip_scale, gradient_norm
 from ..schedules import Schedule
+from .threads import StepThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Trainer:
     seed        of dropout's masks
     callbacks   called with a Step after every update
 
+    A step of a small model runs on as many of Numba's threads as are fastest, which is found out meanwhile.
+
     The batch of a step, its masks and its learning rate follow from the step's number. So a trainer that is
     given the parameters, the optimizer's state and `step` of another goes on as that would have, bit by bit.
     """
@@ -78,6 +82,9 @@ class Trainer:
         self.seed = seed
         self.callbacks = list(callbacks)
         self.step = 0
+        self._threads = StepThreads()
+        # Forward, and two gradients of each product: a multiplication and an addition each.
+        self._operations_a_token = 6 * model.parameter_count
 
     def train(self, until: int | None = None) -> None:
         """Go on to update number `until` (None: the last).
@@ -85,32 +92,43 @@ class Trainer:
         Raises TrainingError when loss or gradients are no longer finite; the parameters are then those of
         the last good update.
         """
-        model = self.model
         while self.step < (self.steps if until is None else min(until, self.steps)):
             began = time.perf_counter()
             batch = self.dataset.batch(self.step)
-            score = Score()
-            for number, part in enumerate(batch.split(self.accumulate)):
-                score += model.score_and_gradients(
-                    part.tokens,
-                    part.targets,
-                    part.starts,
-                    batch.target_count,
-                    self._dropout_seed(number),
-                    accumulate=number > 0,
-                )
-            norm = gradient_norm(model)
-            if not math.isfinite(score.total) or not math.isfinite(norm):
-                raise TrainingError(
-                    f"loss and gradients must stay finite; got loss {score.loss:.4g} and gradient norm {norm:.4g} at "
-                    f"step {self.step + 1}; lower the learning rate or clip harder"
-                )
-            rate = self.schedule(self.step)
-            self.optimizer.step(rate, clip_scale(norm, self.max_norm))
+            with self._on_threads(len(batch.tokens)):
+                score, norm, rate = self._update(batch)
             self.step += 1
             done = Step(self.step, len(batch.tokens), score, norm, rate, time.perf_counter() - began)
             for callback in self.callbacks:
                 callback(done)
+
+    def _update(self, batch: PackedBatch) -> tuple[Score, float, float]:
+        """Score and gradient norm before the update, and the learning rate of the update."""
+        score = Score()
+        for number, part in enumerate(batch.split(self.accumulate)):
+            score += self.model.score_and_gradients(
+                part.tokens,
+                part.targets,
+                part.starts,
+                batch.target_count,
+                self._dropout_seed(number),
+                accumulate=number > 0,
+            )
+        norm = gradient_norm(self.model)
+        if not math.isfinite(score.total) or not math.isfinite(norm):
+            raise TrainingError(
+                f"loss and gradients must stay finite; got loss {score.loss:.4g} and gradient norm {norm:.4g} at "
+                f"step {self.step + 1}; lower the learning rate or clip harder"
+            )
+        rate = self.schedule(self.step)
+        self.optimizer.step(rate, clip_scale(norm, self.max_norm))
+        return score, norm, rate
+
+    def _on_threads(self, tokens: int) -> AbstractContextManager[None]:
+        """A block to compute a step of so many tokens in: on fewer threads than there are if that is faster."""
+        if self.model.backend != "numba":
+            return nullcontext()
+        return self._threads.step(self._operations_a_token * tokens / self.accumulate, tokens)
 
     def _dropout_seed(self, part: int) -> int | None:
         """A number of its own for each part of each step."""
