@@ -45,13 +45,13 @@ def machine(monkeypatch):
 @pytest.mark.parametrize("best", ["all", "half", "one"])
 def test_the_fastest_number_is_found_and_kept(machine, most, best):
     wanted = {"all": most, "half": most // 2, "one": 1}[best]
-    here = machine(most, lambda count: 1e-3 * (1 + abs(np.log2(count / wanted))))
+    here = machine(most, lambda count: 1e-3 * 1.5 ** abs(np.log2(count / wanted)))
     step_threads = StepThreads()
     here.run(step_threads, 1000, spread=0.05)
     assert step_threads.count == wanted
     here.run(step_threads, 20_000, spread=0.05)
     assert step_threads.count == wanted
-    assert np.mean(np.array(here.counts[1000:]) == wanted) > 0.95
+    assert np.mean(np.array(here.counts[1000:]) == wanted) > 0.9
     assert here.count == most
 
 
@@ -133,7 +133,7 @@ def test_a_run_whose_steps_change_threads_has_the_same_bits(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jit, "set_num_threads", lambda count: (chosen.append(count), set_num_threads(count)))
         changing = train(lambda done: seen.append(numba.get_num_threads()))
-    assert len(set(chosen)) > 1  # the steps ran on several numbers
+    assert min(chosen) < before  # some steps ran on fewer
     assert set(seen) == {before}  # and what is called after a step on all
     try:
         numba.set_num_threads(1)

@@ -20,9 +20,9 @@ SMALL = 500_000_000
 TURNS, TURN = 2, 12
 # Steps before the first trial, while kernels are compiled and read from the disk; from one to the next on all threads;
 # and on fewer, where nothing but a trial tells that more have become faster.
-WARM_UP, PAUSE, SHORT_PAUSE = 50, 4000, 1000
-GAIN = 0.95  # the other number is taken if it needs less than this share of the time
-SLOWER = 1.25  # steps that take so many times what they took in the last trial are a reason for the next
+WARM_UP, PAUSE, SHORT_PAUSE = 50, 4000, 300
+GAIN = 0.85  # the other number is taken if it needs less than this share of the time
+SLOWER = 1.4  # steps that take so many times what they took in the last trial are a reason for the next
 
 
 class StepThreads:
@@ -50,21 +50,24 @@ class StepThreads:
 
         Afterwards the number of threads is as before.
         """
-        from ..kernels.jit import get_num_threads, set_num_threads  # takes long, and the twins do without
+        from ..kernels import jit  # takes long, and the twins do without
 
-        most: int = get_num_threads()
+        most: int = jit.get_num_threads()
         if most == 1 or operations >= SMALL * most or not tokens:
             yield
             return
         if most != self._most:
             self._begin(most)
         count = self._next()
-        set_num_threads(count)
         began = time.perf_counter()
-        try:
+        if count == most:
             yield
-        finally:
-            set_num_threads(most)
+        else:
+            jit.set_num_threads(count)
+            try:
+                yield
+            finally:
+                jit.set_num_threads(most)
         self._note(count, (time.perf_counter() - began) / tokens)
 
     def _next(self) -> int:
