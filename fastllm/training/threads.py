@@ -19,7 +19,7 @@ SMALL = 500_000_000
 # may have to fetch from another's cache what that has written: it is not counted.
 TURNS, TURN = 2, 12
 # Steps before the first trial, while kernels are compiled and read from the disk; from one to the next on all threads;
-# and on fewer, where nothing but a trial tells that more have become faster.
+# and on fewer, where nothing but a trial tells that more have become faster, or when all have become slower.
 WARM_UP, PAUSE, SHORT_PAUSE = 50, 4000, 300
 GAIN = 0.85  # the other number is taken if it needs less than this share of the time
 SLOWER = 1.4  # steps that take so many times what they took in the last trial are a reason for the next
@@ -75,7 +75,7 @@ class StepThreads:
         if not self._trial:
             if self._until_trial > 0:
                 return self.count
-            if self._other() in (0, self.count):
+            if not self._has_other():
                 self._goes_down = not self._goes_down
             self._trial, self._tried = {self.count: [], self._other(): []}, 0
         present, other = self._trial
@@ -84,6 +84,9 @@ class StepThreads:
     def _other(self) -> int:
         """What to try next; 0 or the present number at the end of the way."""
         return self.count // 2 if self._goes_down else min(self.count * 2, self._most)
+
+    def _has_other(self) -> bool:
+        return self._other() not in (0, self.count)
 
     def _note(self, count: int, seconds: float) -> None:
         """A step on so many threads took so many seconds a token."""
@@ -105,12 +108,15 @@ class StepThreads:
         """A trial has ended."""
         present, other = self._trial
         times = {number: _without_outliers(seconds) for number, seconds in self._trial.items()}
-        if times[other] < GAIN * times[present]:
+        is_better = times[other] < GAIN * times[present]
+        if is_better:
             self.count = other
+        if is_better and self._has_other():
             self._until_trial = 0  # perhaps yet fewer, or yet more, are faster still
         else:
             self._goes_down = not self._goes_down
-            self._until_trial = PAUSE if self.count == self._most else SHORT_PAUSE
+            is_as_ever = self.count == self._most and times[self.count] <= SLOWER * self._usual
+            self._until_trial = PAUSE if is_as_ever else SHORT_PAUSE
         self._usual = times[self.count]
         self._trial = {}
         self._recent.clear()
