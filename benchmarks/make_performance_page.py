@@ -93,11 +93,10 @@ moves them, for seconds at a time, to where they share none: then a region start
 read is written to 6 to 8 times more slowly, and an update took 2.6 to 3.4 ms, a third of it Adam's. Tried. Kept: Adam
 takes over the lines of the parameters before it writes them (there 1.1 ms become 0.4; where a cache is shared, nothing
 is lost); small steps run on one thread while that is faster, which is measured meanwhile (there 1.3 to 1.5 ms become
-0.8 to 0.9 in the facts, 1.7 to 2.0 become 1.2 to 1.5 in the dialogues; else the trials cost 2%, more where others
-disturb the machine). Whole jobs by turns with and without that: 11.5, 13.2, 13.3 and 13.8 s became 6.8 to 7.9, and
-6.2 to 6.6 s became 6.5 to 8.5. Dropped: Adam's and the norm's chunks in the order in which the products cut the
-matrices (where no cache is shared 3% of an update, else nothing), asking for the lines to be written (1.2x, where one
-store to each gives 3x).
+0.8 to 0.9 in the facts, 1.7 to 2.0 become 1.2 to 1.5 in the dialogues; elsewhere it costs 2%). Eight whole jobs by
+turns without and with that: 6.6 to 14.8 s, 9.1 in the mean, became 6.8 to 8.7 s, 7.5 in the mean. Dropped: Adam's and
+the norm's chunks in the order in which the products cut the matrices (where no cache is shared 3% of an update, else
+nothing), asking for the lines to be written (1.2x, where one store to each gives 3x).
 """
 
 GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
