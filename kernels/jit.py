@@ -242,11 +242,13 @@ def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> A
 
 
 def inline(function: Callable) -> Callable:
-    """A scalar function for use inside kernels: compiled with the same flags, inlined by LLVM, not cached alone.
+    """A function for use inside kernels: compiled with the same flags, always inlined, not cached alone.
 
+    Left to LLVM, some would be called by a symbol; and a process that compiles has two of that name, optimised
+    differently, where one that reads the kernel from the disk has one. Their results differed in the last bit.
     Python cannot call it: what that takes, for ninety such functions, was a seventh of the first start.
     """
-    return numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **FLAGS)
+    return numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **FLAGS)
 
 
 @inline
