@@ -37,6 +37,7 @@ from .simd import (
     is_null,
     largest_lane,
     load,
+    load_all,
     maximum,
     multiply,
     null,
@@ -101,25 +102,19 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
     """Turn scores (rows, keys) into exp2(score - top); raise top, and rescale total and out where it grows.
 
     first  keys that the first row sees; each of the next sees one more, up to `keys`. What a row doesn't see
-           becomes 2^-126, which is as good as 0
+           becomes 0
     total  0 for a row of out that nothing has been written to
     """
-    for n in range(rows):
-        line = advance(scores, n * ROW)
-        seen = max(0, min(keys, first + n))
-        lowest = broadcast(np.float32(-np.inf))
-        highs = lowest
-        for c in range(0, seen, LANES):
-            highs = maximum(highs, load(advance(line, c), seen - c, lowest))
+    lowest = broadcast(np.float32(-np.inf))
+    for n in range(rows):  # first all of these, which don't wait for each other
+        line, seen = advance(scores, n * ROW), max(0, min(keys, first + n))
+        whole, highs = seen // LANES * LANES, lowest
+        for c in range(0, whole, LANES):
+            highs = maximum(highs, load_all(advance(line, c)))
+        highs = maximum(highs, load(advance(line, whole), seen - whole, lowest))
         # not max(): NaN among the scores must stay, for the loss to show it
         high = largest_lane(highs)
         high = top[n] if top[n] > high else high
-        offset, parts = broadcast(high), broadcast(np.float32(0))
-        for c in range(0, keys, LANES):
-            p = exp2_lanes(subtract(load(advance(line, c), seen - c, lowest), offset))
-            store(advance(line, c), p)
-            parts = add(parts, p)
-        part = sum_of_lanes(parts)
         if high != top[n] and total[n] != np.float32(0):
             shrink = exp2(top[n] - high)
             target = advance(out, n * out_row)
@@ -127,7 +122,18 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
                 target[d] *= shrink
             total[n] *= shrink
         top[n] = high
-        total[n] += part
+    for n in range(rows):
+        line, seen = advance(scores, n * ROW), max(0, min(keys, first + n))
+        whole, offset, parts = seen // LANES * LANES, broadcast(top[n]), broadcast(np.float32(0))
+        for c in range(0, whole, LANES):
+            p = exp2_lanes(subtract(load_all(advance(line, c)), offset))
+            store(advance(line, c), p)
+            parts = add(parts, p)
+        for c in range(whole, keys, LANES):
+            p = exp2_lanes(subtract(load(advance(line, c), seen - c, lowest), offset))
+            store(advance(line, c), p)
+            parts = add(parts, p)
+        total[n] += sum_of_lanes(parts)
 
 
 @linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, N, N, N, types.float32, P))
@@ -167,14 +173,14 @@ def _forward_block(
             seen = min(keys, first + i + rows - j)  # by the tile's last query
             target = advance(out, i * out_row)
             multiply_tile_row(
-                scores, ROW, advance(scaled, i * size), size, 1, k_panels, TILE_COLUMNS * size, rows, seen, size,
-                null(), 0, null(), null(),
+                scores, ROW, advance(scaled, i * size), size, 1, k_panels, TILE_COLUMNS * size, TILE_COLUMNS, rows,
+                seen, size, null(), 0, null(), null(),
             )
             _softmax_rows(
                 scores, advance(top, i), advance(total, i), rows, first + i + 1 - j, seen, target, out_row, size
             )
             multiply_tile_row(
-                target, out_row, scores, ROW, 1, v_panels, TILE_COLUMNS * keys, rows, size, seen,
+                target, out_row, scores, ROW, 1, v_panels, TILE_COLUMNS * keys, TILE_COLUMNS, rows, size, seen,
                 null() if j == 0 else target, out_row, null(), null(),
             )
     for i in range(queries):
@@ -330,10 +336,16 @@ def attention_prefill(
 def _score_gradients(p, ds, offset, delta, seen, keys):
     """One row: scores in p become probabilities, dprobabilities in ds become dscores.
 
-    seen  keys that the row sees; from there to `keys`, p becomes 2^-126, which is as good as 0, and ds 0
+    seen  keys that the row sees; from there to `keys`, p and ds become 0
     """
     lowest, offsets, deltas = broadcast(np.float32(-np.inf)), broadcast(offset), broadcast(delta)
-    for c in range(0, keys, LANES):
+    whole = seen // LANES * LANES
+    for c in range(0, whole, LANES):
+        here, there = advance(p, c), advance(ds, c)
+        x = exp2_lanes(subtract(load_all(here), offsets))
+        store(here, x)
+        store(there, multiply(x, subtract(load_all(there), deltas)))
+    for c in range(whole, keys, LANES):
         here, there = advance(p, c), advance(ds, c)
         x = exp2_lanes(subtract(load(here, seen - c, lowest), offsets))
         store(here, x)
@@ -385,12 +397,12 @@ def _backward_blocks(
                 seen = min(keys, i + t + rows - j)  # by the tile's last query
                 p_t, ds_t, dq_t = advance(p, t * ROW), advance(ds, t * ROW), advance(dq, (i + t) * row)
                 multiply_tile_row(
-                    p_t, ROW, advance(scaled, t * size), size, 1, k_transposed, TILE_COLUMNS * size, rows, seen,
-                    size, null(), 0, null(), null(),
+                    p_t, ROW, advance(scaled, t * size), size, 1, k_transposed, TILE_COLUMNS * size,
+                    TILE_COLUMNS, rows, seen, size, null(), 0, null(), null(),
                 )
                 multiply_tile_row(
-                    ds_t, ROW, advance(dout_i, t * out_row), out_row, 1, v_transposed, TILE_COLUMNS * size, rows,
-                    seen, size, null(), 0, null(), spare,
+                    ds_t, ROW, advance(dout_i, t * out_row), out_row, 1, v_transposed, TILE_COLUMNS * size,
+                    TILE_COLUMNS, rows, seen, size, null(), 0, null(), spare,
                 )
                 for n in range(rows):
                     _score_gradients(
@@ -398,7 +410,7 @@ def _backward_blocks(
                         min(seen, i + t + n + 1 - j), seen,
                     )
                 multiply_tile_row(
-                    dq_t, row, ds_t, ROW, 1, k_panels, TILE_COLUMNS * keys, rows, size, seen,
+                    dq_t, row, ds_t, ROW, 1, k_panels, TILE_COLUMNS * keys, TILE_COLUMNS, rows, size, seen,
                     null() if j == 0 else dq_t, row, null(), null(),
                 )
             is_new = is_first and i == j
@@ -407,13 +419,13 @@ def _backward_blocks(
                 dv_r, dk_r = advance(dv_j, r * row), advance(dk_j, r * row)
                 multiply_tile_row(
                     dv_r, row, advance(p, unseen * ROW + r), 1, ROW, advance(dout_panels, unseen * TILE_COLUMNS),
-                    TILE_COLUMNS * queries, rows, size, queries - unseen, null() if is_new else dv_r, row, null(),
-                    null(),
+                    TILE_COLUMNS * queries, TILE_COLUMNS, rows, size, queries - unseen, null() if is_new else dv_r, row,
+                    null(), null(),
                 )
                 multiply_tile_row(
                     dk_r, row, advance(ds, unseen * ROW + r), 1, ROW, advance(q_panels, unseen * TILE_COLUMNS),
-                    TILE_COLUMNS * queries, rows, size, queries - unseen, null() if is_new else dk_r, row, null(),
-                    null(),
+                    TILE_COLUMNS * queries, TILE_COLUMNS, rows, size, queries - unseen, null() if is_new else dk_r, row,
+                    null(), null(),
                 )
 
 

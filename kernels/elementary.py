@@ -3,7 +3,8 @@
 Numba's own call the C library once for each element (2.6 ns against 0.35 ns for exp).
 
     exp2     2^x = 2^n 2^r with n whole and |r| <= 1/2; 2^r = 1 + r P(r) by a polynomial of degree 5 (minimax, its
-             relative error 9e-8); n is added to the exponent's bits. For x below 127; 2^-126 below -126
+             relative error 9e-8); n is added to the exponent's bits. For x below 127; 0 below -126 (no subnormals: an
+             Intel core takes 150 cycles for a sum that is one, and sums often begin with such a product)
     exp      exp2(x / ln 2), r being taken from the exact product. 0 below -87.3 (no subnormals), infinite
              above 88.72; NaN stays NaN
              Relative error of both below 2e-7; exp(0) and exp2(0) are 1
@@ -18,12 +19,12 @@ from .simd import (
     broadcast,
     float_from_bits,
     fma,
-    maximum,
     multiply_add,
     nearest,
     nearest_lanes,
     subtract,
     times_power_of_two,
+    where_at_least,
 )
 
 F = np.float32
@@ -31,7 +32,7 @@ LOG2_E, LOG2_E_REST = F(1.4426950408889634), F(1.9259629911266175e-8)  # their s
 C1, C2, C3 = F(0.6931469775989927), F(0.24022242085262283), F(0.05550733743497031)
 C4, C5 = F(0.00967151264482413), F(0.0013264727123592772)
 LOWEST, HIGHEST = F(-87.3), F(88.72)
-LOWEST_EXPONENT = F(-126)
+LOWEST_EXPONENT, EXPONENT_OF_ZERO = F(-126), F(-127)
 
 
 @inline
@@ -47,7 +48,7 @@ def _scaled(n, r):
 
 @inline
 def exp2(x):
-    bounded = LOWEST_EXPONENT if x < LOWEST_EXPONENT else x
+    bounded = EXPONENT_OF_ZERO if x < LOWEST_EXPONENT else x
     n = nearest(bounded)
     return _scaled(n, bounded - n)
 
@@ -55,7 +56,7 @@ def exp2(x):
 @inline
 def exp2_lanes(x):
     """exp2 of each lane of a vector (simd.py)."""
-    bounded = maximum(x, broadcast(LOWEST_EXPONENT))
+    bounded = where_at_least(x, broadcast(LOWEST_EXPONENT), broadcast(EXPONENT_OF_ZERO))
     n = nearest_lanes(bounded)
     r = subtract(bounded, n)
     p = multiply_add(broadcast(C5), r, broadcast(C4))

@@ -12,7 +12,8 @@ Three ideas, from the inside out:
 
    Beyond the matrix the panels hold anything, for what comes of it is not stored. A transposed B is transposed
    on the way. A is read where it stands, in rows; only a transposed A, and the last few rows, are packed.
-   Where C has few rows, packing B does not pay: then A is packed in B's place (multiply_few_rows).
+   Where C has few rows, packing B does not pay: a B that is not large is read where it stands, in rows; instead of a
+   transposed one, whose rows are not the tile's, A is packed (multiply_few_rows).
 3. Blocking. A block of B is at most DEPTH deep and as wide as the second-level cache allows, so that it stays
    there while all rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in the first. Each block
    reads and writes all of C, so blocks are deep, and the depth is cut evenly: 384 in one costs 5% less than 256 and
@@ -47,8 +48,10 @@ from .simd import (
 )
 from .tile import (
     COLUMNS_TOGETHER,
+    ROW_UNIT,
     TILE_COLUMNS,
     TILE_ROWS,
+    TURNED_ROWS,
     add_columns,
     copy_column,
     copy_columns,
@@ -67,6 +70,7 @@ A_ROOM = DEPTH * ROWS + DEPTH * TILE_ROWS + 2 * LANES
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
+FEW_ROWS = 96  # for up to so many rows B is not packed
 PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
 
 NO_MATRIX = np.empty((0, 0), np.float32)
@@ -77,7 +81,7 @@ def matmul_scratch():
     """Room for packed panels, a row for each thread, to pass to the products below; readies what they call."""
     linked.compile()
     panels = second_cache_size() * 3 // 4 // 4  # floats; A and C pass through the last quarter
-    panels = max(4 * TILE_COLUMNS * DEPTH, min(16 * TILE_COLUMNS * DEPTH, panels))
+    panels = max(FEW_ROWS * DEPTH, min(3 << 16, panels))
     return thread_rooms(panels + A_ROOM)
 
 
@@ -184,16 +188,17 @@ def pack_a_transposed(panels, sums, source, row, depth, rows):
                     sums[i] += source[k * row + i]
 
 
-@linked(types.void(P, N, P, N, N, P, N, N, N, N, P, N, P, P))
+@linked(types.void(P, N, P, N, N, P, N, N, N, N, N, P, N, P, P))
 def multiply_tile_row(
-    c, c_row, a, a_row, a_step, panels, panel, rows, columns, depth, addend, addend_row, bias, spare
+    c, c_row, a, a_row, a_step, panels, panel, b_step, rows, columns, depth, addend, addend_row, bias, spare
 ):
     """As multiply_panels, for at most TILE_ROWS rows.
 
-    panel  floats from one panel of B to the next
-    spare  null where TILE_ROWS rows of A can be read however few there are
+    panel   floats from one panel of B to the next, TILE_COLUMNS columns
+    b_step  floats from one k to the next in a panel: TILE_COLUMNS, unless B is not packed
+    spare   null where whole units of rows of A can be read however few there are
     """
-    if rows < TILE_ROWS and not is_null(spare):  # the tile reads all its rows: there, it may
+    if rows % ROW_UNIT and not is_null(spare):  # the tile reads whole units: there, it may
         pack_a(spare, a, a_row, a_step, depth, rows)
         a, a_row, a_step = spare, 1, TILE_ROWS
     for j in range(0, columns, TILE_COLUMNS):
@@ -204,6 +209,7 @@ def multiply_tile_row(
             a_row,
             a_step,
             advance(panels, j // TILE_COLUMNS * panel),
+            b_step,
             depth,
             rows,
             columns - j,
@@ -213,11 +219,11 @@ def multiply_tile_row(
         )
 
 
-@linked(types.void(P, N, P, N, N, N, P, N, N, N, P, N, P, P))
+@linked(types.void(P, N, P, N, N, N, P, N, N, N, N, N, P, N, P, P))
 def multiply_panels(
-    c, c_row, a, a_row, a_step, a_tile, panels, rows, columns, depth, addend, addend_row, bias, spare
+    c, c_row, a, a_row, a_step, a_tile, panels, panel, b_step, rows, columns, depth, addend, addend_row, bias, spare
 ):
-    """C (rows, columns) = A @ (packed B) + addend + bias, for one block; addresses as in `tile`.
+    """C (rows, columns) = A @ B + addend + bias, for one block; B and the rest as in multiply_tile_row.
 
     a_row, a_step  floats from one element of A to the next row's, and to the next k's
     a_tile         floats from one tile of rows to the next: TILE_ROWS * a_row, or TILE_ROWS * depth if packed
@@ -231,7 +237,8 @@ def multiply_panels(
             a_row,
             a_step,
             panels,
-            TILE_COLUMNS * depth,
+            panel,
+            b_step,
             min(TILE_ROWS, rows - i),
             columns,
             depth,
@@ -262,11 +269,16 @@ def multiply(
             deepest = PACKED_DEPTH
     block = even_block(depth, deepest)
     most = (room - A_ROOM) // block // TILE_COLUMNS * TILE_COLUMNS
+    stands = not (a_transposed or b_transposed) and rows <= FEW_ROWS and columns % LANES == 0
+    stands = stands and columns * depth <= room - A_ROOM  # read again and again, it must stay in the second cache
     for j in range(0, columns, most):
         width = min(most, columns - j)
         for k in range(0, depth, block):
             deep = min(block, depth - k)
-            if b_transposed:
+            panels, panel, b_step = scratch, TILE_COLUMNS * deep, TILE_COLUMNS
+            if stands:
+                panels, panel, b_step = advance(b, k * b_row + j), TILE_COLUMNS, b_row
+            elif b_transposed:
                 pack_transposed(scratch, advance(b, j * b_row + k), b_row, deep, width)
             else:
                 pack_rows(scratch, advance(b, k * b_row + j), b_row, deep, width, np.float32(1))
@@ -287,7 +299,9 @@ def multiply(
                     row,
                     step,
                     next_tile,
-                    scratch,
+                    panels,
+                    panel,
+                    b_step,
                     high,
                     width,
                     deep,
@@ -312,10 +326,10 @@ def multiply_few_rows(
     for k in range(0, depth, block):
         deep = min(block, depth - k)
         pack_transposed(scratch, advance(a, k), a_row, deep, rows)
-        for o in range(0, columns, TILE_ROWS):
-            high = min(TILE_ROWS, columns - o)
+        for o in range(0, columns, TURNED_ROWS):
+            high = min(TURNED_ROWS, columns - o)
             b_here, row, step = advance(b, o * b_row + k), b_row, 1
-            if high < TILE_ROWS:
+            if high < TURNED_ROWS:
                 pack_a(spare, b_here, b_row, 1, deep, high)
                 b_here, row, step = spare, 1, TILE_ROWS
             for i in range(0, rows, TILE_COLUMNS):
@@ -327,6 +341,7 @@ def multiply_few_rows(
                     row,
                     step,
                     advance(scratch, i * deep),
+                    TILE_COLUMNS,
                     deep,
                     high,
                     rows - i,
@@ -337,19 +352,20 @@ def multiply_few_rows(
 
 
 @inline
-def rows_are_few(rows, depth, room):
-    """Whether packing A costs less than packing B, and A, packed, stays in the second cache."""
-    return padded(rows) < rows + PACKING and padded(rows) * min(depth, DEPTH) <= room - A_ROOM
+def row_unit(a_transposed):
+    """How many rows of C are given to a thread at a time; a transposed A's are added up in whole tiles."""
+    return TILE_ROWS if a_transposed else ROW_UNIT
 
 
 @inline
 def rows_are_cut(rows, columns, a_transposed, parts):
     """Whether C is cut across its rows or its columns: whichever leaves the largest part less to do."""
-    tall = (rows + TILE_ROWS - 1) // TILE_ROWS
+    unit = row_unit(a_transposed)
+    tall = (rows + unit - 1) // unit
     wide = (columns + TILE_COLUMNS - 1) // TILE_COLUMNS
     more = PACKING_A if a_transposed else 0
-    by_rows = ((tall + parts - 1) // parts * TILE_ROWS + PACKING) * (wide * TILE_COLUMNS + more)
-    by_columns = (tall * TILE_ROWS + PACKING) * ((wide + parts - 1) // parts * TILE_COLUMNS + more)
+    by_rows = ((tall + parts - 1) // parts * unit + PACKING) * (wide * TILE_COLUMNS + more)
+    by_columns = (rows + PACKING) * ((wide + parts - 1) // parts * TILE_COLUMNS + more)
     return by_rows * 50 <= by_columns * 51  # what comes before and after is cut across rows, too
 
 
@@ -359,9 +375,9 @@ def product_part(
     parts,
 ):
     """What one of so many threads does of `product`; scratch has a row for each of them."""
-    are_few = b_transposed and not a_transposed and rows_are_few(rows, depth, room)
+    are_few = b_transposed and not a_transposed and rows <= FEW_ROWS
     by_rows = not are_few and rows_are_cut(rows, columns, a_transposed, parts)
-    unit = TILE_ROWS if by_rows or are_few else TILE_COLUMNS
+    unit = TURNED_ROWS if are_few else row_unit(a_transposed) if by_rows else TILE_COLUMNS
     tiles = ((rows if by_rows else columns) + unit - 1) // unit
     start, stop = tiles * part // parts * unit, tiles * (part + 1) // parts * unit
     if by_rows:

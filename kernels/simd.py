@@ -10,7 +10,7 @@ instruction or a few. LLVM lowers the generic type to AVX-512, AVX2, SSE or NEON
                which alone cost 20% of the matrix product
     advance    address of the n-th float from p
     copy_times one vector from one address to another, multiplied by a second
-    load, store, add, multiply_add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
+    load, load_all, store, add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
                are. LLVM, left to itself, does the last elements one by one, and in a short row those are most
 
 Loads and stores assume an alignment of 4 bytes: rows of odd length are not aligned to more, and on the CPUs
@@ -44,6 +44,7 @@ __all__ = [
     "larger",
     "largest_lane",
     "load",
+    "load_all",
     "maximum",
     "multiply",
     "multiply_add",
@@ -56,6 +57,7 @@ __all__ = [
     "subtract",
     "sum_of_lanes",
     "times_power_of_two",
+    "where_at_least",
 ]
 
 
@@ -114,14 +116,20 @@ def _call_address(builder, address, *arguments):
     builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
 
 
-def _prefetch(builder, pointer, is_write=False, once=False):
+def _prefetch(builder, pointer, is_write=False):
     """Bring the line of an address to the first cache, to be read or to be written. Of any address: none faults.
 
-    once  it is not read again: what stands in the other caches is not to make way for it
+    Into all caches, also what is read once: without the others, an Intel core brings half as much from memory.
     """
     byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-    write, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(is_write), 0 if once else 3, 1))
+    write, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(is_write), 3, 1))
     _call(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, write, keep, data])
+
+
+def _opaque(builder, value):
+    """The same value, of which LLVM knows nothing: an empty piece of assembler, on any processor."""
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), [value])
 
 
 def _fma(builder, a, b, c):
@@ -293,6 +301,12 @@ def load(typingctx, pointer, count, otherwise):
 
 
 @intrinsic
+def load_all(typingctx, pointer):
+    """LANES floats from an address."""
+    return VECTOR(FLOATS), lambda context, builder, signature, arguments: _load(builder, arguments[0])
+
+
+@intrinsic
 def store(typingctx, pointer, vector):
     """Write all lanes of a vector to an address."""
 
@@ -339,6 +353,17 @@ def maximum(typingctx, a, b):
 
 
 @intrinsic
+def where_at_least(typingctx, vector, limit, otherwise):
+    """Each lane that is at least that of `limit`, else that of `otherwise`, as for NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        vector, limit, otherwise = arguments
+        return builder.select(builder.fcmp_ordered(">=", vector, limit), vector, otherwise)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR), codegen
+
+
+@intrinsic
 def nearest_lanes(typingctx, vector):
     """The whole number nearest to each lane."""
 
@@ -350,7 +375,10 @@ def nearest_lanes(typingctx, vector):
 
 @intrinsic
 def times_power_of_two(typingctx, vector, exponent):
-    """vector * 2^exponent for whole exponents, by adding to the exponents' bits: both must be normal numbers."""
+    """vector * 2^exponent for whole exponents, by adding to the exponents' bits; vector must be a normal number.
+
+    So must the result be, or 0 = 1 * 2^-127.
+    """
 
     def codegen(context, builder, signature, arguments):
         vector, exponent = arguments

@@ -27,14 +27,17 @@ from .simd import (
     _load,
     _masked_load,
     _masked_store,
+    _opaque,
     _prefetch,
     _store,
 )
 
 __all__ = [
     "COLUMNS_TOGETHER",
+    "ROW_UNIT",
     "TILE_COLUMNS",
     "TILE_ROWS",
+    "TURNED_ROWS",
     "add_columns",
     "copy_column",
     "copy_columns",
@@ -43,15 +46,36 @@ __all__ = [
 ]
 
 # The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
-# registers: 8*2+2+1 = 19 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills).
-# Twelve or more accumulators hide the latency of a multiply-add; fewer rows waste less at the edges.
-TILE_ROWS, TILE_VECTORS = {16: (8, 2), 8: (6, 2), 4: (8, 2)}[LANES]
+# registers: 12*2+2+1 = 27 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills). The more rows,
+# the less of B is fetched for a multiply-add: where a core does two of 512 bits a cycle, 8 rows of B in the second
+# cache run at 91% of its peak, 12 at 97%. Eight accumulators hide the latency of a multiply-add.
+TILE_HEIGHTS, TILE_VECTORS = {16: ((4, 8, 12), 2), 8: ((6,), 2), 4: ((8,), 2)}[LANES]
+TILE_ROWS = TILE_HEIGHTS[-1]
+ROW_UNIT = TILE_HEIGHTS[0]  # rows are computed, and so read, in whole units
+TURNED_ROWS = min(8, TILE_ROWS)  # of tile_transposed
 TILE_COLUMNS = TILE_VECTORS * LANES
 PREFETCH_STEPS = 4  # a power of two
 COLUMNS_TOGETHER = 16  # of `copy_columns` and `add_columns`, a power of two
 
 _COLUMN = ir.VectorType(_FLOAT, TILE_ROWS)
+_MASK, _IN_COLUMN = ir.VectorType(ir.IntType(1), LANES), [int(lane < TILE_ROWS) for lane in range(LANES)]
 _EIGHT, _EIGHT_LONGS = ir.VectorType(_FLOAT, 8), ir.VectorType(ir.IntType(32), 8)
+
+
+def _load_column(builder, source):
+    """TILE_ROWS floats. Twelve are one vector with a mask: in two parts, packing took twice as long."""
+    if LANES == 16:
+        return _masked_load(builder, source, ir.Constant(_MASK, _IN_COLUMN))
+    value = builder.load(builder.bitcast(source, _COLUMN.as_pointer()))
+    value.align = 4
+    return value
+
+
+def _store_column(builder, value, to):
+    if value.type == _VECTOR:
+        _masked_store(builder, value, to, ir.Constant(_MASK, _IN_COLUMN))
+    else:
+        builder.store(value, builder.bitcast(to, _COLUMN.as_pointer())).align = 4
 
 
 @intrinsic
@@ -59,10 +83,8 @@ def copy_column(typingctx, to, source):
     """Copy TILE_ROWS floats: one step of a packed panel of A."""
 
     def codegen(context, builder, signature, arguments):
-        to, source = (builder.bitcast(address, _COLUMN.as_pointer()) for address in arguments)
-        value = builder.load(source)
-        value.align = 4
-        builder.store(value, to).align = 4
+        to, source = arguments
+        _store_column(builder, _load_column(builder, source), to)
         return context.get_dummy_value()
 
     return types.void(FLOATS, FLOATS), codegen
@@ -76,12 +98,10 @@ def copy_columns(typingctx, to, source, row):
         to, source, row = arguments
         values = []
         for _ in range(COLUMNS_TOGETHER):
-            values.append(builder.load(builder.bitcast(source, _COLUMN.as_pointer())))
-            values[-1].align = 4
+            values.append(_load_column(builder, source))
             source = _at(builder, source, row)
         for k, value in enumerate(values):
-            there = _at(builder, to, ir.Constant(_INT, k * TILE_ROWS))
-            builder.store(value, builder.bitcast(there, _COLUMN.as_pointer())).align = 4
+            _store_column(builder, value, _at(builder, to, ir.Constant(_INT, k * TILE_ROWS)))
         return context.get_dummy_value()
 
     return types.void(FLOATS, FLOATS, types.int64), codegen
@@ -92,19 +112,14 @@ def add_columns(typingctx, to, source):
     """Add COLUMNS_TOGETHER steps of a packed panel of A, TILE_ROWS floats each, to the TILE_ROWS floats at `to`."""
 
     def codegen(context, builder, signature, arguments):
-        def load_column(address):
-            value = builder.load(builder.bitcast(address, _COLUMN.as_pointer()))
-            value.align = 4
-            return value
-
         to, source = arguments
         columns = [
-            load_column(_at(builder, source, ir.Constant(_INT, k * TILE_ROWS))) for k in range(COLUMNS_TOGETHER)
+            _load_column(builder, _at(builder, source, ir.Constant(_INT, k * TILE_ROWS)))
+            for k in range(COLUMNS_TOGETHER)
         ]
         while len(columns) > 1:  # pairs of pairs, so that no sum waits long for another
             columns = [builder.fadd(*pair) for pair in zip(columns[::2], columns[1::2], strict=True)]
-        total = builder.fadd(load_column(to), columns[0])
-        builder.store(total, builder.bitcast(to, _COLUMN.as_pointer())).align = 4
+        _store_column(builder, builder.fadd(_load_column(builder, to), columns[0]), to)
         return context.get_dummy_value()
 
     return types.void(FLOATS, FLOATS), codegen
@@ -112,50 +127,51 @@ def add_columns(typingctx, to, source):
 
 _SIZES = types.int64
 _TILE = types.void(
-    FLOATS, _SIZES, FLOATS, _SIZES, _SIZES, FLOATS, _SIZES, _SIZES, _SIZES, FLOATS, _SIZES, FLOATS
+    FLOATS, _SIZES, FLOATS, _SIZES, _SIZES, FLOATS, _SIZES, _SIZES, _SIZES, _SIZES, FLOATS, _SIZES, FLOATS
 )  # fmt: skip
 
 
 @intrinsic
-def tile(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
-    """c = a @ b + addend + bias for one register tile of TILE_ROWS x TILE_COLUMNS.
+def tile(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns, addend, addend_row, bias):
+    """c = a @ b + addend + bias for one register tile of at most TILE_ROWS x TILE_COLUMNS.
 
     c       address; row r starts at c + r * c_row; the first `rows` rows and `columns` columns are written
-    a       element (r, k) at a + r * a_row + k * a_step; all TILE_ROWS rows are read, so rows beyond the
-            matrix must be readable: the caller lets them point at a row that exists
-    b       packed panel: TILE_COLUMNS floats for each k, anything beyond the matrix
+    a       element (r, k) at a + r * a_row + k * a_step; rows are read in whole units of ROW_UNIT, so those beyond
+            the matrix must be readable
+    b       step k at b + k * b_step: TILE_COLUMNS floats, anything beyond the matrix; columns are read in whole vectors
     addend  as c, or null; often c itself, to accumulate
     bias    one row, or null
 
     All of c stays in registers over the loop in k: TILE_ROWS broadcasts of a, TILE_VECTORS loads of b and
-    TILE_ROWS * TILE_VECTORS multiply-adds a step.
+    TILE_ROWS * TILE_VECTORS multiply-adds a step. For fewer rows (TILE_HEIGHTS) and fewer columns (whole vectors) there
+    are loops that do less.
     """
 
     def codegen(context, builder, signature, arguments):
-        _tile_of_any_width(builder, _ROWS_END, *arguments)
+        _tile_of_any_width(builder, _ROWS_END, TILE_HEIGHTS, *arguments)
         return context.get_dummy_value()
 
     return _TILE, codegen
 
 
 @intrinsic
-def tile_transposed(typingctx, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
-    """As tile, with c, addend and bias the other way round: c^T = a @ b.
+def tile_transposed(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns, addend, addend_row, bias):
+    """As tile, with c, addend and bias the other way round, c^T = a @ b, and for at most TURNED_ROWS rows, all read.
 
     c       column j of the tile is written to the row that starts at c + j * c_row; addend likewise
     bias    a float for each row of the tile, or null
     """
 
     def codegen(context, builder, signature, arguments):
-        _tile_of_any_width(builder, _COLUMNS_END, *arguments)
+        _tile_of_any_width(builder, _COLUMNS_END, (TURNED_ROWS,), *arguments)
         return context.get_dummy_value()
 
     return _TILE, codegen
 
 
-def _tile_of_any_width(builder, end, *arguments):
-    """One loop for each number of vectors that the columns take: half a tile costs half as much."""
-    columns = arguments[8]
+def _tile_of_any_width(builder, end, heights, *arguments):
+    """One tile for each number of vectors that the columns take: half a tile costs half as much."""
+    columns = arguments[9]
     done = builder.append_basic_block("tile.end")
     for vectors in range(1, TILE_VECTORS):
         is_narrow = builder.icmp_signed("<=", columns, ir.Constant(_INT, vectors * LANES))
@@ -163,62 +179,104 @@ def _tile_of_any_width(builder, end, *arguments):
         wider = builder.append_basic_block("tile.wider")
         builder.cbranch(is_narrow, narrow, wider)
         builder.position_at_end(narrow)
-        _tile(builder, end, vectors, *arguments)
+        _tile(builder, end, heights, vectors, *arguments)
         builder.branch(done)
         builder.position_at_end(wider)
-    _tile(builder, end, TILE_VECTORS, *arguments)
+    _tile(builder, end, heights, TILE_VECTORS, *arguments)
     builder.branch(done)
     builder.position_at_end(done)
 
 
-def _tile(builder, end, vectors, c, c_row, a, a_row, a_step, b, depth, rows, columns, addend, addend_row, bias):
+def _tile(
+    builder,
+    end,
+    heights,
+    vectors,
+    c,
+    c_row,
+    a,
+    a_row,
+    a_step,
+    b,
+    b_step,
+    depth,
+    rows,
+    columns,
+    addend,
+    addend_row,
+    bias,
+):
     """`tile` for columns that so many vectors hold; `end` says where the result goes."""
+    after = builder.append_basic_block("tile.after")
+    there_are_steps = builder.append_basic_block("tile.steps")
+    results = [(builder.block, [])]
+    builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(_INT, 0)), there_are_steps, after)
+    builder.position_at_end(there_are_steps)
+    for height in heights:
+        higher = None
+        if height < heights[-1]:
+            these = builder.append_basic_block("tile.height")
+            higher = builder.append_basic_block("tile.higher")
+            builder.cbranch(builder.icmp_signed("<=", rows, ir.Constant(_INT, height)), these, higher)
+            builder.position_at_end(these)
+        results.append(
+            _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after)
+        )
+        if higher:
+            builder.position_at_end(higher)
+
+    builder.position_at_end(after)
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    one = ir.Constant(_INT, 1)
+    totals = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(heights[-1])]
+    for r, total in enumerate(totals):
+        for v, phi in enumerate(total):
+            for block, sums in results:
+                phi.add_incoming(sums[r][v] if r < len(sums) else zero, block)
+    end.finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
+
+
+def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after):
+    """The loop in k for so many rows and vectors, which goes on to `after`: its block and the sums."""
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
     entry = builder.block
     loop = builder.append_basic_block("tile.loop")
-    after = builder.append_basic_block("tile.after")
     # Rows in groups of three, each group with one address: x86 addresses base, base + row and
-    # base + 2 * row, so a tile of 8 rows takes 3 registers for a, not 8.
+    # base + 2 * row, so a tile of 12 rows takes 4 registers for a, not 12.
     twice = builder.add(a_row, a_row)
     groups = [a]
-    for _ in range(3, TILE_ROWS, 3):
+    for _ in range(3, height, 3):
         groups.append(_at(builder, groups[-1], twice, a_row))
-    builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(_INT, 0)), loop, after)
+    builder.branch(loop)
 
     builder.position_at_end(loop)
     k = builder.phi(_INT)
     b_now = builder.phi(b.type)
     a_now = [builder.phi(a.type) for _ in groups]
-    sums = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(TILE_ROWS)]
-    end.prefetch(builder, c, c_row, k)
+    sums = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(height)]
+    end.prefetch(builder, c, c_row, k, height)
     b_row = [_load(builder, _at(builder, b_now, ir.Constant(_INT, v * LANES))) for v in range(vectors)]
+    # LLVM, if it knew how the groups relate, would reach each row by an addition to the one before: a chain that takes
+    # longer than the multiply-adds.
+    bases = [_opaque(builder, base) for base in a_now]
     new = []
-    for r in range(TILE_ROWS):
-        base = a_now[r // 3]
+    for r in range(height):
+        base = bases[r // 3]
         address = (base, _at(builder, base, a_row), _at(builder, base, twice))[r % 3]
         x = _broadcast(builder, builder.load(address))
         new.append([_fma(builder, x, b_row[v], sums[r][v]) for v in range(vectors)])
-    k_next = builder.add(k, one)
-    b_next = _at(builder, b_now, ir.Constant(_INT, TILE_COLUMNS))
-    a_next = [_at(builder, base, a_step) for base in a_now]
+    k_next = builder.add(k, ir.Constant(_INT, 1))
+    b_next = _at(builder, b_now, b_step)
+    a_next = [_at(builder, base, a_step) for base in bases]
     builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
     for phi, start, following in [
         (k, ir.Constant(_INT, 0), k_next),
         (b_now, b, b_next),
         *zip(a_now, groups, a_next, strict=True),
-        *[(sums[r][v], zero, new[r][v]) for r in range(TILE_ROWS) for v in range(vectors)],
+        *[(sums[r][v], zero, new[r][v]) for r in range(height) for v in range(vectors)],
     ]:
         phi.add_incoming(start, entry)
         phi.add_incoming(following, loop)
-
-    builder.position_at_end(after)
-    totals = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(TILE_ROWS)]
-    for r in range(TILE_ROWS):
-        for v in range(vectors):
-            totals[r][v].add_incoming(zero, entry)
-            totals[r][v].add_incoming(new[r][v], loop)
-    end.finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
+    return loop, new
 
 
 # In step k of a tile's loop one line of c is brought into the first cache, where the end of the loop wants it. All at
@@ -226,17 +284,17 @@ def _tile(builder, end, vectors, c, c_row, a, a_row, a_step, b, depth, rows, col
 # PREFETCH_STEPS steps.
 
 
-def _prefetch_rows(builder, c, c_row, k):
+def _prefetch_rows(builder, c, c_row, k, height):
     number = builder.lshr(k, ir.Constant(_INT, PREFETCH_STEPS.bit_length() - 1))
     r = builder.udiv(number, ir.Constant(_INT, TILE_VECTORS))
     v = builder.urem(number, ir.Constant(_INT, TILE_VECTORS))
-    last = ir.Constant(_INT, TILE_ROWS - 1)
+    last = ir.Constant(_INT, height - 1)
     r = builder.select(builder.icmp_unsigned("<", r, last), r, last)
     row = builder.mul(r, c_row)
     _prefetch(builder, _at(builder, c, builder.add(row, builder.mul(v, ir.Constant(_INT, LANES)))), is_write=True)
 
 
-def _prefetch_columns(builder, c, c_row, k):
+def _prefetch_columns(builder, c, c_row, k, height):
     number = builder.lshr(k, ir.Constant(_INT, PREFETCH_STEPS.bit_length() - 1))
     last = ir.Constant(_INT, TILE_COLUMNS - 1)
     number = builder.select(builder.icmp_unsigned("<", number, last), number, last)
@@ -251,9 +309,7 @@ def _finish_rows(builder, totals, c, c_row, rows, columns, addend, addend_row, b
         with whole:
             _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
         with edge:
-            masks = [
-                _lanes_below(builder, builder.sub(columns, ir.Constant(_INT, v * LANES))) for v in range(vectors)
-            ]
+            masks = [_lanes_below(builder, builder.sub(columns, ir.Constant(_INT, v * LANES))) for v in range(vectors)]
             _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, masks)
 
 
@@ -311,7 +367,7 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
 
     offsets = load(bias)
     for v in range(len(totals[0])):
-        vectors = [total[v] for total in totals] + [ir.Constant(_VECTOR, ir.Undefined)] * (8 - TILE_ROWS)
+        vectors = [total[v] for total in totals] + [ir.Constant(_VECTOR, ir.Undefined)] * (8 - TURNED_ROWS)
         for lane, column in enumerate(_columns_of_eight(builder, vectors)):
             number = ir.Constant(_INT, v * LANES + lane)
             with builder.if_then(builder.icmp_signed("<", number, columns)):

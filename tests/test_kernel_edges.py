@@ -129,9 +129,9 @@ def test_attention_sees_neither_the_future_nor_other_sequences(backend):
 
 
 def test_a_row_has_the_same_bits_among_few_and_among_many():
-    """32 rows are packed in the weight's place, 40 are read where they stand (kernels/matmul.py)."""
+    """32 rows are packed in the weight's place, 100 are read where they stand (kernels/matmul.py)."""
     rng = np.random.default_rng(0)
-    rows, inputs, outputs = 40, 900, 131
+    rows, inputs, outputs = 100, 900, 131
     x, weight = rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
     bias, residual = rng.standard_normal(outputs, np.float32), rng.standard_normal((rows, outputs), np.float32)
     results = []
@@ -139,3 +139,30 @@ def test_a_row_has_the_same_bits_among_few_and_among_many():
         results.append(nan(count, outputs))
         kernels.linear_forward(results[-1], x[:count], weight, bias, residual[:count], kernels.matmul_scratch())
     assert results[0].tobytes() == results[1][:32].tobytes()
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(45, 96, 100), (45, 1000, 100), (130, 96, 500), (97, 800, 61)])
+def test_products_have_the_same_bits_in_any_number_of_parts(rows, inputs, outputs):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
+    dout, residual = rng.standard_normal((rows, outputs), np.float32), rng.standard_normal((rows, inputs), np.float32)
+    results = []
+    for parts in (1, 2, 3):
+        scratch = np.empty((parts, kernels.matmul_scratch().shape[1]), np.float32)
+        out, dx, dweight, dbias = nan(rows, outputs), nan(rows, inputs), nan(outputs, inputs), nan(outputs)
+        kernels.linear_forward(out, x, weight, dout[0], dout, scratch)
+        kernels.linear_backward(dx, dweight, dbias, dout, x, weight, residual, False, scratch)
+        results.append([array.tobytes() for array in (out, dx, dweight, dbias)])
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
+def test_powers_of_two_that_are_not_normal_numbers_are_zero():
+    """Attention's probabilities: a subnormal number slows some processors down a hundredfold."""
+    qkv = np.zeros((4, 3), np.float32)
+    qkv[:, 0], qkv[:, 1], qkv[:, 2] = 1, [0, -80, -87, -90], [1e-30, 1, 1, 1e30]
+    out, lse, starts = nan(4, 1), nan(4, 1), np.array([0, 4], np.int32)
+    kernels.attention_forward(out, lse, qkv, starts, 1, 1, 1.0, kernels.attention_scratch(1))
+    values = np.array([1e-30, np.exp(-80.0), np.exp(-87.0), 0])
+    np.testing.assert_allclose(out[:, 0], np.cumsum(values), rtol=1e-5)
+    assert out[3] == out[2]
