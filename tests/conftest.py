@@ -60,3 +60,9 @@ def tiny_model(tokenizer):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a GGUF file is to be."""
+    return tmp_path / "model.gguf"

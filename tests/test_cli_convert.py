@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import shutil
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,78 +13,29 @@ import pytest
 pytest.importorskip("tokenizers")
 
 import huggingface_models as models
+from converting import CONFIGS, CONTEXT, byte_level, convert, own
 
 import fastllm
-from fastllm import cli, conversion
-from fastllm.cli.convert import size_text
+from fastllm import conversion
 from fastllm.dialogue import prompt_tokens
 from fastllm.formats import open_model, write_gguf
-from fastllm.formats.bytes_of_file import mapped_file
 from fastllm.formats.gguf_file import read_gguf_file
 from fastllm.parameters import Parameters, initialise
 from fastllm.tokenizers import (
     ByteTokenizer,
     CharacterTokenizer,
-    HuggingFaceTokenizer,
     SentencePieceTokenizer,
     WordTokenizer,
     tokenizer_to_gguf,
 )
 
 TEXT = "The sun isn't a star,  it's 3.14 suns!\n\tÉté 日本 <end>"
-CONTEXT = 48
-LLAMA = {"norm": "rms_norm", "activation": "swiglu", "positions": "rope", "attention_bias": False,
-         "feed_forward_bias": False, "kv_heads": 2}  # fmt: skip
-CONFIGS = {
-    "llama": LLAMA,
-    "llama on pairs": {**LLAMA, "rope_interleaved": True, "tied_head": False, "attention_bias": True},
-    "gpt2": {},
-}
 TOKENIZERS = {
     "byte": ByteTokenizer,
     "word": lambda: WordTokenizer.build([TEXT]),
     "character": lambda: CharacterTokenizer.build([TEXT]),
 }
 TOLERANCE = 1e-4  # of logits, float32 on both sides
-
-
-def convert(*words):
-    """Its exit status."""
-    return cli.main(["convert", *map(str, words)])
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def own(folder, tokenizer=None, name="llama", more_rows=0, **options):
-    """A checkpoint of ours, all of whose parameters are random; the model and its tokenizer."""
-    tokenizer = tokenizer or ByteTokenizer()
-    config = fastllm.ModelConfig(
-        vocab_size=tokenizer.vocab_size + more_rows, width=32, hidden=48, layers=2, heads=4, context=CONTEXT,
-        **CONFIGS.get(name, {}) | options,
-    )  # fmt: skip
-    model = fastllm.Model(config, seed=3, backend="numpy")
-    noise = np.random.default_rng(0).standard_normal(model.parameters.flat.shape, dtype=np.float32)
-    model.parameters.flat += np.float32(0.1) * noise
-    fastllm.save(folder, model, tokenizer)
-    return model, tokenizer
-
-
-def byte_level(vocabulary=models.VOCABULARY):
-    """GPT-2's kind of tokenizer."""
-    printable = [chr(number) for number in range(ord("!"), ord("~") + 1)]
-    characters = sorted(printable, key=lambda character: character not in "abc.,'-")[: vocabulary - 8]
-    tokens = [*("<|endoftext|>", "<s>", "<|im_end|>"), *characters, "Ġ", "Ċ", "ab", "abc", "Ġab"]
-    ids = {token: i for i, token in enumerate(tokens)}
-    added = [{"id": i, "content": tokens[i], "special": True} for i in range(3)]
-    splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    document = {
-        "version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": splitter, "post_processor": None,
-        "decoder": splitter, "model": {"type": "BPE", "vocab": ids, "merges": ["a b", "ab c", "Ġ ab"]},
-    }  # fmt: skip
-    template = "{{ messages[0]['content'] }}<|im_end|>"
-    return HuggingFaceTokenizer(document, {"eos_token": "<|im_end|>", "bos_token": "<s>", "chat_template": template})
 
 
 def theirs(folder, name="llama", dtype="float32"):
@@ -376,200 +326,3 @@ def test_smollm2_to_a_folder_and_back(smollm2, tmp_path):
     assert given.tokenizer_metadata["tokenizer.chat_template"] == back.tokenizer_metadata["tokenizer.chat_template"]
     one, other = (opened.weights["blocks.3.attention.query.weight"] for opened in (given, back))
     assert np.array_equal(fastllm.quantize.dequantize(one), fastllm.quantize.dequantize(other))
-
-
-# What stands there already, and what goes wrong
-
-
-def test_what_is_there_is_replaced_only_by_force(tmp_path, capsys):
-    own(tmp_path / "ours", byte_level())
-    for target in ("theirs", "model.gguf"):
-        assert convert(tmp_path / "ours", tmp_path / target) == 0
-        path = tmp_path / target
-        before = files(path) if path.is_dir() else path.read_bytes()
-        assert convert(tmp_path / "ours", path, "--type", "f16") == 1
-        assert "--force replaces it" in capsys.readouterr().err
-        assert before == (files(path) if path.is_dir() else path.read_bytes())
-        assert convert(tmp_path / "ours", path, "--type", "f16", "--force") == 0
-        assert conversion._kinds(open_model(path).weights) == {"F16"}
-        assert convert(tmp_path / "ours", path, "--force") == 0
-        assert before == (files(path) if path.is_dir() else path.read_bytes())
-    assert sorted(os.listdir(tmp_path)) == ["model.gguf", "ours", "theirs"]
-
-
-@pytest.mark.parametrize("entry", ["notes.txt", "folder/", "checkpoint-5/", "optimizer.safetensors"])
-def test_a_folder_with_something_else_is_never_replaced(entry, tmp_path, capsys):
-    own(tmp_path / "ours")
-    assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
-    if entry.endswith("/"):
-        (tmp_path / "theirs" / entry).mkdir()
-    else:
-        (tmp_path / "theirs" / entry).write_text("mine")
-    assert convert(tmp_path / "ours", tmp_path / "theirs", "--force") == 1
-    assert f"a folder with {entry.strip('/')}" in capsys.readouterr().err
-    assert (tmp_path / "theirs" / entry).exists()
-
-
-def test_odd_targets(tmp_path, capsys):
-    own(tmp_path / "ours", byte_level())
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.toml").write_text("mine")
-    (tmp_path / "folder.gguf").mkdir()
-    for target, said in (("file", "got a file"), ("mine", "a folder with config.toml"), ("folder.gguf", "a folder")):
-        assert convert(tmp_path / "ours", tmp_path / target, "--force") == 1
-        assert said in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
-    (tmp_path / "empty").mkdir()
-    for target in ("empty", "new/deep/folder", "new/deep/model.GGUF"):
-        assert convert(tmp_path / "ours", tmp_path / target) == 0
-        assert fastllm.load(tmp_path / target, backend="numpy")
-
-
-def test_wrong_use(tmp_path, capsys):
-    own(tmp_path / "ours", byte_level())
-    assert convert(tmp_path / "ours", tmp_path / "ours", "--force") == 2
-    assert "must be two" in capsys.readouterr().err
-    assert convert(tmp_path / "ours", tmp_path / "theirs", "--type", "q8_0") == 2
-    assert "name a file that ends in .gguf" in capsys.readouterr().err
-    for words in (["--type", "f8"], ["--type", "q4_0"]):
-        with pytest.raises(SystemExit) as end:
-            convert(tmp_path / "ours", tmp_path / "model.gguf", *words)
-        assert end.value.code == 2
-    assert convert(tmp_path / "nothing", tmp_path / "theirs") == 1
-    assert convert(tmp_path / "nothing", tmp_path / "theirs", "--no-tokenizer") == 1
-    assert "there must be a model at" in capsys.readouterr().err
-    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    assert convert(tmp_path / "bad.gguf", tmp_path / "theirs", "--no-tokenizer") == 1
-    assert "GGUF must be of version" in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path)) == ["bad.gguf", "ours"]
-
-
-@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
-def test_an_interruption_leaves_what_was_there(target, failure, tmp_path):
-    model, tokenizer = own(tmp_path / "ours", byte_level())
-    assert convert(tmp_path / "ours", tmp_path / target) == 0
-    path = tmp_path / target
-    before = files(path) if path.is_dir() else path.read_bytes()
-
-    def interrupt(done, total):
-        if done > total / 2:
-            raise failure
-
-    for there in (True, False):
-        with pytest.raises(failure):
-            conversion.write(conversion.source_of(model, tokenizer), path, "f16", force=True, progress=interrupt)
-        if there:
-            assert before == (files(path) if path.is_dir() else path.read_bytes())
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert os.listdir(tmp_path) == ["ours"]
-
-
-@pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, tmp_path, monkeypatch):
-    """Around the renames; in between, fastllm.load puts the old one back."""
-    own(tmp_path / "ours")
-    assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
-
-    class Killed(BaseException):
-        """Nothing is cleaned up after it."""
-
-    replace, calls = os.replace, []
-
-    def dying(source, target):
-        if "theirs" in str(target) and not os.path.isfile(source) and ".whole." not in str(source):
-            if len(calls) == renames:
-                monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
-                monkeypatch.setattr("os.replace", lambda *_: None)
-                raise Killed
-            calls.append(target)
-        return replace(source, target)
-
-    monkeypatch.setattr("os.replace", dying)
-    try:
-        convert(tmp_path / "ours", tmp_path / "theirs", "--type", "f16", "--force")
-    except Killed:
-        assert renames < 2
-    monkeypatch.undo()
-    model, _ = fastllm.load(tmp_path / "theirs", backend="numpy")
-    assert conversion._kinds(conversion._weights(model)) == ({"F16"} if renames == 2 else {"F32"})
-
-
-def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, capsys):
-    own(tmp_path / "ours")
-    assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
-    before, replace = files(tmp_path / "theirs"), os.replace
-
-    def refusing(source, target):
-        if str(source).endswith(".whole") and str(target).endswith("theirs"):
-            raise PermissionError(13, "Permission denied")
-        return replace(source, target)
-
-    monkeypatch.setattr("os.replace", refusing)
-    assert convert(tmp_path / "ours", tmp_path / "theirs", "--type", "f16", "--force") == 1
-    assert "what was there before is untouched" in capsys.readouterr().err
-    assert files(tmp_path / "theirs") == before
-    assert sorted(os.listdir(tmp_path)) == ["ours", "theirs"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX's")
-@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
-def test_a_full_disk(target, tmp_path, capsys):
-    import resource
-
-    own(tmp_path / "ours", byte_level())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        assert convert(tmp_path / "ours", tmp_path / target) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    said = capsys.readouterr().err
-    assert f"{target} could not be written" in said
-    assert "what was there before is untouched" in said
-    assert os.listdir(tmp_path) == ["ours"]
-
-
-# Large models
-
-
-@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
-def test_weights_of_a_file_are_never_in_memory_as_a_whole(target, tmp_path, capsys, monkeypatch):
-    config = fastllm.ModelConfig(vocab_size=64, width=1024, hidden=2048, layers=3, heads=4, context=16, **LLAMA)
-    parameters = Parameters(config)
-    write_gguf(tmp_path / "large.gguf", config, parameters, "F16", tokenizer_to_gguf(byte_level(64)))
-    size = os.path.getsize(tmp_path / "large.gguf")
-    assert size > 50e6
-    del parameters
-    monkeypatch.setattr("fastllm.cli.convert.LARGE", 1 << 20)
-    tracemalloc.start()
-    try:
-        assert convert(tmp_path / "large.gguf", tmp_path / target, "--type", "f32") == 0
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 16e6, f"{peak / 1e6:.0f} MB for {size / 1e6:.0f} MB"
-    lines = capsys.readouterr().err.splitlines()
-    assert 5 < len(lines) < 20
-    total = size_text(2 * size).split(".")[0]
-    assert f"{total}." in lines[-1]
-
-
-def test_pages_of_the_file_leave_the_memory(tmp_path, monkeypatch):
-    model, tokenizer = own(tmp_path / "ours", byte_level())
-    conversion.write(conversion.source_of(model, tokenizer), tmp_path / "model.gguf")
-    opened = open_model(tmp_path / "model.gguf")
-    file = mapped_file(opened.weights["blocks.0.attention.query.weight"].data)
-    assert file is not None
-    assert mapped_file(model.parameters.flat) is None
-    monkeypatch.setattr(conversion, "PAGES_KEPT", 1)  # after each piece
-    source = conversion.load_source(tmp_path / "model.gguf")
-    conversion.write(source, tmp_path / "again.gguf")
-    one, other = (read_gguf_file(tmp_path / f"{name}.gguf").tensors for name in ("model", "again"))
-    assert all(tensor.data.tobytes() == other[name].data.tobytes() for name, tensor in one.items())
-
-
-@pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e9, "2.5 GB")])
-def test_sizes_for_people(size, text):
-    assert size_text(size) == text

@@ -1,0 +1,171 @@
+"""Files of records and of texts: what is read, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from small_dialogues import ANSWER, DIALOGUE, SYSTEM, USER, example
+
+from fastllm.datasets import Examples, TokenStream, holds_records, read_records, read_text, write_token_file
+from fastllm.errors import DataError
+from fastllm.tokenizers import ByteTokenizer
+
+
+def write(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_records(tmp_path):
+    records = [{"text": "x"}, {"messages": DIALOGUE}, {"text": "\u2028 is not a line's end", "source": "kept"}]
+    path = write(tmp_path / "data.jsonl", records[0], "", records[1], "   ", json.dumps(records[2], ensure_ascii=False))
+    assert read_records(path) == records
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as Windows' editors write it
+    assert read_records(path) == records
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "Expecting property name"),
+        ('{"text": "cut', "Unterminated string"),
+        ("[" * 10**5, ""),
+        ("[]", "got neither"),
+        ({"instruction": "x"}, "got neither"),
+        ({"output": "x", "input": "y"}, "got neither"),
+        ({"instruction": 3, "output": "x"}, "instruction must be a text; got 3"),
+        ({"instruction": "x", "output": None}, "output must be a text; got None"),
+        ({"instruction": "x", "input": ["y"], "output": "z"}, "input must be a text; got ['y']"),
+        ({"instruction": "", "input": "", "output": "z"}, "must say something; got neither"),
+        ("3", "got neither"),
+        ('{"text": 3}', "got neither"),
+        ('{"messages": []}', "got neither"),
+        ('{"messages": {"role": "user"}}', "got neither"),
+        ({"messages": [USER]}, "must end with the assistant's answer"),
+        ({"messages": [ANSWER]}, 'message 1 must be {"role": "user"'),
+        ({"messages": [USER, USER]}, 'message 2 must be {"role": "assistant"'),
+        ({"messages": [USER, "hello"]}, "message 2 must be"),
+        ({"messages": [USER, {"role": "assistant"}]}, "message 2 must be"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "message 2 must be"),
+        ({"messages": [USER, ANSWER, {"role": "system", "content": "x" * 9999}]}, "message 3 must be"),
+        ({"messages": [SYSTEM]}, "must end with the assistant's answer"),
+        ({"messages": [SYSTEM, ANSWER]}, 'message 2 must be {"role": "user"'),
+        ({"messages": [{"role": "system"}, USER, ANSWER]}, 'message 1 must be {"role": "system"'),
+    ],
+)
+def test_wrong_records_name_their_line(tmp_path, line, message):
+    path = write(tmp_path / "data.jsonl", {"text": "x"}, "", line)
+    with pytest.raises(DataError) as raised:
+        read_records(path)
+    assert str(raised.value).startswith(f"{path}, line 3: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400 + len(str(path))
+
+
+def test_instructions_are_dialogues(tmp_path):
+    records = [
+        {"instruction": "Translate.", "input": "mountain", "output": "montagne"},
+        {"instruction": "Say hello.", "input": "", "output": "Hello."},
+        {"instruction": "Say nothing.", "output": "", "category": "odd"},
+        {"instruction": "", "input": "Only this.", "output": "Yes."},
+        {"instruction": "Say it.", "input": None, "output": "It."},
+        {"text": "a text"},
+        {"messages": [SYSTEM, USER, ANSWER]},
+        {"messages": DIALOGUE, "instruction": "x", "output": "y"},
+    ]
+    turns = [("Translate.\n\nmountain", "montagne"), ("Say hello.", "Hello."), ("Say nothing.", ""),
+             ("Only this.", "Yes."), ("Say it.", "It.")]  # fmt: skip
+    expected = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in turns
+    ] + records[5:]
+    assert read_records(write(tmp_path / "data.jsonl", *records)) == expected
+    for name in ("data.json", "DATA.JSON"):
+        (tmp_path / name).write_text("\ufeff" + json.dumps(records, indent=2), encoding="utf-8")
+        assert read_records(tmp_path / name) == expected
+        assert holds_records(tmp_path / name)
+    assert not holds_records(tmp_path / "data.txt")
+
+
+def test_published_instructions(shared_data):
+    records = read_records(shared_data / "instruction-data.json")
+    given = json.loads((shared_data / "instruction-data.json").read_text())
+    assert len(records) == len(given) == 1100
+    for record, source in zip(records, given, strict=True):
+        question, answer = (message["content"] for message in record["messages"])
+        assert answer == source["output"]
+        assert question.startswith(source["instruction"]) and question.endswith(source["input"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "must be JSON; got an error: Expecting value"),
+        ('{"text": "x"}\n{"text": "y"}', "or call it .jsonl if it has an object a line"),
+        ("[" * 10**5, "must be JSON; got an error"),
+        ("{}", "must hold an array of records; got dict"),
+        ("3", "must hold an array of records; got int"),
+        ("[]", "must hold at least one"),
+        ('[{"text": "x"}, {"text": 3}]', "data.json, record 2: a line must be"),
+        ('[{"text": "x"}, [], 3]', "data.json, record 2: a line must be"),
+        ('[{"instruction": "x", "output": 3}]', "data.json, record 1: output must be a text"),
+    ],
+)
+def test_wrong_arrays(tmp_path, content, message):
+    (tmp_path / "data.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        read_records(tmp_path / "data.json")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_records(tmp_path):
+    with pytest.raises(DataError, match="at least one JSON object a line; got none"):
+        read_records(write(tmp_path / "data.jsonl", "", " "))
+
+
+def test_texts(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert read_text(path) == "one\ntwo"
+    path.write_bytes(b"ok \xff")
+    with pytest.raises(DataError, match=r"must be UTF-8 text; got byte 0xff at position 3; convert it"):
+        read_text(path)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "missing.txt")
+
+
+def test_a_folder_of_texts(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "b.txt", "second")
+    write(tmp_path / "a.MD", "first")
+    write(tmp_path / "sub" / "c.text", "third")
+    (tmp_path / "picture.png").write_bytes(b"\xff\xfe")
+    assert read_text(tmp_path) == "first\n\nsecond\n\nthird"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"a folder must hold \.txt"):
+        read_text(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Examples([]), DataError, "at least one text or dialogue of two tokens; got none"),
+        (lambda: Examples([example(1)], 0), ValueError, "rows_per_update must be 1 or more; got 0"),
+        (lambda: TokenStream(np.arange(1), 4), DataError, "at least two tokens to train on; got 1"),
+        (lambda: TokenStream(np.arange(0), 4), DataError, "at least two tokens to train on; got 0"),
+        (lambda: TokenStream(np.arange(9), 0), ValueError, "must be 1 or more; got 0 and 16"),
+        (lambda: TokenStream(np.arange(9), 4, 0), ValueError, "must be 1 or more; got 4 and 0"),
+    ],
+)
+def test_too_little(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_a_text_of_one_token_writes_no_file(tmp_path, text):
+    with pytest.raises(DataError, match=f"at least two tokens to train on; got {len(text)}"):
+        write_token_file(tmp_path / "text.npy", text, ByteTokenizer.build(["a"]))
+    assert not list(tmp_path.iterdir())
