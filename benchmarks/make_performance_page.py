@@ -27,9 +27,9 @@ Record = dict[str, Any]
 # What holds a case back, beside the multiply-adds themselves. Found by profiling; no number here is measured by a run.
 BOUNDS = {
     "tiny, one row": (
-        "24 rows leave little to multiply: a weight is packed, multiplied by 24 rows and updated. Half of the time "
-        "is packing, Adam's pass, starting about thirty parallel regions (1 to 4 us each, as near as the two cores "
-        "are) and Python between them"
+        "24 rows leave little to multiply. On Intel the products are 42% of the time, Adam's pass, from and to the "
+        "last cache, 24%, Python and the starting of about thirty parallel regions (1 to 4 us each, as near as the two "
+        "cores are) 22%"
     ),
     "tiny, real lengths": "the multiply-adds; then attention over short sequences, whose blocks are mostly edges",
     "nanoGPT CPU": "the multiply-adds; then attention over 64 tokens, GELU and LayerNorm, about a sixth together",
@@ -93,17 +93,18 @@ Machines are shared, and their clocks and their cores' distances change: compare
 
 
 ORIGINAL_BOUNDS = """\
-An update takes 0.3 ms of multiply-adds at the peak and 0.1 ms to pass Adam's four arrays through the last cache; the
-rest is packing, about thirty parallel regions, and Python between them. How long it takes depends on where the two
-cores are. While they share a cache, a region starts in 1.5 to 2.2 us and an update takes 0.65 to 1.1 ms. A shared host
-moves them, for seconds at a time, to where they share none: then a region starts in 3 to 4 us, a line that both have
-read is written to 6 to 8 times more slowly, and an update took 2.6 to 3.4 ms, a third of it Adam's. Tried. Kept: Adam
-takes over the lines of the parameters before it writes them (there 1.1 ms become 0.4; where a cache is shared, nothing
-is lost); small steps run on one thread while that is faster, which is measured meanwhile (there 1.3 to 1.5 ms become
-0.8 to 0.9 in the facts, 1.7 to 2.0 become 1.2 to 1.5 in the dialogues; elsewhere it costs 2%). Eight whole jobs by
-turns without and with that: 6.6 to 14.8 s, 9.1 in the mean, became 6.8 to 8.7 s, 7.5 in the mean. Dropped: Adam's and
-the norm's chunks in the order in which the products cut the matrices (where no cache is shared 3% of an update, else
-nothing), asking for the lines to be written (1.2x, where one store to each gives 3x).
+On Intel an update takes 1.0 to 1.2 ms, 0.2 of them multiply-adds at the peak: the products of the backward pass 0.31,
+AdamW, whose four arrays come from the last cache, 0.26, those of the forward pass 0.15, Python and calls 0.24, all else
+0.2. On an AMD machine it depended on where the two cores were. While they share a cache, a region starts in 1.5 to 2.2
+us and an update takes 0.65 to 1.1 ms. A shared host moves them, for seconds at a time, to where they share none: then a
+region starts in 3 to 4 us, a line that both have read is written to 6 to 8 times more slowly, and an update took 2.6 to
+3.4 ms, a third of it Adam's. Tried. Kept: Adam takes over the lines of the parameters before it writes them (there 1.1
+ms become 0.4; where a cache is shared, nothing is lost); small steps run on one thread while that is faster, which is
+measured meanwhile (there 1.3 to 1.5 ms become 0.8 to 0.9 in the facts, 1.7 to 2.0 become 1.2 to 1.5 in the dialogues;
+elsewhere it costs 2%). Eight whole jobs by turns without and with that: 6.6 to 14.8 s, 9.1 in the mean, became 6.8 to
+8.7 s, 7.5 in the mean. Dropped: Adam's and the norm's chunks in the order in which the products cut the matrices (where
+no cache is shared 3% of an update, else nothing), asking for the lines to be written (1.2x, where one store to each
+gives 3x).
 """
 
 GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
@@ -120,8 +121,9 @@ for Q4_0, where unpacking takes longer; what keeps it from the whole bandwidth (
 0.2 ms a token of Python and calls, and attention, which reads its own memory. Eight texts take eight times the
 multiply-adds of one, and read eight caches: with weights of 8 or 4 bits one text takes so little time that eight take
 more than twice that. *At the peak* is what eight would reach if these multiply-adds, at the peak in float32, were all
-there is to do. The products reach 65 to 77% of it: the rest goes to unpacking; attention takes a quarter of such a
-step, at the speed of memory.
+there is to do. On AMD the products reach 65 to 77% of it: the rest goes to unpacking; attention takes a quarter of such
+a step, at the speed of memory. Transformers, too, is bound by memory: on Intel it reads 19 GB/s of the 28 there are, so
+that none can decode three times as fast.
 
 Tried. Kept: two rows of weights with eight of x (1.2x), asking for weights and for keys ahead (2x), keys dimension by
 dimension (attention 1.1-1.3x), four bits looked up in a register (one text 1.1x, eight 1.02x). Dropped: three rows of
@@ -130,8 +132,8 @@ difference beyond the noise), threads that take outputs as they finish, not halv
 for what the other then takes), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of
 sixteen outputs added up together for one text, and four outputs at a time (nothing), asking for weights as what is not
 read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed by 5 to 8%), 1 KB ahead
-(one text of F16 1.0x to 1.1x, eight 0.9x). Integer products would round what is multiplied to 8 bits, and logits are
-to be exact.
+(one text of F16 1.0x to 1.1x, eight 0.9x). Integer products would round what is multiplied to 8 bits, and logits are to
+be exact.
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
