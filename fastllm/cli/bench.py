@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _generate(arguments)
     if arguments.threads is not None:
         _set_threads(arguments.threads)
+    _bind_threads()
     from .. import bench
 
     benchmarks = _benchmarks(arguments.names, arguments.quick)
@@ -180,6 +181,16 @@ def _set_threads(count: int) -> None:
             f"--threads must come before numpy and numba are loaded; got {loaded}; use a new process"
         )
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
+
+
+def _bind_threads() -> None:
+    """A core for each of Numba's threads, if it is not loaded yet.
+
+    BLAS, which takes turns with them here, can have two moved to one core; and there they stay, each call waiting a
+    millisecond for the other's slice of time to end.
+    """
+    if "numba" not in sys.modules:
+        os.environ.setdefault("OMP_PROC_BIND", "true")
 
 
 def _benchmarks(patterns: list[str], quick: bool) -> Iterator[Benchmark]:
