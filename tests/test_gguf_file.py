@@ -5,8 +5,8 @@ import struct
 import numpy as np
 import pytest
 from gguf_bytes import LLAMA, entry, gguf_file, info, model_file, string, tensors
+from refusals import refusal
 
-from fastllm import FormatError
 from fastllm.formats import open_model
 from fastllm.formats.gguf_file import MAX_DEPTH, MAX_ITEMS, read_gguf_file
 from fastllm.packed import Packed
@@ -121,9 +121,4 @@ ENTRY = entry("general.alignment", "u32", 32)
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(path, data, received):
     path.write_bytes(data)
-    with pytest.raises(FormatError) as caught:
-        read_gguf_file(path)
-    message = str(caught.value)
-    assert message.startswith(str(path))
-    assert received in message
-    assert "\n" not in message
+    assert received in refusal(path, read_gguf_file)

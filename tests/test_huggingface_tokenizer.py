@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refusal
 from tiny_tokenizers import CONTROL, HARD_TEXTS, TEMPLATE, TEXTS, begins_with, byte_fallback, byte_level, write_folder
 
 import fastllm
@@ -392,12 +393,7 @@ def with_model(**fields):
 def test_damaged_documents(document, said, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(FormatError) as caught:
-        load_tokenizer(path)
-    message = str(caught.value)
-    assert said in message
-    assert message.startswith(str(path))
-    assert "\n" not in message
+    assert said in refusal(path, load_tokenizer)
 
 
 def test_the_document_that_is_not_damaged(tmp_path):
