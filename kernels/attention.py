@@ -339,13 +339,7 @@ def _score_gradients(p, ds, offset, delta, seen, keys):
     seen  keys that the row sees; from there to `keys`, p and ds become 0
     """
     lowest, offsets, deltas = broadcast(np.float32(-np.inf)), broadcast(offset), broadcast(delta)
-    whole = seen // LANES * LANES
-    for c in range(0, whole, LANES):
-        here, there = advance(p, c), advance(ds, c)
-        x = exp2_lanes(subtract(load_all(here), offsets))
-        store(here, x)
-        store(there, multiply(x, subtract(load_all(there), deltas)))
-    for c in range(whole, keys, LANES):
+    for c in range(0, keys, LANES):
         here, there = advance(p, c), advance(ds, c)
         x = exp2_lanes(subtract(load(here, seen - c, lowest), offsets))
         store(here, x)

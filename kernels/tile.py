@@ -188,22 +188,7 @@ def _tile_of_any_width(builder, end, heights, *arguments):
 
 
 def _tile(
-    builder,
-    end,
-    heights,
-    vectors,
-    c,
-    c_row,
-    a,
-    a_row,
-    a_step,
-    b,
-    b_step,
-    depth,
-    rows,
-    columns,
-    addend,
-    addend_row,
+    builder, end, heights, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns, addend, addend_row,
     bias,
 ):
     """`tile` for columns that so many vectors hold; `end` says where the result goes."""
