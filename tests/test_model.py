@@ -1,6 +1,9 @@
 """What a model promises besides its formula: packing, masks, accumulation, threads, memory, the cache."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import tracemalloc
 from itertools import pairwise
 
@@ -270,6 +273,37 @@ def test_same_bits_on_one_and_two_threads(config):
     finally:
         numba.set_num_threads(threads)
     assert results[0] == results[1]
+
+
+PROCESS = """
+import hashlib, numba, numpy, fastllm
+config = fastllm.preset("nano", vocab_size=300, layers=2, dropout=0.1)
+model, starts = fastllm.Model(config, seed=0), numpy.arange(0, 1001, 100, dtype=numpy.int32)
+optimizer, tokens = fastllm.AdamW(model, weight_decay=0.1), numpy.arange(1000, dtype=numpy.int32) * 7 % 300
+for step in range(3):
+    model.zero_gradients()
+    model.score_and_gradients(tokens, numpy.roll(tokens, -1), starts, dropout_seed=step)
+    fastllm.clip_gradients(model, 0.5)
+    optimizer.step(1e-3)
+print(numba.get_num_threads(), hashlib.sha256(model.parameters.flat).hexdigest())
+"""
+
+
+def test_same_bits_on_any_number_of_threads():
+    """In processes of their own: one can't have more threads than it began with, nor more than cores by default."""
+    bits = {}
+    for count in (1, 2, 3):
+        process = subprocess.run(
+            [sys.executable, "-c", PROCESS],
+            env=os.environ | {"NUMBA_NUM_THREADS": str(count)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        threads, digest = process.stdout.split()
+        bits[int(threads)] = digest
+    assert set(bits) == {1, 2, 3}
+    assert len(set(bits.values())) == 1
 
 
 @pytest.mark.parametrize("config", LARGE.values(), ids=LARGE)
