@@ -256,7 +256,9 @@ def multiply(
 ):
     """C (rows, columns) = op(A) @ op(B) + addend + bias on one thread; all are addresses.
 
-    a_row, b_row  floats from one row in memory to the next
+    c_row         floats from one row of C in memory to the next; as C may be a part of some columns, the depth of a
+                  transposed A's blocks follows from this, lest the bits depend on how C is cut
+    a_row, b_row  those of A and B
     sums          (rows,) a transposed A's columns are added up there; null: they are not
     scratch       room floats, of matmul_scratch
     """
@@ -264,7 +266,7 @@ def multiply(
     spare = advance(a_panels, DEPTH * ROWS)
     deepest = DEPTH
     if a_transposed:
-        deepest = min(DEPTH, (room - A_ROOM + PACKED_DEPTH * ROWS) // (padded(columns) + ROWS))
+        deepest = min(DEPTH, (room - A_ROOM + PACKED_DEPTH * ROWS) // (padded(c_row) + ROWS))
         if deepest < PACKED_DEPTH // 2:  # there are too many columns: they are cut
             deepest = PACKED_DEPTH
     block = even_block(depth, deepest)

@@ -141,7 +141,10 @@ def test_a_row_has_the_same_bits_among_few_and_among_many():
     assert results[0].tobytes() == results[1][:32].tobytes()
 
 
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(45, 96, 100), (45, 1000, 100), (130, 96, 500), (97, 800, 61)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(45, 96, 100), (45, 1000, 100), (130, 96, 500), (97, 800, 61), (1000, 1024, 256), (900, 1500, 300)],
+)
 def test_products_have_the_same_bits_in_any_number_of_parts(rows, inputs, outputs):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
