@@ -9,18 +9,23 @@ One pass: each of the four arrays is read once and three are written once. Clipp
 """
 
 import numpy as np
+from numba import types
 
 from .claim import claim
-from .jit import chunk_count, inline, kernel, piece, prange
+from .jit import Linked, bounds, chunk_count, kernel, prange
+from .simd import FLOATS, advance, pointer
+
+linked = Linked()
+P, N, F = FLOATS, types.int64, types.float32
 
 
-@inline
-def _update(parameters, first, second, gradients, scale, step_size, betas, eps, root, keep, chunk, chunks):
-    beta1, rest1, beta2, rest2 = betas
-    parameters, gradients = piece(parameters, chunk, chunks), piece(gradients, chunk, chunks)
-    first, second = piece(first, chunk, chunks), piece(second, chunk, chunks)
-    claim(parameters)
-    for i in range(parameters.shape[0]):
+@linked(types.void(P, P, P, P, N, F, F, F, F, F, F, F, F, F))
+def adamw_piece(
+    parameters, first, second, gradients, size, scale, step_size, beta1, rest1, beta2, rest2, eps, root, keep
+):
+    """One update of so many parameters; all arrays are addresses."""
+    claim(parameters, size)
+    for i in range(size):
         g = gradients[i] * scale
         m = beta1 * first[i] + rest1 * g
         v = beta2 * second[i] + rest2 * g * g
@@ -29,7 +34,7 @@ def _update(parameters, first, second, gradients, scale, step_size, betas, eps, 
         parameters[i] = parameters[i] * keep - step_size * m / (np.sqrt(v) * root + eps)
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def adamw(
     parameters, first, second, gradients, gradient_scale, learning_rate, beta1, beta2, eps, weight_decay, step
 ):
@@ -42,10 +47,16 @@ def adamw(
     keep = np.float32(1.0 - learning_rate * weight_decay)
     scale, small = np.float32(gradient_scale), np.float32(eps)
     # 1 - beta in float64: in float32 1 - 0.999 is off by 5e-5 of itself
-    betas = (np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2))
-    chunks = chunk_count(parameters.shape[0])
+    b1, rest1, b2, rest2 = np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2)
+    weights, m, v, g = pointer(parameters), pointer(first), pointer(second), pointer(gradients)
+    size = parameters.shape[0]
+    chunks = chunk_count(size)
     if chunks == 1:
-        _update(parameters, first, second, gradients, scale, step_size, betas, small, root, keep, 0, 1)
+        adamw_piece(weights, m, v, g, size, scale, step_size, b1, rest1, b2, rest2, small, root, keep)
         return
     for chunk in prange(chunks):
-        _update(parameters, first, second, gradients, scale, step_size, betas, small, root, keep, chunk, chunks)
+        start, stop = bounds(size, chunk, chunks)
+        adamw_piece(
+            advance(weights, start), advance(m, start), advance(v, start), advance(g, start), stop - start,
+            scale, step_size, b1, rest1, b2, rest2, small, root, keep,
+        )

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import inline
-from .simd import FLOATS, LINE, advance, pointer
+from .simd import FLOATS, LINE, advance
 
 MOST = 1 << 14  # floats of a chunk; larger ones are of arrays that come from memory, and there this cost 15%
 
@@ -31,8 +31,8 @@ def _write_back(typingctx, pointer):
 
 
 @inline
-def claim(flat):
-    """Have this core own the lines of an array (N,) that it is about to write; nothing changes."""
-    if flat.shape[0] <= MOST:
-        for i in range(0, flat.shape[0], LINE):
-            _write_back(advance(pointer(flat), i))
+def claim(floats, size):
+    """Have this core own the lines of so many floats that it is about to write; nothing changes."""
+    if size <= MOST:
+        for i in range(0, size, LINE):
+            _write_back(advance(floats, i))

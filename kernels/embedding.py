@@ -6,49 +6,59 @@ Backward is a scatter: two rows may add to one row of dweight. Threads share the
 none writes where another does and every sum has one order.
 """
 
-from .jit import chunk_count, inline, kernel, prange
+from numba import types
+
+from .jit import Linked, chunk_count, kernel, prange
+from .simd import FLOATS, advance, pointer
 
 COLUMNS = 16
 
+linked = Linked()
+P, N = FLOATS, types.int64
 
-@inline
-def _look_up(out, ids, weight, accumulate, start, stop):
+
+@linked(types.void(P, types.CPointer(types.int32), P, types.boolean, N, N, N))
+def embedding_rows(out, ids, weight, accumulate, start, stop, width):
+    """What embedding_forward does, for rows from start to stop; all arrays are addresses."""
     for n in range(start, stop):
-        row = ids[n]
+        to, row = advance(out, n * width), advance(weight, ids[n] * width)
         if accumulate:
-            for c in range(weight.shape[1]):
-                out[n, c] += weight[row, c]
+            for c in range(width):
+                to[c] += row[c]
         else:
-            for c in range(weight.shape[1]):
-                out[n, c] = weight[row, c]
+            for c in range(width):
+                to[c] = row[c]
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def embedding_forward(out, ids, weight, accumulate):
     """out (N, C) = weight (V, C) at rows ids (N,), or out += that."""
-    rows = ids.shape[0]
+    rows, width = out.shape
     chunks = chunk_count(out.size)
     if chunks == 1:
-        _look_up(out, ids, weight, accumulate, 0, rows)
+        embedding_rows(pointer(out), pointer(ids), pointer(weight), accumulate, 0, rows, width)
         return
     for chunk in prange(chunks):
-        _look_up(out, ids, weight, accumulate, rows * chunk // chunks, rows * (chunk + 1) // chunks)
+        start, stop = rows * chunk // chunks, rows * (chunk + 1) // chunks
+        embedding_rows(pointer(out), pointer(ids), pointer(weight), accumulate, start, stop, width)
 
 
-@inline
-def _scatter(dweight, dout, ids, start, stop):
-    for n in range(ids.shape[0]):
-        to, source = dweight[ids[n], start:stop], dout[n, start:stop]
-        for c in range(to.shape[0]):
+@linked(types.void(P, P, types.CPointer(types.int32), N, N, N, N))
+def embedding_backward_columns(dweight, dout, ids, start, stop, rows, width):
+    """What embedding_backward does, for columns from start to stop; all arrays are addresses."""
+    for n in range(rows):
+        to, source = advance(dweight, ids[n] * width + start), advance(dout, n * width + start)
+        for c in range(stop - start):
             to[c] += source[c]
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def embedding_backward(dweight, dout, ids):
     """dweight (V, C) is added to: row ids[n] gets dout[n]."""
-    width = dweight.shape[1]
+    rows, width = dout.shape
     if chunk_count(dout.size) == 1:
-        _scatter(dweight, dout, ids, 0, width)
+        embedding_backward_columns(pointer(dweight), pointer(dout), pointer(ids), 0, width, rows, width)
         return
     for chunk in prange((width + COLUMNS - 1) // COLUMNS):
-        _scatter(dweight, dout, ids, chunk * COLUMNS, min(width, (chunk + 1) * COLUMNS))
+        start, stop = chunk * COLUMNS, min(width, (chunk + 1) * COLUMNS)
+        embedding_backward_columns(pointer(dweight), pointer(dout), pointer(ids), start, stop, rows, width)

@@ -8,36 +8,42 @@
 """
 
 import numpy as np
+from numba import types
 
-from .jit import chunk_count, inline, is_same, kernel, prange
+from .jit import Linked, chunk_count, is_same, kernel, prange
+from .simd import FLOATS, advance, advance_optional, is_null, null, optional, pointer
+
+linked = Linked()
+P, N = FLOATS, types.int64
 
 
-@inline
-def _normalise(out, mean, rstd, x, weight, bias, eps, start, stop):
-    width = x.shape[1]
+@linked(types.void(P, P, P, P, P, P, types.float32, N, N))
+def layernorm_rows(out, mean, rstd, x, weight, bias, eps, rows, width):
+    """What layernorm_forward does, for so many rows; all are addresses, bias may be null."""
     scale = np.float32(1) / np.float32(width)
-    for n in range(start, stop):
+    for n in range(rows):
+        row, to = advance(x, n * width), advance(out, n * width)
         total = np.float32(0)
         for c in range(width):
-            total += x[n, c]
+            total += row[c]
         m = total * scale
         # Two passes: E[x^2] - E[x]^2 in one is quicker, but loses all digits when the mean is large.
         squares = np.float32(0)
         for c in range(width):
-            d = x[n, c] - m
+            d = row[c] - m
             squares += d * d
-        r = np.float32(1) / np.sqrt(squares * scale + np.float32(eps))
-        if bias.size:
+        r = np.float32(1) / np.sqrt(squares * scale + eps)
+        if is_null(bias):
             for c in range(width):
-                out[n, c] = (x[n, c] - m) * r * weight[c] + bias[c]
+                to[c] = (row[c] - m) * r * weight[c]
         else:
             for c in range(width):
-                out[n, c] = (x[n, c] - m) * r * weight[c]
+                to[c] = (row[c] - m) * r * weight[c] + bias[c]
         mean[n] = m
         rstd[n] = r
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
     """Normalise each row of x.
 
@@ -47,52 +53,62 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
     weight, bias (C,)    bias may be (0,) for none
     eps          scalar > 0
     """
-    rows = x.shape[0]
+    rows, width = x.shape
     chunks = chunk_count(x.size)
+    to, means, factors, source, scales, offsets = (
+        pointer(out), pointer(mean), pointer(rstd), pointer(x), pointer(weight), optional(bias),
+    )
     if chunks == 1:
-        _normalise(out, mean, rstd, x, weight, bias, eps, 0, rows)
+        layernorm_rows(to, means, factors, source, scales, offsets, np.float32(eps), rows, width)
         return
     for chunk in prange(chunks):
         start, stop = rows * chunk // chunks, rows * (chunk + 1) // chunks
-        _normalise(out, mean, rstd, x, weight, bias, eps, start, stop)
+        layernorm_rows(
+            advance(to, start * width), advance(means, start), advance(factors, start),
+            advance(source, start * width), scales, offsets, np.float32(eps), stop - start, width,
+        )
 
 
-@inline
-def _backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, start, stop):
-    width = x.shape[1]
-    is_in_place = dresidual.size > 0 and is_same(dx, dresidual)
+@linked(types.void(P, P, P, P, P, P, P, P, P, types.boolean, N, N))
+def layernorm_backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, in_place, rows, width):
+    """What layernorm_backward does, for so many rows; all are addresses, dbias and dresidual may be null.
+
+    in_place  dx is dresidual
+    """
     scale = np.float32(1) / np.float32(width)
-    for n in range(start, stop):
+    for n in range(rows):
+        row, grad, to = advance(x, n * width), advance(dout, n * width), advance(dx, n * width)
         m = mean[n]
         r = rstd[n]
         total = np.float32(0)
         dot = np.float32(0)
         for c in range(width):
-            norm = (x[n, c] - m) * r
-            dnorm = dout[n, c] * weight[c]
+            norm = (row[c] - m) * r
+            dnorm = grad[c] * weight[c]
             total += dnorm
             dot += dnorm * norm
-            dweight[c] += dout[n, c] * norm
-        if dbias.size:
+            dweight[c] += grad[c] * norm
+        if not is_null(dbias):
             for c in range(width):
-                dbias[c] += dout[n, c]
+                dbias[c] += grad[c]
         total *= scale
         dot *= scale
-        if is_in_place:
+        if is_null(dresidual):
             for c in range(width):
-                norm = (x[n, c] - m) * r
-                dx[n, c] += r * (dout[n, c] * weight[c] - total - norm * dot)
-        elif dresidual.size:
+                norm = (row[c] - m) * r
+                to[c] = r * (grad[c] * weight[c] - total - norm * dot)
+        elif in_place:
             for c in range(width):
-                norm = (x[n, c] - m) * r
-                dx[n, c] = r * (dout[n, c] * weight[c] - total - norm * dot) + dresidual[n, c]
+                norm = (row[c] - m) * r
+                to[c] += r * (grad[c] * weight[c] - total - norm * dot)
         else:
+            added = advance(dresidual, n * width)
             for c in range(width):
-                norm = (x[n, c] - m) * r
-                dx[n, c] = r * (dout[n, c] * weight[c] - total - norm * dot)
+                norm = (row[c] - m) * r
+                to[c] = r * (grad[c] * weight[c] - total - norm * dot) + added[c]
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, partials):
     """Gradients of layernorm_forward.
 
@@ -107,17 +123,25 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidua
     """
     rows, width = x.shape
     chunks = chunk_count(x.size)
+    to, grad, source, scales, means, factors, added = (
+        pointer(dx), pointer(dout), pointer(x), pointer(weight), pointer(mean), pointer(rstd), optional(dresidual),
+    )
+    in_place = dresidual.size > 0 and is_same(dx, dresidual)
     if chunks == 1:
-        _backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, 0, rows)
+        layernorm_backward_rows(
+            to, pointer(dweight), optional(dbias), grad, source, scales, means, factors, added, in_place, rows, width,
+        )
         return
     for chunk in prange(chunks):
         for c in range(width):
             partials[chunk, 0, c] = np.float32(0)
             partials[chunk, 1, c] = np.float32(0)
         start, stop = rows * chunk // chunks, rows * (chunk + 1) // chunks
-        partial_bias = partials[chunk, 1] if dbias.size else dbias
-        _backward_rows(
-            dx, partials[chunk, 0], partial_bias, dout, x, weight, mean, rstd, dresidual, start, stop
+        sums, here = advance(pointer(partials), 2 * chunk * width), start * width
+        layernorm_backward_rows(
+            advance(to, here), sums, advance(sums, width) if dbias.size else null(), advance(grad, here),
+            advance(source, here), scales, advance(means, start), advance(factors, start),
+            advance_optional(added, here), in_place, stop - start, width,
         )
     for chunk in range(chunks):
         for c in range(width):

@@ -9,8 +9,8 @@ A decoding step, with a few rows, is bound by the weights' way from memory: pack
 import numpy as np
 
 from .jit import inline, kernel, prange
-from .matmul import SERIAL_WORK, optional, product, product_part
-from .simd import null, pointer
+from .matmul import SERIAL_WORK, product, product_part
+from .simd import null, optional, pointer
 
 
 def linear_forward(out, x, weight, bias, residual, scratch):

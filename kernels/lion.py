@@ -9,6 +9,7 @@ import numpy as np
 
 from .claim import claim
 from .jit import chunk_count, inline, kernel, piece, prange
+from .simd import pointer
 
 
 @inline
@@ -17,7 +18,7 @@ def _update(parameters, momentum, gradients, scale, rate, betas, keep, chunk, ch
     beta1, rest1, beta2, rest2 = betas
     parameters, momentum = piece(parameters, chunk, chunks), piece(momentum, chunk, chunks)
     gradients = piece(gradients, chunk, chunks)
-    claim(parameters)
+    claim(pointer(parameters), parameters.shape[0])
     for i in range(parameters.shape[0]):
         g = gradients[i] * scale
         u = beta1 * momentum[i] + rest1 * g

@@ -44,6 +44,7 @@ from .simd import (
     copy_times,
     is_null,
     null,
+    optional,
     pointer,
 )
 from .tile import (
@@ -411,12 +412,6 @@ def product_part(
         advance(scratch, part * room),
         room,
     )
-
-
-@inline
-def optional(array):
-    """The address of an array, or null for an empty one."""
-    return pointer(array) if array.size else null()
 
 
 @kernel(parallel=True)

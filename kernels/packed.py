@@ -16,8 +16,8 @@ import numpy as np
 
 from .jit import chunk_count, inline, kernel, prange
 from .kinds import call_dot, call_unpack, dot_of, step, unpack_of
-from .matmul import matmul_scratch, multiply, optional, thread_rooms
-from .simd import advance, advance_optional, null, pointer
+from .matmul import matmul_scratch, multiply, thread_rooms
+from .simd import advance, advance_optional, null, optional, pointer
 from .tile import TILE_COLUMNS
 
 CHUNK = 32  # outputs in one parallel piece

@@ -8,6 +8,7 @@ import numpy as np
 
 from .claim import claim
 from .jit import chunk_count, inline, kernel, piece, prange
+from .simd import pointer
 
 
 @inline
@@ -16,7 +17,7 @@ def _update(parameters, velocity, gradients, gradient_scale, learning_rate, mome
     keep, decay = np.float32(momentum), np.float32(weight_decay)
     parameters, velocity = piece(parameters, chunk, chunks), piece(velocity, chunk, chunks)
     gradients = piece(gradients, chunk, chunks)
-    claim(parameters)
+    claim(pointer(parameters), parameters.shape[0])
     for i in range(parameters.shape[0]):
         velocity[i] = keep * velocity[i] + (gradients[i] * scale + decay * parameters[i])
         parameters[i] -= rate * velocity[i]

@@ -52,6 +52,7 @@ __all__ = [
     "nearest",
     "nearest_lanes",
     "null",
+    "optional",
     "pointer",
     "store",
     "subtract",
@@ -223,6 +224,18 @@ def pointer(typingctx, array):
 
     def codegen(context, builder, signature, arguments):
         return cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def optional(typingctx, array):
+    """Address of an array's first element, or null if it has none."""
+
+    def codegen(context, builder, signature, arguments):
+        fields = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
+        is_empty = builder.icmp_unsigned("==", fields.nitems, ir.Constant(fields.nitems.type, 0))
+        return builder.select(is_empty, ir.Constant(fields.data.type, None), fields.data)
 
     return types.CPointer(array.dtype)(array), codegen
 
