@@ -70,10 +70,10 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 
 
 @linked(types.void(P, P, P, P, P, P, P, P, P, types.boolean, N, N))
-def layernorm_backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, in_place, rows, width):
+def layernorm_backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, is_in_place, rows, width):
     """What layernorm_backward does, for so many rows; all are addresses, dbias and dresidual may be null.
 
-    in_place  dx is dresidual
+    is_in_place  dx is dresidual, if that is not null
     """
     scale = np.float32(1) / np.float32(width)
     for n in range(rows):
@@ -97,7 +97,7 @@ def layernorm_backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dre
             for c in range(width):
                 norm = (row[c] - m) * r
                 to[c] = r * (grad[c] * weight[c] - total - norm * dot)
-        elif in_place:
+        elif is_in_place:
             for c in range(width):
                 norm = (row[c] - m) * r
                 to[c] += r * (grad[c] * weight[c] - total - norm * dot)
@@ -126,10 +126,11 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidua
     to, grad, source, scales, means, factors, added = (
         pointer(dx), pointer(dout), pointer(x), pointer(weight), pointer(mean), pointer(rstd), optional(dresidual),
     )
-    in_place = dresidual.size > 0 and is_same(dx, dresidual)
+    is_in_place = is_same(dx, dresidual)
     if chunks == 1:
         layernorm_backward_rows(
-            to, pointer(dweight), optional(dbias), grad, source, scales, means, factors, added, in_place, rows, width,
+            to, pointer(dweight), optional(dbias), grad, source, scales, means, factors, added, is_in_place, rows,
+            width,
         )
         return
     for chunk in prange(chunks):
@@ -141,7 +142,7 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidua
         layernorm_backward_rows(
             advance(to, here), sums, advance(sums, width) if dbias.size else null(), advance(grad, here),
             advance(source, here), scales, advance(means, start), advance(factors, start),
-            advance_optional(added, here), in_place, stop - start, width,
+            advance_optional(added, here), is_in_place, stop - start, width,
         )
     for chunk in range(chunks):
         for c in range(width):
