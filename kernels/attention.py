@@ -27,10 +27,11 @@ from numba import types
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import inline, kernel, linked, prange
 from .kv_cache import pack_groups
-from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, thread_rooms
+from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .simd import (
     FLOATS,
     LANES,
+    LINE,
     add,
     advance,
     broadcast,
@@ -68,7 +69,7 @@ def attention_scratch(head_size):
     columns = (head_size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
     forward = TILE_ROWS * ROW + QUERIES * head_size + head_size * PADDED_KEYS + KEYS * columns + 2 * QUERIES
     backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
-    backward += TILE_ROWS * head_size
+    backward += TILE_ROWS * (head_size + 2 * LINE)  # copied_row at most
     return thread_rooms(max(forward, backward))
 
 
@@ -86,15 +87,6 @@ def _squares(starts):
 def _owner(done, work, total, parts):
     """The thread that takes a task before which so much work is done."""
     return (2 * done + work) * parts // (2 * total)
-
-
-@linked(types.void(P, N, P, N, N, N, types.float32))
-def scale_rows(to, to_row, source, source_row, rows, columns, factor):
-    """to = source * factor, for so many rows."""
-    for n in range(rows):
-        here, there = advance(to, n * to_row), advance(source, n * source_row)
-        for d in range(columns):
-            here[d] = there[d] * factor
 
 
 @linked(types.void(P, P, P, N, N, N, P, N, N), ordered=True)

@@ -65,14 +65,17 @@ P, N, B = FLOATS, types.int64, types.boolean
 DEPTH = 768
 PACKED_DEPTH = DEPTH // 2
 ROWS = 128 // TILE_ROWS * TILE_ROWS  # whole panels: a packed block of A must not run over its room
-# Floats of scratch for packed rows of A: a block of a transposed A, and the last few rows. B's panels have the rest.
-A_ROOM = DEPTH * ROWS + DEPTH * TILE_ROWS + 2 * LANES
+# Floats of scratch for rows of A: a packed block of a transposed A, and copies of a tile's. B's panels have the rest.
+A_ROOM = DEPTH * ROWS + (DEPTH + LINE) * TILE_ROWS + 2 * LANES
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
 FEW_ROWS = 96  # for up to so many rows B is not packed
 PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
+# Rows that begin a multiple of so many floats apart share a set of the first cache (of 64 lines' sets, on most CPUs),
+# in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
+SAME_SET = 64 * LINE
 
 NO_MATRIX = np.empty((0, 0), np.float32)
 NO_ROW = np.empty(0, np.float32)
@@ -151,21 +154,24 @@ def pack_transposed(panels, source, row, depth, columns):
                 to[k * TILE_COLUMNS + lane] = start[lane * row + k]
 
 
-@linked(types.void(P, P, N, N, N, N))
-def pack_a(panels, source, row, step, depth, rows):
-    """Pack A[i, k] = source[i * row + k * step] into panels of TILE_ROWS."""
-    for i in range(0, rows, TILE_ROWS):
-        to = advance(panels, i * depth)
-        within = min(TILE_ROWS, rows - i)
-        start = advance(source, i * row)
-        for k in range(depth):
-            for r in range(within):
-                to[k * TILE_ROWS + r] = start[r * row + k * step]
+@linked(types.void(P, N, P, N, N, N, types.float32))
+def scale_rows(to, to_row, source, source_row, rows, columns, factor):
+    """to = source * factor, for so many rows."""
+    for n in range(rows):
+        here, there = advance(to, n * to_row), advance(source, n * source_row)
+        for d in range(columns):
+            here[d] = there[d] * factor
+
+
+@inline
+def copied_row(columns):
+    """Floats from one copied row to the next: an odd number of lines, lest several share a set of the cache."""
+    return ((columns + LINE - 1) // LINE | 1) * LINE
 
 
 @linked(types.void(P, P, P, N, N, N))
 def pack_a_transposed(panels, sums, source, row, depth, rows):
-    """Pack A[i, k] = source[k * row + i] as pack_a does; sums[i] += sum over k, unless null."""
+    """Pack A[i, k] = source[k * row + i] into panels of TILE_ROWS; sums[i] += sum over k, unless null."""
     whole = rows // TILE_ROWS * TILE_ROWS
     for first in range(0, depth, COLUMNS_TOGETHER):  # a few steps of all panels: what is read stays in the first cache
         last = min(depth, first + COLUMNS_TOGETHER)
@@ -182,7 +188,10 @@ def pack_a_transposed(panels, sums, source, row, depth, rows):
                     for r in range(i, i + TILE_ROWS):
                         sums[r] += source[k * row + r]
     if whole < rows:
-        pack_a(advance(panels, whole * depth), advance(source, whole), 1, row, depth, rows - whole)
+        to = advance(panels, whole * depth)
+        for k in range(depth):
+            for i in range(whole, rows):
+                to[k * TILE_ROWS + i - whole] = source[k * row + i]
         if not is_null(sums):
             for k in range(depth):
                 for i in range(whole, rows):
@@ -197,11 +206,12 @@ def multiply_tile_row(
 
     panel   floats from one panel of B to the next, TILE_COLUMNS columns
     b_step  floats from one k to the next in a panel: TILE_COLUMNS, unless B is not packed
-    spare   null where whole units of rows of A can be read however few there are
+    spare   room for TILE_ROWS copied rows of A, whose a_step is 1 then; null where A is read as it stands: whole units
+            of rows, however few there are
     """
     if rows % ROW_UNIT and not is_null(spare):  # the tile reads whole units: there, it may
-        pack_a(spare, a, a_row, a_step, depth, rows)
-        a, a_row, a_step = spare, 1, TILE_ROWS
+        scale_rows(spare, copied_row(depth), a, a_row, rows, depth, np.float32(1))
+        a, a_row = spare, copied_row(depth)
     for j in range(0, columns, TILE_COLUMNS):
         tile(
             advance(c, j),
@@ -220,27 +230,27 @@ def multiply_tile_row(
         )
 
 
-@linked(types.void(P, N, P, N, N, N, P, N, N, N, N, N, P, N, P, P))
+@linked(types.void(P, N, P, N, N, P, N, N, N, N, N, P, N, P, P))
 def multiply_panels(
-    c, c_row, a, a_row, a_step, a_tile, panels, panel, b_step, rows, columns, depth, addend, addend_row, bias, spare
+    c, c_row, a, a_row, a_step, panels, panel, b_step, rows, columns, depth, addend, addend_row, bias, spare
 ):
     """C (rows, columns) = A @ B + addend + bias, for one block; B and the rest as in multiply_tile_row.
 
-    a_row, a_step  floats from one element of A to the next row's, and to the next k's
-    a_tile         floats from one tile of rows to the next: TILE_ROWS * a_row, or TILE_ROWS * depth if packed
-    spare          scratch of TILE_ROWS * depth floats, for the last rows
+    a_row, a_step  floats from one element of A to the next row's, and to the next k's; a_step is 1 unless A is packed
     """
-    for i in range(0, rows, TILE_ROWS):
+    is_packed = a_step != 1
+    tall = TURNED_ROWS if a_row % SAME_SET == 0 and not is_packed else TILE_ROWS
+    for i in range(0, rows, tall):
         multiply_tile_row(
             advance(c, i * c_row),
             c_row,
-            advance(a, i // TILE_ROWS * a_tile),
+            advance(a, i * (depth if is_packed else a_row)),
             a_row,
             a_step,
             panels,
             panel,
             b_step,
-            min(TILE_ROWS, rows - i),
+            min(tall, rows - i),
             columns,
             depth,
             advance_optional(addend, i * addend_row),
@@ -291,9 +301,9 @@ def multiply(
                 if a_transposed:
                     first_sums = advance_optional(sums, i) if j == 0 else null()
                     pack_a_transposed(a_panels, first_sums, advance(a, k * a_row + i), a_row, deep, high)
-                    a_here, row, step, next_tile = a_panels, 1, TILE_ROWS, TILE_ROWS * deep
+                    a_here, row, step, copies = a_panels, 1, TILE_ROWS, null()
                 else:
-                    a_here, row, step, next_tile = advance(a, i * a_row + k), a_row, 1, TILE_ROWS * a_row
+                    a_here, row, step, copies = advance(a, i * a_row + k), a_row, 1, spare
                 first = k == 0
                 multiply_panels(
                     here,
@@ -301,7 +311,6 @@ def multiply(
                     a_here,
                     row,
                     step,
-                    next_tile,
                     panels,
                     panel,
                     b_step,
@@ -311,7 +320,7 @@ def multiply(
                     advance_optional(addend, i * addend_row + j) if first else here,
                     addend_row if first else c_row,
                     advance_optional(bias, j) if first else null(),
-                    spare,
+                    copies,
                 )
 
 
@@ -331,10 +340,10 @@ def multiply_few_rows(
         pack_transposed(scratch, advance(a, k), a_row, deep, rows)
         for o in range(0, columns, TURNED_ROWS):
             high = min(TURNED_ROWS, columns - o)
-            b_here, row, step = advance(b, o * b_row + k), b_row, 1
+            b_here, row = advance(b, o * b_row + k), b_row
             if high < TURNED_ROWS:
-                pack_a(spare, b_here, b_row, 1, deep, high)
-                b_here, row, step = spare, 1, TILE_ROWS
+                scale_rows(spare, copied_row(deep), b_here, b_row, high, deep, np.float32(1))
+                b_here, row = spare, copied_row(deep)
             for i in range(0, rows, TILE_COLUMNS):
                 here = advance(c, i * c_row + o)
                 tile_transposed(
@@ -342,7 +351,7 @@ def multiply_few_rows(
                     c_row,
                     b_here,
                     row,
-                    step,
+                    1,
                     advance(scratch, i * deep),
                     TILE_COLUMNS,
                     deep,

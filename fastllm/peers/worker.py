@@ -254,11 +254,15 @@ class Probe:
         self.out = np.zeros((threads(), LANES), np.float32)
         self.a, self.b = np.ones(self.FLOATS, np.float32), np.ones(self.FLOATS, np.float32)
 
-    def limits(self) -> dict[str, float]:
-        """gflops of the peak, and gbytes_per_s of reading and of updating."""
+    def limits(self, floats: np.ndarray | None = None) -> dict[str, float]:
+        """gflops of the peak, and gbytes_per_s of reading and of updating.
+
+        floats  (P,) what is read; None: an array of the probe's own
+        """
+        floats = self.a if floats is None else floats
         rounds, sums = 2_000_000, self.out[:, 0].copy()
         peak = _rate(lambda: self.probe.peak(self.out, rounds), rounds * self.probe.FLOPS_A_ROUND * len(self.out))
-        read = _rate(lambda: self.probe.read(sums, self.a), self.a.nbytes)
+        read = _rate(lambda: self.probe.read(sums, floats), floats.nbytes)
         update = _rate(lambda: self.probe.update(self.a, self.b, 0.5, len(sums)), 3 * self.a.nbytes)
         return {"gflops": peak, "read_gbytes_per_s": read, "update_gbytes_per_s": update}
 

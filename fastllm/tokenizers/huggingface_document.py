@@ -5,7 +5,7 @@ under names that nobody can type.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from reprlib import repr as brief
 from typing import Any
 
@@ -188,7 +188,7 @@ def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, 
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     if isinstance(model.get("merges"), list):
         prefix = model.get("continuing_subword_prefix") or ""
-        model["merges"] = [merge for merge in model["merges"] if not hidden.keys() & _merge(merge, prefix)]
+        model["merges"] = _merges_without(hidden, model["merges"], prefix)
     if "dropout" in model:
         model["dropout"] = None
     for token in added:
@@ -199,9 +199,14 @@ def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, 
     }  # fmt: skip
 
 
-def _merge(merge: object, prefix: str) -> set[str]:
-    """The two tokens of a merge, "a b" or ["a", "b"], and what they become."""
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-        raise ValueError(f"a merge must join two tokens; got {brief(merge)}; use another tokenizer.json")
-    return {*pair, pair[0] + pair[1].removeprefix(prefix)}
+def _merges_without(hidden: Container[str], merges: list[Any], prefix: str) -> list[Any]:
+    """The merges, "a b" or ["a", "b"], but those of hidden tokens and those that make one."""
+    kept = []
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not (isinstance(pair[0], str) and isinstance(pair[1], str)):
+            raise ValueError(f"a merge must join two tokens; got {brief(merge)}; use another tokenizer.json")
+        first, second = pair
+        if not (first in hidden or second in hidden or first + second.removeprefix(prefix) in hidden):
+            kept.append(merge)
+    return kept

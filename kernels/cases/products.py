@@ -22,6 +22,7 @@ LINEAR = [
     {"rows": 131, "inputs": 300, "outputs": 65},
     {"rows": 31, "inputs": 900, "outputs": 131, "residual": True},
     {"rows": 62, "inputs": 65, "outputs": 7},
+    {"rows": 131, "inputs": 1024, "outputs": 1024},  # rows at the same place of the first cache
 ]
 LINEAR_REALISTIC = {
     "rustgpt 78x128x384": {"rows": 78, "inputs": 128, "outputs": 384},
