@@ -25,8 +25,9 @@ import numpy as np
 from numba import types
 
 from .elementary import LOG2_E, exp2, exp2_lanes
-from .jit import inline, kernel, linked, prange
-from .kv_cache import pack_groups
+from .jit import Linked, inline, kernel, prange
+from .kv_cache import pack_groups, reading
+from .matmul import linked as products
 from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .simd import (
     FLOATS,
@@ -49,6 +50,8 @@ from .simd import (
 )
 from .tile import TILE_COLUMNS, TILE_ROWS
 
+linked = Linked(products, reading)
+only_training = Linked(linked)
 P, N, B = FLOATS, types.int64, types.boolean
 PAGES = types.CPointer(types.int32)
 
@@ -62,10 +65,7 @@ LN_2 = np.float32(0.6931471805599453)
 
 
 def attention_scratch(head_size):
-    """Room for blocks of scores and panels, a row for each thread, for heads of head_size columns; readies what
-    the kernels call.
-    """
-    linked.compile()
+    """Room for blocks of scores and panels, a row for each thread, for heads of head_size columns."""
     columns = (head_size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
     forward = TILE_ROWS * ROW + QUERIES * head_size + head_size * PADDED_KEYS + KEYS * columns + 2 * QUERIES
     backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
@@ -222,7 +222,7 @@ def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, 
                 done += work
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
     """Attend within each sequence.
 
@@ -292,7 +292,7 @@ def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, k
                 done += work
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def attention_prefill(
     out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch
 ):
@@ -324,7 +324,7 @@ def attention_prefill(
         )
 
 
-@linked(types.void(P, P, types.float32, types.float32, N, N))
+@only_training(types.void(P, P, types.float32, types.float32, N, N))
 def _score_gradients(p, ds, offset, delta, seen, keys):
     """One row: scores in p become probabilities, dprobabilities in ds become dscores.
 
@@ -338,7 +338,7 @@ def _score_gradients(p, ds, offset, delta, seen, keys):
         store(there, multiply(x, subtract(load(there, seen - c, deltas), deltas)))
 
 
-@linked(types.void(P, P, P, P, N, P, N, N, N, N, N, N, N, types.float32, B, P))
+@only_training(types.void(P, P, P, P, N, P, N, N, N, N, N, N, N, types.float32, B, P))
 def _backward_blocks(
     dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, length, size, scale, is_first, scratch
 ):
@@ -449,7 +449,7 @@ def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, sc
             done += work
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=only_training)
 def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, scratch):
     """Gradients of attention_forward.
 

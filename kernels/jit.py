@@ -43,7 +43,6 @@ __all__ = [
     "inline",
     "is_same",
     "kernel",
-    "linked",
     "literally",
     "piece",
     "prange",
@@ -183,11 +182,14 @@ class Linked:
         @linked(types.void(types.int64))
         def work(n): ...
 
-        @kernel(calls=linked)          # or linked.compile(), before a kernel that calls work first runs
+        @kernel(calls=linked)
         def all_work(): ...
+
+    calls  those whose functions these call
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *calls: Linked) -> None:
+        self._calls = calls
         self._waiting: list[tuple[str, Signature, Callable, bool]] = []
         self._compiled: list[object] = []
 
@@ -206,14 +208,13 @@ class Linked:
 
     def compile(self) -> None:
         """Compile, or read from the cache, what is declared so far, in that order; a second call does nothing."""
+        for calls in self._calls:
+            calls.compile()
         for symbol, signature, function, ordered in self._waiting:
             compiled = _compile_for_c(signature, function, ordered)
             binding.add_symbol(symbol, compiled.address)
             self._compiled.append(compiled)  # keeps the machine code alive
         self._waiting.clear()
-
-
-linked = Linked()
 
 
 class Deferred:

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from .cached_rows import GROUP, TOGETHER, add_rows, dot_group, stack
 from .elementary import LOG2_E, exp2, exp2_lanes
-from .jit import Linked, chunk_count, deferred, inline, kernel, linked, literally, prange
+from .jit import Linked, chunk_count, deferred, inline, kernel, literally, prange
 from .row_group import transpose
 from .simd import (
     FLOATS,
@@ -58,7 +58,7 @@ BASE, PLACE = 7, 8  # floats to the keys in the first of all pages, and to those
 RESULT = 9  # its first head's row of the results; the next one's is PIECES further
 COLUMNS = 10
 
-only_decoding = Linked()  # what training need not compile
+linked, reading = Linked(), Linked()  # what decoding calls, and what attention over a stretch of new tokens does
 
 
 @inline
@@ -120,7 +120,7 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
         _write(keys, values, qkv, places, heads, kv_heads, rows * chunk // chunks, rows * (chunk + 1) // chunks)
 
 
-@linked(types.void(P, P, N, N))
+@reading(types.void(P, P, N, N))
 def pack_groups(panels, keys, depth, columns):
     """The keys of so many tokens of a page, as columns, into panels of the matrix product (matmul.py)."""
     ones = broadcast(np.float32(1))
@@ -224,7 +224,7 @@ def _together(heads, kv_heads):
     return parts, larger, _ATTEND[smaller + (larger > 0)].address, _ATTEND[smaller].address
 
 
-@only_decoding(types.void(P, P, N, N, N), ordered=True)
+@linked(types.void(P, P, N, N, N), ordered=True)
 def _put_together(out, results, row, pieces, size):
     """out (size,) of a head's pieces, `row` floats apart, as _attend left them."""
     top = np.float32(-np.inf)
@@ -257,7 +257,7 @@ def _cut(length, page, each):
     return piece, (length + piece - 1) // piece
 
 
-@only_decoding(types.void(TABLE, PAGES, N, PAGES, PAGES, N, N, N, N, N, N, N, N, N))
+@linked(types.void(TABLE, PAGES, N, PAGES, PAGES, N, N, N, N, N, N, N, N, N))
 def _list_tasks(tasks, pages, most, slots, lengths, rows, page, size, heads, kv_heads, parts, larger, many, few):
     """What there is to do, (tasks + 1, COLUMNS); behind the last stands where to read on: the same again.
 
@@ -312,7 +312,7 @@ def _one_task(out, results, tasks, qkv, keys, values, pages, slots, scale, numbe
         _finish(out, results, task, size)
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together):
     """attention_decode, with room for tasks and their results, and what _together says."""
     rate = np.float32(scale)
@@ -349,7 +349,6 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     slots        (N,)             the slot of each row
     lengths      (N,)             tokens it sees, its own counted; > 0
     """
-    only_decoding.compile()
     together = _together(heads, kv_heads)
     rows, each, size = len(out), kv_heads * together[0], values.shape[3]
     pieces = rows * max(1, TASKS // each)  # at most

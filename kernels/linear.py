@@ -9,7 +9,7 @@ A decoding step, with a few rows, is bound by the weights' way from memory: pack
 import numpy as np
 
 from .jit import inline, kernel, prange
-from .matmul import SERIAL_WORK, product, product_part
+from .matmul import SERIAL_WORK, linked, product, product_part
 from .simd import null, optional, pointer
 
 
@@ -42,7 +42,7 @@ def _backward_part(dx, dweight, dbias, dout, x, weight, residual, accumulate, sc
     )
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def linear_backward(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch):
     """Gradients of linear_forward: two products in one parallel region.
 

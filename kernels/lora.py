@@ -10,7 +10,7 @@ out and dout may be wider than O: the map's outputs are the columns from `first`
 import numpy as np
 
 from .jit import inline, kernel, prange
-from .matmul import SERIAL_WORK, multiply
+from .matmul import SERIAL_WORK, linked, multiply
 from .simd import advance, null, pointer
 
 
@@ -34,7 +34,7 @@ def _forward_part(out, hidden, x, a, b, first, scale, scratch, part, parts):
     )
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def lora_forward(out, hidden, x, a, b, first, scale, scratch):
     """Add the low-rank map of each row.
 
@@ -95,7 +95,7 @@ def _weights_part(da, db, dhidden, dout, hidden, x, first, scratch, part, parts)
     )
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def lora_backward(dx, da, db, dhidden, dout, hidden, x, a, b, first, scale, scratch):
     """Gradients of lora_forward.
 

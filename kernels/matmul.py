@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from numba import config, types
 
-from .jit import inline, kernel, linked, prange
+from .jit import Linked, inline, kernel, prange
 from .row_group import transpose, transpose_part
 from .simd import (
     FLOATS,
@@ -60,6 +60,7 @@ from .tile import (
     tile_transposed,
 )
 
+linked = Linked()
 P, N, B = FLOATS, types.int64, types.boolean
 
 DEPTH = 768
@@ -82,8 +83,7 @@ NO_ROW = np.empty(0, np.float32)
 
 
 def matmul_scratch():
-    """Room for packed panels, a row for each thread, to pass to the products below; readies what they call."""
-    linked.compile()
+    """Room for packed panels, a row for each thread, to pass to the products below."""
     panels = second_cache_size() * 3 // 4 // 4  # floats; A and C pass through the last quarter
     panels = max(FEW_ROWS * DEPTH, min(3 << 16, panels))
     return thread_rooms(panels + A_ROOM)
@@ -423,7 +423,7 @@ def product_part(
     )
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def product(out, a, b, transpose_a, transpose_b, addend, bias, scratch):
     """out (M, N) = op(a) @ op(b) + addend + bias on all threads.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .jit import chunk_count, inline, kernel, prange
 from .kinds import call_dot, call_unpack, dot_of, step, unpack_of
-from .matmul import matmul_scratch, multiply, thread_rooms
+from .matmul import linked, matmul_scratch, multiply, thread_rooms
 from .simd import advance, advance_optional, null, optional, pointer
 from .tile import TILE_COLUMNS
 
@@ -136,7 +136,7 @@ def _rooms(scratch, columns, part):
     return here, advance(here, strip), scratch.shape[1] - strip
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def products(out, x, weights, functions, bias, residual, scratch):
     """packed_forward, with the addresses of the kinds' functions in place of the kinds."""
     parts = scratch.shape[0]
@@ -180,7 +180,7 @@ def _backward_part(dx, dout, weights, functions, residual, scratch, part, parts)
         first += weight.shape[0]
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, calls=linked)
 def products_backward(dx, dout, weights, functions, residual, scratch):
     """packed_backward, with the addresses of the kinds' functions in place of the kinds."""
     parts = min(scratch.shape[0], dx.shape[0])
