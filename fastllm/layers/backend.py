@@ -48,7 +48,7 @@ class Backend:
         """A packed matrix has so many columns: the scratch is to have room for its rows."""
         self._columns = max(self._columns, columns)
 
-    # Made when first used: a program that only decodes has no need of the largest.
+    # Made when first used: a program that only generates has no need of them all.
 
     @cached_property
     def matmul_scratch(self) -> np.ndarray:
