@@ -71,7 +71,7 @@ def test_the_turns_before_count_until_they_are_forgotten():
     assert piped(f"{follow_up}/reset\nIs it far?") == [BLUE, RED, FAR]
 
 
-@pytest.mark.parametrize("leave", ["exit", "quit", " exit "])
+@pytest.mark.parametrize("leave", ["exit", "quit", " exit ", "/exit", "/quit"])
 def test_a_word_leaves(leave):
     assert piped(f"Who are you?\n{leave}\nIs it far?\n") == [MODEL]
 

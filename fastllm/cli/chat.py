@@ -1,9 +1,9 @@
 '''Talk with a model that was tuned on dialogues; it sees the turns before as far as its context holds them.
 
 A line is a question. A line that ends in a backslash goes on in the next; a text between """ and """ may have as many
-lines as it likes. exit, quit or the end of input leaves. Ctrl-C stops an answer, and at the prompt it leaves. A line
-that begins with / is a command; /help lists them. Questions may come through a pipe: each gets its answer and a line
-end on stdout, and all else is on stderr.
+lines as it likes. exit, quit, /exit, /quit or the end of input leaves. Ctrl-C stops an answer, and at the prompt it
+leaves. A line that begins with / is a command; /help lists them. Questions may come through a pipe: each gets its
+answer and a line end on stdout, and all else is on stderr.
 
 examples:
   fastllm chat runs/demo-en
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
 YOU, MORE, MODEL = "you: ", "...: ", "model: "
-LEAVE = ("exit", "quit")
+LEAVE = ("exit", "quit", "/exit", "/quit")
 QUOTES = '"""'
 OPTIONS: dict[str, type] = {
     "temperature": float,
