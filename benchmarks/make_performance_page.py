@@ -131,9 +131,10 @@ What is missed (bold), and what bounds it. One text waits for memory most of the
 for Q4_0, where unpacking takes longer; the rest is about 0.2 ms a token of Python and calls, and attention, which reads
 its own memory. Eight texts take eight times the multiply-adds of one, and read eight caches: with weights of 8 or 4
 bits one text takes so little time that eight take more than twice that. *At the peak* is what eight would reach if
-these multiply-adds, at the peak in float32, were all there is to do. On AMD the products reach 65 to 77% of it: the
-rest goes to unpacking; attention takes a quarter of such a step, at the speed of memory. Transformers, too, is bound by
-memory: on Intel it reads 19 GB/s of the 28 there are, so that none can decode three times as fast.
+these multiply-adds, at the peak in float32, were all there is to do. On AMD, eight texts of Q8_0 or Q4_0 took 14 ms a
+token each: 10.2 products, which would be 7.5 at the peak, the rest unpacking; 3.6 attention, at the speed of memory.
+One text takes 5.0, so that products at the peak would make eight 3.4 times as fast, not four. Transformers, too, is
+bound by memory: on Intel it reads 19 GB/s of the 28 there are, so that none can decode three times as fast.
 
 Tried. Kept: two rows of weights with eight of x (1.2x), asking for weights and for keys ahead (2x), and into the second
 cache, not the first (on AMD F32 1.25x, eight texts and attention 1.15x), 5 KB ahead, not 4 (eight texts of F32 1.2x on
