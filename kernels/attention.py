@@ -24,9 +24,9 @@ only what is its own. Each thread takes the tasks whose middle lies in its share
 import numpy as np
 from numba import types
 
+from .cached_rows import GROUP
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, inline, kernel, prange
-from .kv_cache import pack_groups, reading
 from .matmul import linked as products
 from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .simd import (
@@ -36,6 +36,7 @@ from .simd import (
     add,
     advance,
     broadcast,
+    copy_times,
     is_null,
     largest_lane,
     load,
@@ -50,7 +51,7 @@ from .simd import (
 )
 from .tile import TILE_COLUMNS, TILE_ROWS
 
-linked = Linked(products, reading)
+linked = Linked(products)
 only_training = Linked(linked)
 P, N, B = FLOATS, types.int64, types.boolean
 PAGES = types.CPointer(types.int32)
@@ -87,6 +88,17 @@ def _squares(starts):
 def _owner(done, work, total, parts):
     """The thread that takes a task before which so much work is done."""
     return (2 * done + work) * parts // (2 * total)
+
+
+@linked(types.void(P, P, N, N))
+def pack_groups(panels, keys, depth, columns):
+    """Pack the keys of so many tokens of a page (kv_cache.py) as pack_transposed does those of rows."""
+    ones = broadcast(np.float32(1))
+    for j in range(0, columns, LANES):
+        to = advance(panels, j // TILE_COLUMNS * TILE_COLUMNS * depth + j % TILE_COLUMNS)
+        group = advance(keys, j // GROUP * GROUP * depth + j % GROUP)
+        for k in range(depth):
+            copy_times(advance(to, k * TILE_COLUMNS), advance(group, k * GROUP), ones)
 
 
 @linked(types.void(P, P, P, N, N, N, P, N, N), ordered=True)

@@ -42,7 +42,6 @@ from .simd import (
     subtract,
     sum_of_lanes,
 )
-from .tile import TILE_COLUMNS
 
 P, N, PAGES, TABLE = FLOATS, types.int64, types.CPointer(types.int32), types.CPointer(types.int64)
 BLOCK = 128  # tokens whose scores there are at a time
@@ -58,7 +57,7 @@ BASE, PLACE = 7, 8  # floats to the keys in the first of all pages, and to those
 RESULT = 9  # its first head's row of the results; the next one's is PIECES further
 COLUMNS = 10
 
-linked, reading = Linked(), Linked()  # what decoding calls, and what attention over a stretch of new tokens does
+linked = Linked()
 
 
 @inline
@@ -118,17 +117,6 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
         return
     for chunk in prange(chunks):
         _write(keys, values, qkv, places, heads, kv_heads, rows * chunk // chunks, rows * (chunk + 1) // chunks)
-
-
-@reading(types.void(P, P, N, N))
-def pack_groups(panels, keys, depth, columns):
-    """The keys of so many tokens of a page, as columns, into panels of the matrix product (matmul.py)."""
-    ones = broadcast(np.float32(1))
-    for j in range(0, columns, LANES):
-        to = advance(panels, j // TILE_COLUMNS * TILE_COLUMNS * depth + j % TILE_COLUMNS)
-        group = advance(keys, j // GROUP * GROUP * depth + j % GROUP)
-        for k in range(depth):
-            copy_times(advance(to, k * TILE_COLUMNS), advance(group, k * GROUP), ones)
 
 
 @inline

@@ -77,6 +77,7 @@ PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so 
 # Rows that begin a multiple of so many floats apart share a set of the first cache (of 64 lines' sets, on most CPUs),
 # in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
 SAME_SET = 64 * LINE
+LOW_ROWS = min(8, TILE_ROWS)  # of a tile of such rows
 
 NO_MATRIX = np.empty((0, 0), np.float32)
 NO_ROW = np.empty(0, np.float32)
@@ -192,9 +193,7 @@ def pack_a_transposed(panels, sums, source, row, depth, rows):
         for k in range(depth):
             for i in range(whole, rows):
                 to[k * TILE_ROWS + i - whole] = source[k * row + i]
-        if not is_null(sums):
-            for k in range(depth):
-                for i in range(whole, rows):
+                if not is_null(sums):
                     sums[i] += source[k * row + i]
 
 
@@ -239,7 +238,7 @@ def multiply_panels(
     a_row, a_step  floats from one element of A to the next row's, and to the next k's; a_step is 1 unless A is packed
     """
     is_packed = a_step != 1
-    tall = TURNED_ROWS if a_row % SAME_SET == 0 and not is_packed else TILE_ROWS
+    tall = LOW_ROWS if a_row % SAME_SET == 0 and not is_packed else TILE_ROWS
     for i in range(0, rows, tall):
         multiply_tile_row(
             advance(c, i * c_row),
@@ -256,7 +255,7 @@ def multiply_panels(
             advance_optional(addend, i * addend_row),
             addend_row,
             bias,
-            spare,
+            null() if is_packed else spare,
         )
 
 
@@ -301,9 +300,9 @@ def multiply(
                 if a_transposed:
                     first_sums = advance_optional(sums, i) if j == 0 else null()
                     pack_a_transposed(a_panels, first_sums, advance(a, k * a_row + i), a_row, deep, high)
-                    a_here, row, step, copies = a_panels, 1, TILE_ROWS, null()
+                    a_here, row, step = a_panels, 1, TILE_ROWS
                 else:
-                    a_here, row, step, copies = advance(a, i * a_row + k), a_row, 1, spare
+                    a_here, row, step = advance(a, i * a_row + k), a_row, 1
                 first = k == 0
                 multiply_panels(
                     here,
@@ -320,7 +319,7 @@ def multiply(
                     advance_optional(addend, i * addend_row + j) if first else here,
                     addend_row if first else c_row,
                     advance_optional(bias, j) if first else null(),
-                    copies,
+                    spare,
                 )
 
 

@@ -119,7 +119,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
 def test_the_page_that_ships_is_of_the_measurements_that_ship(tmp_path: Path) -> None:
     assert script("make_performance_page")["main"](["--docs", str(tmp_path)]) == 0
     for written in tmp_path.iterdir():
-        assert written.read_text() == (ROOT / "docs" / written.name).read_text(encoding="utf-8")
+        assert written.read_text(encoding="utf-8") == (ROOT / "docs" / written.name).read_text(encoding="utf-8")
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in text for name in cases())
 
