@@ -121,31 +121,36 @@ gives 3x).
 GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
 15 rounds of 64 tokens after 128, and 7 of a prompt of 512. The figures are medians, the range is the 20th to the 80th
 percentile. Before anything is timed, the logits after the prompt must agree: with transformers to 1e-3, with llama.cpp
-as far as it goes, for it rounds what is multiplied with quantised weights to 8 bits, and fastllm does not. All read the
+as far as it goes, for it rounds what is multiplied with quantised weights to 8 bits, fastllm to 16. All read the
 same GGUF files, which fastllm wrote; transformers has their weights in float32. *Beyond* is the peak of resident memory
 without the file and the cache of keys and values; Python, NumPy and the compiler's library alone are 90 MB of it.
 """
 
 GENERATION_BOUNDS = """\
-What is missed (bold), and what bounds it. One text waits for memory most of the time, F32 and F16 on both sides, but
-for Q4_0, where unpacking takes longer; the rest is about 0.2 ms a token of Python and calls, and attention, which reads
-its own memory. Eight texts take eight times the multiply-adds of one, and read eight caches: with weights of 8 or 4
-bits one text takes so little time that eight take more than twice that. *At the peak* is what eight would reach if
-these multiply-adds, at the peak in float32, were all there is to do. On AMD, eight texts of Q8_0 or Q4_0 took 14 ms a
-token each: 10.2 products, which would be 7.5 at the peak, the rest unpacking; 3.6 attention, at the speed of memory.
-One text takes 5.0, so that products at the peak would make eight 3.4 times as fast, not four. Transformers, too, is
-bound by memory: on Intel it reads 19 GB/s of the 28 there are, so that none can decode three times as fast.
+What is missed (bold), and what bounds it. One text waits for memory most of the time, F32, F16 and Q8_0 on both sides;
+the rest is about 0.2 ms a token of Python and calls, and attention, which reads its own memory. Eight texts take eight
+times the multiply-adds of one, and read eight caches: with weights of 8 or 4 bits one text takes so little time that
+eight take more than twice that. *At the peak* is what eight would reach if these multiply-adds, at the peak in float32,
+were all there is to do. On AMD, eight texts of Q8_0 take about 12.6 ms a token each: 8.6 products, 3.5 attention, at
+the speed of memory. One text takes 5.0: for four times as much, the products would have to take 6. They are done in
+bytes, for 32 weights and eight texts 8 multiply-adds of 512 bits, 4 more of the scales, and as many conversions and
+shifts: 12 cycles where they are bound by multiplying alone, 16 as measured. In float32 it would be 16 multiply-adds and
+the unpacking, 22 cycles. Transformers, too, is bound by memory: on Intel it reads 19 GB/s of the 28 there are, so that
+none can decode three times as fast.
 
-Tried. Kept: two rows of weights with eight of x (1.2x), asking for weights and for keys ahead (2x), and into the second
-cache, not the first (on AMD F32 1.25x, eight texts and attention 1.15x), 5 KB ahead, not 4 (eight texts of F32 1.2x on
-AMD; 2 to 16 KB make no difference on Intel), keys dimension by dimension (attention 1.1-1.3x), four bits looked up in a
-register (one text 1.1x, eight 1.02x). Dropped: three rows of weights with eight of x (spills), one with eight (F16
-0.7x), four accumulators a product (nothing), threads that take outputs as they finish, not halves (0.7-1.0x, perhaps as
-each asks ahead for what the other then takes), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0
-0.9x), the sums of sixteen outputs added up together for one text, and four outputs at a time (nothing), asking for
-weights as what is not read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed
-by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight 0.9x). Integer products would round what is multiplied to 8
-bits, and logits are to be exact.
+Tried. Kept: weights of a few bits multiplied as bytes with x rounded to 16 bits, where the CPU can (one text 1.0x to
+1.3x, by kind; eight 1.1x to 1.3x); four rows of weights with four or eight of x, two otherwise (1.2x), asking for
+weights and for keys ahead (2x), and into the second cache, not the first (on AMD F32 1.25x, eight texts and attention
+1.15x), 5 KB ahead, not 4 (eight texts of F32 1.2x on AMD; 2 to 16 KB make no difference on Intel), keys dimension by
+dimension (attention 1.1-1.3x). Dropped: x rounded to 8 bits (half the multiply-adds, but logits are to be exact to
+three places at least), one scale for a whole row of x (a few numbers are a thousand times the others), words of 16 bits
+in place of two bytes (one text 0.8x, eight the same), a byte of a weight in all lanes and a text in each (eight 0.75x);
+in float32 three rows of weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product
+(nothing), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of sixteen outputs added
+up together for one text, and four outputs at a time (nothing); threads that take outputs as they finish, not halves
+(0.7-1.0x, perhaps as each asks ahead for what the other then takes), asking for weights as what is not read again (F32
+0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed by 5 to 8%), 1 KB ahead (one text of F16
+1.0x to 1.1x, eight 0.9x).
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.

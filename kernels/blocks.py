@@ -16,8 +16,9 @@ numbers there. d and m are float16; q is a weight's few bits.
      13     Q5_K        256    176   d s q - m t
      14     Q6_K        256    210   d s (q - 32)      s: int8 for each 16 weights
 
-For each kind LAYOUTS has a generator that writes LLVM code for one block and yields it as vectors of LANES float32, a
-vector at a time: (number of the first weight, vector).
+A kind's generator writes LLVM code for one block. Those of F32, F16 and BF16 yield vectors of LANES float32, a vector
+at a time. The others yield `Part`s: numbers of a byte each, and what they are multiplied with and moved by. `vectors`
+makes float32 of both, and rounded.py multiplies with the bytes as they are.
 """
 
 from __future__ import annotations
@@ -26,16 +27,35 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from llvmlite import ir
+from numba.core import cgutils
 
-from .simd import _FLOAT, _INT, _VECTOR, HAS_HALF, LANES, _at, _broadcast, _call, _fma
+from .simd import _FLOAT, _INT, _VECTOR, CACHE_LINE, HAS_HALF, LANES, _at, _broadcast, _fma, _prefetch
 
-__all__ = ["LAYOUTS", "Block", "Layout", "one_weight"]
+__all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "ask_ahead", "for_each_block", "one_weight", "vectors"]
+
+PIECE = 16  # weights of one vector of bytes
+# Bytes that weights are asked for ahead of their use. CPUs do that by themselves for one stretch of memory; of several
+# rows at once they make less: 17 GB/s in place of 57. With 4096, eight rows of x took 1.2 times as long on an AMD core.
+AHEAD = 5120
 
 _BYTE, _SHORT, _LONG = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _SHORTS, _LONGS = ir.VectorType(_SHORT, LANES), ir.VectorType(_LONG, LANES)
-_FIRST = ir.Constant(_LONGS, [0] * LANES)  # shuffles the first lane into all
+_PIECE = ir.VectorType(_BYTE, PIECE)
 
-Vectors = Iterator[tuple[int, ir.Value]]
+Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, and LANES of them
+
+
+class Part(NamedTuple):
+    """Neighbours in a block: weight = scale * (number - middle), or, with a shift, scale * number + shift."""
+
+    first: int  # number of the first weight
+    pieces: list[ir.Value]  # of PIECE numbers each, 0 to 255
+    scale: ir.Value  # float32
+    middle: int  # of the numbers
+    shift: ir.Value | None = None  # float32
+
+
+Parts = Iterator[Part]
 
 
 class Block:
@@ -51,49 +71,38 @@ class Block:
         value.align = 1
         return value
 
-    def same(self, number: int) -> ir.Constant:
-        """A vector of whole numbers, all the same."""
-        return ir.Constant(_LONGS, [number] * LANES)
-
-    def unsigned(self, offset: int) -> ir.Value:
-        """LANES bytes from an offset on, as whole numbers 0 to 255."""
-        return self.builder.zext(self._load(offset, ir.VectorType(_BYTE, LANES)), _LONGS)
-
-    def signed(self, offset: int) -> ir.Value:
-        """LANES bytes from an offset on, as whole numbers -128 to 127."""
-        return self.builder.sext(self._load(offset, ir.VectorType(_BYTE, LANES)), _LONGS)
+    def piece(self, offset: int) -> ir.Value:
+        """PIECE bytes from an offset on."""
+        return self._load(offset, _PIECE)
 
     def low(self, numbers: ir.Value) -> ir.Value:
         """The lower four bits of each number."""
-        return self.builder.and_(numbers, self.same(15))
+        return self.builder.and_(numbers, _all(15))
 
     def high(self, numbers: ir.Value) -> ir.Value:
         """What stands above the lower four bits."""
-        return self.builder.lshr(numbers, self.same(4))
+        return self.builder.lshr(numbers, _all(4))
 
     def bits(self, numbers: ir.Value, first: int, mask: int) -> ir.Value:
         """The bits from `first` on, by a mask, moved to the place above the lower four."""
-        there = self.builder.and_(self.builder.lshr(numbers, self.same(first)), self.same(mask))
-        return self.builder.shl(there, self.same(4))
+        there = self.builder.and_(self.builder.lshr(numbers, _all(first)), _all(mask))
+        return self.builder.shl(there, _all(4))
 
-    def fifth(self, offset: int, first: int) -> ir.Value:
-        """Bits first, first + 1, ... of four bytes, one for each lane, each worth 16."""
-        word = self._load(offset, _LONG)
-        one = self.builder.insert_element(ir.Constant(_LONGS, ir.Undefined), word, ir.Constant(_LONG, 0))
-        all_lanes = self.builder.shuffle_vector(one, ir.Constant(_LONGS, ir.Undefined), self.same(0))
-        shifts = ir.Constant(_LONGS, [first + lane for lane in range(LANES)])
-        bit = self.builder.and_(self.builder.lshr(all_lanes, shifts), self.same(1))
-        return self.builder.shl(bit, self.same(4))
+    def fifth(self, offset: int) -> ir.Value:
+        """PIECE bits from two bytes on, each worth 16."""
+        bits = self.builder.bitcast(self._load(offset, _SHORT), ir.VectorType(ir.IntType(1), PIECE))
+        return self.builder.shl(self.builder.zext(bits, _PIECE), _all(4))
 
     def byte(self, offset: int) -> ir.Value:
         """One byte as a whole number 0 to 255."""
         return self.builder.zext(self._load(offset, _BYTE), _LONG)
 
     def half(self, offset: int) -> ir.Value:
-        """A float16, in all lanes as a float32."""
-        bits = self._load(offset, _SHORT)
-        one = self.builder.insert_element(ir.Constant(_SHORTS, ir.Undefined), bits, ir.Constant(_LONG, 0))
-        return _from_half(self.builder, self.builder.shuffle_vector(one, ir.Constant(_SHORTS, ir.Undefined), _FIRST))
+        """A float16 as a float32."""
+        lanes = ir.VectorType(_SHORT, 4)
+        first = ir.Constant(_LONG, 0)
+        bits = self.builder.insert_element(ir.Constant(lanes, ir.Undefined), self._load(offset, _SHORT), first)
+        return self.builder.extract_element(_from_half(self.builder, bits), first)
 
     def halves(self, offset: int) -> ir.Value:
         """LANES float16 as float32."""
@@ -102,43 +111,20 @@ class Block:
     def brain(self, offset: int) -> ir.Value:
         """LANES bfloat16 as float32."""
         wide = self.builder.zext(self._load(offset, ir.VectorType(_SHORT, LANES)), _LONGS)
-        return self.builder.bitcast(self.builder.shl(wide, self.same(16)), _VECTOR)
+        return self.builder.bitcast(self.builder.shl(wide, ir.Constant(_LONGS, [16] * LANES)), _VECTOR)
 
     def floats(self, offset: int) -> ir.Value:
         """LANES float32."""
         return self._load(offset, _VECTOR)
 
-    def weights(self, numbers: ir.Value, scale: ir.Value, shift: ir.Value | None = None) -> ir.Value:
-        """scale * numbers, plus shift: vectors both."""
-        values = self.builder.sitofp(numbers, _VECTOR)
-        if shift is None:
-            return self.builder.fmul(values, scale)
-        return _fma(self.builder, values, scale, shift)
+    def times(self, scalar: ir.Value, factor: float) -> ir.Value:
+        """factor * scalar."""
+        return self.builder.fmul(scalar, ir.Constant(_FLOAT, factor))
 
-    def four_bits(self, scale: ir.Value, shift: ir.Value) -> Callable[[ir.Value, bool], ir.Value]:
-        """What makes scale * q + shift of bytes, with q in the upper or the lower half of each: (bytes, is upper).
 
-        Where a vector has sixteen lanes, all sixteen results are made once and looked up.
-        """
-        if LANES < 16:
-            return lambda numbers, is_upper: self.weights(
-                self.high(numbers) if is_upper else self.low(numbers), scale, shift
-            )
-        table = _fma(self.builder, ir.Constant(_VECTOR, [float(q) for q in range(16)]), scale, shift)
-
-        def look_up(numbers: ir.Value, is_upper: bool) -> ir.Value:
-            numbers = self.high(numbers) if is_upper else numbers  # of a number its lower four bits count
-            return _call(self.builder, "llvm.x86.avx512.permvar.sf.512", _VECTOR, [table, numbers])
-
-        return look_up
-
-    def times(self, vector: ir.Value, factor: float) -> ir.Value:
-        """factor * vector."""
-        return self.builder.fmul(vector, ir.Constant(_VECTOR, [factor] * LANES))
-
-    def all(self, scalar: ir.Value) -> ir.Value:
-        """A float32 in all lanes."""
-        return _broadcast(self.builder, scalar)
+def _all(number: int) -> ir.Constant:
+    """PIECE times the same byte."""
+    return ir.Constant(_PIECE, [number] * PIECE)
 
 
 def _from_half(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
@@ -147,17 +133,19 @@ def _from_half(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     Where no instruction does it, exponent and fraction move to their places in a float32, which is then 2^112 times
     too small; so subnormal numbers come out right too. Infinity and NaN become finite: weights have none.
     """
+    lanes = bits.type.count
+    floats, longs = ir.VectorType(_FLOAT, lanes), ir.VectorType(_LONG, lanes)
     if HAS_HALF:
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), LANES)), _VECTOR)
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
 
     def same(number: int) -> ir.Constant:
-        return ir.Constant(_LONGS, [number] * LANES)
+        return ir.Constant(longs, [number] * lanes)
 
-    wide = builder.zext(bits, _LONGS)
-    magnitude = builder.bitcast(builder.shl(builder.and_(wide, same(0x7FFF)), same(13)), _VECTOR)
-    number = builder.fmul(magnitude, ir.Constant(_VECTOR, [2.0**112] * LANES))
+    wide = builder.zext(bits, longs)
+    magnitude = builder.bitcast(builder.shl(builder.and_(wide, same(0x7FFF)), same(13)), floats)
+    number = builder.fmul(magnitude, ir.Constant(floats, [2.0**112] * lanes))
     sign = builder.shl(builder.and_(wide, same(0x8000)), same(16))
-    return builder.bitcast(builder.or_(builder.bitcast(number, _LONGS), sign), _VECTOR)
+    return builder.bitcast(builder.or_(builder.bitcast(number, longs), sign), floats)
 
 
 def _f32(block: Block) -> Vectors:
@@ -175,48 +163,38 @@ def _bf16(block: Block) -> Vectors:
         yield j, block.brain(2 * j)
 
 
-def _q8_0(block: Block) -> Vectors:
-    scale = block.half(0)
-    for j in range(0, 32, LANES):
-        yield j, block.weights(block.signed(2 + j), scale)
+def _q8_0(block: Block) -> Parts:
+    numbers = [block.builder.xor(block.piece(2 + j), _all(128)) for j in (0, 16)]  # of -128 makes 0, of 127 255
+    yield Part(0, numbers, block.half(0), middle=128)
 
 
-def _q4_0(block: Block) -> Vectors:
-    scale = block.half(0)
-    weight = block.four_bits(scale, block.times(scale, -8.0))
-    for is_upper in (False, True):
-        for j in range(0, 16, LANES):
-            yield j + 16 * is_upper, weight(block.unsigned(2 + j), is_upper)
+def _q4_0(block: Block) -> Parts:
+    numbers = block.piece(2)
+    yield Part(0, [block.low(numbers), block.high(numbers)], block.half(0), middle=8)
 
 
-def _q4_1(block: Block) -> Vectors:
-    weight = block.four_bits(block.half(0), block.half(2))
-    for is_upper in (False, True):
-        for j in range(0, 16, LANES):
-            yield j + 16 * is_upper, weight(block.unsigned(4 + j), is_upper)
+def _q4_1(block: Block) -> Parts:
+    numbers = block.piece(4)
+    yield Part(0, [block.low(numbers), block.high(numbers)], block.half(0), middle=8, shift=block.half(2))
 
 
-def _q5_0(block: Block) -> Vectors:
-    scale = block.half(0)
-    centre = block.times(scale, -16.0)
-    for half in (block.low, block.high):
-        for j in range(0, 16, LANES):
-            first = j + (16 if half == block.high else 0)
-            number = block.builder.or_(half(block.unsigned(6 + j)), block.fifth(2, first))
-            yield first, block.weights(number, scale, centre)
+def _five_bits(block: Block, fifth: int, others: int) -> list[ir.Value]:
+    """The 32 numbers of a block of Q5_0 or Q5_1, whose fifth bits and other bits begin at these bytes."""
+    numbers = block.piece(others)
+    halves = block.low(numbers), block.high(numbers)
+    return [block.builder.or_(half, block.fifth(fifth + 2 * i)) for i, half in enumerate(halves)]
 
 
-def _q5_1(block: Block) -> Vectors:
-    scale, shift = block.half(0), block.half(2)
-    for half in (block.low, block.high):
-        for j in range(0, 16, LANES):
-            first = j + (16 if half == block.high else 0)
-            number = block.builder.or_(half(block.unsigned(8 + j)), block.fifth(4, first))
-            yield first, block.weights(number, scale, shift)
+def _q5_0(block: Block) -> Parts:
+    yield Part(0, _five_bits(block, 2, 6), block.half(0), middle=16)
+
+
+def _q5_1(block: Block) -> Parts:
+    yield Part(0, _five_bits(block, 4, 8), block.half(0), middle=16, shift=block.half(2))
 
 
 def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """d s and -m t, in all lanes, of 32 weights in a block of Q4_K or Q5_K.
+    """d s and -m t of 32 weights in a block of Q4_K or Q5_K.
 
     The twelve bytes of 6-bit numbers begin at 4. Bytes 0-3 and 4-7 of them have s and t of parts 0-3 in their lower
     six bits; bytes 8-11 the lower four bits of s and t of parts 4-7, whose upper two stand above those six.
@@ -235,68 +213,84 @@ def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple
         t_above = b.shl(b.lshr(block.byte(4 + part), number(6)), number(4))
         s = b.or_(b.and_(low, number(15)), s_above)
         t = b.or_(b.lshr(low, number(4)), t_above)
-    return b.fmul(d, block.all(b.sitofp(s, _FLOAT))), b.fmul(m, block.all(b.sitofp(t, _FLOAT)))
+    return b.fmul(d, b.sitofp(s, _FLOAT)), b.fmul(m, b.sitofp(t, _FLOAT))
 
 
-def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Vectors:
+def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Parts:
     """Q4_K and Q5_K: four bits of each weight stand from byte `first` on, the fifth ones from 16 on."""
     d, m = block.half(0), block.times(block.half(2), -1.0)
     for part in range(8):
-        scale, shift = _scale_and_shift(block, part, d, m)
-        half, weight = block.high if part % 2 else block.low, block.four_bits(scale, shift)
-        for j in range(0, 32, LANES):
-            numbers = block.unsigned(first + part // 2 * 32 + j)
+        half, pieces = block.high if part % 2 else block.low, []
+        for j in (0, 16):
+            numbers = half(block.piece(first + part // 2 * 32 + j))
             if has_fifth:
-                numbers = block.builder.or_(half(numbers), block.bits(block.unsigned(16 + j), part, 1))
-                yield 32 * part + j, block.weights(numbers, scale, shift)
-            else:
-                yield 32 * part + j, weight(numbers, part % 2 == 1)
+                numbers = block.builder.or_(numbers, block.bits(block.piece(16 + j), part, 1))
+            pieces.append(numbers)
+        scale, shift = _scale_and_shift(block, part, d, m)
+        yield Part(32 * part, pieces, scale, middle=16 if has_fifth else 8, shift=shift)
 
 
-def _q4_k(block: Block) -> Vectors:
+def _q4_k(block: Block) -> Parts:
     return _in_scaled_parts(block, first=16, has_fifth=False)
 
 
-def _q5_k(block: Block) -> Vectors:
+def _q5_k(block: Block) -> Parts:
     return _in_scaled_parts(block, first=48, has_fifth=True)
 
 
-def _q6_k(block: Block) -> Vectors:
+def _q6_k(block: Block) -> Parts:
     d = block.half(208)
     for part in range(8):  # of 32 weights; four of them share the bytes of half a block
         half = block.high if part % 4 >= 2 else block.low
-        for j in range(0, 32, LANES):
-            numbers = half(block.unsigned(64 * (part // 4) + 32 * (part % 2) + j))
-            above = block.bits(block.unsigned(128 + 32 * (part // 4) + j), 2 * (part % 4), 3)
-            centred = block.builder.sub(block.builder.or_(numbers, above), block.same(32))
+        for j in (0, 16):
+            numbers = half(block.piece(64 * (part // 4) + 32 * (part % 2) + j))
+            above = block.bits(block.piece(128 + 32 * (part // 4) + j), 2 * (part % 4), 3)
             s = block.builder.sext(block._load(192 + 2 * part + j // 16, _BYTE), _LONG)
-            scale = block.builder.fmul(d, block.all(block.builder.sitofp(s, _FLOAT)))
-            yield 32 * part + j, block.weights(centred, scale)
+            scale = block.builder.fmul(d, block.builder.sitofp(s, _FLOAT))
+            yield Part(32 * part + j, [block.builder.or_(numbers, above)], scale, middle=32)
 
 
 class Layout(NamedTuple):
     """What a kind's blocks are."""
 
     name: str
-    weights: int  # that `emit` yields at a time
+    weights: int  # that the generator yields at a time
     size: int  # their bytes
-    emit: Callable[[Block], Vectors]
+    floats: Callable[[Block], Vectors] | None = None  # one of the two
+    parts: Callable[[Block], Parts] | None = None
     bytes_each: int = 0  # of a weight where rows may have any length, which the last ones then need
 
 
 LAYOUTS = {
-    0: Layout("f32", 32, 128, _f32, 4),
-    1: Layout("f16", 32, 64, _f16, 2),
-    30: Layout("bf16", 32, 64, _bf16, 2),
-    8: Layout("q8_0", 32, 34, _q8_0),
-    2: Layout("q4_0", 32, 18, _q4_0),
-    3: Layout("q4_1", 32, 20, _q4_1),
-    6: Layout("q5_0", 32, 22, _q5_0),
-    7: Layout("q5_1", 32, 24, _q5_1),
-    12: Layout("q4_k", 256, 144, _q4_k),
-    13: Layout("q5_k", 256, 176, _q5_k),
-    14: Layout("q6_k", 256, 210, _q6_k),
+    0: Layout("f32", 32, 128, floats=_f32, bytes_each=4),
+    1: Layout("f16", 32, 64, floats=_f16, bytes_each=2),
+    30: Layout("bf16", 32, 64, floats=_bf16, bytes_each=2),
+    8: Layout("q8_0", 32, 34, parts=_q8_0),
+    2: Layout("q4_0", 32, 18, parts=_q4_0),
+    3: Layout("q4_1", 32, 20, parts=_q4_1),
+    6: Layout("q5_0", 32, 22, parts=_q5_0),
+    7: Layout("q5_1", 32, 24, parts=_q5_1),
+    12: Layout("q4_k", 256, 144, parts=_q4_k),
+    13: Layout("q5_k", 256, 176, parts=_q5_k),
+    14: Layout("q6_k", 256, 210, parts=_q6_k),
 }
+
+
+def vectors(layout: Layout, block: Block) -> Vectors:
+    """A block's weights as float32."""
+    if layout.floats is not None:
+        yield from layout.floats(block)
+        return
+    assert layout.parts is not None
+    builder = block.builder
+    for part in layout.parts(block):
+        shift = block.times(part.scale, -part.middle) if part.shift is None else part.shift
+        scale, shift = _broadcast(builder, part.scale), _broadcast(builder, shift)
+        for i, piece in enumerate(part.pieces):
+            for j in range(0, PIECE, LANES):
+                lanes = ir.Constant(ir.VectorType(_LONG, LANES), list(range(j, j + LANES)))
+                numbers = builder.zext(builder.shuffle_vector(piece, piece, lanes), _LONGS)
+                yield part.first + i * PIECE + j, _fma(builder, builder.sitofp(numbers, _VECTOR), scale, shift)
 
 
 def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
@@ -305,6 +299,27 @@ def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
     if kind == 0:
         return block._load(0, _FLOAT)
     if kind == 1:
-        return builder.extract_element(block.half(0), ir.Constant(_LONG, 0))
+        return block.half(0)
     bits = builder.zext(block._load(0, _SHORT), _LONG)
     return builder.bitcast(builder.shl(bits, ir.Constant(_LONG, 16)), _FLOAT)
+
+
+def for_each_block(builder, layout, columns, body, last):
+    """body(number of its first byte, of its first weight) for each block, last(byte, weight) for lone weights."""
+    whole = builder.sdiv(columns, ir.Constant(_INT, layout.weights))
+    with cgutils.for_range(builder, whole, intp=_INT) as loop:
+        body(
+            builder.mul(loop.index, ir.Constant(_INT, layout.size)),
+            builder.mul(loop.index, ir.Constant(_INT, layout.weights)),
+        )
+    if layout.bytes_each:
+        done = builder.mul(whole, ir.Constant(_INT, layout.weights))
+        with cgutils.for_range(builder, builder.sub(columns, done), intp=_INT) as loop:
+            number = builder.add(done, loop.index)
+            last(builder.mul(number, ir.Constant(_INT, layout.bytes_each)), number)
+
+
+def ask_ahead(builder: ir.IRBuilder, layout: Layout, start: ir.Value) -> None:
+    """Ask for the lines of the block that will follow a block so much later."""
+    for line in range(0, layout.size, CACHE_LINE):
+        _prefetch(builder, _at(builder, start, ir.Constant(_INT, AHEAD + line)))

@@ -1,6 +1,7 @@
 """What is done with rows of weights in blocks (blocks.py), a vector of them at a time:
 
-    dot_rows    multiplies them with rows of x while they are in registers
+    dot_rows    multiplies them with rows of x while they are in registers: as float32, or, where they are of a few bits
+                and the CPU can, as bytes with x rounded to 16 bits (rounded.py)
     unpack_row  stores them
 
 A function for each kind (`dot_q4_0`, ...) is compiled when a model first needs it; kernels call it by its address.
@@ -13,14 +14,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .blocks import LAYOUTS, Block, one_weight
+from .blocks import LAYOUTS, Block, ask_ahead, for_each_block, one_weight, vectors
 from .jit import Deferred, deferred, inline, literally
+from .rounded import ROUNDED, SPAN, SPAN_BYTES, round_rows, rounded_sums
 from .row_group import _sums_of_lanes
 from .simd import (
     _FLOAT,
     _INT,
     _VECTOR,
-    CACHE_LINE,
+    BYTES,
     FLOATS,
     LANES,
     _at,
@@ -28,19 +30,15 @@ from .simd import (
     _call_address,
     _fma,
     _load,
-    _prefetch,
     _reduce,
     advance,
 )
 
-__all__ = ["BYTES", "call_dot", "call_unpack", "dot_of", "step", "unpack_of"]
+__all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "step", "unpack_of"]
 
-BYTES = types.CPointer(types.uint8)
-
-# A dot product has one accumulator, a vector. With those of OUTPUTS rows of weights and up to TOGETHER rows of x at a
+# A dot product has one accumulator, a vector. With those of a few rows of weights and up to TOGETHER rows of x at a
 # time, a multiply-add need not wait for the one before, a weight is unpacked once and an x loaded once for several, and
 # all stay in the registers, of which AVX2 has 16.
-OUTPUTS = 2
 TOGETHER = 4 if LANES == 8 else 8
 HALF = TOGETHER // 2
 # One or two rows of x wait for memory where weights are of 16 bits or more, one alone where they are of 8 bits or more;
@@ -49,24 +47,7 @@ WAITING = (
     tuple(kind for kind, layout in LAYOUTS.items() if layout.size >= layout.weights),
     tuple(kind for kind, layout in LAYOUTS.items() if layout.size >= 2 * layout.weights),
 )
-# Bytes that weights are asked for ahead of their use. CPUs do that by themselves for one stretch of memory; of several
-# rows at once they make less: 17 GB/s in place of 57. With 4096, eight rows of x took 1.2 times as long on an AMD core.
-AHEAD = 5120
-
-
-def _for_each_block(builder, layout, columns, body, last):
-    """body(number of its first byte, of its first weight) for each block, last(byte, weight) for lone weights."""
-    whole = builder.sdiv(columns, ir.Constant(_INT, layout.weights))
-    with cgutils.for_range(builder, whole, intp=_INT) as loop:
-        body(
-            builder.mul(loop.index, ir.Constant(_INT, layout.size)),
-            builder.mul(loop.index, ir.Constant(_INT, layout.weights)),
-        )
-    if layout.bytes_each:
-        done = builder.mul(whole, ir.Constant(_INT, layout.weights))
-        with cgutils.for_range(builder, builder.sub(columns, done), intp=_INT) as loop:
-            number = builder.add(done, loop.index)
-            last(builder.mul(number, ir.Constant(_INT, layout.bytes_each)), number)
+N = types.int64
 
 
 def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[ir.Value], columns) -> dict:
@@ -83,14 +64,13 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
     def body(byte: ir.Value, first: ir.Value) -> None:
         starts = [_at(builder, weight, byte) for weight in weights]
         for start in starts:
-            for line in range(0, layout.size, CACHE_LINE):
-                _prefetch(builder, _at(builder, start, ir.Constant(_INT, AHEAD + line)))
-        blocks = [layout.emit(Block(builder, start)) for start in starts]
-        for vectors in zip(*blocks, strict=True):
-            place = builder.add(first, ir.Constant(_INT, vectors[0][0]))
+            ask_ahead(builder, layout, start)
+        blocks = [vectors(layout, Block(builder, start)) for start in starts]
+        for ones in zip(*blocks, strict=True):
+            place = builder.add(first, ir.Constant(_INT, ones[0][0]))
             for r, row in enumerate(rows):  # one after another: all of them would not stay in the registers
                 factor = _load(builder, _at(builder, row, place))
-                for o, (_, weight) in enumerate(vectors):
+                for o, (_, weight) in enumerate(ones):
                     builder.store(_fma(builder, weight, factor, builder.load(sums[o, r])), sums[o, r])
 
     def last(byte: ir.Value, number: ir.Value) -> None:
@@ -101,39 +81,46 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
             product = _call(builder, "llvm.fma.f32", _FLOAT, [values[o], factors[r], builder.load(rest)])
             builder.store(product, rest)
 
-    _for_each_block(builder, layout, columns, body, last)
-    vectors = [builder.load(total) for total in sums.values()]
-    if len(vectors) == LANES:  # a third of the shuffles
-        together = _sums_of_lanes(builder, vectors)
-        totals = [builder.extract_element(together, ir.Constant(ir.IntType(32), i)) for i in range(LANES)]
+    for_each_block(builder, layout, columns, body, last)
+    lanes = [builder.load(total) for total in sums.values()]
+    if len(lanes) == LANES:  # a third of the shuffles
+        together = _sums_of_lanes(builder, lanes)
+        whole = [builder.extract_element(together, ir.Constant(ir.IntType(32), i)) for i in range(LANES)]
     else:
-        totals = [_reduce(builder, vector, builder.fadd) for vector in vectors]
-    return {
-        pair: builder.fadd(total, builder.load(rests[pair])) for pair, total in zip(sums, totals, strict=True)
-    }
+        whole = [_reduce(builder, vector, builder.fadd) for vector in lanes]
+    return {pair: builder.fadd(total, builder.load(rests[pair])) for pair, total in zip(sums, whole, strict=True)}
 
 
 @intrinsic
-def dot_rows(typingctx, kind, outputs, rows, out, out_row, x, x_row, weight, size, columns):
-    """out[r * out_row + o] = sum over c of weight[o, c] * x[r * x_row + c]; kind, outputs and rows are literals.
+def dot_rows(typingctx, kind, outputs, rows, there, out, out_row, x, rounded, weight, size, columns):
+    """out[r * out_row + o] = sum over c of weight[o, c] * x[r, c]; kind, outputs and rows are literals.
 
-    size  bytes from one row of weights to the next
+    there    outputs that there are, 1 or more; of fewer than `outputs` the last one stands for those that are missing
+    rounded  the same rows of x, from round_rows, for kinds that are ROUNDED: those don't read x
+    size     bytes from one row of weights to the next
     """
     if not all(isinstance(number, types.IntegerLiteral) for number in (kind, outputs, rows)):
         return None
     number, o_count, r_count = (literal.literal_value for literal in (kind, outputs, rows))
 
     def codegen(context, builder, signature, arguments):
-        out, out_row, x, x_row, weight, size, columns = arguments[3:]
-        weights = [_at(builder, weight, builder.mul(size, ir.Constant(_INT, o))) for o in range(o_count)]
-        starts = [_at(builder, x, builder.mul(x_row, ir.Constant(_INT, r))) for r in range(r_count)]
-        for (o, r), total in _sums(builder, number, weights, starts, columns).items():
-            place = builder.add(builder.mul(out_row, ir.Constant(_INT, r)), ir.Constant(_INT, o))
-            builder.store(total, _at(builder, out, place)).align = 4
+        there, out, out_row, x, rounded, weight, size, columns = arguments[3:]
+        last, places = builder.sub(there, ir.Constant(_INT, 1)), []
+        for o in range(o_count):
+            place = ir.Constant(_INT, o)
+            places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
+        weights = [_at(builder, weight, builder.mul(size, place)) for place in places]
+        if number in ROUNDED:
+            sums = rounded_sums(builder, number, weights, rounded, r_count, columns)
+        else:
+            starts = [_at(builder, x, builder.mul(columns, ir.Constant(_INT, r))) for r in range(r_count)]
+            sums = _sums(builder, number, weights, starts, columns)
+        for (o, r), total in sums.items():
+            row = builder.mul(out_row, ir.Constant(_INT, r))
+            builder.store(total, _at(builder, out, row, places[o])).align = 4
         return context.get_dummy_value()
 
-    size_type = types.int64
-    arrays = (FLOATS, size_type, FLOATS, size_type, BYTES, size_type, size_type)
+    arrays = (N, FLOATS, N, FLOATS, BYTES, BYTES, N, N)
     return types.void(kind, outputs, rows, *arrays), codegen
 
 
@@ -149,7 +136,7 @@ def unpack_row(typingctx, kind, out, weight, columns):
         layout = LAYOUTS[number]
 
         def body(byte, first):
-            for offset, values in layout.emit(Block(builder, _at(builder, weight, byte))):
+            for offset, values in vectors(layout, Block(builder, _at(builder, weight, byte))):
                 place = _at(builder, out, builder.add(first, ir.Constant(_INT, offset)))
                 builder.store(values, builder.bitcast(place, _VECTOR.as_pointer())).align = 4
 
@@ -157,10 +144,10 @@ def unpack_row(typingctx, kind, out, weight, columns):
             value = one_weight(builder, number, _at(builder, weight, byte))
             builder.store(value, _at(builder, out, position))
 
-        _for_each_block(builder, layout, columns, body, last)
+        for_each_block(builder, layout, columns, body, last)
         return context.get_dummy_value()
 
-    return types.void(kind, FLOATS, BYTES, types.int64), codegen
+    return types.void(kind, FLOATS, BYTES, N), codegen
 
 
 @intrinsic
@@ -170,51 +157,87 @@ def step(typingctx, pointer, offset):
     def codegen(context, builder, signature, arguments):
         return _at(builder, *arguments)
 
-    return BYTES(BYTES, types.int64), codegen
+    return BYTES(BYTES, N), codegen
 
 
-N = types.int64
-DOT = types.void(FLOATS, N, FLOATS, N, BYTES, N, N, N, N)
+DOT = types.void(FLOATS, N, FLOATS, BYTES, BYTES, N, N, N, N)
+ROUND = types.void(BYTES, FLOATS, N, N)
 UNPACK = types.void(FLOATS, N, BYTES, N, N, N)
 
 
+@intrinsic
+def outputs_together(typingctx, kind, rows):
+    """How many rows of weights are multiplied with so many rows of x at a time: a literal number of two literals."""
+    if not all(isinstance(number, types.IntegerLiteral) for number in (kind, rows)):
+        return None
+    number = types.literal(_outputs(kind.literal_value, rows.literal_value))
+
+    def codegen(context, builder, signature, arguments):
+        return context.get_constant(types.int64, number.literal_value)
+
+    return number(kind, rows), codegen
+
+
+def _outputs(kind: int, rows: int) -> int:
+    if kind in ROUNDED:
+        return 4 if rows >= HALF and LAYOUTS[kind].weights == SPAN else 2  # parts of long blocks would be too many
+    return 1 if rows <= 2 and kind in WAITING[rows - 1] else 2
+
+
 @inline
-def _dot_together(kind, count, out, out_row, x, x_row, weight, size, outputs, columns):
-    """_dot for so many rows, a literal number, and an even number of outputs."""
+def _dot_together(kind, count, out, out_row, x, rounded, weight, size, outputs, columns):
+    """_dot for so many rows, a literal number."""
     literally(kind)
     literally(count)
-    if (count == 1 and kind in WAITING[0]) or (count == 2 and kind in WAITING[1]):
-        for o in range(outputs):
-            dot_rows(kind, 1, count, advance(out, o), out_row, x, x_row, step(weight, o * size), size, columns)
-    else:
-        for o in range(0, outputs, OUTPUTS):
-            dot_rows(kind, OUTPUTS, count, advance(out, o), out_row, x, x_row, step(weight, o * size), size, columns)
+    together = outputs_together(kind, count)
+    for o in range(0, outputs, together):
+        dot_rows(
+            kind, together, count, outputs - o, advance(out, o), out_row, x, rounded, step(weight, o * size), size,
+            columns,
+        )
 
 
 @inline
-def _dot(kind, out, out_row, x, x_row, weight, size, outputs, columns, rows):
+def _together(rows):
+    """How many of so many rows are multiplied together."""
+    return TOGETHER if rows >= TOGETHER else HALF if rows >= HALF else 2 if rows >= 2 else 1
+
+
+@inline
+def _dot(kind, out, out_row, x, rounded, weight, size, outputs, columns, rows):
     """out[r * out_row + o] = x[r] . weight[o] for so many rows r and outputs o; a row of weights has `size` bytes."""
     literally(kind)
-    even = outputs // OUTPUTS * OUTPUTS
     r = 0
     while r < rows:
-        here, there = advance(out, r * out_row), advance(x, r * x_row)
-        if r + TOGETHER <= rows:
-            _dot_together(kind, TOGETHER, here, out_row, there, x_row, weight, size, even, columns)
-            r += TOGETHER
-        elif r + HALF <= rows:
-            _dot_together(kind, HALF, here, out_row, there, x_row, weight, size, even, columns)
-            r += HALF
-        elif r + 2 <= rows:
-            _dot_together(kind, 2, here, out_row, there, x_row, weight, size, even, columns)
-            r += 2
+        count = _together(rows - r)
+        here, there = advance(out, r * out_row), advance(x, r * columns)
+        bytes_there = step(rounded, r * (columns // SPAN * SPAN_BYTES))
+        if count == TOGETHER:
+            _dot_together(kind, TOGETHER, here, out_row, there, bytes_there, weight, size, outputs, columns)
+        elif count == HALF:
+            _dot_together(kind, HALF, here, out_row, there, bytes_there, weight, size, outputs, columns)
+        elif count == 2:
+            _dot_together(kind, 2, here, out_row, there, bytes_there, weight, size, outputs, columns)
         else:
-            _dot_together(kind, 1, here, out_row, there, x_row, weight, size, even, columns)
-            r += 1
-    for o in range(even, outputs):
-        for r in range(rows):
-            here, there = advance(out, r * out_row + o), advance(x, r * x_row)
-            dot_rows(kind, 1, 1, here, out_row, there, x_row, step(weight, o * size), size, columns)
+            _dot_together(kind, 1, here, out_row, there, bytes_there, weight, size, outputs, columns)
+        r += count
+
+
+@deferred(ROUND, "round_x")
+def _round(to, x, columns, rows):
+    r = 0
+    while r < rows:
+        count = _together(rows - r)
+        here, there = step(to, r * (columns // SPAN * SPAN_BYTES)), advance(x, r * columns)
+        if count == TOGETHER:
+            round_rows(TOGETHER, here, there, columns)
+        elif count == HALF:
+            round_rows(HALF, here, there, columns)
+        elif count == 2:
+            round_rows(2, here, there, columns)
+        else:
+            round_rows(1, here, there, columns)
+        r += count
 
 
 @inline
@@ -226,8 +249,8 @@ def _unpack(kind, out, out_row, weight, size, outputs, columns):
 
 
 def _dots(kind: int) -> Deferred:
-    def dot(out, out_row, x, x_row, weight, size, outputs, columns, rows):
-        _dot(kind, out, out_row, x, x_row, weight, size, outputs, columns, rows)
+    def dot(out, out_row, x, rounded, weight, size, outputs, columns, rows):
+        _dot(kind, out, out_row, x, rounded, weight, size, outputs, columns, rows)
 
     return deferred(DOT, f"dot_{LAYOUTS[kind].name}")(dot)
 
@@ -248,13 +271,18 @@ def dot_of(kind: int) -> int:
     return _DOTS[kind].address
 
 
+def rounding_of(kinds: tuple[int, ...]) -> int:
+    """The address of what rounds rows of x, if one of the kinds is multiplied with rounded rows; else 0."""
+    return _round.address if any(kind in ROUNDED for kind in kinds) else 0
+
+
 def unpack_of(kind: int) -> int:
     """The address of what unpacks rows of a kind, compiled when it is first asked for."""
     return _UNPACKS[kind].address
 
 
 @intrinsic
-def call_dot(typingctx, address, out, out_row, x, x_row, weight, size, outputs, columns, rows):
+def call_dot(typingctx, address, out, out_row, x, rounded, weight, size, outputs, columns, rows):
     """Call the function at an address that dot_of gave."""
 
     def codegen(context, builder, signature, arguments):
@@ -262,6 +290,17 @@ def call_dot(typingctx, address, out, out_row, x, x_row, weight, size, outputs, 
         return context.get_dummy_value()
 
     return types.void(N, *DOT.args), codegen
+
+
+@intrinsic
+def call_round(typingctx, address, to, x, columns, rows):
+    """Call the function at an address that rounding_of gave."""
+
+    def codegen(context, builder, signature, arguments):
+        _call_address(builder, *arguments)
+        return context.get_dummy_value()
+
+    return types.void(N, *ROUND.args), codegen
 
 
 @intrinsic

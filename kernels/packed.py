@@ -6,7 +6,8 @@ A layer's matrices of the same input (query, key and value; gate and up) may be 
 map, so that one parallel region does for all. Two ways to do it:
 
     by rows      a row of weights is read once and multiplied with every row of x: as fast as memory gives the weights.
-                 Each number of the result is the same whatever other rows there are: for decoding
+                 Each number of the result is the same whatever other rows there are: for decoding. Weights of a few
+                 bits are multiplied with x rounded to 16 bits, where the CPU is made for that (rounded.py)
     by products  strips of weights are unpacked into the cache and go through the matrix product: for many rows
 """
 
@@ -15,9 +16,9 @@ from functools import cache
 import numpy as np
 
 from .jit import chunk_count, inline, kernel, prange
-from .kinds import call_dot, call_unpack, dot_of, step, unpack_of
+from .kinds import call_dot, call_round, call_unpack, dot_of, rounding_of, step, unpack_of
 from .matmul import linked, matmul_scratch, multiply, thread_rooms
-from .simd import advance, advance_optional, null, optional, pointer
+from .simd import advance, advance_optional, as_bytes, null, optional, pointer
 from .tile import TILE_COLUMNS
 
 CHUNK = 32  # outputs in one parallel piece
@@ -25,11 +26,14 @@ SERIAL_WEIGHTS = 65536  # one thread reads this many in about the time it takes 
 STRIP = 131072  # floats of an unpacked strip: half of a second-level cache
 
 
-def packed_scratch(columns):
-    """Scratch for maps of rows of up to so many weights: a row for each thread, with room for a strip and panels."""
+def packed_scratch(columns, rows):
+    """Scratch for maps of rows of up to so many numbers: a row for each thread, with room for a strip and panels.
+
+    rows  up to so many are mapped by rows, for which they are rounded: to less room than the numbers take
+    """
     panels = matmul_scratch().shape[1]
     strip = max(STRIP, TILE_COLUMNS * columns)
-    return thread_rooms(panels + strip)
+    return thread_rooms(max(panels + strip, rows * columns))
 
 
 @inline
@@ -44,39 +48,42 @@ def _add_row(out, bias, residual, start, stop):
 
 
 @inline
-def _dot_piece(out, x, weight, dot, first, start, stop):
+def _dot_piece(out, x, rounded, weight, dot, first, start, stop):
     """Outputs start .. stop - 1, as far as they are this matrix's, which are `first` and the next."""
     low, high = max(start - first, 0), min(stop - first, weight.shape[0])
     if low < high:
         size, columns = weight.shape[1], x.shape[1]
         call_dot(
-            dot, advance(pointer(out), first + low), out.shape[1], pointer(x), columns,
+            dot, advance(pointer(out), first + low), out.shape[1], pointer(x), rounded,
             step(pointer(weight), low * size), size, high - low, columns, x.shape[0],
         )
 
 
 @inline
-def _dot_outputs(out, x, weights, dots, bias, residual, start, stop):
+def _dot_outputs(out, x, rounded, weights, dots, bias, residual, start, stop):
     first = 0
     for i in range(3):
-        _dot_piece(out, x, weights[i], dots[i], first, start, stop)
+        _dot_piece(out, x, rounded, weights[i], dots[i], first, start, stop)
         first += weights[i].shape[0]
     _add_row(out, bias, residual, start, stop)
 
 
 @kernel(parallel=True)
-def dots(out, x, weights, functions, bias, residual):
+def dots(out, x, weights, functions, rounding, bias, residual, scratch):
     """packed_rows_forward, with the addresses of the kinds' functions in place of the kinds."""
     outputs = out.shape[1]
+    rounded = as_bytes(pointer(scratch))
+    if rounding:
+        call_round(rounding, rounded, pointer(x), x.shape[1], x.shape[0])
     if outputs * x.size < SERIAL_WEIGHTS:
-        _dot_outputs(out, x, weights, functions, bias, residual, 0, outputs)
+        _dot_outputs(out, x, rounded, weights, functions, bias, residual, 0, outputs)
         return
     for chunk in prange((outputs + CHUNK - 1) // CHUNK):
         start = np.int64(chunk) * CHUNK
-        _dot_outputs(out, x, weights, functions, bias, residual, start, min(outputs, start + CHUNK))
+        _dot_outputs(out, x, rounded, weights, functions, bias, residual, start, min(outputs, start + CHUNK))
 
 
-def packed_rows_forward(out, x, weights, kinds, bias, residual):
+def packed_rows_forward(out, x, weights, kinds, bias, residual, scratch):
     """An affine map of each of a few rows, by dot products.
 
     out      (N, O)  written
@@ -85,13 +92,14 @@ def packed_rows_forward(out, x, weights, kinds, bias, residual):
     kinds    the number of each one's kind; 0 where there is none
     bias     (O,)    or (0,) for none
     residual (N, O)  added to the result; (0, 0) for none
+    scratch  from packed_scratch(I or more, N or more)
     """
-    dots(out, x, weights, _dots_of(kinds), bias, residual)
+    dots(out, x, weights, *_functions(kinds), bias, residual, scratch)
 
 
 @cache
-def _dots_of(kinds):
-    return tuple(map(dot_of, kinds))
+def _functions(kinds):
+    return tuple(map(dot_of, kinds)), rounding_of(kinds)
 
 
 @inline
@@ -145,10 +153,7 @@ def products(out, x, weights, functions, bias, residual, scratch):
 
 
 def packed_forward(out, x, weights, kinds, bias, residual, scratch):
-    """An affine map of each row, by the matrix product: arguments as in packed_rows_forward.
-
-    scratch  from packed_scratch(I or more)
-    """
+    """An affine map of each row, by the matrix product: arguments as in packed_rows_forward."""
     products(out, x, weights, _unpackers(kinds), bias, residual, scratch)
 
 

@@ -26,8 +26,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
+    "BYTES",
     "CACHE_LINE",
     "FLOATS",
+    "HAS_BYTE_PRODUCTS",
     "HAS_HALF",
     "LANES",
     "LINE",
@@ -35,6 +37,7 @@ __all__ = [
     "add",
     "advance",
     "advance_optional",
+    "as_bytes",
     "bits_of_float",
     "broadcast",
     "copy_times",
@@ -73,6 +76,8 @@ FEATURES = _features()
 LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of the widest vectors
 # Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
 HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
+# Whether an instruction multiplies bytes with bytes and adds four products to a whole number.
+HAS_BYTE_PRODUCTS = bool(FEATURES.get("avxvnni") or (FEATURES.get("avx512vnni") and FEATURES.get("avx512vl")))
 
 CACHE_LINE = 64  # bytes
 LINE = CACHE_LINE // 4  # floats
@@ -82,6 +87,7 @@ _FLOAT = ir.FloatType()
 _INT = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 FLOATS = types.CPointer(types.float32)
+BYTES = types.CPointer(types.uint8)
 
 
 def _at(builder, pointer, *offsets):
@@ -256,6 +262,16 @@ def is_null(typingctx, pointer):
         return builder.icmp_unsigned("==", arguments[0], ir.Constant(arguments[0].type, None))
 
     return types.boolean(FLOATS), codegen
+
+
+@intrinsic
+def as_bytes(typingctx, pointer):
+    """The same address, of bytes."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(8).as_pointer())
+
+    return BYTES(FLOATS), codegen
 
 
 @intrinsic

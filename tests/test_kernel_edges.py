@@ -5,6 +5,8 @@ import pytest
 
 from fastllm import kernels
 from fastllm.kernels import reference
+from fastllm.kernels.cases.packed import BLOCKS, matrices
+from fastllm.kernels.reference.packed import unpacked
 
 EPS = float(np.finfo(np.float32).eps)
 EXTREMES = np.array([[-1e4, -100, -20, -1e-30, 0, 1e-30, 20, 100, 1e4]], np.float32)
@@ -169,3 +171,39 @@ def test_powers_of_two_that_are_not_normal_numbers_are_zero():
     values = np.array([1e-30, np.exp(-80.0), np.exp(-87.0), 0])
     np.testing.assert_allclose(out[:, 0], np.cumsum(values), rtol=1e-5)
     assert out[3] == out[2]
+
+
+FEW_BITS = [kind for kind, (weights, _, _) in BLOCKS.items() if weights > 1]
+
+
+def dots_and_weights(kind, x, outputs=7):
+    """A kernel's dot products of rows x with random weights of a kind, and those weights."""
+    weights, kinds = matrices(np.random.default_rng(kind), (kind,), (outputs,), x.shape[1])
+    out = np.full((len(x), outputs), np.nan, np.float32)
+    nothing, scratch = np.empty((0, 0), np.float32), kernels.packed_scratch(x.shape[1], len(x))
+    kernels.packed_rows_forward(out, x, weights, kinds, np.empty(0, np.float32), nothing, scratch)
+    return out, unpacked(weights[0], kind).astype(float)
+
+
+@pytest.mark.parametrize("kind", FEW_BITS)
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e25])
+def test_x_beside_weights_of_a_few_bits_has_16_bits_at_least(kind, size):
+    rng = np.random.default_rng(0)
+    x = (size * rng.standard_normal((5, 512)) ** 5).astype(np.float32)  # some are a thousand times the others
+    x[1, :256] = 0
+    out, weights = dots_and_weights(kind, x)
+    magnitudes = np.abs(x).reshape(5, 16, 2, 4, 4)  # of 32 numbers: two pieces, four lanes, four numbers
+    largest = np.broadcast_to(magnitudes.max(axis=(2, 4), keepdims=True), magnitudes.shape).reshape(x.shape)
+    allowed = (largest / 65278 + 1e-5 * np.abs(x)) @ np.abs(weights).T
+    assert (np.abs(out - x.astype(float) @ weights.T) <= allowed).all()
+
+
+@pytest.mark.parametrize("kind", FEW_BITS)
+def test_rows_that_are_no_numbers_or_next_to_nothing(kind):
+    x = np.ones((4, 512), np.float32)
+    x[0, 37], x[1, 300], x[2] = np.nan, np.inf, 1e-38
+    x[3] = 0
+    out, _ = dots_and_weights(kind, x)
+    assert not np.isfinite(out[:2]).any()
+    assert (np.abs(out[2]) < 1e-30).all()
+    assert (out[3] == 0).all()

@@ -402,8 +402,9 @@ def test_decoding_equals_reading_all(config, base, backend, rng):
     expected = model.forward(tokens)
     cache = model.new_cache()
     assert_close(model.prefill(tokens[:4], None, cache)[0], expected[3])
+    tolerance = 1e-4 if base.startswith("Q") else TOLERANCE  # what is decoded may be rounded to 16 bits on its way
     for position in range(4, 9):
-        assert_close(model.decode(tokens[position : position + 1], cache)[0], expected[position])
+        assert_close(model.decode(tokens[position : position + 1], cache)[0], expected[position], tolerance)
 
 
 def test_each_text_has_the_bits_that_it_has_alone(rng):

@@ -6,9 +6,9 @@ import numpy as np
 
 from ..packed import Packed
 from ..parameters import Parameters
+from .backend import ROWS_BY_DOTS
 from .shared import Shared
 
-ROWS_BY_DOTS = 32  # of a decoding step: up to so many, each has the same bits as alone
 MATRICES = 3  # that the packed kernels take together
 
 
@@ -58,7 +58,7 @@ class Linear:
         b = self._backend
         added = b.no_matrix if residual is None else residual
         if is_decode and len(x) <= ROWS_BY_DOTS and self._has_packed:
-            b.kernels.packed_rows_forward(out, x, *self._packed, self.bias, added)
+            b.kernels.packed_rows_forward(out, x, *self._packed, self.bias, added, b.packed_scratch)
         elif self.weight is None:
             b.kernels.packed_forward(out, x, *self._packed, self.bias, added, b.packed_scratch)
         else:

@@ -32,7 +32,7 @@ def with_scratch(arguments: Arguments, kernels: ModuleType) -> Arguments:
         return arguments | {"scratch": kernels.attention_scratch(head_size)}
     if arguments.get("scratch") is Scratch.PACKED:
         x = arguments["x"] if "x" in arguments else arguments["dx"]
-        return arguments | {"scratch": kernels.packed_scratch(x.shape[1])}
+        return arguments | {"scratch": kernels.packed_scratch(x.shape[1], len(x))}
     return arguments
 
 
@@ -50,6 +50,7 @@ class Case:
     flops: Formula  # an exponential, root or division counts as one
     bytes_moved: Formula | None  # where it isn't every array once
     forward: str | None  # of a backward kernel: what it differentiates
+    rounding: Callable[[SimpleNamespace], float]  # of what a kernel rounds on its way, relative to the result
 
     def tolerance(self, size: Size) -> float:
         """Allowed error of a float32 result, relative to each number and to their root mean square.
@@ -57,7 +58,8 @@ class Case:
         Adding n terms of like size in float32 leaves a relative error near eps * sqrt(n), as the roundings
         are as good as random. Eight of those: a result stands at the end of a few such sums and functions.
         """
-        return 8 * float(np.finfo(np.float32).eps) * self.terms(SimpleNamespace(**size)) ** 0.5
+        one = float(np.finfo(np.float32).eps) * self.terms(SimpleNamespace(**size)) ** 0.5
+        return 8 * (one + self.rounding(SimpleNamespace(**size)))
 
     def floating_point_operations(self, size: Size) -> int:
         return self.flops(SimpleNamespace(**size))
@@ -99,13 +101,14 @@ def case(
     bytes_moved: Formula | None = None,
     forward: str | None = None,
     kernel: str | None = None,
+    rounding: Callable[[SimpleNamespace], float] = lambda s: 0.0,
 ) -> Callable:
     """Enter the decorated builder in the table, under its own name unless `kernel` is given."""
 
     def enter(build: Callable[..., Arguments]) -> Callable[..., Arguments]:
         name = kernel or build.__name__
         CASES[name] = Case(
-            name, build, sizes, realistic, written, updated, terms, flops, bytes_moved, forward
+            name, build, sizes, realistic, written, updated, terms, flops, bytes_moved, forward, rounding
         )
         return build
 

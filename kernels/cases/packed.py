@@ -57,7 +57,7 @@ ODD = [
     {"rows": 7, "columns": 96, "kinds": (8, 2, 3), "outputs": (33, 1, 40)},
     {"rows": 6, "columns": 320, "kinds": (6, 7), "outputs": (65, 7), "bias": False, "residual": True},
     {"rows": 1, "columns": 512, "kinds": (12, 13, 14), "outputs": (33, 33, 33)},
-    {"rows": 33, "columns": 256, "kinds": (14, 12, 8), "outputs": (31, 64, 1), "residual": True},
+    {"rows": 32, "columns": 256, "kinds": (14, 12, 8), "outputs": (31, 64, 1), "residual": True},
 ]
 ONE_ROW = {
     "smollm2 1x576x1536 Q8_0": {"rows": 1, "columns": 576, "kinds": (8, 8), "outputs": (1536, 1536)},
@@ -80,7 +80,20 @@ def flops(s):
     return 2 * s.rows * s.columns * sum(s.outputs)
 
 
-@case(ODD, ONE_ROW, terms=lambda s: s.columns, flops=flops, written=("out",), bytes_moved=bytes_moved)
+def rounding(s):
+    """Beside weights of a few bits x may be rounded to 16 bits of the largest of eight: 1.3e-5 of a result."""
+    return 1.3e-5 if any(BLOCKS[kind][0] > 1 for kind in s.kinds) else 0.0
+
+
+@case(
+    ODD,
+    ONE_ROW,
+    terms=lambda s: s.columns,
+    flops=flops,
+    written=("out",),
+    bytes_moved=bytes_moved,
+    rounding=rounding,
+)
 def packed_rows_forward(rng, rows, columns, kinds, outputs, bias=True, residual=False):
     matrix, numbers = matrices(rng, kinds, outputs, columns)
     return {
@@ -90,13 +103,13 @@ def packed_rows_forward(rng, rows, columns, kinds, outputs, bias=True, residual=
         "kinds": numbers,
         "bias": optional(rng, bias, sum(outputs)),
         "residual": optional(rng, residual, rows, sum(outputs)),
+        "scratch": Scratch.PACKED,
     }
 
 
 @case(ODD, MANY_ROWS, terms=lambda s: s.columns, flops=flops, written=("out",), bytes_moved=bytes_moved)
 def packed_forward(rng, rows, columns, kinds, outputs, bias=True, residual=False):
-    arguments = packed_rows_forward(rng, rows, columns, kinds, outputs, bias, residual)
-    return arguments | {"scratch": Scratch.PACKED}
+    return packed_rows_forward(rng, rows, columns, kinds, outputs, bias, residual)
 
 
 @case(

@@ -78,7 +78,7 @@ def stacked(weights, kinds):
     return np.concatenate([unpacked(w, k) for w, k in zip(weights, kinds, strict=True) if w.size])
 
 
-def packed_rows_forward(out, x, weights, kinds, bias, residual):
+def packed_rows_forward(out, x, weights, kinds, bias, residual, scratch):
     """Map each row of x.
 
     out       (N, O)  written
@@ -88,7 +88,7 @@ def packed_rows_forward(out, x, weights, kinds, bias, residual):
     bias      (O,), or empty for none
     residual  (N, O), or empty for none
     """
-    packed_forward(out, x, weights, kinds, bias, residual, None)
+    packed_forward(out, x, weights, kinds, bias, residual, scratch)
 
 
 def packed_forward(out, x, weights, kinds, bias, residual, scratch):
