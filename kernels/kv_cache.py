@@ -111,8 +111,7 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     values (pages, K, T, D)   place p * T + t is token t of page p; places differ
     """
     rows = qkv.shape[0]
-    # Each number of a key goes to a line of its own. In a chunk there are rows enough to be together.
-    chunks = min(chunk_count(4 * qkv.size), max(2, rows // (2 * LANES)))
+    chunks = min(chunk_count(qkv.size), max(2, rows // (2 * LANES)))  # of rows enough to be together
     if chunks == 1:
         _write(keys, values, qkv, places, heads, kv_heads, 0, rows)
         return
