@@ -135,22 +135,23 @@ were all there is to do. On AMD, eight texts of Q8_0 take about 12.6 ms a token 
 the speed of memory. One text takes 5.0: for four times as much, the products would have to take 6. They are done in
 bytes, for 32 weights and eight texts 8 multiply-adds of 512 bits, 4 more of the scales, and as many conversions and
 shifts: 12 cycles where they are bound by multiplying alone, 16 as measured. In float32 it would be 16 multiply-adds and
-the unpacking, 22 cycles. Transformers, too, is bound by memory: on Intel it reads 19 GB/s of the 28 there are, so that
-none can decode three times as fast.
+the unpacking, 22 cycles. How many times transformers' speed one text has in F32 depends on memory alone: on Intel
+transformers reads 19 GB/s of the 28 there are, so that none can decode three times as fast; on AMD it reads 11, and
+fastllm what there is, 27 in the run above, 39 in another, which is 3.44 times.
 
 Tried. Kept: weights of a few bits multiplied as bytes with x rounded to 16 bits, where the CPU can (one text 1.0x to
 1.3x, by kind; eight 1.1x to 1.3x); four rows of weights with four or eight of x, two otherwise (1.2x), asking for
 weights and for keys ahead (2x), and into the second cache, not the first (on AMD F32 1.25x, eight texts and attention
 1.15x), 5 KB ahead, not 4 (eight texts of F32 1.2x on AMD; 2 to 16 KB make no difference on Intel), keys dimension by
-dimension (attention 1.1-1.3x). Dropped: x rounded to 8 bits (half the multiply-adds, but logits are to be exact to
-three places at least), one scale for a whole row of x (a few numbers are a thousand times the others), words of 16 bits
-in place of two bytes (one text 0.8x, eight the same), a byte of a weight in all lanes and a text in each (eight 0.75x);
-in float32 three rows of weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product
-(nothing), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of sixteen outputs added
-up together for one text, and four outputs at a time (nothing); threads that take outputs as they finish, not halves
-(0.7-1.0x, perhaps as each asks ahead for what the other then takes), asking for weights as what is not read again (F32
-0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed by 5 to 8%), 1 KB ahead (one text of F16
-1.0x to 1.1x, eight 0.9x).
+dimension (attention 1.1-1.3x). Not even tried, as logits are to be exact to a few parts in a hundred thousand: x
+rounded to 8 bits, and one scale for a whole row of x, where a few numbers are a thousand times the others. Dropped: one
+scale for 32 numbers of x (twice the error of one for eight), words of 16 bits in place of two bytes (one text 0.8x,
+eight the same), a byte of a weight in all lanes and a text in each (eight 0.75x); in float32 three rows of weights with
+eight of x (spills), one with eight (F16 0.7x), four accumulators a product (nothing), scales made float32 in a pass of
+their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of sixteen outputs added up together for one text, and four outputs
+at a time (nothing); threads that take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead for what
+the other then takes), asking for weights as what is not read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x,
+where the same code twice differed by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight 0.9x).
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.

@@ -30,7 +30,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, PIECE, Block, Part, ask_ahead, for_each_block
-from .simd import _FLOAT, _INT, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call
+from .simd import _FLOAT, _INT, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _broadcast, _call
 
 __all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_rows", "rounded_sums"]
 
@@ -61,12 +61,6 @@ def _same(kind: ir.Type, count: int, number: float) -> ir.Constant:
 def _pick(builder: ir.IRBuilder, vector: ir.Value, lanes: list[int]) -> ir.Value:
     """Some lanes of a vector, in this order."""
     return builder.shuffle_vector(vector, vector, ir.Constant(_vector(_LONG, len(lanes)), lanes))
-
-
-def _everywhere(builder: ir.IRBuilder, scalar: ir.Value, count: int) -> ir.Value:
-    undefined = ir.Constant(_vector(scalar.type, count), ir.Undefined)
-    one = builder.insert_element(undefined, scalar, ir.Constant(_LONG, 0))
-    return _pick(builder, one, [0] * count)
 
 
 def _read(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
@@ -184,12 +178,12 @@ class _Span:
             low = _add_products(builder, low, weights, self._load(LOW + i, _LONG))
         sums = builder.add(low, builder.shl(high, _same(_LONG, lanes, 8)))
         scales = self._load(SCALES, _FLOAT)
-        factor = builder.fmul(scales, _everywhere(builder, part.scale, lanes))
+        factor = builder.fmul(scales, _broadcast(builder, part.scale, lanes))
         total = self._multiply_add(builder.sitofp(sums, scales.type), factor, total)
         if part.shift is None:
             return total
         middle = builder.fmul(part.scale, ir.Constant(_FLOAT, part.middle))
-        shift = _everywhere(builder, builder.fadd(part.shift, middle), lanes)
+        shift = _broadcast(builder, builder.fadd(part.shift, middle), lanes)
         return self._multiply_add(self._load(FLOAT_SUMS, _FLOAT), shift, total)
 
     def _multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:

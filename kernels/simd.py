@@ -106,10 +106,10 @@ def _store(builder, value, pointer):
     builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
 
 
-def _broadcast(builder, scalar):
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+def _broadcast(builder, scalar, lanes=LANES):
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
 
 
 def _call(builder, name, result, arguments):
@@ -147,11 +147,8 @@ def _fma(builder, a, b, c):
 
 def _lanes_below(builder, count, width=LANES):
     """For each lane of so many, whether its number is below count, which must fit an int32."""
-    lanes = ir.VectorType(ir.IntType(32), width)
-    narrow = builder.trunc(count, ir.IntType(32))
-    one = builder.insert_element(ir.Constant(lanes, ir.Undefined), narrow, ir.Constant(ir.IntType(32), 0))
-    limit = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), ir.Constant(lanes, [0] * width))
-    return builder.icmp_signed("<", ir.Constant(lanes, list(range(width))), limit)
+    limit = _broadcast(builder, builder.trunc(count, ir.IntType(32)), width)
+    return builder.icmp_signed("<", ir.Constant(limit.type, list(range(width))), limit)
 
 
 def _masked_load(builder, pointer, mask, otherwise=None):
