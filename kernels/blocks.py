@@ -46,24 +46,28 @@ Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, and LANE
 
 
 class Part(NamedTuple):
-    """Neighbours in a block: weight = scale * (number - middle), or, with a shift, scale * number + shift."""
+    """Neighbours in a block: weight = scale * (number - middle), or, with a shift, scale * number + shift.
+
+    Scale and shift are float32, in as many lanes as the block was asked for.
+    """
 
     first: int  # number of the first weight
     pieces: list[ir.Value]  # of PIECE numbers each, 0 to 255
-    scale: ir.Value  # float32
+    scale: ir.Value
     middle: int  # of the numbers
-    shift: ir.Value | None = None  # float32
+    shift: ir.Value | None = None
 
 
 Parts = Iterator[Part]
 
 
 class Block:
-    """One block at an address, and the code that takes it apart."""
+    """One block at an address, and the code that takes it apart; numbers for all weights come in so many lanes."""
 
-    def __init__(self, builder: ir.IRBuilder, address: ir.Value) -> None:
+    def __init__(self, builder: ir.IRBuilder, address: ir.Value, lanes: int = LANES) -> None:
         self.builder = builder
         self.address = address
+        self.lanes = lanes
 
     def _load(self, offset: int, kind: ir.Type) -> ir.Value:
         place = _at(self.builder, self.address, ir.Constant(_INT, offset))
@@ -98,11 +102,8 @@ class Block:
         return self.builder.zext(self._load(offset, _BYTE), _LONG)
 
     def half(self, offset: int) -> ir.Value:
-        """A float16 as a float32."""
-        lanes = ir.VectorType(_SHORT, 4)
-        first = ir.Constant(_LONG, 0)
-        bits = self.builder.insert_element(ir.Constant(lanes, ir.Undefined), self._load(offset, _SHORT), first)
-        return self.builder.extract_element(_from_half(self.builder, bits), first)
+        """A float16, in all lanes as a float32."""
+        return _from_half(self.builder, _broadcast(self.builder, self._load(offset, _SHORT), self.lanes))
 
     def halves(self, offset: int) -> ir.Value:
         """LANES float16 as float32."""
@@ -117,9 +118,13 @@ class Block:
         """LANES float32."""
         return self._load(offset, _VECTOR)
 
-    def times(self, scalar: ir.Value, factor: float) -> ir.Value:
-        """factor * scalar."""
-        return self.builder.fmul(scalar, ir.Constant(_FLOAT, factor))
+    def times(self, vector: ir.Value, factor: float) -> ir.Value:
+        """factor * vector."""
+        return self.builder.fmul(vector, ir.Constant(vector.type, [factor] * self.lanes))
+
+    def whole(self, number: ir.Value) -> ir.Value:
+        """A whole number of 32 bits, in all lanes as a float32."""
+        return _broadcast(self.builder, self.builder.sitofp(number, _FLOAT), self.lanes)
 
 
 def _all(number: int) -> ir.Constant:
@@ -213,7 +218,7 @@ def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple
         t_above = b.shl(b.lshr(block.byte(4 + part), number(6)), number(4))
         s = b.or_(b.and_(low, number(15)), s_above)
         t = b.or_(b.lshr(low, number(4)), t_above)
-    return b.fmul(d, b.sitofp(s, _FLOAT)), b.fmul(m, b.sitofp(t, _FLOAT))
+    return b.fmul(d, block.whole(s)), b.fmul(m, block.whole(t))
 
 
 def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Parts:
@@ -246,7 +251,7 @@ def _q6_k(block: Block) -> Parts:
             numbers = half(block.piece(64 * (part // 4) + 32 * (part % 2) + j))
             above = block.bits(block.piece(128 + 32 * (part // 4) + j), 2 * (part % 4), 3)
             s = block.builder.sext(block._load(192 + 2 * part + j // 16, _BYTE), _LONG)
-            scale = block.builder.fmul(d, block.builder.sitofp(s, _FLOAT))
+            scale = block.builder.fmul(d, block.whole(s))
             yield Part(32 * part + j, [block.builder.or_(numbers, above)], scale, middle=32)
 
 
@@ -285,12 +290,11 @@ def vectors(layout: Layout, block: Block) -> Vectors:
     builder = block.builder
     for part in layout.parts(block):
         shift = block.times(part.scale, -part.middle) if part.shift is None else part.shift
-        scale, shift = _broadcast(builder, part.scale), _broadcast(builder, shift)
         for i, piece in enumerate(part.pieces):
             for j in range(0, PIECE, LANES):
                 lanes = ir.Constant(ir.VectorType(_LONG, LANES), list(range(j, j + LANES)))
                 numbers = builder.zext(builder.shuffle_vector(piece, piece, lanes), _LONGS)
-                yield part.first + i * PIECE + j, _fma(builder, builder.sitofp(numbers, _VECTOR), scale, shift)
+                yield part.first + i * PIECE + j, _fma(builder, builder.sitofp(numbers, _VECTOR), part.scale, shift)
 
 
 def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
@@ -299,7 +303,7 @@ def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
     if kind == 0:
         return block._load(0, _FLOAT)
     if kind == 1:
-        return block.half(0)
+        return builder.extract_element(block.half(0), ir.Constant(_LONG, 0))
     bits = builder.zext(block._load(0, _SHORT), _LONG)
     return builder.bitcast(builder.shl(bits, ir.Constant(_LONG, 16)), _FLOAT)
 

@@ -259,14 +259,19 @@ def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> A
     return compiled
 
 
-def inline(function: Callable) -> Callable:
+def inline(function: Callable | None = None, *, ordered: bool = False) -> Callable:
     """A function for use inside kernels: compiled with the same flags, always inlined, not cached alone.
 
     Left to LLVM, some would be called by a symbol; and a process that compiles has two of that name, optimised
     differently, where one that reads the kernel from the disk has one. Their results differed in the last bit.
     Python cannot call it: what that takes, for ninety such functions, was a seventh of the first start.
+
+    ordered  sums and products are done in the order that is written down, which what it is copied into does not decide
     """
-    return numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **FLAGS)
+    if function is None:
+        return lambda f: inline(f, ordered=ordered)
+    flags = ORDERED if ordered else FLAGS
+    return numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **flags)
 
 
 @inline

@@ -184,7 +184,7 @@ def _outputs(kind: int, rows: int) -> int:
     return 1 if rows <= 2 and kind in WAITING[rows - 1] else 2
 
 
-@inline
+@inline(ordered=True)
 def _dot_together(kind, count, out, out_row, x, rounded, weight, size, outputs, columns):
     """_dot for so many rows, a literal number."""
     literally(kind)
@@ -203,7 +203,7 @@ def _together(rows):
     return TOGETHER if rows >= TOGETHER else HALF if rows >= HALF else 2 if rows >= 2 else 1
 
 
-@inline
+@inline(ordered=True)
 def _dot(kind, out, out_row, x, rounded, weight, size, outputs, columns, rows):
     """out[r * out_row + o] = x[r] . weight[o] for so many rows r and outputs o; a row of weights has `size` bytes."""
     literally(kind)
@@ -240,7 +240,7 @@ def _round(to, x, columns, rows):
         r += count
 
 
-@inline
+@inline(ordered=True)
 def _unpack(kind, out, out_row, weight, size, outputs, columns):
     """out[o * out_row + c] = weight[o, c] for so many rows o."""
     literally(kind)

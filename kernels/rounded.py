@@ -30,7 +30,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, PIECE, Block, Part, ask_ahead, for_each_block
-from .simd import _FLOAT, _INT, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _broadcast, _call
+from .simd import _FLOAT, _INT, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call
 
 __all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_rows", "rounded_sums"]
 
@@ -178,12 +178,11 @@ class _Span:
             low = _add_products(builder, low, weights, self._load(LOW + i, _LONG))
         sums = builder.add(low, builder.shl(high, _same(_LONG, lanes, 8)))
         scales = self._load(SCALES, _FLOAT)
-        factor = builder.fmul(scales, _broadcast(builder, part.scale, lanes))
+        factor = builder.fmul(scales, part.scale)
         total = self._multiply_add(builder.sitofp(sums, scales.type), factor, total)
         if part.shift is None:
             return total
-        middle = builder.fmul(part.scale, ir.Constant(_FLOAT, part.middle))
-        shift = _broadcast(builder, builder.fadd(part.shift, middle), lanes)
+        shift = self._multiply_add(part.scale, _same(_FLOAT, lanes, part.middle), part.shift)
         return self._multiply_add(self._load(FLOAT_SUMS, _FLOAT), shift, total)
 
     def _multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -212,7 +211,7 @@ def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: i
             ask_ahead(builder, layout, start)
         spans = builder.mul(builder.sdiv(first, ir.Constant(_INT, SPAN)), ir.Constant(_INT, rows * SPAN_BYTES))
         here = _at(builder, x, spans)
-        for parts in zip(*[layout.parts(Block(builder, start)) for start in starts], strict=True):
+        for parts in zip(*[layout.parts(Block(builder, start, 4 * wide)) for start in starts], strict=True):
             number = parts[0].first // SPAN
             for o, r in pairs:
                 place = _at(builder, here, ir.Constant(_INT, (number * rows + r) * SPAN_BYTES))

@@ -207,3 +207,11 @@ def test_rows_that_are_no_numbers_or_next_to_nothing(kind):
     assert not np.isfinite(out[:2]).any()
     assert (np.abs(out[2]) < 1e-30).all()
     assert (out[3] == 0).all()
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_row_has_the_same_bits_beside_any_others(kind):
+    x = np.random.default_rng(0).standard_normal((32, 512), dtype=np.float32)
+    alone = np.concatenate([dots_and_weights(kind, row[None])[0] for row in x])
+    for rows in (2, 3, 4, 7, 8, 15, 32):
+        np.testing.assert_array_equal(dots_and_weights(kind, x[:rows])[0], alone[:rows], err_msg=f"{rows} rows")

@@ -33,7 +33,7 @@ OPTIONAL = {
     "tbb": "another way to run threads, beside OpenMP",
 }
 OLDEST = {"numpy": (2, 0), "numba": (0, 61)}  # as in pyproject.toml
-FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "neon", "sve")
+FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512vnni", "avxvnni", "neon", "sve")
 CHECKED = ("matmul", "attention_forward", "attention_backward")
 
 # Settings of Numba's (NUMBA_ and the name in the environment): what is well, and what else comes of it.
@@ -147,12 +147,13 @@ def _kernels(problems: list[Problem]) -> Iterator[Line]:
 
     from ..bench import check_kernel
     from ..kernels.cases import CASES
-    from ..kernels.simd import LANES
+    from ..kernels.simd import HAS_BYTE_PRODUCTS, LANES
 
     features = llvmlite.binding.get_host_cpu_features()
     yield "processor family", llvmlite.binding.get_host_cpu_name()
     yield "features", ", ".join(name for name in FEATURES if features.get(name)) or "none of note"
     yield "vector width", f"{LANES} floats"
+    yield "quantised weights", "multiplied as bytes" if HAS_BYTE_PRODUCTS else "made float32, then multiplied"
     if LANES == 4 and platform.machine().lower() in ("x86_64", "amd64"):
         problems.append(
             Problem("this processor has no AVX: vectors hold 4 floats, not 8 or 16", "use a newer one")
