@@ -146,12 +146,14 @@ weights and for keys ahead (2x), and into the second cache, not the first (on AM
 dimension (attention 1.1-1.3x). Not even tried, as logits are to be exact to a few parts in a hundred thousand: x
 rounded to 8 bits, and one scale for a whole row of x, where a few numbers are a thousand times the others. Dropped: one
 scale for 32 numbers of x (twice the error of one for eight), words of 16 bits in place of two bytes (one text 0.8x,
-eight the same), a byte of a weight in all lanes and a text in each (eight 0.75x); in float32 three rows of weights with
-eight of x (spills), one with eight (F16 0.7x), four accumulators a product (nothing), scales made float32 in a pass of
-their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of sixteen outputs added up together for one text, and four outputs
-at a time (nothing); threads that take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead for what
-the other then takes), asking for weights as what is not read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x,
-where the same code twice differed by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight 0.9x).
+eight the same), four weights in all lanes and a text in each (eight 0.75x), eight rows of weights with eight of x
+(0.9x), the next attention's keys and values asked for during the products, where memory is idle (attention takes 0.7
+times as long, products 1.07 times: nothing); in float32 three rows of weights with eight of x (spills), one with eight
+(F16 0.7x), four accumulators a product (nothing), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0
+0.9x), the sums of sixteen outputs added up together for one text, and four outputs at a time (nothing); threads that
+take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead for what the other then takes), asking for
+weights as what is not read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed
+by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight 0.9x).
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
