@@ -220,7 +220,7 @@ class Linked:
 class Deferred:
     """A function that kernels call by its address, compiled when that is first asked for; its sums are in order.
 
-    For functions of which a program needs few: which, is known when it runs.
+    So must be those of what it inlines. For functions of which a program needs few: which, is known when it runs.
     """
 
     def __init__(self, signature: Signature, function: Callable) -> None:
@@ -266,7 +266,7 @@ def inline(function: Callable | None = None, *, ordered: bool = False) -> Callab
     differently, where one that reads the kernel from the disk has one. Their results differed in the last bit.
     Python cannot call it: what that takes, for ninety such functions, was a seventh of the first start.
 
-    ordered  sums and products are done in the order that is written down, which what it is copied into does not decide
+    ordered  sums and products are done in the order that is written down; what it is copied into does not decide
     """
     if function is None:
         return lambda f: inline(f, ordered=ordered)

@@ -119,7 +119,7 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
         _write(keys, values, qkv, places, heads, kv_heads, rows * chunk // chunks, rows * (chunk + 1) // chunks)
 
 
-@inline
+@inline(ordered=True)
 def _attend(count, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
     """See ATTEND; count is a literal number."""
     literally(count)
