@@ -29,9 +29,9 @@ from typing import NamedTuple
 from llvmlite import ir
 from numba.core import cgutils
 
-from .simd import _FLOAT, _INT, _VECTOR, CACHE_LINE, HAS_HALF, LANES, _at, _broadcast, _fma, _prefetch
+from .simd import _FLOAT, _INT, _VECTOR, CACHE_LINE, HAS_HALF, LANES, _at, _broadcast, _fma, _load, _prefetch
 
-__all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "ask_ahead", "for_each_block", "one_weight", "vectors"]
+__all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "block_of_each", "for_each_block", "one_weight", "vectors"]
 
 PIECE = 16  # weights of one vector of bytes
 # Bytes that weights are asked for ahead of their use. CPUs do that by themselves for one stretch of memory; of several
@@ -71,9 +71,7 @@ class Block:
 
     def _load(self, offset: int, kind: ir.Type) -> ir.Value:
         place = _at(self.builder, self.address, ir.Constant(_INT, offset))
-        value = self.builder.load(self.builder.bitcast(place, kind.as_pointer()))
-        value.align = 1
-        return value
+        return _load(self.builder, place, kind, align=1)
 
     def piece(self, offset: int) -> ir.Value:
         """PIECE bytes from an offset on."""
@@ -323,7 +321,10 @@ def for_each_block(builder, layout, columns, body, last):
             last(builder.mul(number, ir.Constant(_INT, layout.bytes_each)), number)
 
 
-def ask_ahead(builder: ir.IRBuilder, layout: Layout, start: ir.Value) -> None:
-    """Ask for the lines of the block that will follow a block so much later."""
-    for line in range(0, layout.size, CACHE_LINE):
-        _prefetch(builder, _at(builder, start, ir.Constant(_INT, AHEAD + line)))
+def block_of_each(builder: ir.IRBuilder, layout: Layout, rows: list[ir.Value], byte: ir.Value) -> list[ir.Value]:
+    """The addresses of the rows' blocks that begin at a byte; those that follow so much later are asked for."""
+    starts = [_at(builder, row, byte) for row in rows]
+    for start in starts:
+        for line in range(0, layout.size, CACHE_LINE):
+            _prefetch(builder, _at(builder, start, ir.Constant(_INT, AHEAD + line)))
+    return starts

@@ -14,9 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .blocks import LAYOUTS, Block, ask_ahead, for_each_block, one_weight, vectors
+from .blocks import LAYOUTS, Block, block_of_each, for_each_block, one_weight, vectors
 from .jit import Deferred, deferred, inline, literally
-from .rounded import ROUNDED, SPAN, SPAN_BYTES, round_rows, rounded_sums
+from .rounded import ROUNDED, SPAN, SPAN_BYTES, round_row, rounded_sums
 from .row_group import _sums_of_lanes
 from .simd import (
     _FLOAT,
@@ -31,6 +31,7 @@ from .simd import (
     _fma,
     _load,
     _reduce,
+    _store,
     advance,
 )
 
@@ -62,10 +63,7 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
     rests = {pair: cgutils.alloca_once_value(builder, zero) for pair in pairs}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
-        starts = [_at(builder, weight, byte) for weight in weights]
-        for start in starts:
-            ask_ahead(builder, layout, start)
-        blocks = [vectors(layout, Block(builder, start)) for start in starts]
+        blocks = [vectors(layout, Block(builder, start)) for start in block_of_each(builder, layout, weights, byte)]
         for ones in zip(*blocks, strict=True):
             place = builder.add(first, ir.Constant(_INT, ones[0][0]))
             for r, row in enumerate(rows):  # one after another: all of them would not stay in the registers
@@ -96,7 +94,7 @@ def dot_rows(typingctx, kind, outputs, rows, there, out, out_row, x, rounded, we
     """out[r * out_row + o] = sum over c of weight[o, c] * x[r, c]; kind, outputs and rows are literals.
 
     there    outputs that there are, 1 or more; of fewer than `outputs` the last one stands for those that are missing
-    rounded  the same rows of x, from round_rows, for kinds that are ROUNDED: those don't read x
+    rounded  the same rows of x, from round_row, for kinds that are ROUNDED: those don't read x
     size     bytes from one row of weights to the next
     """
     if not all(isinstance(number, types.IntegerLiteral) for number in (kind, outputs, rows)):
@@ -138,7 +136,7 @@ def unpack_row(typingctx, kind, out, weight, columns):
         def body(byte, first):
             for offset, values in vectors(layout, Block(builder, _at(builder, weight, byte))):
                 place = _at(builder, out, builder.add(first, ir.Constant(_INT, offset)))
-                builder.store(values, builder.bitcast(place, _VECTOR.as_pointer())).align = 4
+                _store(builder, values, place)
 
         def last(byte, position):
             value = one_weight(builder, number, _at(builder, weight, byte))
@@ -173,7 +171,7 @@ def outputs_together(typingctx, kind, rows):
     number = types.literal(_outputs(kind.literal_value, rows.literal_value))
 
     def codegen(context, builder, signature, arguments):
-        return context.get_constant(types.int64, number.literal_value)
+        return context.get_constant(N, number.literal_value)
 
     return number(kind, rows), codegen
 
@@ -229,15 +227,8 @@ def _round(to, x, columns, rows):
     r = 0
     while r < rows:
         count = _together(rows - r)
-        here, there = step(to, r * (columns // SPAN * SPAN_BYTES)), advance(x, r * columns)
-        if count == TOGETHER:
-            round_rows(TOGETHER, here, there, columns)
-        elif count == HALF:
-            round_rows(HALF, here, there, columns)
-        elif count == 2:
-            round_rows(2, here, there, columns)
-        else:
-            round_rows(1, here, there, columns)
+        for i in range(count):
+            round_row(step(to, r * (columns // SPAN * SPAN_BYTES)), advance(x, (r + i) * columns), columns, i, count)
         r += count
 
 

@@ -29,10 +29,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .blocks import LAYOUTS, PIECE, Block, Part, ask_ahead, for_each_block
-from .simd import _FLOAT, _INT, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call
+from .blocks import LAYOUTS, PIECE, Block, Part, block_of_each, for_each_block
+from .simd import _FLOAT, _INT, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call, _fma, _load, _store
 
-__all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_rows", "rounded_sums"]
+__all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_row", "rounded_sums"]
 
 ROUNDED = tuple(kind for kind, layout in LAYOUTS.items() if layout.parts is not None and HAS_BYTE_PRODUCTS)
 
@@ -50,27 +50,13 @@ SPAN_BYTES = PIECE * VECTORS  # for each row of x
 _BYTE, _LONG = ir.IntType(8), ir.IntType(32)
 
 
-def _vector(kind: ir.Type, count: int) -> ir.VectorType:
-    return ir.VectorType(kind, count)
-
-
 def _same(kind: ir.Type, count: int, number: float) -> ir.Constant:
-    return ir.Constant(_vector(kind, count), [number] * count)
+    return ir.Constant(ir.VectorType(kind, count), [number] * count)
 
 
 def _pick(builder: ir.IRBuilder, vector: ir.Value, lanes: list[int]) -> ir.Value:
     """Some lanes of a vector, in this order."""
-    return builder.shuffle_vector(vector, vector, ir.Constant(_vector(_LONG, len(lanes)), lanes))
-
-
-def _read(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
-    value = builder.load(builder.bitcast(address, kind.as_pointer()))
-    value.align = 4
-    return value
-
-
-def _write(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
-    builder.store(value, builder.bitcast(address, value.type.as_pointer())).align = 4
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_LONG, len(lanes)), lanes))
 
 
 def _of_lanes(builder: ir.IRBuilder, span: ir.Value, i: int) -> list[ir.Value]:
@@ -85,14 +71,14 @@ def _sum(add: Callable, vectors: list[ir.Value]) -> ir.Value:
 
 def _round_span(builder: ir.IRBuilder, floats: ir.Value) -> tuple[ir.Value, ir.Value]:
     """SPAN floats as whole numbers up to LARGEST, and the lanes' scales, NaN or infinite where a float is."""
-    magnitudes = builder.bitcast(floats, _vector(_LONG, SPAN))
+    magnitudes = builder.bitcast(floats, ir.VectorType(_LONG, SPAN))
     magnitudes = builder.and_(magnitudes, _same(_LONG, SPAN, 0x7FFFFFFF))
     # As whole numbers, the bits of floats without a sign have the order of the floats; those of NaN are the largest.
     numbers = _of_lanes(builder, magnitudes, 0) + _of_lanes(builder, magnitudes, 1)
     largest = numbers[0]
     for number in numbers[1:]:
         largest = builder.select(builder.icmp_signed(">", number, largest), number, largest)
-    largest = builder.bitcast(largest, _vector(_FLOAT, 4))
+    largest = builder.bitcast(largest, ir.VectorType(_FLOAT, 4))
     is_more = builder.fcmp_ordered(">", largest, _same(_FLOAT, 4, SMALLEST))
     inverses = builder.select(is_more, builder.fdiv(_same(_FLOAT, 4, LARGEST), largest), _same(_FLOAT, 4, 0.0))
     scaled = builder.fmul(floats, _pick(builder, inverses, [k % PIECE // 4 for k in range(SPAN)]))
@@ -101,44 +87,41 @@ def _round_span(builder: ir.IRBuilder, floats: ir.Value) -> tuple[ir.Value, ir.V
 
 
 @intrinsic
-def round_rows(typingctx, rows, to, x, columns):
-    """Round rows of x that are multiplied together, a literal number of them: to SPAN_BYTES for each SPAN of a row."""
-    if not isinstance(rows, types.IntegerLiteral):
-        return None
-    count = rows.literal_value
-    wide = min(count, ROWS)
+def round_row(typingctx, to, x, columns, number, count):
+    """Round a row of x, which has a number among `count` rows that are multiplied together and stand at `to`."""
 
     def codegen(context, builder, signature, arguments):
-        _, to, x, columns = arguments
-        spans = builder.sdiv(columns, ir.Constant(_INT, SPAN))
-        with cgutils.for_range(builder, spans, intp=_INT) as loop:
+        to, x, columns, number, count = arguments
+        rows = ir.Constant(_INT, ROWS)
+        wide = builder.select(builder.icmp_signed("<", count, rows), count, rows)
+        before = builder.mul(builder.sdiv(number, wide), builder.mul(wide, ir.Constant(_INT, SPAN_BYTES)))
+        row = builder.add(before, builder.mul(builder.srem(number, wide), ir.Constant(_INT, PIECE)))
+        apart = builder.mul(wide, ir.Constant(_INT, PIECE))  # bytes from one of a span's vectors to the next
+        with cgutils.for_range(builder, builder.sdiv(columns, ir.Constant(_INT, SPAN)), intp=_INT) as loop:
+            span = builder.mul(loop.index, builder.mul(count, ir.Constant(_INT, SPAN_BYTES)))
+            here = _at(builder, to, span, row)
+
+            def put(number: int, value: ir.Value) -> None:
+                _store(builder, value, _at(builder, here, builder.mul(apart, ir.Constant(_INT, number))))
+
             column = builder.mul(loop.index, ir.Constant(_INT, SPAN))
-            span = _at(builder, to, builder.mul(loop.index, ir.Constant(_INT, count * SPAN_BYTES)))
-            for r in range(count):
-                here = _at(builder, span, ir.Constant(_INT, r // wide * wide * SPAN_BYTES + r % wide * PIECE))
-
-                def put(number, value, here=here):
-                    _write(builder, value, _at(builder, here, ir.Constant(_INT, number * wide * PIECE)))
-
-                row = builder.mul(columns, ir.Constant(_INT, r))
-                floats = _read(builder, _at(builder, x, row, column), _vector(_FLOAT, SPAN))
-                numbers, scales = _round_span(builder, floats)
-                high = builder.add(numbers, _same(_LONG, SPAN, 128))
-                high = builder.ashr(high, _same(_LONG, SPAN, 8))
-                bytes_of = _vector(_BYTE, SPAN)
-                for first, part in ((HIGH, high), (LOW, numbers)):  # of a number, the lower 8 bits are kept
-                    narrow = builder.trunc(part, bytes_of)
-                    for i in range(2):
-                        put(first + i, _pick(builder, narrow, list(range(i * PIECE, (i + 1) * PIECE))))
-                first_sums = _sum(builder.add, _of_lanes(builder, numbers, 0))
-                put(FIRST_SUMS, first_sums)
-                put(SUMS, builder.add(first_sums, _sum(builder.add, _of_lanes(builder, numbers, 1))))
-                both = (_sum(builder.fadd, _of_lanes(builder, floats, i)) for i in range(2))
-                put(FLOAT_SUMS, builder.fadd(*both))
-                put(SCALES, scales)
+            floats = _load(builder, _at(builder, x, column), ir.VectorType(_FLOAT, SPAN))
+            numbers, scales = _round_span(builder, floats)
+            high = builder.add(numbers, _same(_LONG, SPAN, 128))
+            high = builder.ashr(high, _same(_LONG, SPAN, 8))
+            for first, part in ((HIGH, high), (LOW, numbers)):  # of a number, the lower 8 bits are kept
+                narrow = builder.trunc(part, ir.VectorType(_BYTE, SPAN))
+                for i in range(2):
+                    put(first + i, _pick(builder, narrow, list(range(i * PIECE, (i + 1) * PIECE))))
+            first_sums = _sum(builder.add, _of_lanes(builder, numbers, 0))
+            put(FIRST_SUMS, first_sums)
+            put(SUMS, builder.add(first_sums, _sum(builder.add, _of_lanes(builder, numbers, 1))))
+            both = (_sum(builder.fadd, _of_lanes(builder, floats, i)) for i in range(2))
+            put(FLOAT_SUMS, builder.fadd(*both))
+            put(SCALES, scales)
         return context.get_dummy_value()
 
-    return types.void(rows, BYTES, FLOATS, types.int64), codegen
+    return types.void(BYTES, FLOATS, types.int64, types.int64, types.int64), codegen
 
 
 def _add_products(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
@@ -153,16 +136,16 @@ class _Span:
     def __init__(self, builder: ir.IRBuilder, address: ir.Value, rows: int) -> None:
         self._builder, self._address, self._lanes = builder, address, 4 * rows
 
-    def _load(self, number: int, kind: ir.Type) -> ir.Value:
+    def _vector(self, number: int, kind: ir.Type) -> ir.Value:
         place = _at(self._builder, self._address, ir.Constant(_INT, number * self._lanes * 4))
-        return _read(self._builder, place, _vector(kind, self._lanes))
+        return _load(self._builder, place, ir.VectorType(kind, self._lanes))
 
     def _sums(self, pieces: range) -> ir.Value:
         """Sums of the numbers that lanes are multiplied with."""
         if pieces == range(1):
-            return self._load(FIRST_SUMS, _LONG)
-        both = self._load(SUMS, _LONG)
-        return both if len(pieces) == 2 else self._builder.sub(both, self._load(FIRST_SUMS, _LONG))
+            return self._vector(FIRST_SUMS, _LONG)
+        both = self._vector(SUMS, _LONG)
+        return both if len(pieces) == 2 else self._builder.sub(both, self._vector(FIRST_SUMS, _LONG))
 
     def add(self, total: ir.Value, part: Part) -> ir.Value:
         """total + the products of the rows with a part of a row of weights, which this span has."""
@@ -172,21 +155,18 @@ class _Span:
         high = _same(_LONG, lanes, 0)
         low = builder.mul(self._sums(there), _same(_LONG, lanes, -part.middle))
         for i, piece in zip(there, part.pieces, strict=True):
-            words = builder.bitcast(piece, _vector(_LONG, 4))
+            words = builder.bitcast(piece, ir.VectorType(_LONG, 4))
             weights = _pick(builder, words, [lane % 4 for lane in range(lanes)])
-            high = _add_products(builder, high, weights, self._load(HIGH + i, _LONG))
-            low = _add_products(builder, low, weights, self._load(LOW + i, _LONG))
+            high = _add_products(builder, high, weights, self._vector(HIGH + i, _LONG))
+            low = _add_products(builder, low, weights, self._vector(LOW + i, _LONG))
         sums = builder.add(low, builder.shl(high, _same(_LONG, lanes, 8)))
-        scales = self._load(SCALES, _FLOAT)
+        scales = self._vector(SCALES, _FLOAT)
         factor = builder.fmul(scales, part.scale)
-        total = self._multiply_add(builder.sitofp(sums, scales.type), factor, total)
+        total = _fma(builder, builder.sitofp(sums, scales.type), factor, total)
         if part.shift is None:
             return total
-        shift = self._multiply_add(part.scale, _same(_FLOAT, lanes, part.middle), part.shift)
-        return self._multiply_add(self._load(FLOAT_SUMS, _FLOAT), shift, total)
-
-    def _multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        return _call(self._builder, f"llvm.fma.v{self._lanes}f32", a.type, [a, b, c])
+        shift = _fma(builder, part.scale, _same(_FLOAT, lanes, part.middle), part.shift)
+        return _fma(builder, self._vector(FLOAT_SUMS, _FLOAT), shift, total)
 
 
 def _totals(builder: ir.IRBuilder, total: ir.Value) -> list[ir.Value]:
@@ -198,7 +178,7 @@ def _totals(builder: ir.IRBuilder, total: ir.Value) -> list[ir.Value]:
 
 
 def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: ir.Value, rows: int, columns) -> dict:
-    """The dot product of each row of weights with each of so many rows of x, by their numbers; x from round_rows."""
+    """The dot product of each row of weights with each of so many rows of x, by their numbers; x from round_row."""
     layout, wide = LAYOUTS[kind], min(rows, ROWS)
     assert layout.parts is not None
     zeros = _same(_FLOAT, 4 * wide, 0.0)
@@ -206,9 +186,7 @@ def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: i
     sums = {pair: cgutils.alloca_once_value(builder, zeros) for pair in pairs}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
-        starts = [_at(builder, weight, byte) for weight in weights]
-        for start in starts:
-            ask_ahead(builder, layout, start)
+        starts = block_of_each(builder, layout, weights, byte)
         spans = builder.mul(builder.sdiv(first, ir.Constant(_INT, SPAN)), ir.Constant(_INT, rows * SPAN_BYTES))
         here = _at(builder, x, spans)
         for parts in zip(*[layout.parts(Block(builder, start, 4 * wide)) for start in starts], strict=True):

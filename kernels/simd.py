@@ -96,14 +96,14 @@ def _at(builder, pointer, *offsets):
     return pointer
 
 
-def _load(builder, pointer):
-    value = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
-    value.align = 4
+def _load(builder, pointer, kind=_VECTOR, align=4):
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+    value.align = align
     return value
 
 
 def _store(builder, value, pointer):
-    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
 
 
 def _broadcast(builder, scalar, lanes=LANES):
@@ -142,7 +142,7 @@ def _opaque(builder, value):
 
 
 def _fma(builder, a, b, c):
-    return _call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, [a, b, c])
+    return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
 
 
 def _lanes_below(builder, count, width=LANES):

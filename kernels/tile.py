@@ -66,16 +66,14 @@ def _load_column(builder, source):
     """TILE_ROWS floats. Twelve are one vector with a mask: in two parts, packing took twice as long."""
     if LANES == 16:
         return _masked_load(builder, source, ir.Constant(_MASK, _IN_COLUMN))
-    value = builder.load(builder.bitcast(source, _COLUMN.as_pointer()))
-    value.align = 4
-    return value
+    return _load(builder, source, _COLUMN)
 
 
 def _store_column(builder, value, to):
     if value.type == _VECTOR:
         _masked_store(builder, value, to, ir.Constant(_MASK, _IN_COLUMN))
     else:
-        builder.store(value, builder.bitcast(to, _COLUMN.as_pointer())).align = 4
+        _store(builder, value, to)
 
 
 @intrinsic
