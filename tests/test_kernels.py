@@ -73,7 +73,7 @@ def test_kernel_equals_float64_twin(case, size):
     arguments = as_type(with_scratch(inputs, kernels), np.float32)
     results = run(kernels, case, arguments)
     expected = run(reference, case, as_type(inputs, np.float64))
-    assert_close(results, expected, case.tolerance(size))
+    assert_close(results, expected, case.kernel_tolerance(size))
     assert_inputs_unchanged(case, inputs, arguments)
 
 

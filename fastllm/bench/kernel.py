@@ -24,11 +24,11 @@ def check_kernel(case: Case, size: dict[str, Any]) -> None:
     results = _call(kernels, case, with_scratch(_copy(inputs, np.float32), kernels))
     for name, expected in _call(reference, case, _copy(inputs, np.float64)).items():
         typical = 1.0 if expected.size <= 1 else float(np.sqrt(np.square(expected).mean()))
-        allowed = case.tolerance(size) * (typical + np.abs(expected))
+        allowed = case.kernel_tolerance(size) * (typical + np.abs(expected))
         wrong = ~(np.abs(results[name] - expected) <= allowed)  # so that NaN is wrong
         if wrong.any():
             raise CheckError(
-                f"{case.kernel} must equal its float64 twin to {case.tolerance(size):.1e}; in {name}, "
+                f"{case.kernel} must equal its float64 twin to {case.kernel_tolerance(size):.1e}; in {name}, "
                 f"{wrong.sum()} of {wrong.size} numbers don't; report it, it is a bug"
             )
 

@@ -58,8 +58,11 @@ class Case:
         Adding n terms of like size in float32 leaves a relative error near eps * sqrt(n), as the roundings
         are as good as random. Eight of those: a result stands at the end of a few such sums and functions.
         """
-        one = float(np.finfo(np.float32).eps) * self.terms(SimpleNamespace(**size)) ** 0.5
-        return 8 * (one + self.rounding(SimpleNamespace(**size)))
+        return 8 * float(np.finfo(np.float32).eps) * self.terms(SimpleNamespace(**size)) ** 0.5
+
+    def kernel_tolerance(self, size: Size) -> float:
+        """That of the compiled kernel, which may round what its twin does not."""
+        return self.tolerance(size) + 8 * self.rounding(SimpleNamespace(**size))
 
     def floating_point_operations(self, size: Size) -> int:
         return self.flops(SimpleNamespace(**size))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..rounded import ROUNDED
 from .case import Scratch, case, integers, normal, optional, unwritten
 
 # number of a kind -> weights and bytes of a block, and where its float16 scales stand
@@ -57,7 +58,7 @@ ODD = [
     {"rows": 7, "columns": 96, "kinds": (8, 2, 3), "outputs": (33, 1, 40)},
     {"rows": 6, "columns": 320, "kinds": (6, 7), "outputs": (65, 7), "bias": False, "residual": True},
     {"rows": 1, "columns": 512, "kinds": (12, 13, 14), "outputs": (33, 33, 33)},
-    {"rows": 32, "columns": 256, "kinds": (14, 12, 8), "outputs": (31, 64, 1), "residual": True},
+    {"rows": 33, "columns": 256, "kinds": (14, 12, 8), "outputs": (31, 64, 1), "residual": True},
 ]
 ONE_ROW = {
     "smollm2 1x576x1536 Q8_0": {"rows": 1, "columns": 576, "kinds": (8, 8), "outputs": (1536, 1536)},
@@ -81,8 +82,8 @@ def flops(s):
 
 
 def rounding(s):
-    """Beside weights of a few bits x may be rounded to 16 bits of the largest of eight: 1.3e-5 of a result."""
-    return 1.3e-5 if any(BLOCKS[kind][0] > 1 for kind in s.kinds) else 0.0
+    """x is rounded to 16 bits of the largest of eight: 1.3e-5 of a result."""
+    return 1.3e-5 if any(kind in ROUNDED for kind in s.kinds) else 0.0
 
 
 @case(
