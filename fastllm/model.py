@@ -52,6 +52,8 @@ class Model:
         >>> model.forward(np.array([[1, 2, 3], [4, 5, 6]])).shape
         (2, 3, 50)
 
+    cache_dtype         what caches made from then on keep keys and values in: float32 (float64 in a model of that), or
+                        float16, which takes half the memory, sooner read where texts are long, and rounds to 11 bits
     generation_options  how the files that it comes from would have it generate: GenerationConfig's fields
     origin              where fastllm.load opened it: an absolute path, or a name on a hub; None for a new one. With an
                         adapter, where the model without it is
@@ -70,6 +72,7 @@ class Model:
         self.generation_options: dict[str, Any] = {}
         self.origin: str | None = None
         self._backend = Backend(backend, config.head_size, config.width, dtype)
+        self._cache_dtype = self._backend.dtype
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
         self.adapter: AdapterParameters | None = None
         self._gradients: FlatParameters | None = None
@@ -293,9 +296,22 @@ class Model:
         """Set all gradients to 0."""
         self.gradients.flat.fill(0)
 
+    @property
+    def cache_dtype(self) -> np.dtype:
+        """What new caches keep keys and values in. Setting it raises ValueError for what they can't be kept in."""
+        return self._cache_dtype
+
+    @cache_dtype.setter
+    def cache_dtype(self, dtype: DTypeLike) -> None:
+        known = {name: np.dtype(name) for name in (self._backend.dtype.name, "float16")}
+        try:
+            self._cache_dtype = known[np.dtype(dtype).name]
+        except (TypeError, KeyError):
+            raise ValueError(f"cache_dtype must be {' or '.join(known)}; got {dtype!r}; choose one of them") from None
+
     def new_cache(self, slots: int = 1) -> KVCache:
-        """An empty cache for so many texts, which grows as they do."""
-        return KVCache(self.config, slots, self._backend.dtype)
+        """An empty cache for so many texts, which grows as they do, of `cache_dtype`."""
+        return KVCache(self.config, slots, self._cache_dtype)
 
     def prefill(
         self, tokens: ArrayLike, starts: ArrayLike | None, cache: KVCache, slots: ArrayLike | None = None

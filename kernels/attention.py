@@ -31,10 +31,13 @@ from .matmul import linked as products
 from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .simd import (
     FLOATS,
+    HALVES,
     LANES,
     LINE,
     add,
     advance,
+    as_floats,
+    as_halves,
     broadcast,
     copy_times,
     is_null,
@@ -69,6 +72,7 @@ def attention_scratch(head_size):
     """Room for blocks of scores and panels, a row for each thread, for heads of head_size columns."""
     columns = (head_size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
     forward = TILE_ROWS * ROW + QUERIES * head_size + head_size * PADDED_KEYS + KEYS * columns + 2 * QUERIES
+    forward += KEYS * head_size
     backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
     backward += TILE_ROWS * (head_size + 2 * LINE)  # copied_row at most
     return thread_rooms(max(forward, backward))
@@ -99,6 +103,13 @@ def pack_groups(panels, keys, depth, columns):
         group = advance(keys, j // GROUP * GROUP * depth + j % GROUP)
         for k in range(depth):
             copy_times(advance(to, k * TILE_COLUMNS), advance(group, k * GROUP), ones)
+
+
+@linked(types.void(P, HALVES, N))
+def widen(to, halves, count):
+    """So many float16 as float32, rounded up to whole vectors."""
+    for i in range(0, count, LANES):
+        store(advance(to, i), load_all(advance(halves, i)))
 
 
 @linked(types.void(P, P, P, N, N, N, P, N, N), ordered=True)
@@ -140,9 +151,9 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
         total[n] += sum_of_lanes(parts)
 
 
-@linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, N, N, N, types.float32, P))
+@linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, B, N, N, N, types.float32, P))
 def _forward_block(
-    out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, apart, first, queries, size, scale, scratch
+    out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, apart, is_half, first, queries, size, scale, scratch
 ):
     """One head, queries first .. first + queries - 1 of a sequence.
 
@@ -150,7 +161,8 @@ def _forward_block(
     k, v         for the sequence's first key, or for the first of all pages; row floats from one to the next
     pages, page  numbers of the pages that hold the sequence's keys, `page` rows each: at most KEYS, or a multiple of
                  that; keys stand there in groups (kv_cache.py). page = 0: the keys are one stretch of rows
-    apart        floats from a page to the next
+    apart        numbers from a page to the next
+    is_half      whether pages hold float16
     """
     wide = padded(size)
     scores = scratch
@@ -159,6 +171,7 @@ def _forward_block(
     v_panels = advance(k_panels, size * PADDED_KEYS)
     top = advance(v_panels, KEYS * wide)
     total = advance(top, QUERIES)
+    spare = advance(total, QUERIES)
     scale_rows(scaled, size, q, q_row, queries, size, scale * LOG2_E)
     for i in range(queries):
         top[i] = np.float32(-np.inf)
@@ -167,11 +180,17 @@ def _forward_block(
     for j in range(0, first + queries, together):
         keys = min(together, first + queries - j)
         begin = pages[j // page] * apart + j % page * row if page else j * row
-        if page:
-            pack_groups(k_panels, advance(k, begin), size, keys)
+        if is_half:
+            widen(spare, advance(as_halves(k), begin), (keys + GROUP - 1) // GROUP * GROUP * size)
+            pack_groups(k_panels, spare, size, keys)
+            widen(spare, advance(as_halves(v), begin), keys * size)
+            pack_rows(v_panels, spare, size, keys, size, np.float32(1))
         else:
-            pack_transposed(k_panels, advance(k, begin), row, size, keys)
-        pack_rows(v_panels, advance(v, begin), row, keys, size, np.float32(1))
+            if page:
+                pack_groups(k_panels, advance(k, begin), size, keys)
+            else:
+                pack_transposed(k_panels, advance(k, begin), row, size, keys)
+            pack_rows(v_panels, advance(v, begin), row, keys, size, np.float32(1))
         for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
             rows = min(TILE_ROWS, queries - i)
             seen = min(keys, first + i + rows - j)  # by the tile's last query
@@ -225,6 +244,7 @@ def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, 
                         pointer(starts),
                         0,
                         0,
+                        False,
                         i - start,
                         queries,
                         size,
@@ -289,12 +309,13 @@ def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, k
                         0,
                         advance(pointer(qkv), i * row + h * size),
                         row,
-                        advance(pointer(keys), kv),
-                        advance(pointer(values), kv),
+                        as_floats(advance(pointer(keys), kv)),
+                        as_floats(advance(pointer(values), kv)),
                         size,
                         pointer(pages[slots[s]]),
                         page,
                         kv_heads * page * size,
+                        values.itemsize == 2,
                         first,
                         queries,
                         size,
@@ -312,7 +333,7 @@ def attention_prefill(
 
     out          (N, H*D)         written
     qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys         (pages, K, T / GROUP, D, GROUP)  the new tokens' own already written (kv_cache_write)
+    keys         (pages, K, T / GROUP, D, GROUP)  and values as of kv_cache_write, the new tokens' own already there
     values       (pages, K, T, D)
     pages        (slots, most)    the pages of each slot, in order; pages of at most KEYS tokens or a multiple of that
     slots        (S,)             the slot of each stretch

@@ -29,7 +29,21 @@ from typing import NamedTuple
 from llvmlite import ir
 from numba.core import cgutils
 
-from .simd import _FLOAT, _INT, _VECTOR, CACHE_LINE, HAS_HALF, LANES, _at, _broadcast, _fma, _load, _prefetch
+from .simd import (
+    _FLOAT,
+    _INT,
+    _LONG,
+    _SHORT,
+    _VECTOR,
+    CACHE_LINE,
+    LANES,
+    _at,
+    _broadcast,
+    _fma,
+    _from_half,
+    _load,
+    _prefetch,
+)
 
 __all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "block_of_each", "for_each_block", "one_weight", "vectors"]
 
@@ -38,7 +52,7 @@ PIECE = 16  # weights of one vector of bytes
 # rows at once they make less: 17 GB/s in place of 57. With 4096, eight rows of x took 1.2 times as long on an AMD core.
 AHEAD = 5120
 
-_BYTE, _SHORT, _LONG = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+_BYTE = ir.IntType(8)
 _SHORTS, _LONGS = ir.VectorType(_SHORT, LANES), ir.VectorType(_LONG, LANES)
 _PIECE = ir.VectorType(_BYTE, PIECE)
 
@@ -128,27 +142,6 @@ class Block:
 def _all(number: int) -> ir.Constant:
     """PIECE times the same byte."""
     return ir.Constant(_PIECE, [number] * PIECE)
-
-
-def _from_half(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    """float32 from the bits of float16, lane by lane; exact for all finite numbers.
-
-    Where no instruction does it, exponent and fraction move to their places in a float32, which is then 2^112 times
-    too small; so subnormal numbers come out right too. Infinity and NaN become finite: weights have none.
-    """
-    lanes = bits.type.count
-    floats, longs = ir.VectorType(_FLOAT, lanes), ir.VectorType(_LONG, lanes)
-    if HAS_HALF:
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
-
-    def same(number: int) -> ir.Constant:
-        return ir.Constant(longs, [number] * lanes)
-
-    wide = builder.zext(bits, longs)
-    magnitude = builder.bitcast(builder.shl(builder.and_(wide, same(0x7FFF)), same(13)), floats)
-    number = builder.fmul(magnitude, ir.Constant(floats, [2.0**112] * lanes))
-    sign = builder.shl(builder.and_(wide, same(0x8000)), same(16))
-    return builder.bitcast(builder.or_(builder.bitcast(number, longs), sign), floats)
 
 
 def _f32(block: Block) -> Vectors:

@@ -4,6 +4,8 @@
     add_rows    the sums of rows of values, each times its weights, in registers until all are added
     stack       room for a few floats
 
+Keys and values are floats or halves, which become floats in the registers.
+
 Memory gives this its pace. So both ask for what comes next, line by line, while they are at this.
 """
 
@@ -24,17 +26,17 @@ from .simd import (
     _at,
     _broadcast,
     _fma,
+    _is_of_halves,
     _lanes_below,
-    _load,
-    _masked_load,
-    _masked_store,
     _prefetch,
+    _read,
     _store,
+    _write,
 )
 
 __all__ = ["GROUP", "TOGETHER", "add_rows", "dot_group", "stack"]
 
-GROUP = LINE  # tokens whose keys stand together: a dimension of them is a line
+GROUP = LINE  # tokens whose keys stand together: a dimension of them is a line, or half of one
 TOGETHER = 4  # queries at most that a key and a value, once loaded, are multiplied with
 SUMS = 4  # accumulators of a dot product, enough to hide a multiply-add's latency behind memory's
 # Vectors that stay in registers: 4 queries' 4 sums, or so many vectors of the rows that are added up.
@@ -74,11 +76,13 @@ def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
         parts = min(SUMS, REGISTERS // len(queries))
         sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(parts)] for _ in queries]
         starts = [_at(builder, x, builder.mul(size, _number(i))) for i in queries]
+        groups = 2 if _is_of_halves(keys) else 1  # of a dimension, in a line
 
         def step(d, part):
             place = builder.mul(d, _number(GROUP))
-            _prefetch(builder, _at(builder, ahead, place))
-            key = _load(builder, _at(builder, keys, place))
+            if part % groups == 0:
+                _prefetch(builder, _at(builder, ahead, place))
+            key = _read(builder, _at(builder, keys, place))
             for i in queries:
                 factor = _broadcast(builder, builder.load(_at(builder, starts[i], d)))
                 builder.store(_fma(builder, factor, key, builder.load(sums[i][part])), sums[i][part])
@@ -97,7 +101,7 @@ def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
             _store(builder, total, _at(builder, scores, builder.mul(scores_row, _number(i))))
         return context.get_dummy_value()
 
-    return types.void(count, FLOATS, types.int64, FLOATS, FLOATS, types.int64, FLOATS), codegen
+    return types.void(count, FLOATS, types.int64, FLOATS, keys, types.int64, keys), codegen
 
 
 @intrinsic
@@ -119,12 +123,13 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
         later = _at(builder, after, builder.neg(builder.mul(early, size)))
         targets = [_at(builder, to, builder.mul(to_row, _number(i))) for i in queries]
         factors = [_at(builder, weights, builder.mul(weights_row, _number(i))) for i in queries]
+        line = 2 * LINE if _is_of_halves(rows) else LINE
 
-        def add(offset, vectors, load, store):
-            """To so many vectors of each `to`."""
+        def add(offset, vectors, mask=None):
+            """To so many vectors of each `to`, or to the lanes of one that a mask has."""
             places = [builder.add(offset, _number(v * LANES)) for v in range(vectors)]
             sums = [
-                [cgutils.alloca_once_value(builder, load(_at(builder, target, place))) for place in places]
+                [cgutils.alloca_once_value(builder, _read(builder, _at(builder, target, p), mask)) for p in places]
                 for target in targets
             ]
             with cgutils.for_range(builder, tokens, intp=_INT) as loop:
@@ -133,14 +138,14 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
                 each = [_broadcast(builder, builder.load(_at(builder, factor, loop.index))) for factor in factors]
                 for v, place in enumerate(places):
                     here = builder.add(row, place)
-                    if v * LANES % GROUP == 0:
+                    if v * LANES % line == 0:
                         _prefetch(builder, _at(builder, next_rows, here))
-                    value = load(_at(builder, rows, here))
+                    value = _read(builder, _at(builder, rows, here), mask)
                     for weight, totals in zip(each, sums, strict=True):
                         builder.store(_fma(builder, weight, value, builder.load(totals[v])), totals[v])
             for target, totals in zip(targets, sums, strict=True):
                 for place, total in zip(places, totals, strict=True):
-                    store(builder.load(total), _at(builder, target, place))
+                    _write(builder, builder.load(total), _at(builder, target, place), mask)
 
         done = _number(0)
         widths = [width for width in (8, 4, 2) if width * len(queries) <= REGISTERS][:2]
@@ -148,22 +153,11 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
             wide = _number(vectors * LANES)
             chunks = builder.sdiv(builder.sub(size, done), wide)
             with cgutils.for_range(builder, chunks, intp=_INT) as loop:
-                add(
-                    builder.add(done, builder.mul(loop.index, wide)),
-                    vectors,
-                    lambda address: _load(builder, address),
-                    lambda vector, address: _store(builder, vector, address),
-                )
+                add(builder.add(done, builder.mul(loop.index, wide)), vectors)
             done = builder.add(done, builder.mul(chunks, wide))
         with builder.if_then(builder.icmp_signed("<", done, size)):
-            mask = _lanes_below(builder, builder.sub(size, done))
-            add(
-                done,
-                1,
-                lambda address: _masked_load(builder, address, mask),
-                lambda vector, address: _masked_store(builder, vector, address, mask),
-            )
+            add(done, 1, _lanes_below(builder, builder.sub(size, done)))
         return context.get_dummy_value()
 
     floats, whole = FLOATS, types.int64
-    return types.void(count, floats, whole, floats, whole, floats, whole, whole, floats), codegen
+    return types.void(count, floats, whole, floats, whole, rows, whole, whole, rows), codegen

@@ -26,19 +26,21 @@ from .jit import Linked, chunk_count, deferred, inline, kernel, literally, prang
 from .row_group import transpose
 from .simd import (
     FLOATS,
+    HALVES,
     LANES,
     LINE,
     _call_address,
     add,
     advance,
     broadcast,
-    copy_times,
     largest_lane,
     load,
+    load_all,
     maximum,
     multiply,
     pointer,
     store,
+    store_lanes,
     subtract,
     sum_of_lanes,
 )
@@ -53,7 +55,7 @@ ROW, HEAD, HEADS = 0, 1, 2  # the first head, and how many
 FUNCTION = 3  # the address of what does it
 START, STOP = 4, 5  # tokens
 PIECES = 6  # of the whole text
-BASE, PLACE = 7, 8  # floats to the keys in the first of all pages, and to those where it starts
+BASE, PLACE = 7, 8  # numbers to the keys in the first of all pages, and to those where it starts
 RESULT = 9  # its first head's row of the results; the next one's is PIECES further
 COLUMNS = 10
 
@@ -62,11 +64,11 @@ linked = Linked()
 
 @inline
 def _copy(to, source, count):
-    whole, ones = count // LANES * LANES, broadcast(np.float32(1))
+    whole, zeros = count // LANES * LANES, broadcast(np.float32(0))
     for d in range(0, whole, LANES):
-        copy_times(advance(to, d), advance(source, d), ones)
-    for d in range(whole, count):
-        to[d] = source[d]
+        store(advance(to, d), load_all(advance(source, d)))
+    if whole < count:
+        store_lanes(advance(to, whole), load(advance(source, whole), count - whole, zeros), count - whole)
 
 
 @inline
@@ -98,7 +100,7 @@ def _write(keys, values, qkv, places, heads, kv_heads, start, stop):
                 transpose(advance(to_key, d * GROUP), GROUP, advance(key, d), row)
             for token in range(tokens):
                 for d in range(transposed, size):
-                    to_key[d * GROUP + token] = key[token * row + d]
+                    store_lanes(advance(to_key, d * GROUP + token), broadcast(key[token * row + d]), 1)
                 _copy(advance(to_value, token * size), advance(value, token * row), size)
         n += tokens
 
@@ -107,7 +109,7 @@ def _write(keys, values, qkv, places, heads, kv_heads, start, stop):
 def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     """Copy the key and value of row n of qkv (N, (H+2K)*D) to places[n] (N,).
 
-    keys   (pages, K, T / GROUP, D, GROUP)
+    keys   (pages, K, T / GROUP, D, GROUP)  and values: float32, or the bits of float16 (uint16), which round
     values (pages, K, T, D)   place p * T + t is token t of page p; places differ
     """
     rows = qkv.shape[0]
@@ -121,7 +123,7 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
 
 @inline(ordered=True)
 def _attend(count, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-    """See ATTEND; count is a literal number."""
+    """See _attend_type; count is a literal number."""
     literally(count)
     weights, totals, tops = stack(WEIGHTS), stack(TOTALS), stack(TOGETHER)
     lowest, factor, zeros = broadcast(np.float32(-np.inf)), broadcast(scale * LOG2_E), broadcast(np.float32(0))
@@ -172,22 +174,29 @@ def _attend(count, out, out_row, query, keys, values, table, page, apart, start,
         out[i * out_row + size + 1] = sum_of_lanes(load(advance(totals, i * LANES), LANES, zeros))
 
 
-# A few heads of one row that share their keys and values, on the tokens start to stop - 1, start at a page's first.
-#   out            a row for each: the weighted sum of values (size,), then the largest score and the sum of weights
-#   query          address of the first head's columns; keys, values those of their rows in the first of all pages
-#   table          the text's pages, of so many tokens each; apart: floats from one page to the next
-#   following      floats from keys to the first ones that are read after this
-ATTEND = types.void(P, N, P, P, P, PAGES, N, N, N, N, N, N, types.float32)
+def _attend_type(numbers):
+    """A few heads of one row that share their keys and values, on the tokens start to stop - 1.
+
+    out            a row for each: the weighted sum of values (size,), then the largest score and the sum of weights
+    query          address of the first head's columns
+    keys, values   those of their rows in the first of all pages: addresses of such numbers, FLOATS or HALVES
+    table          the text's pages, of so many tokens each; apart: numbers from one page to the next
+    start          a page's first
+    following      numbers from keys to the first ones that are read after this
+    """
+    return types.void(P, N, P, numbers, numbers, PAGES, N, N, N, N, N, N, types.float32)
 
 
-def _attend_of(count):
+def _attend_of(numbers, count):
     def attend(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
         _attend(count, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
 
-    return deferred(ATTEND, f"attend_{count}")(attend)
+    return deferred(_attend_type(numbers), f"attend_{count}_{numbers.dtype}")(attend)
 
 
-_ATTEND = {count: _attend_of(count) for count in range(1, TOGETHER + 1)}
+_ATTEND = {
+    numbers.dtype.name: [_attend_of(numbers, count) for count in range(1, TOGETHER + 1)] for numbers in (FLOATS, HALVES)
+}
 
 
 @intrinsic
@@ -200,16 +209,20 @@ def _call_attend(
         _call_address(builder, *arguments)
         return context.get_dummy_value()
 
-    return types.void(N, *ATTEND.args), codegen
+    return types.void(N, *_attend_type(keys).args), codegen
 
 
 @cache
-def _together(heads, kv_heads):
-    """How the heads that share keys go together: in how many parts, how many of them are larger, both's functions."""
+def _together(heads, kv_heads, dtype):
+    """How the heads that share keys go together: in how many parts, how many of them are larger, both's functions.
+
+    dtype  of keys and values, its name
+    """
     group = heads // kv_heads
     parts = (group + TOGETHER - 1) // TOGETHER
     smaller, larger = group // parts, group % parts
-    return parts, larger, _ATTEND[smaller + (larger > 0)].address, _ATTEND[smaller].address
+    attend = _ATTEND[dtype]
+    return parts, larger, attend[smaller + (larger > 0) - 1].address, attend[smaller - 1].address
 
 
 @linked(types.void(P, P, N, N, N), ordered=True)
@@ -331,13 +344,13 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
 
     out          (N, H*D)         written
     qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys         (pages, K, T / GROUP, D, GROUP)  the new tokens' own already written (kv_cache_write)
+    keys         (pages, K, T / GROUP, D, GROUP)  and values as of kv_cache_write, the new tokens' own already there
     values       (pages, K, T, D)
     pages        (slots, most)    the pages of each slot, in order
     slots        (N,)             the slot of each row
     lengths      (N,)             tokens it sees, its own counted; > 0
     """
-    together = _together(heads, kv_heads)
+    together = _together(heads, kv_heads, keys.dtype.name)
     rows, each, size = len(out), kv_heads * together[0], values.shape[3]
     pieces = rows * max(1, TASKS // each)  # at most
     # Not in the kernel: to read one that takes memory from the disk, Numba loads 5 MB of itself.

@@ -30,7 +30,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, PIECE, Block, Part, block_of_each, for_each_block
-from .simd import _FLOAT, _INT, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call, _fma, _load, _store
+from .simd import _FLOAT, _INT, _LONG, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call, _fma, _load, _store
 
 __all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_row", "rounded_sums"]
 
@@ -47,7 +47,7 @@ HIGH, LOW, SCALES, SUMS, FIRST_SUMS, FLOAT_SUMS = 0, 2, 4, 5, 6, 7
 VECTORS = 8
 SPAN_BYTES = PIECE * VECTORS  # for each row of x
 
-_BYTE, _LONG = ir.IntType(8), ir.IntType(32)
+_BYTE = ir.IntType(8)
 
 
 def _same(kind: ir.Type, count: int, number: float) -> ir.Constant:

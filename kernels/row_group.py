@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import _INT, FLOATS, LANES, _at, _load, _prefetch, _store
+from .simd import _INT, FLOATS, LANES, _at, _load, _prefetch, _write
 
 __all__ = ["transpose", "transpose_part"]
 
@@ -79,13 +79,13 @@ def _transpose(builder, to, to_row, sources):
     for _ in range(LANES.bit_length() - 1):
         rows = _perfect_shuffle(builder, rows)
     for row in rows:
-        _store(builder, row, to)
+        _write(builder, row, to)
         to = _at(builder, to, to_row)
 
 
 @intrinsic
 def transpose(typingctx, to, to_row, source, source_row):
-    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k].
+    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k]; to may be halves.
 
     What stands TRANSPOSE_AHEAD floats further in each row is asked for: CPUs do that by themselves for fewer rows.
     """
@@ -98,7 +98,7 @@ def transpose(typingctx, to, to_row, source, source_row):
         _transpose(builder, to, to_row, rows)
         return context.get_dummy_value()
 
-    return types.void(FLOATS, types.int64, FLOATS, types.int64), codegen
+    return types.void(to, types.int64, FLOATS, types.int64), codegen
 
 
 @intrinsic

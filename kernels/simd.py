@@ -10,6 +10,7 @@ instruction or a few. LLVM lowers the generic type to AVX-512, AVX2, SSE or NEON
                which alone cost 20% of the matrix product
     advance    address of the n-th float from p
     copy_times one vector from one address to another, multiplied by a second
+    HALVES     addresses of float16, as their bits: read as float32, rounded when written
     load, load_all, store, add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
                are. LLVM, left to itself, does the last elements one by one, and in a short row those are most
 
@@ -29,6 +30,7 @@ __all__ = [
     "BYTES",
     "CACHE_LINE",
     "FLOATS",
+    "HALVES",
     "HAS_BYTE_PRODUCTS",
     "HAS_HALF",
     "LANES",
@@ -38,6 +40,8 @@ __all__ = [
     "advance",
     "advance_optional",
     "as_bytes",
+    "as_floats",
+    "as_halves",
     "bits_of_float",
     "broadcast",
     "copy_times",
@@ -58,6 +62,7 @@ __all__ = [
     "optional",
     "pointer",
     "store",
+    "store_lanes",
     "subtract",
     "sum_of_lanes",
     "times_power_of_two",
@@ -85,8 +90,10 @@ PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-a
 
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(64)
+_LONG, _SHORT = ir.IntType(32), ir.IntType(16)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 FLOATS = types.CPointer(types.float32)
+HALVES = types.CPointer(types.uint16)
 BYTES = types.CPointer(types.uint8)
 
 
@@ -103,7 +110,8 @@ def _load(builder, pointer, kind=_VECTOR, align=4):
 
 
 def _store(builder, value, pointer):
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
+    store = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
+    store.align = 2 if value.type.element == _SHORT else 4
 
 
 def _broadcast(builder, scalar, lanes=LANES):
@@ -141,6 +149,83 @@ def _opaque(builder, value):
     return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), [value])
 
 
+def _from_half(builder, bits):
+    """float32 from the bits of float16, lane by lane.
+
+    Where no instruction does it, exponent and fraction move to their places in a float32, which is then 2^112 times
+    too small; so subnormal numbers come out right too. What is infinite or NaN gets the largest exponent after that.
+    """
+    lanes = bits.type.count
+    floats, longs = ir.VectorType(_FLOAT, lanes), ir.VectorType(_LONG, lanes)
+    if HAS_HALF:
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
+
+    def same(number):
+        return ir.Constant(longs, [number] * lanes)
+
+    wide = builder.zext(bits, longs)
+    magnitude = builder.and_(wide, same(0x7FFF))
+    number = builder.bitcast(builder.shl(magnitude, same(13)), floats)
+    number = builder.bitcast(builder.fmul(number, ir.Constant(floats, [2.0**112] * lanes)), longs)
+    is_finite = builder.icmp_unsigned("<", magnitude, same(0x7C00))
+    number = builder.or_(number, builder.select(is_finite, same(0), same(0x7F800000)))
+    sign = builder.shl(builder.and_(wide, same(0x8000)), same(16))
+    return builder.bitcast(builder.or_(number, sign), floats)
+
+
+def _to_half(builder, vector):
+    """The bits of the float16 nearest to each lane, of two as near the even one; beyond 65504 infinity.
+
+    Where no instruction does it: half of what is cut off is added to the bits, and to odd ones as much. A number below
+    2^-14 has its last bit where the last one of 0.5 is, so that adding 0.5 rounds it.
+    """
+    lanes = vector.type.count
+    longs, shorts = ir.VectorType(_LONG, lanes), ir.VectorType(_SHORT, lanes)
+    if HAS_HALF:
+        return builder.bitcast(builder.fptrunc(vector, ir.VectorType(ir.HalfType(), lanes)), shorts)
+
+    def same(number):
+        return ir.Constant(longs, [number] * lanes)
+
+    bits = builder.bitcast(vector, longs)
+    magnitude = builder.and_(bits, same(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, same(13)), same(1))
+    rounded = builder.add(builder.add(magnitude, same(0x0FFF)), odd)
+    normal = builder.lshr(builder.sub(rounded, same(112 << 23)), same(13))
+    half = ir.Constant(vector.type, [0.5] * lanes)
+    small = builder.bitcast(builder.fadd(builder.bitcast(magnitude, vector.type), half), longs)
+    small = builder.sub(small, builder.bitcast(half, longs))
+    beyond = builder.select(builder.icmp_unsigned(">", magnitude, same(0x7F800000)), same(0x7E00), same(0x7C00))
+    result = builder.select(builder.icmp_unsigned("<", magnitude, same(113 << 23)), small, normal)
+    result = builder.select(builder.icmp_unsigned("<", rounded, same(143 << 23)), result, beyond)
+    sign = builder.lshr(builder.and_(bits, same(0x80000000)), same(16))
+    return builder.trunc(builder.or_(result, sign), shorts)
+
+
+def _is_of_halves(pointer):
+    return pointer.type.pointee == _SHORT
+
+
+def _read(builder, pointer, mask=None):
+    """As many float32 as a vector or, if given, a mask has lanes, from floats or halves; 0 where the mask is false."""
+    if not _is_of_halves(pointer):
+        return _load(builder, pointer) if mask is None else _masked_load(builder, pointer, mask)
+    shorts = ir.VectorType(_SHORT, LANES)
+    if mask is None:
+        return _from_half(builder, _load(builder, pointer, shorts, align=2))
+    return _from_half(builder, _masked_load(builder, pointer, mask, ir.Constant(shorts, [0] * LANES)))
+
+
+def _write(builder, vector, pointer, mask=None):
+    """Write a vector's lanes, or those of a mask, to floats or halves."""
+    if _is_of_halves(pointer):
+        vector = _to_half(builder, vector)
+    if mask is None:
+        _store(builder, vector, pointer)
+    else:
+        _masked_store(builder, vector, pointer, mask)
+
+
 def _fma(builder, a, b, c):
     return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
 
@@ -154,18 +239,23 @@ def _lanes_below(builder, count, width=LANES):
 def _masked_load(builder, pointer, mask, otherwise=None):
     """As many lanes as the mask has; where it is false, those of `otherwise`, or zeros."""
     width = mask.type.count
-    vector = ir.VectorType(_FLOAT, width)
     if otherwise is None:
-        otherwise = ir.Constant(vector, [0.0] * width)
+        otherwise = ir.Constant(ir.VectorType(_FLOAT, width), [0.0] * width)
+    vector, align = otherwise.type, ir.Constant(_LONG, 2 if otherwise.type.element == _SHORT else 4)
     address = builder.bitcast(pointer, vector.as_pointer())
-    name = f"llvm.masked.load.v{width}f32.p0"
-    return _call(builder, name, vector, [address, ir.Constant(ir.IntType(32), 4), mask, otherwise])
+    return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", vector, [address, align, mask, otherwise])
 
 
 def _masked_store(builder, value, pointer, mask):
     address = builder.bitcast(pointer, value.type.as_pointer())
-    name = f"llvm.masked.store.v{value.type.count}f32.p0"
-    _call(builder, name, ir.VoidType(), [value, address, ir.Constant(ir.IntType(32), 4), mask])
+    align = ir.Constant(_LONG, 2 if value.type.element == _SHORT else 4)
+    name = f"llvm.masked.store.{_suffix(value.type)}.p0"
+    _call(builder, name, ir.VoidType(), [value, address, align, mask])
+
+
+def _suffix(vector):
+    """What LLVM's names have at the end for a vector of floats or shorts."""
+    return f"v{vector.count}{'i16' if vector.element == _SHORT else 'f32'}"
 
 
 @intrinsic
@@ -272,13 +362,33 @@ def as_bytes(typingctx, pointer):
 
 
 @intrinsic
+def as_floats(typingctx, pointer):
+    """The same address, of float32."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], _FLOAT.as_pointer())
+
+    return FLOATS(pointer), codegen
+
+
+@intrinsic
+def as_halves(typingctx, pointer):
+    """The same address, of float16."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], _SHORT.as_pointer())
+
+    return HALVES(pointer), codegen
+
+
+@intrinsic
 def advance(typingctx, pointer, offset):
-    """Address of the offset-th float from pointer."""
+    """Address of the offset-th number from pointer, floats or halves."""
 
     def codegen(context, builder, signature, arguments):
         return builder.gep(arguments[0], [arguments[1]])
 
-    return FLOATS(FLOATS, types.int64), codegen
+    return pointer(pointer, types.int64), codegen
 
 
 @intrinsic
@@ -330,19 +440,31 @@ def load(typingctx, pointer, count, otherwise):
 
 @intrinsic
 def load_all(typingctx, pointer):
-    """LANES floats from an address."""
-    return VECTOR(FLOATS), lambda context, builder, signature, arguments: _load(builder, arguments[0])
+    """LANES numbers from an address, floats or halves."""
+    return VECTOR(pointer), lambda context, builder, signature, arguments: _read(builder, arguments[0])
 
 
 @intrinsic
 def store(typingctx, pointer, vector):
-    """Write all lanes of a vector to an address."""
+    """Write all lanes of a vector to an address, of floats or halves."""
 
     def codegen(context, builder, signature, arguments):
-        _store(builder, arguments[1], arguments[0])
+        _write(builder, arguments[1], arguments[0])
         return context.get_dummy_value()
 
-    return types.void(FLOATS, VECTOR), codegen
+    return types.void(pointer, VECTOR), codegen
+
+
+@intrinsic
+def store_lanes(typingctx, pointer, vector, count):
+    """As store, but only as many lanes as `count` says."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer, vector, count = arguments
+        _write(builder, vector, pointer, _lanes_below(builder, count))
+        return context.get_dummy_value()
+
+    return types.void(pointer, VECTOR, types.int64), codegen
 
 
 @intrinsic

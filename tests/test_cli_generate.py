@@ -12,6 +12,7 @@ from tiny_checkpoint import learned, write_checkpoint
 
 import fastllm
 from fastllm.cli import main
+from fastllm.layers.kv_cache import KVCache
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,24 @@ def generate(*arguments):
 def test_writes_what_the_library_generates(checkpoint, capsys, prompt, words, options):
     assert generate(checkpoint, prompt, *words) == 0
     assert capsys.readouterr().out == fastllm.generate(*learned(), prompt, **options) + "\n"
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], "float32"), (["--cache-dtype", "float16"], "float16")])
+@pytest.mark.parametrize("command", [["generate", "Is it"], ["generate", "Is it", "--beams", "2"], ["chat"]])
+def test_what_the_cache_keeps(checkpoint, capsys, monkeypatch, command, words, expected):
+    made = []
+
+    class Cache(KVCache):
+        def __init__(self, config, slots, dtype):
+            super().__init__(config, slots, dtype)
+            made.append(np.dtype(dtype).name)
+
+    monkeypatch.setattr("fastllm.model.KVCache", Cache)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Is it far?\n"))
+    name, *prompt = command
+    assert main([name, checkpoint, *prompt, *words, "--backend", "numpy"]) == 0
+    assert set(made) == {expected}
+    assert capsys.readouterr().out.strip()
 
 
 def test_options_may_stand_before_the_prompt(checkpoint, capsys, tmp_path):

@@ -215,3 +215,49 @@ def test_a_row_has_the_same_bits_beside_any_others(kind):
     alone = np.concatenate([dots_and_weights(kind, row[None])[0] for row in x])
     for rows in (2, 3, 4, 7, 8, 15, 32):
         np.testing.assert_array_equal(dots_and_weights(kind, x[:rows])[0], alone[:rows], err_msg=f"{rows} rows")
+
+
+def cache_of_halves(numbers):
+    """float16 numbers (rows, 16), as the bits that a cache of one head and one page keeps, and back as float32."""
+    rows = len(numbers)
+    pages = -(-rows // 16) * 16
+    keys, values = np.zeros((1, 1, pages // 16, 16, 16), np.uint16), np.zeros((1, 1, pages, 16), np.uint16)
+    qkv = np.concatenate([np.zeros_like(numbers), numbers, numbers], axis=1)
+    return keys, values, qkv
+
+
+def test_a_cache_rounds_to_the_nearest_float16(backend):
+    """Of all lengths that are near a float16's, or between two: normal, subnormal, too large, or no number."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    whole = halves.astype(np.float32)
+    finite = whole[np.isfinite(whole)]
+    bits = finite.view(np.int32)
+    steps = np.concatenate([bits + step for step in (-1, 0, 1, 0x0FFF, 0x1000, 0x1001)]).view(np.float32)
+    others = np.array([65519.99, 65520, 1e6, 3e38, 1e-8, 2.0**-25, 2.0**-25 * 1.001, 1e-40, 0, np.inf], np.float32)
+    numbers = np.concatenate([steps[np.isfinite(steps)], others, -others])
+    numbers = np.resize(numbers, (-(-numbers.size // 16), 16))
+    keys, values, qkv = cache_of_halves(numbers)
+    with np.errstate(over="ignore"):
+        backend.kv_cache_write(keys, values, qkv, np.arange(len(numbers), dtype=np.int32), 1, 1)
+        expected = numbers.astype(np.float16).view(np.uint16)
+    np.testing.assert_array_equal(values[0, 0, : len(numbers)], expected)
+    np.testing.assert_array_equal(keys[0, 0].swapaxes(1, 2).reshape(-1, 16)[: len(numbers)], expected)
+
+
+@pytest.mark.parametrize("name", ["attention_decode", "attention_prefill"])
+def test_every_float16_of_a_cache_is_read_as_what_it_is(backend, name):
+    """A token alone is what attention gives. Infinite numbers and NaN stay what they are."""
+    halves = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 1, 1, 16)
+    values = np.zeros((len(halves), 1, 16, 16), np.uint16)
+    values[:, :, :1] = halves
+    keys, rows = np.zeros((len(halves), 1, 1, 16, 16), np.uint16), np.arange(len(halves), dtype=np.int32)
+    out, qkv = nan(len(halves), 16), np.ones((len(halves), 48), np.float32)
+    cache = keys, values, rows[:, None], rows
+    with np.errstate(invalid="ignore"):  # some are signalling NaN
+        if name == "attention_decode":
+            backend.attention_decode(out, qkv, *cache, np.ones_like(rows), 1, 1, 0.25)
+        else:
+            starts, before = np.arange(len(halves) + 1, dtype=np.int32), np.zeros_like(rows)
+            scratch = kernels.attention_scratch(16)
+            backend.attention_prefill(out, qkv, *cache, starts, before, 1, 1, 0.25, scratch)
+    np.testing.assert_array_equal(out, halves[:, 0, 0].view(np.float16).astype(np.float32))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..errors import DataError
 from ..generation import Chat, GenerationConfig
-from .model_options import add_generation, add_model, generation_config
+from .model_options import add_generation, add_model, generation_config, load_to_generate
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -68,11 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = generation_config(arguments)
-    from ..checkpoint import load
-    from ..training.progress import compile_kernels
-
-    model, tokenizer = load(arguments.model, arguments.backend)
-    compile_kernels(model)
+    model, tokenizer = load_to_generate(arguments)
     return chat_loop(
         model, tokenizer, config, sys.stdin, sys.stdout, system=arguments.system, shows_stats=arguments.stats
     )

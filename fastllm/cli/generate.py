@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
 from ..generation import GenerationConfig
-from .model_options import add_generation, add_model, add_option, generation_config
+from .model_options import add_generation, add_model, add_option, generation_config, load_to_generate
 
 if TYPE_CHECKING:
     from ..generation import Completion
@@ -80,13 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.slots <= 32:
         raise ConfigError(f"--slots must be from 1 to 32; got {arguments.slots}; use 8")
     config = generation_config(arguments)
-    from ..checkpoint import load
     from ..generation import completions, stream
-    from ..training.progress import compile_kernels
 
-    model, tokenizer = load(arguments.model, arguments.backend)
     prompts = _read_prompts(arguments)
-    compile_kernels(model)
+    model, tokenizer = load_to_generate(arguments)
     config = GenerationConfig.of(config, {}, model.generation_options)
     if arguments.json or arguments.batch is not None or len(prompts) > 1 or config.n > 1 or config.logprobs is not None:
         found = completions(model, tokenizer, prompts, config, slots=arguments.slots)

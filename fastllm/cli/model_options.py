@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..generation import GenerationConfig
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..tokenizers import Tokenizer
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +46,21 @@ def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add_option(group, "--seed", int, "S", "the same seed gives the same text (0)")
     group.add_argument("--stop", action="append", metavar="TEXT", default=argparse.SUPPRESS,
                        help="end before this text; may be repeated")  # fmt: skip
+    group.add_argument("--cache-dtype", choices=("float32", "float16"), default="float32", help="what keys and values "
+                       "of the text so far are kept in: float16 takes half the memory, is sooner read where texts are "
+                       "long, and rounds to 11 bits (float32)")  # fmt: skip
     return group
+
+
+def load_to_generate(arguments: argparse.Namespace) -> tuple[Model, Tokenizer]:
+    """The model that was asked for, with its kernels compiled, and its tokenizer."""
+    from ..checkpoint import load
+    from ..training.progress import compile_kernels
+
+    model, tokenizer = load(arguments.model, arguments.backend)
+    model.cache_dtype = arguments.cache_dtype
+    compile_kernels(model)
+    return model, tokenizer
 
 
 def generation_config(arguments: argparse.Namespace) -> GenerationConfig:

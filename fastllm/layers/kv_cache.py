@@ -15,8 +15,8 @@ class KVCache:
     """Memory for so many texts, one a slot, each of at most the model's context. It grows as they do.
 
     lengths       (slots,) int32, tokens in each slot
-    keys          for each layer, (pages, K, T / GROUP, D, GROUP)
-    values        for each layer, (pages, K, T, D)
+    keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16
+    values        for each layer, (pages, K, T, D), likewise
     pages         (slots, most) int32, the numbers of each slot's pages, in order
 
     A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
@@ -29,6 +29,8 @@ class KVCache:
         assert config.kv_heads is not None and config.head_size is not None
         self.context = config.context
         heads, size = config.kv_heads, config.head_size
+        if dtype == np.float16:  # which Numba doesn't know
+            dtype = np.uint16
         self.page = min(PAGE, -(-config.context // GROUP) * GROUP)
         self.keys = [np.empty((0, heads, self.page // GROUP, size, GROUP), dtype) for _ in range(config.layers)]
         self.values = [np.empty((0, heads, self.page, size), dtype) for _ in range(config.layers)]

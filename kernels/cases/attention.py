@@ -129,18 +129,33 @@ PAGED = [
     {"lengths": (40, 200, 1), "page": 16, "heads": 14, "kv_heads": 2, "head_size": 24},
     {"lengths": (700, 5), "page": 16, "heads": 5, "kv_heads": 1, "head_size": 64},
     {"lengths": (15, 270, 17), "page": 256, "heads": 2, "kv_heads": 2, "head_size": 151},
+    {"lengths": (33, 300), "page": 48, "heads": 4, "kv_heads": 2, "head_size": 64, "is_half": True},
+    {"lengths": (15, 270, 17), "page": 256, "heads": 3, "kv_heads": 1, "head_size": 41, "is_half": True},
 ]
 CACHE_REALISTIC = {
     "gpt2 1x1000x12x64": {"lengths": (1000,), "page": 128, "heads": 12, "kv_heads": 12, "head_size": 64},
     "smollm2 8x500x9x64": {"lengths": (500,) * 8, "page": 128, "heads": 9, "kv_heads": 3, "head_size": 64},
-}
+    "smollm2 8x500x9x64 float16": {
+        "lengths": (500,) * 8, "page": 128, "heads": 9, "kv_heads": 3, "head_size": 64, "is_half": True,
+    },
+}  # fmt: skip
 
 
 def cached_elements(s: SimpleNamespace) -> int:
     return sum(s.lengths) * s.kv_heads * s.head_size
 
 
-def paged(rng, lengths, page, kv_heads, head_size):
+def cached_bytes(s: SimpleNamespace) -> int:
+    """Of keys and values."""
+    return 2 * (2 if vars(s).get("is_half") else 4) * cached_elements(s)
+
+
+def as_kept(numbers, is_half):
+    """Numbers as a cache keeps them: float32, or the bits of float16."""
+    return numbers.astype(np.float16).view(np.uint16) if is_half else numbers
+
+
+def paged(rng, lengths, page, kv_heads, head_size, is_half=False):
     """keys (pages, K, T/G, D, G), values (pages, K, T, D) and pages (slots, most) that hold `lengths` tokens.
 
     The pages are in random order. All is NaN that belongs to no token: it must not be looked at.
@@ -159,7 +174,7 @@ def paged(rng, lengths, page, kv_heads, head_size):
         paged_keys, paged_values = whole.reshape(2, kv_heads, count, page, head_size).swapaxes(1, 2)
         keys[mine] = paged_keys.reshape(count, kv_heads, page // GROUP, GROUP, head_size).swapaxes(3, 4)
         values[mine] = paged_values
-    return keys, values, pages
+    return as_kept(keys, is_half), as_kept(values, is_half), pages
 
 
 @case(
@@ -167,17 +182,17 @@ def paged(rng, lengths, page, kv_heads, head_size):
     CACHE_REALISTIC,
     flops=lambda s: 0,
     updated=("keys", "values"),
-    bytes_moved=lambda s: 4 * 4 * cached_elements(s),
+    bytes_moved=lambda s: 4 * 2 * cached_elements(s) + cached_bytes(s),
 )
-def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size):
+def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size, is_half=False):
     """Half of the rows go to places in any order, the other half to one after another."""
     rows = sum(lengths)
     total = -(-rows // page) + 1
     places = np.arange(total * page - rows, total * page, dtype=np.int32)
     rng.shuffle(places[: rows // 2])
     return {
-        "keys": normal(rng, total, kv_heads, page // GROUP, head_size, GROUP),
-        "values": normal(rng, total, kv_heads, page, head_size),
+        "keys": as_kept(normal(rng, total, kv_heads, page // GROUP, head_size, GROUP), is_half),
+        "values": as_kept(normal(rng, total, kv_heads, page, head_size), is_half),
         "qkv": normal(rng, rows, (heads + 2 * kv_heads) * head_size),
         "places": places,
         "heads": heads,
@@ -191,11 +206,11 @@ def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size):
     terms=lambda s: s.head_size + max(s.lengths),
     flops=lambda s: 4 * sum(s.lengths) * s.heads * s.head_size,
     written=("out",),
-    bytes_moved=lambda s: 4 * 2 * (cached_elements(s) + len(s.lengths) * s.heads * s.head_size),
+    bytes_moved=lambda s: cached_bytes(s) + 4 * 2 * len(s.lengths) * s.heads * s.head_size,
 )
-def attention_decode(rng, lengths, page, heads, kv_heads, head_size):
+def attention_decode(rng, lengths, page, heads, kv_heads, head_size, is_half=False):
     """A row for each slot, the last slot first, and one more that sees one token less or the same."""
-    keys, values, pages = paged(rng, lengths, page, kv_heads, head_size)
+    keys, values, pages = paged(rng, lengths, page, kv_heads, head_size, is_half)
     slots = np.array([*reversed(range(len(lengths))), 0], np.int32)
     seen = np.array(lengths, np.int32)[slots]
     seen[-1] = max(1, seen[-1] - 1)
@@ -227,6 +242,8 @@ PREFILL_REALISTIC = {
         {**PAGED[2], "new": (1, 33)},
         {**PAGED[3], "new": (290, 1)},
         {"lengths": (700, 530), "new": (400, 20), "page": 256, "heads": 2, "kv_heads": 1, "head_size": 16},
+        {**PAGED[-2], "new": (7, 290)},
+        {**PAGED[-1], "new": (1, 33, 2)},
     ],
     PREFILL_REALISTIC,
     terms=lambda s: s.head_size + max(s.lengths),
@@ -235,9 +252,9 @@ PREFILL_REALISTIC = {
     ),
     written=("out",),
 )
-def attention_prefill(rng, lengths, new, page, heads, kv_heads, head_size):
+def attention_prefill(rng, lengths, new, page, heads, kv_heads, head_size, is_half=False):
     """The last `new` tokens of each slot, the last slot first."""
-    keys, values, pages = paged(rng, lengths, page, kv_heads, head_size)
+    keys, values, pages = paged(rng, lengths, page, kv_heads, head_size, is_half)
     return {
         "out": unwritten(sum(new), heads * head_size),
         "qkv": normal(rng, sum(new), (heads + 2 * kv_heads) * head_size),

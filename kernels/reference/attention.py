@@ -49,12 +49,17 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
         out[begin:end] = (p @ value).swapaxes(0, 1).reshape(end - begin, -1)
 
 
+def _numbers(cache):
+    """What stands in a cache's array: uint16 are the bits of float16, and become float32 beside others of that."""
+    return cache.view(np.float16) if cache.dtype == np.uint16 else cache
+
+
 def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch):
     """Let each row attend to what its slot of the cache holds up to itself; its own key is there already.
 
     out           (N, H*D)  written
     qkv           (N, (H+2K)*D)
-    keys          (pages, K, T/G, D, G)
+    keys          (pages, K, T/G, D, G)  and values as kv_cache_write leaves them
     values        (pages, K, T, D)
     pages         (slots, most) int32, the pages of each slot
     slots         (S,) int32, the slot of each stretch of rows
@@ -66,7 +71,7 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
         length = earlier + end - begin
         used = pages[slot, : -(-length // values.shape[2])]
         key, value = (
-            np.concatenate(cache, axis=1)[:, :length].repeat(heads // kv_heads, axis=0)
+            np.concatenate(_numbers(cache), axis=1)[:, :length].repeat(heads // kv_heads, axis=0)
             for cache in (keys[used].swapaxes(3, 4).reshape(values[used].shape), values[used])
         )  # (H, T, D)
         query = qkv[begin:end, : heads * size].reshape(-1, heads, size).swapaxes(0, 1)

@@ -2,9 +2,16 @@
 
     row places[n] of all pages = key of row n        the same for values; keys stand T/G groups of G tokens, (D, G) each
     out[n] = softmax(scale * query[n] @ keys.T) @ values, of the first lengths[n] tokens of slot slots[n]
+
+Keys and values are float32, or float16 as its bits (uint16), which rounds them.
 """
 
 import numpy as np
+
+
+def _numbers(cache):
+    """What stands in a cache's array: uint16 are the bits of float16, and become float32 beside others of that."""
+    return cache.view(np.float16) if cache.dtype == np.uint16 else cache
 
 
 def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
@@ -19,8 +26,8 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     group = keys.shape[4]
     rows = qkv.reshape(len(qkv), -1, size)
     p, t = places // page, places % page
-    keys[p, :, t // group, :, t % group] = rows[:, heads : heads + kv_heads]
-    values[p, :, t] = rows[:, heads + kv_heads :]
+    _numbers(keys)[p, :, t // group, :, t % group] = rows[:, heads : heads + kv_heads]
+    _numbers(values)[p, :, t] = rows[:, heads + kv_heads :]
 
 
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
@@ -38,7 +45,7 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
         query = qkv[n, : out.shape[1]].reshape(grouped)  # (K, H/K, D)
         used = pages[slot, : -(-length // values.shape[2])]
         key, value = (
-            np.concatenate(cache, axis=1)[:, :length]
+            np.concatenate(_numbers(cache), axis=1)[:, :length]
             for cache in (keys[used].swapaxes(3, 4).reshape(values[used].shape), values[used])
         )  # (K, T, D)
         scores = scale * np.einsum("kgd,ktd->kgt", query, key)
