@@ -66,13 +66,16 @@ def save_adapter(
     base    the model that it adds to, which the files name: a path, or a name on Hugging Face's hub. None: what
             fastllm.load opened it from, if it did
 
-    Raises ValueError for a model without an adapter, OSError where the folder can't be written.
+    Raises ValueError for a model without an adapter and for the model's own folder, which an adapter would make one of
+    its own, OSError where the folder can't be written.
     """
     if model.adapter is None:
         raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it before")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     name = model.origin if base is None else os.fspath(base)
+    if name is not None and os.path.isdir(name) and folder.resolve() == Path(name).resolve():
+        raise ValueError(f"an adapter needs a folder of its own; got {folder}, its model's; choose another")
+    folder.mkdir(parents=True, exist_ok=True)
     if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
         name = os.path.abspath(name)
     write_adapter(folder, model.config, model.adapter, name)

@@ -1,4 +1,7 @@
-"""Writing a file so that a reader finds the old one or the new one whole, never a part of either."""
+"""Writing a file so that a reader finds the old one or the new one whole, never a part of either.
+
+Also: the folder that it is to be in.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder that a path is in. Raises NotADirectoryError where that can't be one, OSError as mkdir does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(parent for parent in path.absolute().parents if parent.exists())
+        raise NotADirectoryError(
+            f"{path} must be in a folder; got {file}, which is a file; choose another name"
+        ) from None
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """A checkpoint is a folder: model.safetensors, config.json, tokenizer.json, and for going on with training
 optimizer.safetensors and progress.json. `load` opens other projects' models too.
 
-Where Hugging Face has a name for the model, weights and config.json are as transformers has them, so that it opens the
-folder; config.json then says in "fastllm" what theirs has no words for. Other models have our names.
+Where Hugging Face has a name for the model, weights, config.json and generation_config.json are as transformers has
+them, so that it opens the folder, and what is changed there counts; config.json then says in "fastllm" only what theirs
+have no words for. Other models have our names.
 
 The checkpoint of a model with an adapter holds the adapter instead, as PEFT has it, and names the model it adds to.
 
 It is written whole beside the old one and then takes its place, so that at any moment one of the two is
-complete: `.checkpoint.new` becomes `checkpoint` after that has become `.checkpoint.old`.
+complete: `.checkpoint.new` becomes `checkpoint` after that has become `.checkpoint.old`. Files of others in the folder
+come along.
 """
 
 from __future__ import annotations
@@ -16,21 +18,25 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
 
 from . import adapters
+from .atomic import make_parent
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
 from .formats.huggingface import from_huggingface, to_huggingface
-from .formats.huggingface_config import model_type
+from .formats.huggingface_config import config_from_huggingface, model_type
 from .formats.huggingface_export import config_files
+from .formats.huggingface_folder import CONFIG, DTYPES, GENERATION, INDEX, WEIGHTS, read_generation, stored_array
+from .formats.opened import float32
+from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
+from .generation.config import GenerationConfig
 from .hub import download, is_hub_name
 from .model import Model
 from .optimizers import Optimizer
@@ -38,10 +44,17 @@ from .parameters import check_shapes, parameter_shapes
 from .tokenizers import load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
-GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
-FORMAT, VERSION = "fastllm", 2  # version 1 has our names for all parameters, and no other project's config.json
+# Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
+FORMAT, VERSION = "fastllm", 3
+ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+# What we and transformers write of a model, beside its weights (see is_of_a_model), and what only a checkpoint has.
+MODEL_FILES = {
+    CONFIG, GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+}  # fmt: skip
+CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, adapters.CONFIG, adapters.WEIGHTS}
 
 
 def save(
@@ -51,7 +64,7 @@ def save(
     optimizer: Optimizer | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint folder, in one step from a reader's view.
+    """Write a checkpoint folder, in one step from a reader's view. It takes the place of a model in that folder.
 
     optimizer, progress  kept with it, to go on with training later
     Raises OSError if the disk is full or the folder can't be written; what was there stays. Raises ValueError for a
@@ -79,8 +92,8 @@ def save_tuned(
     if target.exists() and not _is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
     new, old = _beside(target, "new"), _beside(target, "old")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _restore(target)
+    make_parent(target)
+    restore(target)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
@@ -94,6 +107,8 @@ def save_tuned(
         if progress is not None:
             _write_json(new / PROGRESS, dict(progress))
         _flush(new)
+        if target.exists():
+            _link_others(target, new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -141,14 +156,15 @@ def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
 def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     """The model that an adapter's folder names, with the adapter set."""
     name = adapters.base_name(folder)
-    beside = folder / name  # name itself, if that is absolute
-    is_there = os.path.isdir(beside) or os.path.isfile(beside)  # no device, which could be read for ever
-    if not is_there and not is_hub_name(name):
+    places = folder / name, Path(name)  # from the adapter's folder, as we look at it, or from here, as PEFT does
+    # No device, which could be read for ever.
+    place = next((place for place in places if os.path.isdir(place) or os.path.isfile(place)), None)
+    if place is None and not is_hub_name(name):
         raise FormatError(
-            f"{folder / adapters.CONFIG} must name the model it adds to; got {name!r:.200}, which is not there; mend "
-            "base_model_name_or_path, or open the model and load_adapter(model, folder)"
+            f"{folder / adapters.CONFIG} must name the model it adds to; got {name!r:.200}, which is neither in "
+            f"{folder} nor here; mend base_model_name_or_path, or open the model and load_adapter(model, folder)"
         )
-    given, origin = _located(beside if is_there else name)
+    given, origin = _located(place or name)
     base = _find(given) or given
     if adapters.is_adapter(base):
         raise FormatError(
@@ -166,15 +182,12 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
 
 def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     """A model without an adapter: ours or another project's."""
-    fields = _own_fields(folder) if _is_checkpoint(folder) else None
-    if fields is None:
+    own = _own(folder) if _is_checkpoint(folder) else None
+    if own is None:
         return _open_foreign(folder, backend)
-    try:
-        config = ModelConfig.from_dict(fields["model"])
-    except ConfigError as error:
-        raise FormatError(f"{folder / CONFIG}: {error}") from None
     tokenizer = load_tokenizer(folder / TOKENIZER)
     arrays = read_arrays(folder / WEIGHTS)
+    config = own.config
     try:
         _check_vocabulary(folder, tokenizer, config)
         # Before memory is taken for what may be a damaged configuration.
@@ -182,7 +195,7 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
             raise ValueError(
                 f"{config.layers} layers have more parameters than the {len(arrays)} here; use another checkpoint"
             )
-        if fields["names"] == "huggingface":
+        if own.has_their_names:
             arrays = from_huggingface(config, arrays)
         decayed, others = parameter_shapes(config)
         check_shapes(decayed | others, arrays)
@@ -190,31 +203,52 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
         model.unfreeze().load(arrays)
     except ValueError as error:
         raise FormatError(f"{folder / WEIGHTS}: {error}") from None
-    model.generation_options = fields["generation"]
+    model.generation_options = own.generation
+    if model.generation_options.get("end_ids") == (tokenizer.end_id,):  # as it is without
+        del model.generation_options["end_ids"]
     return model, tokenizer
 
 
-def _own_fields(folder: Path) -> dict[str, Any] | None:
-    """What config.json says of a model that fastllm wrote: model, names, generation; None for another project's."""
-    fields = _read_json(folder / CONFIG)
-    if not isinstance(fields, dict):
-        raise FormatError(f"{folder / CONFIG} must hold a JSON object; got {type(fields).__name__}; use another folder")
-    own = fields if fields.get("format") == FORMAT else fields.get(FORMAT)
+class _Own(NamedTuple):
+    """What the files say of a model that fastllm wrote; whether its weights have Hugging Face's names."""
+
+    config: ModelConfig
+    generation: dict[str, Any]
+    has_their_names: bool
+
+
+def _own(folder: Path) -> _Own | None:
+    """None for another project's model. Raises FormatError."""
+    path = folder / CONFIG
+    theirs = _read_object(path)
+    own = theirs if theirs.get("format") == FORMAT else theirs.get(FORMAT)
     if own is None:
         return None
-    names = "huggingface" if own is not fields else "fastllm"
     if not isinstance(own, dict) or not isinstance(own.get("model"), dict):
-        raise FormatError(f"{folder / CONFIG} must describe a model of fastllm's; got something else; use another one")
-    if own.get("version") not in (1, VERSION):
-        raise FormatError(
-            f"{folder / CONFIG} must be of version {VERSION}; got {own.get('version')!r:.40}; update fastllm"
-        )
+        raise FormatError(f"{path} must describe a model of fastllm's; got something else; use another one")
+    version = own.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise FormatError(f"{path} must be of version {VERSION}; got {version!r:.40}; update fastllm")
     generation = own.get("generation", {})
     if not isinstance(generation, dict):
-        raise FormatError(f"{folder / CONFIG} must hold options of generation in an object; mend it")
+        raise FormatError(f"{path} must hold options of generation in an object; mend it")
     if isinstance(generation.get("end_ids"), list):
         generation["end_ids"] = tuple(generation["end_ids"])
-    return {"model": own["model"], "names": names, "generation": generation}
+    fields = own["model"]
+    try:
+        if own is not theirs and version > 2:  # what has no words there is here
+            said = config_from_huggingface(theirs)
+            fields = {**said.to_dict(), **fields}
+            generation = {**_said_of_generation(folder, theirs, said), **generation}
+        GenerationConfig(**generation)
+        return _Own(ModelConfig.from_dict(fields), generation, own is not theirs)
+    except (ConfigError, FormatError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def _said_of_generation(folder: Path, theirs: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    facts = read_generation(folder, config.vocab_size, theirs)
+    return {name: value for name, value in facts.items() if name != "begin_id" and value != ()}
 
 
 def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
@@ -229,6 +263,8 @@ def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
     _check_vocabulary(path, tokenizer, opened.config)
     model = Model(opened.config, backend=backend, weights=opened.weights)
     options = {name: value for name, value in opened.generation.items() if name != "begin_id"}
+    if opened.source == "gguf":  # which names one or two of them; readers know the others by their names
+        options["end_ids"] = tuple(dict.fromkeys([*options["end_ids"], *sorted(tokenizer.end_ids)]))
     if not options.get("end_ids"):
         options.pop("end_ids", None)
     model.generation_options = options
@@ -264,9 +300,7 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
     folder = find_checkpoint(path)
     if not (folder / PROGRESS).exists():
         raise FormatError(f"{folder} must hold {PROGRESS} to go on with training; got a model only; start a new run")
-    progress = _read_json(folder / PROGRESS)
-    if not isinstance(progress, dict):
-        raise FormatError(f"{folder / PROGRESS} must hold a JSON object; got something else; start a new run")
+    progress = _read_object(folder / PROGRESS)
     if optimizer is not None:
         try:
             optimizer.load_state(read_arrays(folder / OPTIMIZER))
@@ -290,7 +324,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 def _find(path: Path) -> Path | None:
     for folder in (path, path / "checkpoint"):
-        _restore(folder)
+        restore(folder)
         if _is_checkpoint(folder):
             return folder
     return None
@@ -302,33 +336,46 @@ def _write_model(folder: Path, model: Model, tokenizer: Tokenizer, keeps_order: 
     keeps_order  rows stay where they are, as the optimizer's moments do. Hugging Face has RoPE on the halves of a
                  head, so rows of a model that has it on pairs would change places
     """
-    config, parameters = model.config, model.parameters
-    own: dict[str, Any] = {"version": VERSION, "generation": dict(model.generation_options)}
+    config, parameters, options = model.config, model.parameters, model.generation_options
     try:
         model_type(config)
         is_known = not (keeps_order and config.rope_interleaved)
     except FormatError:
         is_known = False
     if not is_known:
+        own = {"format": FORMAT, "version": VERSION, "generation": options, "model": config.to_dict()}
         _write_arrays(folder / WEIGHTS, parameters)
-        _write_json(folder / CONFIG, {"format": FORMAT, **own, "model": config.to_dict()})
+        _write_json(folder / CONFIG, own)
         return
-    _write_arrays(folder / WEIGHTS, to_huggingface(config, parameters), {"format": "pt"})
-    options = {"end_ids": (tokenizer.end_id,), "begin_id": tokenizer.begin_id, **model.generation_options}
-    fields, generation = config_files(config, "float32", options)
-    in_halves = dataclasses.replace(config, rope_interleaved=False).to_dict()
-    _write_json(folder / CONFIG, {**fields, FORMAT: {**own, "model": in_halves}})
+    _write_arrays(folder / WEIGHTS, to_huggingface(config, parameters))
+    ends = {"end_ids": (tokenizer.end_id,), "begin_id": tokenizer.begin_id}
+    theirs, generation = config_files(config, "float32", {**ends, **options})
     _write_json(folder / GENERATION, generation)
+    said = config_from_huggingface(theirs)
+    own = {
+        "version": VERSION,
+        "generation": _beyond(options, _said_of_generation(folder, theirs, said)),
+        "model": _beyond(dataclasses.replace(config, rope_interleaved=False).to_dict(), said.to_dict()),
+    }
+    _write_json(folder / CONFIG, {**theirs, FORMAT: own})
+
+
+def _beyond(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not said already."""
+    return {name: value for name, value in fields.items() if name not in said or said[name] != value}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file. Raises FormatError if it is missing, damaged or of another format."""
+    """The arrays of a safetensors file, which stays open for them. Raises FormatError if it is missing or damaged."""
     try:
-        return safetensors.numpy.load_file(path)
+        stored = read_safetensors(path)
     except FileNotFoundError:
         raise FormatError(f"{path} must be there; got no such file; the checkpoint is not complete") from None
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise FormatError(f"{path} must be a whole safetensors file; got {error}; use another checkpoint") from None
+    try:
+        arrays = {name: stored_array(name, tensor, ARRAYS) for name, tensor in stored.items()}
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+    return {name: float32(array) if stored[name].dtype == "BF16" else array for name, array in arrays.items()}
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -338,10 +385,34 @@ def _is_checkpoint(folder: Path) -> bool:
     )
 
 
-def _restore(folder: Path) -> None:
-    """Put the old checkpoint back if its writer was killed between the two renames."""
+def is_of_a_model(name: str) -> bool:
+    """Whether a file of that name in a model's folder is a part of the model, which a new one replaces."""
+    return name in MODEL_FILES or (name.startswith("model") and name.endswith((".safetensors", ".index.json")))
+
+
+def _link_others(folder: Path, new: Path) -> None:
+    """Have what is no part of the model in a folder, a user's notes say, in the new one too."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # not on every disk
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    for entry in folder.iterdir():
+        target = new / entry.name
+        if is_of_a_model(entry.name) or entry.name in CHECKPOINT_FILES or target.exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target, symlinks=True, copy_function=link)
+        else:
+            link(os.fspath(entry), os.fspath(target))
+
+
+def restore(folder: Path) -> None:
+    """Put the old folder back if the writer of a new one was killed between the two renames."""
     old = _beside(folder, "old")
-    if not folder.exists() and _is_checkpoint(old):
+    if not folder.exists() and (_is_checkpoint(old) or ((old / CONFIG).is_file() and (old / INDEX).is_file())):
         os.replace(old, folder)
 
 
@@ -350,23 +421,36 @@ def _beside(folder: Path, state: str) -> Path:
     return folder.parent / f".{folder.name}.{state}"
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}
+
+    def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    tensors = [
+        TensorToWrite(name, names[array.dtype], array.shape, partial(pieces, array)) for name, array in arrays.items()
+    ]
     try:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        safetensors.numpy.save_file(contiguous, path, metadata)
-    except SafetensorError as error:  # how it reports a full disk
-        raise OSError(f"{path} could not be written: {error}; what was there before is untouched") from None
+        write_safetensors(path, tensors)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            error.errno, f"{path} could not be written: {reason}; what was there before is untouched"
+        ) from None
 
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> Any:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} must hold JSON; got {error}; use another checkpoint") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} must hold a JSON object; got {type(value).__name__}; use another checkpoint")
+    return value
 
 
 def _flush(folder: Path) -> None:

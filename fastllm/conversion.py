@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import load
+from .adapters import is_adapter
+from .atomic import make_parent
+from .checkpoint import is_of_a_model, load, restore
 from .config import ModelConfig
 from .dialogue import end_ids
 from .errors import ConfigError, FormatError
 from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
-from .formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS
+from .formats.huggingface_folder import CONFIG
 from .formats.modules import shapes_of
 from .formats.opened import Weights
 from .formats.rows import Progress
@@ -45,15 +47,9 @@ ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 PAGES_KEPT = 1 << 24  # bytes written until what was read for them is forgotten
 
-# What a folder that is to be replaced may hold: what we and transformers write of a model.
-MODEL_FILES = {
-    CONFIG, GENERATION, WEIGHTS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "README.md",
-    ".gitattributes",
-}  # fmt: skip
+BESIDE_A_MODEL = ("README.md", ".gitattributes")  # in a folder that is to be replaced
 SAMPLING = {
-    "temperature": ("temp", np.float32), "top_k": ("top_k", np.int32), "top_p": ("top_p", np.float32),
-    "min_p": ("min_p", np.float32), "repetition_penalty": ("penalty_repeat", np.float32),
+    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
 }  # fmt: skip
 
 
@@ -95,7 +91,7 @@ def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
 
     Raises as fastllm.load does.
     """
-    if not tokenizer:
+    if not tokenizer and not is_adapter(Path(path)):
         with contextlib.suppress(FormatError, OSError):  # load says what is wrong, if it can't either
             opened = open_model(path)
             generation = {name: value for name, value in opened.generation.items() if name != "begin_id"}
@@ -176,7 +172,7 @@ def write(
         if names_gguf(path):
             metadata = _gguf_metadata(source, path.stem)
             tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_parent(path)
             write_gguf(path, source.config, source.weights, kind, tokens, metadata=metadata, progress=progress)
         else:
             assert kind is not None
@@ -220,6 +216,7 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
             what, fix = ("a folder", "choose another name") if path.is_dir() else ("a file", "--force replaces it")
             raise FileExistsError(f"{target} must not be there yet; got {what}; {fix}")
         return
+    restore(path.absolute())
     if not path.exists():
         return
     if not path.is_dir():
@@ -227,7 +224,8 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         return
-    foreign = [name for name in names if not (path / name).is_file() or not _is_model_file(name)]
+    known = {name for name in names if is_of_a_model(name) or name in BESIDE_A_MODEL}
+    foreign = [name for name in names if name not in known or not (path / name).is_file()]
     if CONFIG not in names or foreign:
         found = f"with {foreign[0]}" if foreign else f"without {CONFIG}"
         raise FileExistsError(
@@ -237,17 +235,13 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
         raise FileExistsError(f"{target} must not be there yet; got a model's folder; --force replaces it")
 
 
-def _is_model_file(name: str) -> bool:
-    return name in MODEL_FILES or (name.startswith("model") and name.endswith((".safetensors", ".index.json")))
-
-
 @contextlib.contextmanager
 def _replacing_folder(path: Path) -> Iterator[Path]:
     """Yield the path of a folder to be made, which then takes the place of what is there."""
     if not path.exists() or not any(path.iterdir()):
         yield path
         return
-    new = path.with_name(f".{path.name}.{os.getpid()}.whole")
+    new = path.with_name(f".{path.name}.whole")
     old = path.with_name(f".{path.name}.old")  # from where fastllm.load fetches it, were we killed in between
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -302,12 +296,11 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 def _gguf_metadata(source: Source, name: str) -> dict[str, Any]:
     """Beside the tokenizer's: the name, and how the model is to be sampled from."""
-    options = {
-        f"general.sampling.{key}": number(source.generation[option])
-        for option, (key, number) in SAMPLING.items()
-        if source.generation.get(option) is not None
-    }
-    return {"general.name": name, **options}
+    options = {key: source.generation.get(option) for option, key in SAMPLING.items()}
+    if options["top_k"] is not None:  # int32, as llama.cpp has it; more than there are is all
+        options["top_k"] = np.int32(min(options["top_k"], source.config.vocab_size))
+    given = {f"general.sampling.{key}": value for key, value in options.items() if value is not None}
+    return {"general.name": name.encode("utf-8", "replace").decode(), **given}
 
 
 def _gguf_tokenizer(source: Source) -> dict[str, Any]:

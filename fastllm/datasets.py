@@ -147,12 +147,16 @@ class OneBatch:
 class TokenStream:
     """One long text, in windows at random places.
 
-    tokens           (L,) ids, any integer type; may be memory-mapped
+    tokens           (L,) ids, any integer type that their values fit with int32; may be memory-mapped
     length           tokens in a window; cut to what there is
     rows_per_update  windows in a batch
     """
 
     def __init__(self, tokens: np.ndarray, length: int, rows_per_update: int = 16, seed: int = 0) -> None:
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise TypeError(
+                f"tokens must be a row of whole numbers; got shape {tokens.shape}, {tokens.dtype}; encode the text"
+            )
         if len(tokens) < 2:
             raise DataError(f"a text needs at least two tokens to train on; got {len(tokens)}; give a longer text")
         if length < 1 or rows_per_update < 1:
@@ -182,7 +186,12 @@ class TokenStream:
 
     def _windows(self, first: np.ndarray, length: int) -> PackedBatch:
         rows = first[:, None] + np.arange(length + 1)
-        windows = np.asarray(self.tokens[rows], np.int32)
+        windows = self.tokens[rows]
+        if windows.dtype.itemsize >= 4:  # 2^32 + 5 must not pass for 5
+            for extreme in (windows.min(), windows.max()):
+                if not -(1 << 31) <= int(extreme) < 1 << 31:
+                    raise ValueError(f"tokens must fit into int32; got {extreme}; give ids of the vocabulary")
+        windows = windows.astype(np.int32)
         starts = np.arange(0, (len(first) + 1) * length, length, dtype=np.int32)
         return PackedBatch(windows[:, :-1].reshape(-1), windows[:, 1:].reshape(-1), starts)
 
@@ -263,10 +272,10 @@ def _checked(given: object) -> Record:
     """A record, of an instruction its dialogue. Raises DataError."""
     record: Record = given if isinstance(given, dict) else {}
     if isinstance(record.get("text"), str):
-        return record
+        return _valid(record)
     messages = record.get("messages")
     if messages is None and {"instruction", "output"} <= record.keys():
-        return {"messages": _dialogue_of(record)}
+        return _valid({"messages": _dialogue_of(record)})
     if not isinstance(messages, list) or not messages:
         raise DataError(
             'a line must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '
@@ -280,6 +289,19 @@ def _checked(given: object) -> Record:
                             "roles alternate and begin with user")  # fmt: skip
     if role != "assistant":
         raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
+    return _valid(record)
+
+
+def _valid(record: Record) -> Record:
+    """The record itself. Raises DataError for texts that are no Unicode, which JSON can hold."""
+    for text in record_texts([record]):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text must be valid Unicode; got the lone surrogate U+{ord(text[error.start]):04X} at position "
+                f"{error.start}; mend it"
+            ) from None
     return record
 
 
@@ -407,8 +429,11 @@ def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
     tokens = np.concatenate(pieces) if pieces else np.empty(0, kind)
     if len(tokens) < 2:
         raise DataError(f"a text needs at least two tokens to train on; got {len(tokens)}; give a longer text")
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, tokens)
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, tokens)
+    except OSError as error:  # of a full disk, NumPy says how many numbers it wrote
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from None
     return np.load(path, mmap_mode="r")
 
 

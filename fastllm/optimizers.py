@@ -43,7 +43,7 @@ class Optimizer:
     def __init__(self, model: Model, weight_decay: float = 0.0) -> None:
         if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
-        self._model = model
+        self.model = model
         self._trainable = model.trainable
         self._kernels = model._backend.kernels
         self.weight_decay = weight_decay
@@ -57,8 +57,8 @@ class Optimizer:
 
         Raises ValueError once the model trains other parameters than when this was made.
         """
-        parameters, gradients = self._trainable, self._model.gradients
-        if self._model.trainable is not parameters:
+        parameters, gradients = self._trainable, self.model.gradients
+        if self.model.trainable is not parameters:
             raise ValueError(
                 "an optimizer must be of what its model trains; got a model that trains something else since an "
                 "adapter came or went; make a new optimizer"
@@ -72,10 +72,10 @@ class Optimizer:
                 self._update(parameters.flat[part], moments, gradients.flat[part], gradient_scale, learning_rate, decay)
 
     def compile(self) -> None:
-        """Update no parameters: the kernels are compiled after it."""
+        """Compile the kernels of an update, by updating no parameters."""
         nothing = self._trainable.flat[:0]
         self._update(nothing, [nothing for _ in self._moments], nothing, 1.0, 1.0, 0.0)
-        self._kernels.squared_norm(self._model._backend.norm_partials, nothing)
+        self._kernels.squared_norm(self.model._backend.norm_partials, nothing)
 
     def _update(
         self,

@@ -367,18 +367,37 @@ def test_a_tokenizer_of_its_own(base, tmp_path):
         fastllm.load(adapter, backend="numpy")
 
 
+@pytest.mark.parametrize("name", ["base", "./base", "a/../base"])
+def test_a_base_that_is_named_from_where_one_stands(base, monkeypatch, tmp_path, name):
+    """As PEFT names it."""
+    _, adapter, expected = base
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    rewrite(adapter, base_model_name_or_path=name)
+    np.testing.assert_array_equal(fastllm.load(adapter, backend="numpy")[0].forward([1, 2, 3]), expected)
+
+
+def test_an_adapter_is_not_saved_among_its_models_files(base):
+    folder, adapter, _ = base
+    model, _ = fastllm.load(adapter, backend="numpy")
+    for given in (None, folder, "."):
+        with pytest.raises(ValueError, match="an adapter needs a folder of its own; got"):
+            fastllm.save_adapter(folder if given != "." else ".", model, given)
+    assert fastllm.load(folder, backend="numpy")[0].adapter is None
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         (None, "must name the model it adds to, in base_model_name_or_path; got None"),
         ("", "in base_model_name_or_path; got ''"),
         (3, "in base_model_name_or_path; got 3"),
-        ("no/such/model/here", "got 'no/such/model/here', which is not there"),
-        ("x" * 5000, "which is not there"),
-        ("/dev/zero", "which is not there"),
+        ("no/such/model/here", "got 'no/such/model/here', which is neither in"),
+        ("x" * 5000, "which is neither in"),
+        ("/dev/zero", "which is neither in"),
         ("../base/tokenizer.json", "must be a folder of Hugging Face's, a GGUF file or a checkpoint of llama2.c"),
         ("\0", "in base_model_name_or_path; got"),
-        ("\ud800", "which is not there"),
+        ("\ud800", "which is neither in"),
         ("../adapter", "got '../adapter', which has one; merge that before"),
         (".", "which has one"),
     ],

@@ -25,9 +25,13 @@ MAY_IMPORT = {
     "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize"},
     "hub": {"errors"},
     "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model"},
-    "checkpoint": {"adapters", "config", "errors", "formats", "hub", "model", "optimizers", "parameters", "tokenizers"},
+    "checkpoint": {
+        "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",
+        "tokenizers",
+    },
     "conversion": {
-        "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters", "tokenizers",
+        "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
+        "tokenizers",
     },
     "generation": {"dialogue", "errors", "model", "tokenizers"},
     "machine": {"errors", "kernels"},

@@ -140,6 +140,25 @@ def test_an_answer_that_is_not_read_to_its_end_is_remembered_as_far_as_it_was_re
     assert chat.turns == [("a?", "ab")]
 
 
+def test_an_answer_that_is_stopped_before_its_first_piece_is_no_turn():
+    """Ctrl-C while the question is read. One that the model leaves empty is one."""
+    model = answering("abc", "")
+    chat = Chat(model, TOKENIZER)
+    answer = chat.ask("a?")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    model.prefill, prefill = interrupt, model.prefill
+    with pytest.raises(KeyboardInterrupt):
+        next(answer)
+    model.prefill = prefill
+    assert chat.turns == []
+    assert list(chat.ask("b?")) == ["a", "b", "c"]
+    assert list(chat.ask("c?")) == []
+    assert chat.turns == [("b?", "abc"), ("c?", "")]
+
+
 def test_answers_begin_without_a_space():
     words = WordTokenizer.build(["Is it far? Yes, very far."])
     model = ScriptedModel([*words.encode("Yes, very far."), words.end_id], vocab_size=words.vocab_size)

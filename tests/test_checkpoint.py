@@ -1,5 +1,6 @@
 """Checkpoints: bits come back, no failure loses the old one, no damaged file does more than raise an error."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import fastllm
 from fastllm import checkpoint
 from fastllm.checkpoint import CONFIG, GENERATION, OPTIMIZER, PROGRESS, TOKENIZER, WEIGHTS, load_progress
 from fastllm.errors import FormatError
+from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
 
 
 @pytest.fixture
@@ -88,6 +90,62 @@ def test_a_state_of_another_optimizer(tmp_path, tiny_model, tokenizer):
     checkpoint.save(tmp_path / "model", tiny_model, tokenizer, fastllm.Lion(tiny_model), {})
     with pytest.raises(FormatError, match="must be of the same optimizer"):
         load_progress(tmp_path / "model", fastllm.Adam(tiny_model))
+
+
+# What others change in it
+
+
+def test_what_is_changed_in_hugging_faces_words_counts(saved):
+    """By a person, or by transformers, which keeps what it doesn't know."""
+    linear = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    rewrite_theirs(saved, max_position_embeddings=64, rope_scaling=linear)
+    rewrite_theirs(saved, GENERATION, do_sample=True, temperature=0.7, eos_token_id=[1, 3])
+    model, _ = load(saved)
+    assert (model.config.context, model.config.rope_scaling["factor"]) == (64, 4.0)
+    assert model.generation_options == {"temperature": 0.7, "end_ids": (1, 3)}
+    (saved / GENERATION).unlink()
+    assert load(saved)[0].generation_options == {}
+
+
+def test_words_that_hugging_face_lacks_come_back(tmp_path, tiny_model, tokenizer):
+    config = dataclasses.replace(tiny_model.config, dropout=0.25, initial_std=0.5)
+    model = fastllm.Model(config, backend="numpy")
+    model.generation_options = {"max_tokens": 5, "temperature": 0.7, "stop": ("x",), "end_ids": (2, 3)}
+    fastllm.save(tmp_path / "model", model, tokenizer)
+    again = load(tmp_path / "model")[0]
+    assert again.config == config
+    assert again.generation_options == {**model.generation_options, "stop": ["x"]}
+    own = json.loads((tmp_path / "model" / CONFIG).read_text())["fastllm"]
+    assert own["model"].keys() == {"dropout", "initial_std"}
+
+
+def test_a_checkpoint_of_version_2(saved, tiny_model):
+    """Which says all of the model in our words, too."""
+    model = {**tiny_model.config.to_dict(), "rope_interleaved": False}
+    rewrite_config(saved, version=2, model=model, generation={"temperature": 0.5})
+    again = load(saved)[0]
+    assert again.config == tiny_model.config
+    assert again.generation_options == {"temperature": 0.5}
+
+
+def test_weights_of_bfloat16(saved, tiny_model):
+    """As transformers saves a model that it was told to have in them; and float16."""
+    arrays = safetensors.numpy.load_file(saved / WEIGHTS)
+    for dtype in ("BF16", "F16"):
+        halves = {
+            name: (array.view(np.uint32) >> 16).astype("<u2") if dtype == "BF16" else array.astype("<f2")
+            for name, array in arrays.items()
+        }
+        write_safetensors(
+            saved / WEIGHTS,
+            [
+                TensorToWrite(name, dtype, array.shape, lambda array=array: iter([array.reshape(-1).view(np.uint8)]))
+                for name, array in halves.items()
+            ],
+        )
+        again = load(saved)[0].parameters.flat
+        np.testing.assert_allclose(again, tiny_model.parameters.flat, rtol=2**-7, atol=1e-6)
+        assert again.tobytes() != tiny_model.parameters.flat.tobytes()
 
 
 # Failures while it is written
@@ -190,6 +248,46 @@ def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path, tiny_model, to
     assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(content, "mine")
 
 
+def test_files_of_others_come_along(saved, tiny_model, tokenizer):
+    """What is no part of the model stays, whoever wrote the folder; what is one does not."""
+    checkpoint.save(saved, tiny_model, tokenizer, fastllm.SGD(tiny_model), {"step": 3})
+    (saved / "NOTES.txt").write_text("mine")
+    (saved / "README.md").write_text("mine too")
+    (saved / "onnx" / "deep").mkdir(parents=True)
+    (saved / "onnx" / "deep" / "x").write_text("x")
+    (saved / "model-00001-of-00002.safetensors").write_text("of the model that was")
+    links = hasattr(os, "symlink") and os.name == "posix"
+    if links:
+        (saved / "link").symlink_to("nowhere")
+    for _ in range(2):
+        fastllm.save(saved, changed(tiny_model), tokenizer)
+    assert weights_of(saved) == tiny_model.parameters.flat.tobytes()
+    assert sorted(os.listdir(saved)) == sorted(
+        ["NOTES.txt", "README.md", CONFIG, GENERATION, WEIGHTS, "onnx", TOKENIZER, *(["link"] if links else [])]
+    )
+    assert (saved / "NOTES.txt").read_text() == "mine"
+    assert (saved / "onnx" / "deep" / "x").read_text() == "x"
+    assert not links or os.readlink(saved / "link") == "nowhere"
+    assert os.listdir(saved.parent) == ["model"]
+
+
+def test_files_of_others_on_a_disk_without_links(saved, tiny_model, tokenizer, monkeypatch):
+    (saved / "NOTES.txt").write_text("mine")
+
+    def refuse(*arguments, **options):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    fastllm.save(saved, tiny_model, tokenizer)
+    assert (saved / "NOTES.txt").read_text() == "mine"
+
+
+def test_a_folder_in_a_file(tmp_path, tiny_model, tokenizer):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"must be in a folder; got .*file, which is a file; choose another"):
+        fastllm.save(tmp_path / "file" / "model", tiny_model, tokenizer)
+
+
 def test_a_file_is_not_replaced(tmp_path, tiny_model, tokenizer):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(FileExistsError):
@@ -234,6 +332,12 @@ def rewrite_config(folder, **changes):
     (folder / CONFIG).write_text(json.dumps(document))
 
 
+def rewrite_theirs(folder, name=CONFIG, **changes):
+    """What a file says in Hugging Face's words."""
+    document = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(document | changes))
+
+
 def rewrite_model(folder, **changes):
     document = json.loads((folder / CONFIG).read_text())
     rewrite_config(folder, model={**document["fastllm"]["model"], **changes})
@@ -256,7 +360,7 @@ DAMAGES = {
     "shape": (lambda f: rewrite_weights(f, lambda a: a.update({THEIRS: a[THEIRS][:-1].copy()})), "of shape"),
     "integers": (
         lambda f: rewrite_weights(f, lambda a: a.update({THEIRS: a[THEIRS].view(np.int32)})),
-        "must be of floats",
+        "must be of F32, F16, BF16, F64, I64; got 'I32'",
     ),
     "missing weight": (lambda f: rewrite_weights(f, lambda a: a.pop(THEIRS)), f"missing, '{THEIRS}'"),
     "empty config": (lambda f: (f / CONFIG).write_bytes(b""), "must hold JSON"),
@@ -267,6 +371,13 @@ DAMAGES = {
     "newer version": (lambda f: rewrite_config(f, version=99), "version"),
     "no model": (lambda f: rewrite_config(f, model=None), "must describe a model"),
     "odd generation": (lambda f: rewrite_config(f, generation=[1]), "options of generation"),
+    "ends": (lambda f: rewrite_config(f, generation={"end_ids": 5}), "end_ids must be"),
+    "letters for ends": (lambda f: rewrite_config(f, generation={"end_ids": ["a"]}), "end_ids must be"),
+    "warm words": (lambda f: rewrite_config(f, generation={"temperature": "hot"}), "temperature must be"),
+    "no top_p": (lambda f: rewrite_config(f, generation={"top_p": None}), "top_p must be"),
+    "odd option": (lambda f: rewrite_config(f, generation={"heat": 5}), "heat"),
+    "their sizes": (lambda f: rewrite_theirs(f, intermediate_size=13), "of shape"),
+    "their kind": (lambda f: rewrite_theirs(f, hidden_act="relu"), "hidden_act must be"),
     "unknown key": (lambda f: rewrite_model(f, widht=8), "no key 'widht'; did you mean 'width'"),
     "wrong value": (lambda f: rewrite_model(f, dropout=7), "dropout must be"),
     "wrong kind": (lambda f: rewrite_model(f, rope_scaling=7), "rope_scaling must be"),

@@ -2,9 +2,11 @@
 
 import copy
 import io
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_checkpoint import CONTEXT, learned, write_checkpoint
@@ -256,6 +258,7 @@ def test_options_change(capsys):
         ("/system be kind", "a system message needs a tokenizer with a chat template"),
         ("/save", "/save needs the name of a file"),
         ("/save x.jsonl", "a conversation to save must have an answer"),
+        ("/seed some", "seed must be a number"),
     ],
 )
 def test_wrong_commands_are_a_line_and_the_chat_goes_on(command, said, capsys, tmp_path, monkeypatch):
@@ -271,11 +274,57 @@ def test_save_adds_what_train_reads(tmp_path, capsys):
     path = tmp_path / "talk of é.jsonl"
     path.write_text('{"text": "old"}', encoding="utf-8")  # without a line end
     piped(f"What is red?\nAnd blue?\n/save {path}\n/reset\nIs it far?\n/save {path}\n")
-    assert capsys.readouterr().err.splitlines() == [f"added 2 turns to {path}", f"added 1 turns to {path}"]
+    assert capsys.readouterr().err.splitlines() == [f"added 2 turns to {path}", f"added 1 turn to {path}"]
     old, first, second = read_records(path)
     assert old == {"text": "old"}
     assert [message["content"] for message in first["messages"]] == ["What is red?", RED, "And blue?", BLUE]
     assert [message["role"] for message in second["messages"]] == ["user", "assistant"]
+
+
+def test_save_into_a_folder(tmp_path, capsys):
+    """It is not read through."""
+    (tmp_path / "a.jsonl").write_text("nonsense")
+    assert piped(f"Is it far?\n/save {tmp_path}\n") == [FAR]
+    assert capsys.readouterr().err == (
+        f"fastllm: error: /save needs the name of a file; got a folder; try /save {tmp_path / 'dialogues.jsonl'}\n"
+    )
+
+
+def test_save_with_the_system_message_and_without_empty_answers(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("jinja2")
+    model, tokenizer = learned()
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}<assistant>"
+    answers = iter([FAR, "", RED])
+
+    def ask(chat, question):
+        chat.turns.append((question, next(answers)))
+        return iter(())
+
+    monkeypatch.setattr(fastllm.Chat, "ask", ask)
+    path = tmp_path / "x.jsonl"
+    source = io.StringIO(f"Is it far?\nWho?\nWhat is red?\n/save {path}\n")
+    chat_loop(model, tokenizer, GenerationConfig(), source, io.StringIO(), system="Be kind.")
+    assert capsys.readouterr().err == f"added the system message and 2 turns to {path}\n"
+    [record] = read_records(path)
+    assert [(message["role"], message["content"]) for message in record["messages"]] == [
+        ("system", "Be kind."), ("user", "Is it far?"), ("assistant", FAR), ("user", "What is red?"), ("assistant", RED)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8"])
+def test_a_wrong_byte_spoils_its_line_alone(checkpoint, encoding):
+    found = subprocess.run(
+        [sys.executable, "-m", "fastllm", "chat", checkpoint, "--backend", "numpy"],
+        input=b"\xef\xbb\xbfIs it far?\nab\xffcd\nWhat is red?\n",
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert found.stdout.decode().splitlines() == [FAR, RED]
+    [error] = found.stderr.decode().splitlines()
+    assert error.startswith("fastllm: error: text must be valid Unicode")
 
 
 def test_save_leaves_a_file_of_something_else_alone(tmp_path, capsys):

@@ -1,10 +1,14 @@
 """fastllm convert and what stands at its target; wrong use, interruptions, full disks, large models."""
 
+import json
 import os
 import shutil
+import sys
 import tracemalloc
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 pytest.importorskip("tokenizers")
 
@@ -69,6 +73,68 @@ def test_odd_targets(tmp_path, capsys):
         assert fastllm.load(tmp_path / target, backend="numpy")
 
 
+@pytest.mark.parametrize("target", ["file/model.gguf", "file/deep/folder"])
+def test_a_target_in_a_file(target, tmp_path, capsys):
+    own(tmp_path / "ours", byte_level())
+    (tmp_path / "file").write_text("mine")
+    assert convert(tmp_path / "ours", tmp_path / target) == 1
+    assert "must be in a folder; got" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are any bytes on Linux")
+@pytest.mark.parametrize("name", [b"caf\xe9.gguf", b"caf\xe9"])
+def test_names_that_are_no_text(name, tmp_path):
+    own(tmp_path / "ours", byte_level())
+    target = tmp_path / os.fsdecode(name)
+    assert convert(tmp_path / "ours", target) == 0
+    assert fastllm.load(target, backend="numpy")
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "said"),
+    [
+        ({}, {"repetition_penalty": 1e300}, "general.sampling.penalty_repeat must fit into a float32; got 1e+300"),
+        ({"rope_theta": 1e39}, {}, "rope.freq_base must fit into a float32"),
+        ({"rms_norm_eps": 1e-60}, {}, "layer_norm_rms_epsilon must fit into a float32; got 1e-60"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e39}}, {}, "rope.scaling.factor must fit"),
+    ],
+)
+def test_numbers_that_a_gguf_file_has_no_room_for(fields, options, said, tmp_path, capsys):
+    """What is there already stays."""
+    own(tmp_path / "ours", byte_level())
+    assert convert(tmp_path / "ours", tmp_path / "model.gguf") == 0
+    before = (tmp_path / "model.gguf").read_bytes()
+    for name, changes in (("config.json", fields), ("generation_config.json", {"do_sample": True, **options})):
+        path = tmp_path / "ours" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert convert(tmp_path / "ours", tmp_path / "model.gguf", "--force") == 1
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "model.gguf").read_bytes() == before
+
+
+def test_top_k_beyond_the_vocabulary_is_all_of_it(tmp_path):
+    model, tokenizer = own(tmp_path / "ours", byte_level())
+    model.generation_options = {"top_k": 1 << 40}
+    conversion.write(conversion.source_of(model, tokenizer), tmp_path / "model.gguf")
+    again, _ = fastllm.load(tmp_path / "model.gguf", backend="numpy")
+    assert again.generation_options["top_k"] == model.config.vocab_size
+
+
+def test_an_adapter_counts_without_a_tokenizer_too(tmp_path):
+    """Of a folder that holds a model and an adapter, as of others."""
+    model, _ = own(tmp_path / "ours", byte_level())
+    model, _ = fastllm.load(tmp_path / "ours", backend="numpy")
+    noise = np.random.default_rng(0).standard_normal(model.add_lora(rank=2).flat.shape, dtype=np.float32)
+    model.adapter.flat += noise
+    fastllm.save_adapter(tmp_path / "adapter", model)
+    shutil.copytree(tmp_path / "ours", tmp_path / "adapter", dirs_exist_ok=True)
+    assert convert(tmp_path / "adapter", tmp_path / "one.gguf") == 0
+    assert convert(tmp_path / "adapter", tmp_path / "other.gguf", "--no-tokenizer") == 0
+    one, other = (read_gguf_file(tmp_path / f"{name}.gguf").tensors for name in ("one", "other"))
+    assert all(tensor.data.tobytes() == other[name].data.tobytes() for name, tensor in one.items())
+
+
 def test_wrong_use(tmp_path, capsys):
     own(tmp_path / "ours", byte_level())
     assert convert(tmp_path / "ours", tmp_path / "ours", "--force") == 2
@@ -109,11 +175,27 @@ def test_an_interruption_leaves_what_was_there(target, failure, tmp_path):
     assert os.listdir(tmp_path) == ["ours"]
 
 
+def in_two_files(folder):
+    """The same model, in two files with an index."""
+    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+    names, weight_map = sorted(arrays), {}
+    for number in range(2):
+        file = f"model-{number + 1:05}-of-00002.safetensors"
+        part = {name: arrays[name] for name in names[number::2]}
+        safetensors.numpy.save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("shards", [False, True])
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, tmp_path, monkeypatch):
-    """Around the renames; in between, fastllm.load puts the old one back."""
+def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, shards, tmp_path, monkeypatch, capsys):
+    """Around the renames; in between, the old one is put back by who looks for it."""
     own(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
+    if shards:
+        in_two_files(tmp_path / "theirs")
 
     class Killed(BaseException):
         """Nothing is cleaned up after it."""
@@ -135,8 +217,13 @@ def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, tmp_path, monkeyp
     except Killed:
         assert renames < 2
     monkeypatch.undo()
+    if shards:
+        assert convert(tmp_path / "ours", tmp_path / "theirs") == 1
+        assert "--force replaces it" in capsys.readouterr().err
     model, _ = fastllm.load(tmp_path / "theirs", backend="numpy")
     assert conversion._kinds(conversion._weights(model)) == ({"F16"} if renames == 2 else {"F32"})
+    assert convert(tmp_path / "ours", tmp_path / "theirs", "--type", "f16", "--force") == 0
+    assert sorted(os.listdir(tmp_path)) == ["ours", "theirs"]  # what the killed one left is gone
 
 
 def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, capsys):

@@ -155,6 +155,32 @@ def test_a_batch_is_a_prompt_in_each_line(checkpoint, capsys, monkeypatch, tmp_p
     assert batch == json_lines(capsys)
 
 
+@pytest.mark.parametrize("words", [["-"], ["--batch", "-"]])
+def test_a_mark_before_standard_input_is_no_part_of_it(checkpoint, capsys, monkeypatch, words):
+    """As it is none of a file."""
+    found = []
+    for text in ("Is it", "\ufeffIs it"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert generate(checkpoint, *words) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+
+
+def test_no_standard_input(checkpoint, capsys, monkeypatch):
+    """As where a daemon starts it."""
+    monkeypatch.setattr("sys.stdin", None)
+    assert generate(checkpoint, "-") == 0
+    assert capsys.readouterr().out == fastllm.generate(*learned(), "") + "\n"
+
+
+def test_no_limit_and_no_fixed_seed(checkpoint, capsys):
+    assert generate(checkpoint, "Is it", "--max-tokens", "None", "--top-k", "none", "--seed", "NONE") == 0
+    assert capsys.readouterr().out == fastllm.generate(*learned(), "Is it") + "\n"
+    with pytest.raises(SystemExit):
+        generate(checkpoint, "Is it", "--seed", "some")
+    assert "invalid int value: 'some'" in capsys.readouterr().err
+
+
 def test_lines_that_windows_ends_and_separators_within_lines(checkpoint, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_bytes("\ufeffIs it\r\nWho\u2028are\x0cyou\r\n".encode())
     assert generate(checkpoint, "--batch", str(tmp_path / "prompts.txt")) == 0
@@ -288,9 +314,9 @@ def damaged(folder):
         (["--length-penalty", "inf"], "length_penalty must be between"),
         (["--min-p", "2"], "min_p must be from 0 to 1"),
         (["--typical-p", "0"], "typical_p must be above 0"),
-        (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0"),
-        (["--presence-penalty", "nan"], "presence_penalty must be finite"),
-        (["--frequency-penalty", "inf"], "frequency_penalty must be finite"),
+        (["--repetition-penalty", "0"], "repetition_penalty must be from 1e-30 to 1e+30; got 0.0"),
+        (["--presence-penalty", "nan"], "presence_penalty must be from -1e+30 to 1e+30; got nan"),
+        (["--frequency-penalty", "inf"], "frequency_penalty must be from -1e+30 to 1e+30; got inf"),
         (["--n", "0"], "n must be 1 or more"),
         (["--n", "3", "--beams", "2"], "n must be at most beams"),
         (["--logprobs", "-1"], "logprobs must not be negative"),
@@ -331,7 +357,7 @@ def test_words_that_make_no_command_are_wrong_use(capsys, arguments):
     [
         (lambda folder: folder / "nowhere", "got nothing; check the name"),
         (lambda folder: folder, "must be a model's folder, with a config.json; got none"),
-        (lambda folder: damaged(folder / "cut"), "whole safetensors file"),
+        (lambda folder: damaged(folder / "cut"), "must be of the size that its type and shape say"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_a_failure(tmp_path, capsys, make, message):

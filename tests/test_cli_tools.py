@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_checkpoint import write_checkpoint
 
 import fastllm
 from fastllm import bench, cli, machine
@@ -181,6 +182,20 @@ def test_warmup_of_a_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     output = capsys.readouterr().out
     assert " sgd " in output
     assert " adamw " not in output
+
+
+@pytest.mark.parametrize("lora", ["", "[lora]\nrank = 2\n"])
+def test_warmup_of_a_tuning_job(tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: str) -> None:
+    write_checkpoint(tmp_path / "model")
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'[model]\npath = "{(tmp_path / "model").as_posix()}"\n{lora}'
+        '[[phases]]\nname = "one"\ndata = "facts.jsonl"\nepochs = 1\nlearning_rate = 1e-3\n'
+    )
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert cli.main(["warmup", "--config", str(job)]) == 0
+    assert "1/1  the model to be tuned" in capsys.readouterr().out
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
 
 
 def test_what_was_warmed_up_is_all_that_training_and_answering_need(

@@ -118,6 +118,90 @@ def test_resuming_what_is_complete(uninterrupted, capsys):
     assert "is complete; nothing is left to train" in out
 
 
+def test_a_complete_run_without_its_curve(uninterrupted, capsys):
+    """As it is where the process was killed before it drew it."""
+    (uninterrupted / "loss.svg").unlink()
+    status, _, _ = run_here(capsys, "train", "--run", uninterrupted, "--resume")
+    assert status == 0
+    assert (uninterrupted / "loss.svg").exists()
+
+
+OTHERS = [["--steps", 50], ["--seed", 7], ["--lora"], ["--validation", "x"], ["x.txt"]]
+
+
+@pytest.mark.parametrize("words", OTHERS, ids=str)
+@pytest.mark.parametrize("option", ["--config", "--resume"])
+def test_what_goes_with_run_alone(job_file, uninterrupted, capsys, words, option):
+    given = ["--config", job_file] if option == "--config" else ["--resume"]
+    status, _, err = run_here(capsys, "train", *given, "--run", uninterrupted, *words)
+    assert status == 2
+    if words == ["x.txt"]:
+        assert "got both" in err or "got a data file too; drop it" in err
+    else:
+        assert f"{option} goes with --run alone" in err
+        assert f"got {words[0]} too; drop it" in err
+
+
+@pytest.mark.parametrize("words", [[".."], ["."], ["../one.txt", "--run", "new/../../exp"]], ids=str)
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, None])
+def test_nothing_of_others_goes_with_a_run_that_fails(tmp_path, monkeypatch, capsys, words, failure):
+    """Whatever the folder is called: its own, its parent, by way of one that is not there yet."""
+    here = tmp_path / "exp"
+    here.mkdir()
+    (here / "thesis.txt").write_text("precious words, and more of them")
+    (tmp_path / "one.txt").write_text("a")
+    monkeypatch.chdir(here)
+    if failure:
+        def interrupt(*arguments):
+            raise failure
+
+        monkeypatch.setattr("fastllm.training.job.write_token_file", interrupt)
+    status, _, err = run_here(capsys, "train", *words, "--steps", 1, "--preset", "rustgpt")
+    assert (here / "thesis.txt").read_text() == "precious words, and more of them"
+    assert (tmp_path / "one.txt").read_text() == "a"
+    assert not (here / "config.toml").exists()
+    if "--run" in words:
+        assert status == 2
+        assert "a new run needs an empty folder" in err
+    elif failure:
+        assert status == 130
+        assert not any((here / "runs").iterdir())
+    else:
+        assert status == 0, err
+        [run_folder] = (here / "runs").iterdir()
+        assert run_folder.name == {".": "exp", "..": tmp_path.name}[words[0]]
+
+
+def test_names_that_are_no_text(tmp_path, monkeypatch, capsys):
+    name = os.fsdecode(b"caf\xe9.txt")
+    monkeypatch.chdir(tmp_path)
+    try:
+        Path(name).write_text("some text to learn. " * 20)
+    except (OSError, UnicodeError):
+        pytest.skip("this system's file names are text")
+    status, _, err = run_here(capsys, "train", name)
+    assert status == 2
+    assert "names in a job must be UTF-8" in err
+    assert os.listdir(".") == [name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX's")
+def test_a_disk_that_is_full_of_tokens(tmp_path, monkeypatch, capsys):
+    import resource
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_text("some text to learn. " * 2000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        status, _, err = run_here(capsys, "train", "long.txt", "--preset", "rustgpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    assert ".tokens.npy could not be written: " in err
+    assert not any((tmp_path / "runs").iterdir())
+
+
 def test_train_on_a_file_and_on_a_folder(tmp_path, monkeypatch, capsys):
     """Runs are numbered, and the file's name is theirs."""
     monkeypatch.chdir(tmp_path)

@@ -96,6 +96,21 @@ def test_windows_of_a_stream(size, length):
     assert seen == set(range(size - 1))
 
 
+@pytest.mark.parametrize(
+    "tokens", [np.array([0.6, 1.9, 2]), np.array([np.nan, 1, 2]), np.zeros((3, 2), np.int32), np.array(["a", "b"])]
+)
+def test_a_stream_of_what_are_no_ids(tokens):
+    with pytest.raises(TypeError, match="tokens must be a row of whole numbers; got shape"):
+        TokenStream(tokens, 4)
+
+
+@pytest.mark.parametrize(("dtype", "wrong"), [(np.int64, 2**32 + 5), (np.int64, -(2**40)), (np.uint32, 2**31)])
+def test_ids_that_int32_cannot_hold(dtype, wrong):
+    stream = TokenStream(np.array([wrong, 1, 2, 3, 4], dtype), 4, 1)
+    with pytest.raises(ValueError, match=f"must fit into int32; got {wrong}"):
+        stream.batch(0)
+
+
 def test_a_stream_follows_from_seed_and_step():
     tokens = np.arange(1000, dtype=np.uint16)
     forward = tokens_of(TokenStream(tokens, 8, 2, seed=1), range(10))

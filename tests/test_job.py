@@ -1,6 +1,7 @@
 """Jobs: run folders, interruption at any moment, and going on as if nothing had been."""
 
 import json
+import math
 import os
 import tomllib
 
@@ -12,6 +13,7 @@ import fastllm
 from fastllm.checkpoint import find_checkpoint, load_progress, read_arrays
 from fastllm.datasets import TokenStream
 from fastllm.errors import ConfigError, DataError, FormatError, TrainingError
+from fastllm.layers.score import Score
 from fastllm.training import job as job_module
 from fastllm.training.config import JobConfig
 from fastllm.training.job import Interrupted, Job, resolve
@@ -128,7 +130,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("phase", "step"), PLACES)
+@pytest.mark.parametrize(("phase", "step"), PLACES[:-1])
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, config, uninterrupted, phase, step):
     """Weights, moments, progress and metrics."""
     with pytest.raises(Interrupted, match=f"stopped at step {step} of phase {phase}.*--resume"):
@@ -143,13 +145,72 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, config, uninterrupte
 
 def test_stopped_after_every_update(tmp_path, config, uninterrupted):
     job = Job.start(tmp_path / "run", config)
-    for phase, steps in (("facts", FACTS), ("dialogues", DIALOGUE_STEPS)):
+    for phase, steps in (("facts", FACTS), ("dialogues", DIALOGUE_STEPS - 1)):
         for step in range(1, steps + 1):
             with pytest.raises(Interrupted):
                 job.train(stop_at(phase, step))
             job = Job.resume(tmp_path / "run")
-    assert job.is_done
+    assert not job.is_done
+    job.train(stop_at("dialogues", DIALOGUE_STEPS))  # nothing is left then, so it is no interruption
+    assert Job.resume(tmp_path / "run").is_done
     assert finished(tmp_path / "run")[1:] == uninterrupted[1:]
+
+
+@pytest.mark.parametrize("name", ["facts.jsonl", "dialogues.jsonl"])
+def test_data_that_has_changed_is_noticed(tmp_path, config, name):
+    """Its batches would be others, and no run from the beginning would have had them."""
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    before = (tmp_path / name).read_bytes()
+    for changed in (before * 2, before.replace(b"honey", b"money"), before.splitlines(keepends=True)[0]):
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(DataError, match=rf"must stay as it is; got .*{name}, which has changed.*--model .*run$"):
+            Job.resume(tmp_path / "run")
+    (tmp_path / name).write_bytes(before)
+    Job.resume(tmp_path / "run").train(Recorder())
+
+
+def test_a_checkpoint_from_before_data_was_looked_at(tmp_path, config):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    path = tmp_path / "run" / "checkpoint" / "progress.json"
+    progress = json.loads(path.read_text())
+    assert progress.pop("data")
+    path.write_text(json.dumps(progress))
+    Job.resume(tmp_path / "run").train(Recorder())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other locks")
+def test_one_process_at_a_time(tmp_path, config):
+    """A lock is of an open file, so a second one in this process stands for another's."""
+    job = Job.start(tmp_path / "run", config)
+    tried = []
+
+    def try_too(phase, step):
+        for again in (lambda: Job.resume(tmp_path / "run"), lambda: job.train(Recorder())):
+            with pytest.raises(ConfigError, match="one process at a time trains in a run folder; got"):
+                again()
+        tried.append(step)
+
+    job.train(Recorder(try_too))
+    assert len(tried) == FACTS + DIALOGUE_STEPS
+    assert Job.resume(tmp_path / "run").is_done
+
+
+def test_what_a_killed_process_left_goes(tmp_path, config):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    (tmp_path / "run" / ".facts-0.tokens.npy.123.tmp").write_bytes(b"half")
+    Job.resume(tmp_path / "run").train(Recorder())
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint", "config.toml", "metrics.jsonl"]
+
+
+def test_a_validation_that_is_not_finite_ends_it(tmp_path, config, monkeypatch):
+    """Before a line is written that is no JSON."""
+    monkeypatch.setattr("fastllm.training.job.evaluate", lambda *_: Score(math.nan, 0, 5))
+    with pytest.raises(TrainingError, match="the validation loss must stay finite; got nan after step 4"):
+        Job.start(tmp_path / "run", config).train(Recorder())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 class Killed(BaseException):

@@ -120,6 +120,19 @@ def test_wrong_arrays(tmp_path, content, message):
     assert "\n" not in str(raised.value)
 
 
+def test_texts_that_are_no_unicode_name_their_line(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    good = '{"text": "fine"}\n'
+    for bad in (
+        r'{"text": "half \ud83d"}',
+        r'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "half \ud83d"}]}',
+        r'{"instruction": "x", "output": "half \ud83d"}',
+    ):
+        path.write_text(good * 3 + bad + "\n" + good)
+        with pytest.raises(DataError, match=r"lines.jsonl, line 4: .*lone surrogate U\+D83D at position 5"):
+            read_records(path)
+
+
 def test_no_records(tmp_path):
     with pytest.raises(DataError, match="at least one JSON object a line; got none"):
         read_records(write(tmp_path / "data.jsonl", "", " "))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm.datasets import Example, Examples
+from fastllm.datasets import Example, Examples, OneBatch, PackedBatch
 from fastllm.errors import TrainingError
 from fastllm.optimizers import OPTIMIZERS, gradient_norm
 from fastllm.training import Trainer, evaluate
@@ -139,6 +139,27 @@ def test_what_is_not_finite_stops_training_before_the_update(backend, value):
     with np.errstate(all="ignore"), pytest.raises(TrainingError, match=r"finite; got loss .* at step 4; lower"):
         trainer.train()
     assert (weights(trainer), trainer.optimizer.state()["first"].tobytes(), trainer.step) == (before, state, 3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_without_targets_changes_nothing(accumulate):
+    """The gradients of the batch before don't count again."""
+    trainer = make_trainer(optimizer="sgd", accumulate=accumulate)
+    trainer.train(1)
+    before, batch = weights(trainer), trainer.dataset.batch(1)
+    none = PackedBatch(batch.tokens, np.full_like(batch.targets, -1), batch.starts)
+    trainer.dataset = OneBatch(none)
+    with pytest.raises(ValueError, match="a batch needs at least one target >= 0; got none for step 2"):
+        trainer.train()
+    assert weights(trainer) == before
+    assert trainer.step == 1
+
+
+def test_an_optimizer_of_another_model():
+    trainer = make_trainer()
+    other = make_trainer().optimizer
+    with pytest.raises(ValueError, match="must be of the model that is trained; got another model's"):
+        Trainer(trainer.model, other, trainer.dataset, trainer.schedule, STEPS)
 
 
 def test_training_to_the_end_again_does_nothing():

@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_job(tmp_path, known):
     base, _, data = known
     config = tuning_job(tmp_path, base, data=data, validation=data)
     with pytest.raises(Interrupted):
-        Job.start(tmp_path / "run", config).train(stop_after(2))
+        Job.start(tmp_path / "run", config).train(stop_after(1))
     path = tmp_path / "run" / "config.toml"
     path.write_text(path.read_text().replace("rank = 3", "rank = 4"))
     with pytest.raises(FormatError, match="must be of rank 4, by the job; got 3; start anew"):
@@ -312,8 +312,9 @@ WRONG_USE = {
     "targets alone": (["new.jsonl", "--targets", "query"], "--targets goes with --lora"),
     "preset": (["new.jsonl", "--model", "known", "--preset", "nano"], "--model goes without --preset"),
     "tokenizer": (["new.jsonl", "--model", "known", "--tokenizer", "byte"], "--model goes without --tokenizer"),
-    "config": (["--config", "job.toml", "--model", "known"], "--config says what is tuned"),
-    "resume": (["--resume", "--run", "x", "--model", "known"], "--resume goes with --run alone"),
+    "config": (["--config", "job.toml", "--model", "known"], "for the file says the rest; got --model too; drop it"),
+    "config, lora": (["--config", "job.toml", "--lora"], "got --lora too; drop it"),
+    "resume": (["--resume", "--run", "x", "--model", "known"], "config.toml says the rest; got --model too; drop it"),
     "rank": (["new.jsonl", "--model", "known", "--lora", "--rank", "0"], "lora: rank must be"),
     "alpha": (["new.jsonl", "--model", "known", "--lora", "--alpha", "-1"], "lora: alpha must be"),
     "targets": (["new.jsonl", "--model", "known", "--lora", "--targets", "q_proj"], "lora: targets must be"),

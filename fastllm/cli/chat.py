@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..errors import DataError
 from ..generation import Chat, GenerationConfig
-from .model_options import add_generation, add_model, generation_config, load_to_generate
+from .model_options import add_generation, add_model, generation_config, load_to_generate, without_mark
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -48,7 +48,7 @@ HELP = f'''\
 /reset               forget what was said
 /system TEXT         give the model another system message; without TEXT none
 /temperature NUMBER  and likewise /{", /".join(name for name in OPTIONS if name != "temperature")}:
-                     change it for the answers to come; without NUMBER show it
+                     change it for the answers to come; without NUMBER show it; none is no limit, no fixed seed
 /save FILE           add the conversation to FILE, as a line that `fastllm train` reads
 /stats               the last answer's tokens and how fast they came
 /help                this list
@@ -104,7 +104,14 @@ def chat_loop(
 
 
 def _piped(source: TextIO) -> Read:
-    return lambda _: next(iter(source), None)
+    first = True
+
+    def read(_: str) -> str | None:
+        nonlocal first
+        line, was_first, first = next(iter(source), None), first, False
+        return without_mark(line) if was_first and line is not None else line
+
+    return read
 
 
 def _typed() -> Read:
@@ -232,7 +239,7 @@ class _Session:
         if argument:
             kind = OPTIONS[name]
             try:
-                value = None if argument == "none" and kind is int else kind(argument)
+                value = None if argument.lower() == "none" and kind is int else kind(argument)
             except ValueError:
                 raise DataError(f"{name} must be a number; got {argument!r:.60}; try /{name} 1") from None
             self._chat.change(**{name: value})
@@ -261,22 +268,26 @@ def _save(chat: Chat, name: str) -> str:
 
     if not name:
         raise DataError("/save needs the name of a file; got none; try /save dialogues.jsonl")
-    if not chat.turns:
+    turns = [turn for turn in chat.turns if turn[1]]  # none that teach to say nothing
+    if not turns:
         raise DataError("a conversation to save must have an answer; got none yet; ask something")
     path = Path(name).expanduser()
+    if path.is_dir():
+        raise DataError(f"/save needs the name of a file; got a folder; try /save {path / 'dialogues.jsonl'}")
     before = b""
     if path.exists() and path.stat().st_size:
         read_records(path)  # raises for a file of something else, which stays as it is
         with open(path, "rb") as file:
             file.seek(-1, 2)
             before = b"" if file.read() == b"\n" else b"\n"
-    messages = [
+    messages = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+    messages += [
         {"role": role, "content": content}
-        for turn in chat.turns
+        for turn in turns
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
     line = json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
     with open(path, "ab") as file:
         file.write(before + line)
-    without = "" if chat.system is None else ", without the system message, of which training knows nothing"
-    return f"added {len(chat.turns)} turns to {path}{without}"
+    system = "" if chat.system is None else "the system message and "
+    return f"added {system}{len(turns)} turn{'s' if len(turns) > 1 else ''} to {path}"

@@ -21,7 +21,7 @@ from types import ModuleType
 
 from .. import __version__, machine
 
-PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm", "plotext")
+PACKAGES = ("numpy", "numba", "llvmlite", "tqdm", "plotext")
 # Packages that are of use where they are installed: name -> what for.
 OPTIONAL = {
     "tokenizers": "tokenizers of Hugging Face's and GGUF's models",

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
 from ..generation import GenerationConfig
-from .model_options import add_generation, add_model, add_option, generation_config, load_to_generate
+from .model_options import add_generation, add_model, add_option, generation_config, load_to_generate, without_mark
 
 if TYPE_CHECKING:
     from ..generation import Completion
@@ -98,10 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read_prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.batch is None:
-        return [sys.stdin.read() if prompt == "-" else prompt for prompt in arguments.prompts]
+        return [without_mark(sys.stdin.read()) if prompt == "-" else prompt for prompt in arguments.prompts]
     from ..datasets import read_text
 
-    text = sys.stdin.read() if arguments.batch == "-" else read_text(arguments.batch)
+    text = without_mark(sys.stdin.read()) if arguments.batch == "-" else read_text(arguments.batch)
     if not text:
         raise DataError(f"--batch needs a prompt in each line; got nothing in {arguments.batch}; write one")
     return text.removesuffix("\n").split("\n")

@@ -26,14 +26,27 @@ def add_option(parser: argparse._ActionsContainer, name: str, kind: Any, metavar
     parser.add_argument(name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
 
+def or_none(text: str) -> int | None:
+    """A whole number, or none."""
+    return None if text.lower() == "none" else int(text)
+
+
+or_none.__name__ = "int"  # as argparse calls it in an error
+
+
+def without_mark(text: str) -> str:
+    """A text without the mark that some programs write before UTF-8; files are read so, too."""
+    return text.removeprefix("\ufeff")
+
+
 def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """A group of options named like GenerationConfig's fields."""
     group = parser.add_argument_group(
         "generation", "What isn't given is the model's own setting if it has one, or else what stands in brackets."
     )
-    add_option(group, "--max-tokens", int, "N", "most tokens to generate (until the context is full)")
+    add_option(group, "--max-tokens", or_none, "N", "most tokens to generate (none: until the context is full)")
     add_option(group, "--temperature", float, "T", "0: always the most probable token; above: draw (0)")
-    add_option(group, "--top-k", int, "K", "draw from the K most probable tokens (all)")
+    add_option(group, "--top-k", or_none, "K", "draw from the K most probable tokens (none: from all)")
     add_option(group, "--top-p", float, "P", "draw from the most probable tokens that add up to P (1: all)")
     add_option(group, "--min-p", float, "P", "leave out tokens less probable than P times the most probable (0)")
     add_option(group, "--typical-p", float, "P", "draw from the most typical tokens that add up to P (1: all)")
@@ -43,7 +56,7 @@ def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add_option(group, "--frequency-penalty", float, "X", "take X from them for each time they are there (0)")
     add_option(group, "--speculate", int, "N", "at temperature 0, draft N tokens from earlier places in the text: the "
                "same text, sooner where it repeats itself (0)")  # fmt: skip
-    add_option(group, "--seed", int, "S", "the same seed gives the same text (0)")
+    add_option(group, "--seed", or_none, "S", "the same seed gives the same text; none: another each time (0)")
     group.add_argument("--stop", action="append", metavar="TEXT", default=argparse.SUPPRESS,
                        help="end before this text; may be repeated")  # fmt: skip
     group.add_argument("--cache-dtype", choices=("float32", "float16"), default="float32", help="what keys and values "

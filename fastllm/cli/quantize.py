@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--tokens must be 1 or more; got {arguments.tokens}; leave it out for {TOKENS:,}")
     check_names(arguments.source, arguments.target)
     check_target(arguments.target, arguments.force)
+    if arguments.json:
+        _check_json(Path(arguments.json), arguments.source, arguments.target)
     before = None
     if arguments.text is not None:  # first, lest a missing text is found out after the work
         before = Measure(arguments.source, Path(arguments.text), arguments.tokens)
@@ -91,6 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
         with replacing(arguments.json) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _check_json(path: Path, source: str, target: str) -> None:
+    """Raise ConfigError, before any work, for a file that can't be written or is one of the models."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise ConfigError(f"--json must name a file in a folder that is there; got {path}; choose another name")
+    if path.resolve() in (Path(source).resolve(), Path(target).resolve()):
+        raise ConfigError(f"--json must name a file of its own; got {path}, a model's; choose another name")
 
 
 class Measure:

@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows-per-update", type=int, metavar="N", help="sequences in a batch (default: 16)")
     parser.add_argument("--sequence-length", type=int, metavar="N",
                         help="most tokens in a sequence (default: the model's context)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling (default: 0)")
+    parser.add_argument("--seed", type=int, help="of weights and shuffling (default: 0)")
     tuning = parser.add_argument_group(
         "tuning",
         f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, at most {LENGTH} tokens a sequence, learning "
@@ -63,17 +63,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..training.job import Job
-    from ..training.session import prepare, train_and_plot
+    from ..training.run import CONFIG
+    from ..training.session import finish, prepare, train_and_plot
 
     if arguments.resume:
-        if not arguments.run or arguments.data or arguments.config or arguments.model:
-            raise ConfigError(
-                "--resume goes with --run alone; the run's own config.toml says the rest; drop the others"
-            )
+        if not arguments.run:
+            raise ConfigError("--resume goes on with the run in --run; got none; name its folder")
+        _check_alone(arguments, "resume", f"the run's own {CONFIG} says the rest")
         job = Job.resume(arguments.run)
         if job.is_done:
             print(f"the run in {arguments.run} is complete; nothing is left to train")
-            return 0
+            return finish(job)
     else:
         job = Job.start(_folder(arguments), _config(arguments))
     prepare(job)
@@ -85,7 +85,8 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
     if arguments.run:
         return Path(arguments.run)
-    return free_folder(Path("runs") / Path(arguments.data or arguments.config or "run").stem)
+    named = Path(arguments.data or arguments.config or "run").resolve()  # "." has no name, and ".." is no name
+    return free_folder(Path("runs") / (named.stem or "run"))
 
 
 def _config(arguments: argparse.Namespace) -> Any:
@@ -123,7 +124,7 @@ def _config(arguments: argparse.Namespace) -> Any:
         phase["sequence_length"] = LENGTH if arguments.sequence_length is None else arguments.sequence_length
     if arguments.validation:
         phase["validation"] = str(Path(arguments.validation).absolute())
-    tables: dict[str, Any] = {"seed": arguments.seed, "phases": [phase]}
+    tables: dict[str, Any] = {"seed": arguments.seed or 0, "phases": [phase]}
     if is_tuning:
         # A name on a hub stays what it is.
         path = os.path.abspath(arguments.model) if os.path.exists(arguments.model) else arguments.model
@@ -143,8 +144,8 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for options that don't go together."""
-    if arguments.config and (arguments.model or arguments.lora):
-        raise ConfigError("--config says what is tuned, in [model] and [lora]; got --model or --lora too; drop them")
+    if arguments.config:
+        _check_alone(arguments, "config", "the file says the rest")
     given = [name for name in ("preset", "tokenizer") if getattr(arguments, name) is not None]
     if arguments.model is not None and given:
         raise ConfigError(f"--model goes without --{given[0]}: it has its own; got both; drop one")
@@ -153,6 +154,15 @@ def _check(arguments: argparse.Namespace) -> None:
     given = [name for name in LORA if getattr(arguments, name) is not None]
     if given and not arguments.lora:
         raise ConfigError(f"--{given[0]} goes with --lora; got it alone; add --lora or drop it")
+
+
+def _check_alone(arguments: argparse.Namespace, option: str, reason: str) -> None:
+    """Raise ConfigError for what is given beside an option that goes with --run alone."""
+    others = vars(arguments).keys() - {option, "run", "command"}
+    given = sorted(name for name in others if getattr(arguments, name) not in (None, False))
+    if given:
+        name = "a data file" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
+        raise ConfigError(f"--{option} goes with --run alone, for {reason}; got {name} too; drop it")
 
 
 def _lora(arguments: argparse.Namespace) -> dict[str, Any]:

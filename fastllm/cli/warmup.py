@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..formats.opened import Weights
     from ..model import Model
     from ..optimizers import Optimizer
+    from ..training.config import JobConfig
 
 Tasks = dict[str, Callable[[], object]]
 
@@ -77,6 +78,8 @@ def _tasks(arguments: argparse.Namespace) -> Tasks:
         config, make_optimizer = preset(arguments.preset, vocab_size=VOCABULARY), OPTIMIZERS["adamw"]
     else:
         job = JobConfig.read(arguments.config)
+        if job.path is not None:
+            return {"the model to be tuned": lambda: _tune(job)}
         config, make_optimizer = job.model_config(VOCABULARY), job.optimizer.make
     config = dataclasses.replace(config, layers=1)
     twin, model = Model(config, backend="numpy"), Model(config)
@@ -152,6 +155,14 @@ def _twins_called(work: Callable[[], object]) -> set[str]:
     finally:
         sys.setprofile(before)
     return called
+
+
+def _tune(job: JobConfig) -> None:
+    """What a tuning job needs: its model as it is, but trained on next to nothing."""
+    from ..training.job import build
+
+    _, model = build(job, {})
+    _train_and_answer(model, job.optimizer.make(model))
 
 
 def _train_and_answer(model: Model, optimizer: Optimizer) -> None:

@@ -238,7 +238,11 @@ def _value(key: str, value: Any) -> bytes:
     if array.ndim > 1 or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise ValueError(f"{key} must be a number, a string, or a list of them; got {brief(value)}; leave it out")
     number = _number_type(value, array)
-    data = array.astype(NUMBERS[number]).tobytes()
+    with np.errstate(over="ignore", under="ignore"):
+        stored = array.astype(NUMBERS[number])
+    if array.dtype.kind == "f" and ((np.isfinite(array) & ~np.isfinite(stored)) | ((array != 0) & (stored == 0))).any():
+        raise FormatError(f"{key} must fit into a float32; got {brief(value)}; mend it in the model's configuration")
+    data = stored.tobytes()
     kind = struct.pack("<I", number) if array.ndim == 0 else struct.pack("<IIQ", ARRAY, number, len(array))
     return kind + data
 

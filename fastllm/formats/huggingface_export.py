@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastllm.atomic import make_parent
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.huggingface import MODULES
@@ -63,8 +64,8 @@ def write_huggingface(
             raise ValueError(f"files must have names of their own in the folder; got {name!r}; choose another name")
     contents |= files or {}
     layout = _tensors(config, weights, KINDS_OF_DTYPE[dtype])
-    new = target.with_name(f".{target.name}.{os.getpid()}.new")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.new")
+    make_parent(target)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()

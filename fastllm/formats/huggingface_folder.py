@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief, read_json
 from fastllm.formats.huggingface import needed, renamed
@@ -52,7 +52,7 @@ def open_huggingface(folder: Path) -> OpenedModel:
         },
         source="huggingface",
         path=folder,
-        generation=_generation(folder, fields, config),
+        generation=read_generation(folder, config.vocab_size, fields),
     )
 
 
@@ -70,21 +70,24 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
     raise FormatError(f"{folder} must hold {WEIGHTS} or {INDEX}; got neither; download the weights too")
 
 
-def stored_array(name: str, tensor: StoredTensor) -> NDArray[Any]:
-    if tensor.dtype not in DTYPES:
+def stored_array(
+    name: str, tensor: StoredTensor, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+) -> NDArray[Any]:
+    """A tensor as an array, a view of the file. Raises FormatError for one of another type than those in dtypes."""
+    if tensor.dtype not in dtypes:
         raise FormatError(
-            f"tensor {brief(name)} must be of {', '.join(DTYPES)}; got {brief(tensor.dtype)}; "
+            f"tensor {brief(name)} must be of {', '.join(dtypes)}; got {brief(tensor.dtype)}; "
             "convert the model to one of these"
         )
-    dtype = DTYPES[tensor.dtype]
+    dtype = dtypes[tensor.dtype]
     data = tensor.data
     if data.size and data.ctypes.data % dtype.itemsize:  # a header of odd length: no writer of renown makes one
         data = data.copy()
     return data.view(dtype).reshape(tensor.shape)
 
 
-def _generation(folder: Path, config: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """From generation_config.json; without one, from what config.json says of tokens."""
+def read_generation(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenedModel.generation, from generation_config.json; without one, from what config.json says of tokens."""
     path = folder / GENERATION
     fields = read_json(path) if path.is_file() else {}
     end_ids = fields.get("eos_token_id", config.get("eos_token_id"))
@@ -93,7 +96,7 @@ def _generation(folder: Path, config: dict[str, Any], model: ModelConfig) -> dic
         options["temperature"] = 0.0
     return generation_facts(
         path if path.is_file() else folder / CONFIG,
-        model.vocab_size,
+        vocab_size,
         end_ids if isinstance(end_ids, list) else [end_ids],
         fields.get("bos_token_id", config.get("bos_token_id")),
         options,

@@ -95,7 +95,8 @@ class Chat:
         self._sampler.config = self.config
 
     def ask(self, question: str) -> Iterator[str]:
-        """The pieces of the answer; the turn joins `turns` when the last is read or the iterator closed.
+        """The pieces of the answer; the turn joins `turns` when the last is read or the iterator closed, but not where
+        it is closed before the first piece: nothing was said then.
 
         Raises ValueError, at once, if the question has no tokens, doesn't fit into the context alone, or isn't
         taken by the chat template.
@@ -126,13 +127,15 @@ class Chat:
                 tokens.close()
 
     def _answer(self, question: str, pieces: Iterator[str]) -> Iterator[str]:
-        answer = ""
+        answer, is_whole = "", False
         try:
             for piece in pieces:
                 answer += piece
                 yield piece
+            is_whole = True
         finally:
-            self.turns.append((question, answer))
+            if answer or is_whole:
+                self.turns.append((question, answer))
 
     def prompt(self, question: str) -> list[int]:
         """What the model is given for a question: as many of the last turns as fit, and the question.

@@ -13,7 +13,8 @@ from typing import Any, Self
 from fastllm.errors import ConfigError
 
 # A model's decoding step gives the same bits whatever else is in the call up to so many rows.
-ROWS_AT_ONCE = 32
+STEP_ROWS = 32
+LARGEST = 1e30  # of biases and penalties: with logits of any size, and counted as often as a text is long, finite
 
 EARLY_STOPPING = (True, False, "never")
 
@@ -125,8 +126,8 @@ class GenerationConfig:
         self._check_sampling()
         self._check_beams()
         _check(
-            0 <= self.speculate < ROWS_AT_ONCE,
-            f"speculate must be from 0 to {ROWS_AT_ONCE - 1}; got {self.speculate}; use 0 for no drafts, "
+            0 <= self.speculate < STEP_ROWS,
+            f"speculate must be from 0 to {STEP_ROWS - 1}; got {self.speculate}; use 0 for no drafts, "
             "about 8 for a text that repeats itself",
         )
         _check(
@@ -168,20 +169,21 @@ class GenerationConfig:
                 f"logit_bias must be of token ids; got {token}; use ids from 0 to the vocabulary's size - 1",
             )
             _check(
-                -math.inf <= bias < math.inf,
-                f"logit_bias must be finite, or -inf; got {bias} for token {token}; use -inf to ban a token, "
-                "100 to prefer it to all others",
+                bias == -math.inf or abs(bias) <= LARGEST,
+                f"logit_bias must be from {-LARGEST:g} to {LARGEST:g}, or -inf; got {bias} for token {token}; use -inf "
+                "to ban a token, 100 to prefer it to all others",
             )
         _check(
-            0 < self.repetition_penalty < math.inf,
-            f"repetition_penalty must be finite and above 0; got {self.repetition_penalty}; "
+            1 / LARGEST <= self.repetition_penalty <= LARGEST,
+            f"repetition_penalty must be from {1 / LARGEST:g} to {LARGEST:g}; got {self.repetition_penalty}; "
             "use 1 for none, about 1.2 against repetition",
         )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _check(
-                abs(value) < math.inf,
-                f"{name} must be finite; got {value}; use 0 for none, up to 2 against repetition",
+                abs(value) <= LARGEST,
+                f"{name} must be from {-LARGEST:g} to {LARGEST:g}; got {value}; use 0 for none, up to 2 against "
+                "repetition",
             )
 
     def _check_sampling(self) -> None:

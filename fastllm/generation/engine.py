@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastllm.errors import ConfigError, FastllmError
-from fastllm.generation.config import ROWS_AT_ONCE, GenerationConfig
+from fastllm.generation.config import STEP_ROWS, GenerationConfig
 from fastllm.generation.prompt_lookup import draft
 from fastllm.generation.sampling import Floats, Sampler, TokenLogprobs, token_logprobs
 
@@ -59,9 +59,9 @@ class Engine:
     """
 
     def __init__(self, model: Model, slots: int = 8, chunk: int = CHUNK, remembers: bool = False) -> None:
-        if not 1 <= slots <= ROWS_AT_ONCE:
+        if not 1 <= slots <= STEP_ROWS:
             raise ValueError(
-                f"slots must be from 1 to {ROWS_AT_ONCE}; got {slots}; further requests wait until a slot is free"
+                f"slots must be from 1 to {STEP_ROWS}; got {slots}; further requests wait until a slot is free"
             )
         if chunk < 1:
             raise ValueError(f"chunk must be 1 or more; got {chunk}; use {CHUNK}")
@@ -125,7 +125,7 @@ class Engine:
         rows = [generation for generation in self._running if generation.tokens]
         if not rows:
             return
-        spare = ROWS_AT_ONCE - len(rows)
+        spare = STEP_ROWS - len(rows)
         parts = []
         for i, generation in enumerate(rows):
             drafted = generation._draft(spare // (len(rows) - i))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import json
+import math
+import os
 import signal
 import sys
 import threading
@@ -40,7 +42,7 @@ from ..model import Model
 from ..tokenizers import TOKENIZERS
 from ..tokenizers.base import Tokenizer
 from .config import JobConfig, PhaseConfig
-from .run import Run, check_progress
+from .run import TOKENS, Run, check_progress
 from .trainer import Step, Trainer, evaluate
 
 SHIPPED = "fastllm:"
@@ -102,6 +104,7 @@ class Job:
         self.model = model
         self.tokenizer = tokenizer
         self.notes: list[str] = []  # what a person should know of the data
+        self._sources = sources
         self.phases = [self._phase(phase, sources) for phase in self.config.phases]
         self._at = 0  # phase to train next
         self._sums = Sums()
@@ -111,24 +114,34 @@ class Job:
     def start(cls, folder: str | Path, config: JobConfig) -> Job:
         """A new run: read the data, build or open model and vocabulary. Nothing is written if the data is no good."""
         sources = _read_sources(config)
-        tokenizer, model = _build(config, sources)
+        tokenizer, model = build(config, sources)
         run = Run.create(folder, config)
         try:
             return cls(run, model, tokenizer, sources)
         except BaseException:
-            shutil.rmtree(run.folder, ignore_errors=True)  # it was empty, and the next attempt wants it so
+            run.discard()
             raise
 
     @classmethod
     def resume(cls, folder: str | Path) -> Job:
-        """Go on with the run in a folder, from its checkpoint; from the start if it has none yet."""
+        """Go on with the run in a folder, from its checkpoint; from the start if it has none yet.
+
+        Raises ConfigError where another process trains in it, DataError where the data isn't what it was.
+        """
         run = Run.open(folder)
+        with run.alone():
+            return cls._resume(run)
+
+    @classmethod
+    def _resume(cls, run: Run) -> Job:
+        for left in run.folder.glob(".*.tmp"):  # by a process that was killed
+            left.unlink()
         sources = _read_sources(run.config)
         try:
             find_checkpoint(run.checkpoint)
         except FileNotFoundError:
             run.metrics.unlink(missing_ok=True)
-            tokenizer, model = _build(run.config, sources)
+            tokenizer, model = build(run.config, sources)
             return cls(run, model, tokenizer, sources)
         model, tokenizer = load(run.checkpoint, run.config.backend)
         if run.config.lora is not None:  # as the optimizer's state has it, and to the bit
@@ -138,6 +151,7 @@ class Job:
         names = [phase.config.name for phase in job.phases]
         progress = load_progress(run.checkpoint)
         job._at, step = check_progress(progress, names)
+        job._check_data(progress.get("data", {}))
         try:
             job._sums = Sums(**progress["since_last_line"])
         except (KeyError, TypeError) as error:
@@ -154,16 +168,17 @@ class Job:
         """Whether nothing is left to train."""
         is_last = self._at == len(self.phases) - 1
         return self._at == len(self.phases) or (
-            is_last and self._trainer is not None and self._trainer.step == self._trainer.steps
+            is_last and self._trainer is not None and self._trainer.step >= self._trainer.steps
         )
 
     def train(self, reporter: Reporter) -> None:
         """Train what is left of all phases.
 
         Raises Interrupted after Ctrl-C or SIGTERM, with the checkpoint up to date, TrainingError if the
-        loss is no longer finite: the last checkpoint is then from before.
+        loss is no longer finite: the last checkpoint is then from before. Raises ConfigError where another process
+        trains in the folder.
         """
-        with _stop_request() as stopping:
+        with self.run.alone(), _stop_request() as stopping:
             while self._at < len(self.phases):
                 phase = self.phases[self._at]
                 trainer = self._trainer or self._make_trainer(phase)
@@ -191,6 +206,11 @@ class Job:
                 }
                 if phase.validation and calendar.is_validation_due(trainer.step):
                     score = evaluate(self.model, phase.validation)
+                    if not math.isfinite(score.loss):
+                        raise TrainingError(
+                            f"the validation loss must stay finite; got {score.loss} after step {trainer.step}; lower "
+                            "the learning rate or clip harder"
+                        )
                     record |= {f"validation_{name}": value for name, value in _figures(score).items()}
                 self.run.log(record)
                 reporter.log(record)
@@ -199,7 +219,7 @@ class Job:
             if time.monotonic() - saved > self.config.checkpoint_seconds:
                 self._save(phase, trainer)
                 saved = time.monotonic()
-            if stopping.is_set():
+            if stopping.is_set() and not self.is_done:
                 self._save(phase, trainer)
                 raise Interrupted(
                     f"stopped at step {trainer.step} of phase {phase.config.name}; the checkpoint is in "
@@ -213,8 +233,20 @@ class Job:
                 f"parameters must stay finite; got NaN or infinity after step {trainer.step}; "
                 "lower the learning rate or clip harder"
             )
-        progress = {"phase": phase.config.name, "step": trainer.step, "since_last_line": dataclasses.asdict(self._sums)}
+        progress = {
+            "phase": phase.config.name, "step": trainer.step, "since_last_line": dataclasses.asdict(self._sums),
+            "data": {name: source.checksum for name, source in self._sources.items()},
+        }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
+
+    def _check_data(self, before: dict[str, int]) -> None:
+        """Raise DataError where files are not what they were: other batches would follow, which were in no run."""
+        for name, source in self._sources.items():
+            if before.get(name, source.checksum) != source.checksum:
+                raise DataError(
+                    f"the data of a run must stay as it is; got {source.path}, which has changed since it was stopped; "
+                    f"bring it back, or begin a new run from this one with --model {self.run.folder}"
+                )
 
     def _make_trainer(self, phase: Phase) -> Trainer:
         return Trainer(
@@ -230,13 +262,13 @@ class Job:
 
     def _phase(self, config: PhaseConfig, sources: dict[str, Source]) -> Phase:
         dataset, validation = sources[config.data].datasets(config, self)
-        if config.validation:
+        if config.validation is not None:
             validation = sources[config.validation].whole(config, self)
         return Phase(config, dataset, validation)
 
 
 class Source:
-    """A data file as it was read: records, or one text."""
+    """A data file as it was read: records, or one text. checksum: of all it holds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -244,10 +276,12 @@ class Source:
         self._text = ""
         if holds_records(path):
             self._records = read_records(path)
+            self.checksum = zlib.crc32(json.dumps(self._records).encode())
         else:
             self._text = read_text(path)
             if not self._text.strip():
                 raise DataError(f"a text to train on must not be empty; got none in {path}; give a longer one")
+            self.checksum = zlib.crc32(self._text.encode())
 
     def texts(self) -> Iterator[str]:
         """What a vocabulary is built from."""
@@ -258,7 +292,7 @@ class Source:
 
     def datasets(self, config: PhaseConfig, job: Job) -> tuple[Dataset, Dataset | None]:
         """For training, and what is held back for validation if no file is named for that."""
-        if self._records is not None or config.validation:
+        if self._records is not None or config.validation is not None:
             return self.whole(config, job), None
         tokens = self._tokens(job)
         cut = len(tokens) - len(tokens) // VALIDATION_SHARE
@@ -286,7 +320,7 @@ class Source:
         return Examples(examples, config.rows_per_update, job.config.seed, length if config.join else 0)
 
     def _tokens(self, job: Job) -> np.ndarray:
-        name = f"{self.path.stem}-{zlib.crc32(str(self.path).encode()):08x}.tokens.npy"  # two may share a stem
+        name = f"{self.path.stem}-{zlib.crc32(os.fsencode(self.path)):08x}{TOKENS}"  # two may share a stem
         return write_token_file(job.run.folder / name, self._text, job.tokenizer)
 
     def _stream(self, tokens: np.ndarray, config: PhaseConfig, job: Job) -> TokenStream:
@@ -295,7 +329,7 @@ class Source:
         return TokenStream(tokens, length, config.rows_per_update, job.config.seed)
 
 
-def _build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Model]:
+def build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Model]:
     """Vocabulary and random model, the vocabulary of the training data alone; or the model to be tuned."""
     if config.path is not None:
         model, tokenizer = load(config.path, config.backend)
@@ -313,7 +347,7 @@ def _build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Mo
 
 
 def _read_sources(config: JobConfig) -> dict[str, Source]:
-    names = {name for phase in config.phases for name in (phase.data, phase.validation) if name}
+    names = {name for phase in config.phases for name in (phase.data, phase.validation) if name is not None}
     return {name: Source(resolve(name)) for name in sorted(names)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,8 +22,8 @@ LINES = 10  # a phase without a terminal
 class Progress:
     """Shows loss, perplexity, accuracy, tokens/s and the time left. Passed to Job.train."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self) -> None:
+        self._stream = sys.stderr
         self._is_terminal = self._stream.isatty()
         self._bar: tqdm | None = None
 
@@ -65,7 +65,7 @@ def _figures(record: dict[str, Any]) -> str:
     return f"{text}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
-def compile_kernels(model: Model, optimizer: Optimizer | None = None, stream: TextIO | None = None) -> float:
+def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
     """Compile what generating with this model needs, and training with an optimizer if one is given.
 
     Shows a progress line; returns the seconds it took. Runs a tiny batch, an update of nothing and two decoding
@@ -77,7 +77,7 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None, stream: Te
         return 0.0
     from ..kernels import watch_compilation
 
-    stream = stream or sys.stderr
+    stream = sys.stderr
     names: list[str] = []
 
     def report(name: str) -> None:
@@ -90,7 +90,7 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None, stream: Te
 
     with watch_compilation(report):
         tokens = np.zeros(4, np.int32)
-        starts = np.array([0, 2, 4], np.int32)
+        starts = np.array([0, 2, 4] if model.config.context > 1 else [0, 1, 2, 3, 4], np.int32)
         targets = np.array([0, -1, 0, 0], np.int32)
         if optimizer is not None:
             dropout = 0 if model.config.dropout else None

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replacing
+from ..atomic import make_parent, replacing
 from ..errors import ConfigError, FormatError
 from .config import JobConfig
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps a second process away
+    fcntl = None  # type: ignore[assignment]
+
 CONFIG, METRICS, CHECKPOINT, PLOT = "config.toml", "metrics.jsonl", "checkpoint", "loss.svg"
+TOKENS = ".tokens.npy"  # how names of encoded texts end
 
 
 class Run:
@@ -25,14 +34,43 @@ class Run:
     @classmethod
     def create(cls, folder: str | os.PathLike[str], config: JobConfig) -> Run:
         """A new run in a folder that is not there or empty. Raises ConfigError if it is in use, OSError."""
-        path = Path(folder)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        path, text = Path(folder), config.to_toml()
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
+            raise ConfigError(f"names in a job must be UTF-8, which {CONFIG} is; got {line!a}; rename it") from None
+        make_parent(path)
+        if not path.exists():
+            path.mkdir()
+        elif not path.is_dir() or any(path.iterdir()):  # looked at now: of new/.. one can't tell before
             hint = "add --resume to go on with it, or " if (path / CONFIG).is_file() else ""
             raise ConfigError(f"a new run needs an empty folder; {path} is in use; {hint}choose another with --run")
-        path.mkdir(parents=True, exist_ok=True)
         with replacing(path / CONFIG) as temporary:
-            temporary.write_text(config.to_toml(), encoding="utf-8")
+            temporary.write_bytes(data)
         return cls(path, config)
+
+    def discard(self) -> None:
+        """Take back what `create` and the reading of data have written: the next attempt wants an empty folder."""
+        for path in [self.folder / CONFIG, *self.folder.glob(f"*{TOKENS}")]:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is in it
+            self.folder.rmdir()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block in which no other process trains in this folder. Raises ConfigError where one does."""
+        with open(self.folder / CONFIG, "rb") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                        raise ConfigError(
+                            f"one process at a time trains in a run folder; got {self.folder}, where another does; "
+                            "wait for it, or stop it"
+                        ) from None  # other errors: a disk that has no locks
+            yield
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:

@@ -37,6 +37,11 @@ def train_and_plot(job: Job) -> int:
     except Interrupted as stop:
         print(f"fastllm: {stop}", file=sys.stderr)
         return 130
+    return finish(job)
+
+
+def finish(job: Job) -> int:
+    """Of a run that is complete: draw the loss and say where everything is. Exit status: 0."""
     plot(job.run.metrics, job.run.folder / PLOT)
     print(f"run folder: {job.run.folder} (config.toml, metrics.jsonl, checkpoint/, {PLOT})", flush=True)
     return 0

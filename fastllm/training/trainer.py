@@ -46,7 +46,7 @@ class Trainer:
     schedule    learning rate by step
     steps       number of updates
     max_norm    gradients are clipped to this global L2 norm; 0: never
-    accumulate  each batch is computed in so many parts, to save memory; the result is the same
+    accumulate  each batch is computed in so many parts, to save memory; the result is the same, but for dropout's masks
     seed        of dropout's masks
     callbacks   called with a Step after every update
 
@@ -72,6 +72,8 @@ class Trainer:
             raise ValueError(f"max_norm must be finite and not negative; got {max_norm}; 0 never clips")
         if accumulate < 1 or steps < 1:
             raise ValueError(f"accumulate and steps must be 1 or more; got {accumulate} and {steps}; raise them")
+        if optimizer.model is not model:
+            raise ValueError("an optimizer must be of the model that is trained; got another model's; make a new one")
         self.model = model
         self.optimizer = optimizer
         self.dataset = dataset
@@ -89,8 +91,8 @@ class Trainer:
     def train(self, until: int | None = None) -> None:
         """Go on to update number `until` (None: the last).
 
-        Raises TrainingError when loss or gradients are no longer finite; the parameters are then those of
-        the last good update.
+        Raises TrainingError when loss or gradients are no longer finite, ValueError for a batch without a target; the
+        parameters are then those of the last good update.
         """
         while self.step < (self.steps if until is None else min(until, self.steps)):
             began = time.perf_counter()
@@ -105,6 +107,10 @@ class Trainer:
     def _update(self, batch: PackedBatch) -> tuple[Score, float, float]:
         """Score and gradient norm before the update, and the learning rate of the update."""
         score = Score()
+        if not batch.target_count:
+            raise ValueError(
+                f"a batch needs at least one target >= 0; got none for step {self.step + 1}; leave such examples out"
+            )
         for number, part in enumerate(batch.split(self.accumulate)):
             score += self.model.score_and_gradients(
                 part.tokens,
