@@ -16,7 +16,6 @@ docs/performance.md is made of it by make_performance_page.py. All of it takes a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from fastllm import Model, kernels, preset
-from fastllm.atomic import replacing
+from fastllm.atomic import write_json
 from fastllm.bench import describe_machine
 from fastllm.machine import usable_cores
 from fastllm.memory import aligned
@@ -248,8 +247,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             print(f"{name}: {figures}", flush=True)
         if arguments.json:  # again each time: what a long run has shall not be lost
-            with replacing(arguments.json) as temporary:
-                temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            write_json(arguments.json, results)
     return 0
 
 

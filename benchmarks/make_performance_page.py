@@ -20,7 +20,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fastllm.atomic import replacing
+from fastllm.atomic import write_text
 from fastllm.bench import three_digits
 from fastllm.training import svg
 
@@ -476,8 +476,7 @@ def main(argv: list[str] | None = None) -> int:
         "performance-context.svg": context_chart(limits),
     }
     for name, text in files.items():
-        with replacing(arguments.docs / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(arguments.docs / name, text)
     return 0
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastllm.atomic import replacing
+from fastllm.atomic import write_text
 from fastllm.bench import three_digits
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -73,8 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     _, end, after = rest.partition(END)
     if not begin or not end:
         sys.exit(f"{arguments.readme} must have the lines {BEGIN} and {END}; got one or none; add them")
-    with replacing(arguments.readme) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+    write_text(arguments.readme, f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
     return 0
 
 

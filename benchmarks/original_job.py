@@ -13,14 +13,13 @@ a slow spell of the machine falls on both. Kernels are compiled before, and how 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
 from fastllm import Adam, Model, Schedule, Trainer, preset
-from fastllm.atomic import replacing
+from fastllm.atomic import write_json
 from fastllm.bench import check_gradients, describe_machine, settle
 from fastllm.datasets import Example, Examples, pack
 from fastllm.peers.cases import random_examples
@@ -107,8 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     if len(results) == 2:
         print(f"ratio: {results[1]['seconds'] / results[0]['seconds']:.2f}x")
     if arguments.json:
-        with replacing(arguments.json) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, results)
     return 0
 
 

@@ -10,13 +10,12 @@ weights lie where that kind can have them: take a model of floats to compare kin
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastllm.atomic import replacing
+from fastllm.atomic import write_json
 from fastllm.cli.quantize import Measure
 from fastllm.conversion import load_source, write
 from fastllm.machine import describe, usable_cores
@@ -58,8 +57,7 @@ def main(words: list[str] | None = None) -> int:
             "window": measure.window,
             "rows": rows,
         }
-        with replacing(arguments.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, result)
     return 0
 
 

@@ -5,10 +5,12 @@ Also: the folder that it is to be in.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def make_parent(path: Path) -> None:
@@ -41,3 +43,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text in UTF-8, whole or not at all. Raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any, indent: int = 1) -> None:
+    """Write a value as JSON, likewise."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")

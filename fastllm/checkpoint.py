@@ -40,7 +40,7 @@ from .generation.config import GenerationConfig
 from .hub import download, is_hub_name
 from .model import Model
 from .optimizers import Optimizer
-from .parameters import check_shapes, parameter_shapes
+from .parameters import check_shapes, shapes_of
 from .tokenizers import load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 
@@ -197,8 +197,7 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
             )
         if own.has_their_names:
             arrays = from_huggingface(config, arrays)
-        decayed, others = parameter_shapes(config)
-        check_shapes(decayed | others, arrays)
+        check_shapes(shapes_of(config), arrays)
         model = Model(config, backend=backend)
         model.unfreeze().load(arrays)
     except ValueError as error:

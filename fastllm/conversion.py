@@ -27,12 +27,11 @@ from .errors import ConfigError, FormatError
 from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
 from .formats.huggingface_folder import CONFIG
-from .formats.modules import shapes_of
 from .formats.opened import Weights
 from .formats.rows import Progress
 from .model import Model
 from .packed import Packed
-from .parameters import FileParameters
+from .parameters import FileParameters, shapes_of
 from .tokenizers import HuggingFaceTokenizer, Tokenizer, tokenizer_to_gguf
 from .tokenizers.huggingface import ENDS_OF_TURN
 from .tokenizers.huggingface_export import to_huggingface

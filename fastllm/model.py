@@ -24,7 +24,7 @@ from .layers.workspace import Workspace
 from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
-from .parameters import FileParameters, FlatParameters, Parameters, initialise, parameter_shapes
+from .parameters import FileParameters, FlatParameters, Parameters, initialise, shapes_of
 
 # Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
 PREFILL_ROWS = 256
@@ -198,8 +198,7 @@ class Model:
     @property
     def parameter_count(self) -> int:
         """How many numbers the parameters are, those of an adapter not among them."""
-        decayed, others = parameter_shapes(self.config)
-        return sum(math.prod(shape) for shape in (decayed | others).values())
+        return sum(math.prod(shape) for shape in shapes_of(self.config).values())
 
     @property
     def backend(self) -> str:
@@ -320,7 +319,7 @@ class Model:
 
         slots  (S,) where each belongs, no two the same; None: 0, 1, 2, ...
 
-        A stretch gives the same bits alone or beside others, in one piece or in several.
+        Up to 32 stretches at once, each gives the same bits as alone, in one piece or in several.
         """
         batch = self._batch(np.asarray(tokens), starts)
         lengths = np.diff(batch.starts)

@@ -68,6 +68,12 @@ def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
     return decayed, others
 
 
+def shapes_of(config: ModelConfig) -> Shapes:
+    """Names and shapes of all parameters, in that order."""
+    decayed, others = parameter_shapes(config)
+    return decayed | others
+
+
 def check_shapes(shapes: Shapes, arrays: Mapping[str, Any]) -> None:
     """Raise ValueError unless arrays have exactly these names and shapes."""
     missing = [name for name in shapes if name not in arrays]
@@ -111,7 +117,7 @@ class FlatParameters(Mapping[str, np.ndarray]):
         return self.flat[start:stop].reshape(-1, *self._views[names[0]].shape[1:])
 
     def packed(self, name: str) -> Packed:
-        """A matrix (O, I) as layers that decode take it; of float32 parameters only. No copy."""
+        """A matrix (O, I) in the form that decoding reads; of float32 parameters only. No copy."""
         return Packed(self._views[name].view(np.uint8), KINDS["F32"])
 
     def load(self, arrays: Mapping[str, Any]) -> None:
@@ -156,9 +162,9 @@ class FileParameters(Mapping[str, np.ndarray]):
 
     def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray | Packed]) -> None:
         """Raises ValueError for a missing or unknown name or a wrong shape."""
-        decayed, others = parameter_shapes(config)
-        check_shapes(decayed | others, arrays)
-        self._arrays = {name: arrays[name] for name in decayed | others}
+        shapes = shapes_of(config)
+        check_shapes(shapes, arrays)
+        self._arrays = {name: arrays[name] for name in shapes}
 
     def packed(self, name: str) -> Packed:
         """A matrix as it is in the file."""
@@ -179,7 +185,7 @@ class FileParameters(Mapping[str, np.ndarray]):
 
 
 def initialise(parameters: Parameters, config: ModelConfig, seed: int) -> None:
-    """Random weights: normal with config.initial_std, or 1 / sqrt(inputs); norms 1, biases 0.
+    """Random weights: normal with config.initial_std, or 1 / sqrt(inputs), of embeddings 0.02; norms 1, biases 0.
 
     Matrices that write to the residual stream get 1 / sqrt(2 * layers) of that (GPT-2), in pre-norm models.
     """

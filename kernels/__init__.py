@@ -8,7 +8,8 @@ The contract, the same for all of them:
   int32. An optional array that is not there is passed empty. Nothing is checked here: layers do that.
 - Gradients of activations are overwritten, gradients of parameters are added to; those of matrices are overwritten
   where `accumulate` is false, which spares setting them to zero.
-- No memory is taken: scratch is passed in, from `matmul_scratch`, `packed_scratch` or `attention_scratch`.
+- No memory is taken in compiled code: scratch is passed in, from `matmul_scratch`, `packed_scratch` or
+  `attention_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks; `attention_decode` takes its list of tasks.
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
 
@@ -32,6 +33,7 @@ from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm
 from .head_norm import head_norm_backward, head_norm_forward
+from .jit import MAX_CHUNKS as MAX_CHUNKS
 from .jit import cache_directory, watch_compilation
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward

@@ -27,8 +27,8 @@ from numba import types
 from .cached_rows import GROUP
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, inline, kernel, prange
+from .matmul import SERIAL_WORK, multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .matmul import linked as products
-from .matmul import multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .simd import (
     FLOATS,
     HALVES,
@@ -64,7 +64,6 @@ QUERIES, KEYS = 256, 256
 # the first cache.
 PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 ROW = PADDED_KEYS + LANES
-SERIAL_WORK = 500_000  # multiply-adds; see matmul.py
 LN_2 = np.float32(0.6931471805599453)
 
 

@@ -24,7 +24,7 @@ def _squares(x, chunk, chunks):
 
 @kernel(parallel=True)
 def squared_norm(partials, x):
-    """The sum of squares of x (P,), a float64. partials: (64,) float64 scratch."""
+    """The sum of squares of x (P,), a float64. partials: (MAX_CHUNKS,) float64 scratch."""
     chunks = chunk_count(x.shape[0])
     if chunks == 1:
         return _squares(x, 0, 1)

@@ -83,7 +83,7 @@ def head_norm_backward(
     dquery_weight, dkey_weight  (D,)  added to
     dout, x  (N, (H+2K)*D)
     rstd     (N, H+K)       of forward
-    partials (64, 2, D)     scratch
+    partials (MAX_CHUNKS, 2, D) scratch
     """
     rows = x.shape[0]
     chunks = chunk_count(x.size)

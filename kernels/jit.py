@@ -173,7 +173,7 @@ class Linked:
 
     Numba copies what a kernel calls into the kernel, and optimises it there again: into a parallel kernel
     three times. For the small functions of an elementwise kernel that is right. The matrix product, which a dozen
-    functions call, would be compiled thirty times: half a minute of the first start. So it and its kind are
+    functions call, would be compiled thirty times, most of the first start. So it and its kind are
     compiled once, under a name, and LLVM's linker finds them; and so are the loops of parallel kernels that every
     first start waits for, which takes half the time or less.
 

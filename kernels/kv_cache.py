@@ -349,6 +349,7 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     pages        (slots, most)    the pages of each slot, in order
     slots        (N,)             the slot of each row
     lengths      (N,)             tokens it sees, its own counted; > 0
+    scale        usually 1 / sqrt(D)
     """
     together = _together(heads, kv_heads, keys.dtype.name)
     rows, each, size = len(out), kv_heads * together[0], values.shape[3]

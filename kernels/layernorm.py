@@ -117,7 +117,7 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidua
     dout, x        (N, C)
     mean, rstd     (N,)    of forward
     dresidual      (N, C)  added to dx; (0, 0) for none
-    partials       (64, 2, C) scratch
+    partials       (MAX_CHUNKS, 2, C) scratch
 
     norm is computed again: that saves N * C floats for one multiply-add each.
     """

@@ -42,6 +42,8 @@ def lora_forward(out, hidden, x, a, b, first, scale, scratch):
     hidden  (N, R)  written; keep for backward
     x       (N, I)
     a, b    (R, I), (O, R)
+    first   column of out
+    scale   the map counts so many times
     scratch from matmul_scratch()
     """
     parts = 1 if x.size * a.shape[0] < SERIAL_WORK else scratch.shape[0]

@@ -74,7 +74,7 @@ SERIAL_WORK = 500_000
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
 FEW_ROWS = 96  # for up to so many rows B is not packed
 PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
-# Rows that begin a multiple of so many floats apart share a set of the first cache (of 64 lines' sets, on most CPUs),
+# Rows that begin a multiple of so many floats apart share a set of the first cache (which has 64 sets on most CPUs),
 # in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
 SAME_SET = 64 * LINE
 LOW_ROWS = min(8, TILE_ROWS)  # of a tile of such rows

@@ -22,14 +22,14 @@ from .simd import advance, advance_optional, as_bytes, null, optional, pointer
 from .tile import TILE_COLUMNS
 
 CHUNK = 32  # outputs in one parallel piece
-SERIAL_WEIGHTS = 65536  # one thread reads this many in about the time it takes to wake a second
-STRIP = 131072  # floats of an unpacked strip: half of a second-level cache
+SERIAL_PRODUCTS = 65536  # multiply-adds of one thread, in about the time it takes to wake a second
+STRIP = 131072  # floats of an unpacked strip: half a megabyte, which second caches hold
 
 
 def packed_scratch(columns, rows):
     """Scratch for maps of rows of up to so many numbers: a row for each thread, with room for a strip and panels.
 
-    rows  up to so many are mapped by rows, for which they are rounded: to less room than the numbers take
+    rows  up to so many are mapped by rows, for which they may be rounded: to as many bytes as the numbers take
     """
     panels = matmul_scratch().shape[1]
     strip = max(STRIP, TILE_COLUMNS * columns)
@@ -75,7 +75,7 @@ def dots(out, x, weights, functions, rounding, bias, residual, scratch):
     rounded = as_bytes(pointer(scratch))
     if rounding:
         call_round(rounding, rounded, pointer(x), x.shape[1], x.shape[0])
-    if outputs * x.size < SERIAL_WEIGHTS:
+    if outputs * x.size < SERIAL_PRODUCTS:
         _dot_outputs(out, x, rounded, weights, functions, bias, residual, 0, outputs)
         return
     for chunk in prange((outputs + CHUNK - 1) // CHUNK):
@@ -104,7 +104,7 @@ def _functions(kinds):
 
 @inline
 def _share(rows, part, parts):
-    """First and last of a matrix's rows that one of so many threads takes: whole tiles."""
+    """The first of a matrix's rows that one of so many threads takes, and of the next thread's: whole tiles."""
     tiles = (rows + TILE_COLUMNS - 1) // TILE_COLUMNS
     return min(rows, tiles * part // parts * TILE_COLUMNS), min(rows, tiles * (part + 1) // parts * TILE_COLUMNS)
 
@@ -204,18 +204,26 @@ def packed_backward(dx, dout, weights, kinds, residual, scratch):
     products_backward(dx, dout, weights, _unpackers(kinds), residual, scratch)
 
 
+@inline
+def _look_up_rows(out, ids, weight, unpack, start, stop):
+    columns, size = out.shape[1], weight.shape[1]
+    for n in range(start, stop):
+        call_unpack(
+            unpack, advance(pointer(out), n * columns), columns,
+            step(pointer(weight), np.int64(ids[n]) * size), size, 1, columns,
+        )
+
+
 @kernel(parallel=True)
 def look_up(out, ids, weight, unpack):
     """packed_embedding_forward, with the address of the kind's function in place of the kind."""
-    rows, columns = out.shape
-    size = weight.shape[1]
-    chunks = chunk_count(out.size)
-    for chunk in prange(chunks):
-        for n in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
-            call_unpack(
-                unpack, advance(pointer(out), np.int64(n) * columns), columns,
-                step(pointer(weight), np.int64(ids[n]) * size), size, 1, columns,
-            )
+    rows, chunks = out.shape[0], chunk_count(out.size)
+    if chunks == 1:
+        _look_up_rows(out, ids, weight, unpack, 0, rows)
+        return
+    for number in prange(chunks):
+        chunk = np.int64(number)
+        _look_up_rows(out, ids, weight, unpack, rows * chunk // chunks, rows * (chunk + 1) // chunks)
 
 
 def packed_embedding_forward(out, ids, weight, kind):

@@ -76,7 +76,7 @@ def rms_norm_backward(dx, dweight, dout, x, weight, rstd, dresidual, partials):
     dout, x   (N, C)
     rstd      (N,)    of forward
     dresidual (N, C)  added to dx; (0, 0) for none
-    partials  (64, 1, C) scratch
+    partials  (MAX_CHUNKS, 1, C) scratch
     """
     rows, width = x.shape
     chunks = chunk_count(x.size)

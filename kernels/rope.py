@@ -38,9 +38,9 @@ def _rotate_halves(head, cos, sin, direction):
 
 
 @inline
-def _rotate_rows(qkv, cos, sin, positions, heads, interleaved, direction, start, stop):
-    size = 2 * cos.shape[1]
-    for n in range(start, stop):
+def _rotate(qkv, cos, sin, positions, heads, interleaved, direction, chunk, chunks):
+    rows, size = qkv.shape[0], 2 * cos.shape[1]
+    for n in range(rows * chunk // chunks, rows * (chunk + 1) // chunks):
         cosines, sines = cos[positions[n]], sin[positions[n]]
         for h in range(heads):
             head = qkv[n, h * size : (h + 1) * size]
@@ -48,13 +48,6 @@ def _rotate_rows(qkv, cos, sin, positions, heads, interleaved, direction, start,
                 _rotate_neighbours(head, cosines, sines, direction)
             else:
                 _rotate_halves(head, cosines, sines, direction)
-
-
-@inline
-def _rotate(qkv, cos, sin, positions, heads, interleaved, direction, chunk, chunks):
-    rows = qkv.shape[0]
-    start, stop = rows * chunk // chunks, rows * (chunk + 1) // chunks
-    _rotate_rows(qkv, cos, sin, positions, heads, interleaved, direction, start, stop)
 
 
 @kernel(parallel=True)

@@ -10,7 +10,7 @@ multiplies four neighbours of the one with four of the other and adds the produc
 a kind may add a shift to its weights, is mended by the sums of the n_x and of the x. A number of x is thereby off by at
 most 1 / 65278 of the largest of the eight with its scale: as good as random, 1.3e-5 of a result.
 
-A vector has four lanes for each row of x, of 16 bytes, and 1, 2 or 4 rows; a piece of weights is broadcast to all:
+A vector holds 1, 2 or 4 rows of x, each in four lanes (16 bytes); a piece of weights is broadcast to all rows:
 
     lane 0            1            2            3             4          ...
     x[0, 0..3]        x[0, 4..7]   x[0, 8..11]  x[0, 12..15]  x[1, 0..3] ...

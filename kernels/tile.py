@@ -1,6 +1,6 @@
 """The register tile, the heart of the matrix product, and the packing of A that it wants.
 
-    tile          a piece of the product that stays in registers: see its docstring
+    tile          a piece of the product that stays in registers: see its docstring;  tile_transposed  of a transposed B
     copy_column   one step of a packed panel of A;  copy_columns  several of them;  add_columns  those added up
 """
 

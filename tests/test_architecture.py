@@ -34,7 +34,6 @@ MAY_IMPORT = {
         "tokenizers",
     },
     "generation": {"dialogue", "errors", "model", "tokenizers"},
-    "machine": {"errors", "kernels"},
     "bench": {
         "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "peers",
         "schedules", "training",
@@ -52,7 +51,7 @@ MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main
 
 # What may import the compiler: kernels, and `doctor`, which shows its version and what it thinks of the machine.
 COMPILER = {"numba", "llvmlite"}
-SHOWS_THE_COMPILER = {PACKAGE / "cli" / "doctor.py", PACKAGE / "machine.py"}
+SHOWS_THE_COMPILER = {PACKAGE / "cli" / "doctor.py"}
 
 
 def files(folder):

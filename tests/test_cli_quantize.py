@@ -177,7 +177,7 @@ def test_a_second_run(tmp_path, capsys):
 def test_json_that_cannot_be_written_is_found_out_before_the_work(tmp_path, capsys):
     save(tmp_path / "ours")
     for name, said in (
-        ("nowhere/x.json", "a folder that is there"), ("ours", "a folder that is there"),
+        ("nowhere/x.json", "a file in a folder that is there"), ("ours", "a file in a folder that is there"),
         ("model.gguf", "a file of its own"), ("ours/../model.gguf", "a file of its own"),
     ):  # fmt: skip
         words = ["--type", "q8_0", "--no-tokenizer", "--json", tmp_path / name]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from .. import machine
-from ..atomic import replacing
-from ..kernels import matmul_scratch
+from .. import atomic, machine
+from ..kernels.jit import get_num_threads
 from .timing import Benchmark, Timing
 
 
@@ -71,12 +69,11 @@ def three_digits(value: float | None) -> str:
 
 def describe_machine() -> str:
     """What times depend on, in one line: processor, threads, versions."""
-    return machine.describe(len(matmul_scratch()), "numpy", "numba")  # scratch has a row for each thread
+    return machine.describe(get_num_threads(), "numpy", "numba")
 
 
 def write_json(path: str | os.PathLike[str], results: Iterable[Record]) -> None:
     """Write records as a JSON list, in one step; each says on what machine it was measured."""
     described = describe_machine()
     rows = [asdict(record) | {"machine": described} for record in results]
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    atomic.write_json(path, rows)

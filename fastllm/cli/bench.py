@@ -138,8 +138,8 @@ def _race(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from ..formats.modules import shapes_of
     from ..machine import describe
+    from ..parameters import shapes_of
     from ..peers import generation_report as report
     from ..peers.generation_race import Outcome, races, write_base
 

@@ -20,7 +20,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -52,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..atomic import replacing
+    from ..atomic import write_json
     from ..conversion import GGUF, check_target, load_source, names_gguf, write
 
     if not names_gguf(arguments.target):
@@ -90,8 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             "before": before.perplexity, "after": after, "tokens": before.count, "window": before.window,
         }  # fmt: skip
     if arguments.json:
-        with replacing(arguments.json) as temporary:
-            temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, figures)
     return 0
 
 
@@ -156,6 +154,7 @@ def _kept(path: Path, kind: str) -> dict[str, list[str]]:
     return {kind: list(dict.fromkeys(names)) for kind, names in kept.items()}
 
 
-def _listed(names: list[str], most: int = 4) -> str:
+def _listed(names: list[str]) -> str:
+    most = 4
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -22,8 +22,9 @@ from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.huggingface_config import config_from_huggingface, model_type
-from fastllm.formats.modules import Module, check, check_layers, layout_of, shapes_of
+from fastllm.formats.modules import Module, check, check_layers, layout_of
 from fastllm.formats.rows import row_order
+from fastllm.parameters import shapes_of
 
 __all__ = ["config_from_huggingface", "from_huggingface", "to_huggingface"]
 

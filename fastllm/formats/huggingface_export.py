@@ -19,10 +19,11 @@ from fastllm.errors import FormatError
 from fastllm.formats.huggingface import MODULES
 from fastllm.formats.huggingface_config import config_to_huggingface, model_type
 from fastllm.formats.huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
-from fastllm.formats.modules import Tensor, check, layout_of, shapes_of
+from fastllm.formats.modules import Tensor, check, layout_of
 from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
 from fastllm.packed import Packed
+from fastllm.parameters import shapes_of
 from fastllm.quantize import dequantize
 
 KINDS_OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief
-from fastllm.parameters import Shapes, parameter_shapes
+from fastllm.parameters import Shapes, shapes_of
 
 
 class Module(NamedTuple):
@@ -40,12 +40,6 @@ class Tensor(NamedTuple):
 class _Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
-
-
-def shapes_of(config: ModelConfig) -> Shapes:
-    """Our names and shapes."""
-    decayed, others = parameter_shapes(config)
-    return decayed | others
 
 
 def layout_of(modules: Sequence[Module], config: ModelConfig) -> list[Tensor]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastllm.generation.config import GenerationConfig
-from fastllm.generation.engine import CHUNK
 from fastllm.generation.sampling import Floats, Penalties, largest, log_softmax
 
 if TYPE_CHECKING:
@@ -48,9 +47,7 @@ def search(
     """
     beams, length_penalty = config.beams, config.length_penalty
     cache = model.new_cache(slots=beams)
-    for start in range(0, prompt.size, CHUNK):
-        stretch = prompt[start : start + CHUNK]
-        logits = model.prefill(stretch, np.array([0, stretch.size], np.int32), cache, np.zeros(1, np.int32))
+    logits = model.prefill(prompt, np.array([0, prompt.size], np.int32), cache, np.zeros(1, np.int32))
     running: list[list[int]] = [[]]
     penalties = [Penalties(config, prompt)]
     sums: Floats = np.zeros(1)  # (B,) log-probabilities of the running hypotheses, descending

@@ -37,12 +37,14 @@ class Backend:
         self.no_matrix = np.empty((0, 0), self.dtype)
         self._head_size = head_size
         if name == "numba":
-            self.partials = np.empty((64, 2, width), np.float32)
-            self.head_partials = np.empty((64, 2, head_size), np.float32)
-            self.rms_partials = np.empty((64, 1, width), np.float32)
+            chunks = self.kernels.MAX_CHUNKS
+            self.partials = np.empty((chunks, 2, width), np.float32)
+            self.head_partials = np.empty((chunks, 2, head_size), np.float32)
+            self.rms_partials = np.empty((chunks, 1, width), np.float32)
+            self.norm_partials = np.empty(chunks, np.float64)
         else:  # the twins take scratch arguments and ignore them
             self.partials = self.rms_partials = self.head_partials = np.empty((0, 0, 0), self.dtype)
-        self.norm_partials = np.empty(64, np.float64)
+            self.norm_partials = np.empty(0, np.float64)
         self._columns = 1
 
     def reserve(self, columns: int) -> None:

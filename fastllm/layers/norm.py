@@ -22,7 +22,8 @@ class Norm:
         self.rstd = workspace.rows("norm rstd", None)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """The normalised rows of x (N, C): this layer's own array, valid until the next forward."""
+        """The normalised rows of x (N, C), valid until the model's next norm; where activations are kept, until the
+        next forward."""
         k, out = self._backend.kernels, self.out.array
         if self._is_rms:
             k.rms_norm_forward(out, self.rstd.array, x, self.weight, self._eps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -12,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .. import machine
-from ..atomic import replacing
+from .. import atomic, machine
 from .generation_race import TOLERANCES, Outcome
 
 VERSIONS = ("numpy", "numba", "llama_cpp_python", "torch", "transformers")
@@ -103,8 +101,7 @@ def write_json(
         "failed": failed,
         "left_out": list(left_out),
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    atomic.write_json(path, result)
 
 
 def _rates(seconds: Sequence[float], tokens: int) -> dict[str, float]:

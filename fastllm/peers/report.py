@@ -8,8 +8,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from .. import machine
-from ..atomic import replacing
+from .. import atomic, machine
 from .race import Race, Result
 
 ROW = "{:<20} {:>11} {:>12} {:>20} {:>7} {:>7} {:>6} {:>20}"
@@ -56,8 +55,7 @@ def describe(threads: int) -> str:
 def write_json(path: str | os.PathLike[str], races: Iterable[Race], failures: dict[str, str], threads: int) -> None:
     """Write all results in one step, those of each round too."""
     text = json.dumps({"machine": describe(threads), "cases": [as_dict(race) for race in races], "failed": failures})
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    atomic.write_text(path, text + "\n")
 
 
 def as_dict(race: Race) -> dict[str, Any]:

@@ -6,7 +6,6 @@ with the exception's text. Between two requests it sleeps on the pipe and takes 
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
@@ -158,11 +157,10 @@ class TorchTraining(Contender):
 
     def _placed(self) -> list[tuple[Any, int]]:
         """Each parameter with its place in our flat buffer. Ours that are one of theirs are neighbours there."""
-        from ..parameters import parameter_shapes
+        from ..parameters import shapes_of
 
-        decayed, others = parameter_shapes(self.config)
         offsets, offset = {}, 0
-        for name, shape in (decayed | others).items():
+        for name, shape in shapes_of(self.config).items():
             offsets[name] = offset
             offset += int(np.prod(shape))
         return [(parameter, offsets[self.names[name][0]]) for name, parameter in self.plain.named_parameters()]
@@ -180,13 +178,15 @@ class FastllmAttention(Contender):
     """attention_forward and attention_backward."""
 
     def __init__(self, case: AttentionCase) -> None:
-        self.kernels = importlib.import_module("fastllm.kernels")
+        from ..kernels import attention_backward, attention_forward, attention_scratch
+
+        self.forward, self.backward = attention_forward, attention_backward
         self.case = case
         self.qkv, self.dout = case.arrays()
         self.out, self.dqkv = np.empty_like(self.dout), np.empty_like(self.qkv)
         self.lse = np.empty((case.length, case.heads), np.float32)
         self.starts = np.array([0, case.length], np.int32)
-        self.scratch = self.kernels.attention_scratch(case.head_size)
+        self.scratch = attention_scratch(case.head_size)
 
     def load(self, folder: Path) -> None:
         pass
@@ -199,8 +199,8 @@ class FastllmAttention(Contender):
     def step(self) -> float:
         case, scale = self.case, self.case.head_size**-0.5
         shared = (self.qkv, self.starts, case.heads, case.heads, scale, self.scratch)
-        self.kernels.attention_forward(self.out, self.lse, *shared)
-        self.kernels.attention_backward(self.dqkv, self.dout, self.out, self.lse, *shared)
+        self.forward(self.out, self.lse, *shared)
+        self.backward(self.dqkv, self.dout, self.out, self.lse, *shared)
         return 0.0
 
 

@@ -6,7 +6,6 @@ Special tokens mark the ends and the speakers of texts. A program puts their ids
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import replacing
+from fastllm.atomic import write_json
 from fastllm.errors import DataError
 
 UNKNOWN, END, USER, ASSISTANT = "<unk>", "<end>", "<user>", "<assistant>"
@@ -209,8 +208,7 @@ class Tokenizer(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer as JSON; the file is replaced whole or not at all. Raises OSError."""
         document = {"format": FILE_FORMAT, "version": FILE_VERSION, "type": self.name, **self._document()}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(path, document)
 
     def _document(self) -> dict[str, Any]:
         """What the file holds beside its format."""

@@ -31,7 +31,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import replacing
+from fastllm.atomic import write_json, write_text
 from fastllm.errors import DataError, FormatError
 from fastllm.tokenizers.base import FILE_NAME, TextStream, Tokenizer, check_text
 from fastllm.tokenizers.huggingface_decoder import HuggingFaceStream, steps_of
@@ -222,8 +222,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer.json alone, which says nothing of begin, end and chat template. Raises OSError."""
-        with replacing(path) as temporary:
-            temporary.write_text(self._json, encoding="utf-8")
+        write_text(path, self._json)
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json; transformers.AutoTokenizer opens the folder too."""
@@ -234,8 +233,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
         self.save(Path(folder) / FILE_NAME)
-        with replacing(Path(folder) / CONFIG) as temporary:
-            temporary.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(folder) / CONFIG, settings, indent=2)
 
 
 def is_tokenizer_json(document: object) -> bool:

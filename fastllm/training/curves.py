@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replacing
+from ..atomic import write_text
 from ..errors import DataError
 from . import svg
 
@@ -184,8 +184,7 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
         _whole_ticks(chart.updates, 10),
         chart.ticks,
     )
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _is_finite(value: object) -> bool:

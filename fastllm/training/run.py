@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic import make_parent, replacing
+from ..atomic import make_parent, replacing, write_text
 from ..errors import ConfigError, FormatError
 from .config import JobConfig
 
@@ -106,8 +106,7 @@ class Run:
                 continue  # a line cut short when its writer was killed
             if at <= (phases.index(phase), step):
                 kept.append(line + "\n")
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+        write_text(self.metrics, "".join(kept))
 
 
 def free_folder(base: str | os.PathLike[str]) -> Path:

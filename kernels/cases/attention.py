@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from .. import reference
+from ..cached_rows import GROUP
+from ..jit import MAX_CHUNKS
 from .case import Scratch, case, integers, normal, unwritten
 
 ROPE = [
@@ -118,8 +120,6 @@ def attention_backward(rng, lengths, heads, kv_heads, head_size):
     dout = normal(rng, *saved["out"].shape)
     return {"dqkv": dqkv, "dout": dout} | saved
 
-
-GROUP = 16  # tokens whose keys stand together
 
 PAGED = [
     {"lengths": (1,), "page": 16, "heads": 1, "kv_heads": 1, "head_size": 8},
@@ -323,5 +323,5 @@ def head_norm_backward(rng, rows, heads, kv_heads, head_size):
         "rstd": saved["rstd"],
         "heads": heads,
         "kv_heads": kv_heads,
-        "partials": unwritten(64, 2, head_size),
+        "partials": unwritten(MAX_CHUNKS, 2, head_size),
     }

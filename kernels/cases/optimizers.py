@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..jit import MAX_CHUNKS
 from .case import case, normal
 
 FLAT = [{"parameters": n} for n in (1, 7, 65, 1025, 100_003)]
@@ -13,7 +14,7 @@ FLAT_REALISTIC = {
 
 @case(FLAT, FLAT_REALISTIC, flops=lambda s: 2 * s.parameters)
 def squared_norm(rng, parameters):
-    return {"partials": np.full(64, np.nan), "x": normal(rng, parameters)}
+    return {"partials": np.full(MAX_CHUNKS, np.nan), "x": normal(rng, parameters)}
 
 
 @case(FLAT, FLAT_REALISTIC, flops=lambda s: s.parameters, updated=("x",))

@@ -3,9 +3,8 @@
 import numpy as np
 
 from .. import reference
+from ..jit import MAX_CHUNKS
 from .case import ROWS, ROWS_REALISTIC, case, integers, normal, optional, unwritten
-
-PARTIALS = 64  # chunk sums that a reduction over rows is given room for
 
 EMBEDDING = [
     {"rows": 1, "width": 1, "vocabulary": 1},
@@ -135,7 +134,7 @@ def layernorm_backward(rng, rows, width, bias=True, residual=False):
         "mean": saved["mean"],
         "rstd": saved["rstd"],
         "dresidual": optional(rng, residual, rows, width),
-        "partials": unwritten(PARTIALS, 2, width),
+        "partials": unwritten(MAX_CHUNKS, 2, width),
     }
 
 
@@ -176,7 +175,7 @@ def rms_norm_backward(rng, rows, width, residual=False):
         "weight": saved["weight"],
         "rstd": saved["rstd"],
         "dresidual": optional(rng, residual, rows, width),
-        "partials": unwritten(PARTIALS, 1, width),
+        "partials": unwritten(MAX_CHUNKS, 1, width),
     }
 
 

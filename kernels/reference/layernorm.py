@@ -3,7 +3,7 @@
     norm = (x - mean) * rstd        rstd = 1 / sqrt(var + eps), var over C, biased
     out  = norm * weight + bias
     with dnorm = dout * weight, means over C:
-    dx   = rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm))
+    dx   = rstd * (dnorm - mean(dnorm) - norm * mean(dnorm * norm)) + dresidual
     dweight += sum over rows of dout * norm        dbias += sum over rows of dout
 """
 

@@ -1,7 +1,7 @@
 """Affine map of rows, weight stored (outputs, inputs) as in torch.nn.Linear.
 
     out     = x @ weight.T + bias + residual
-    dx      = dout @ weight
+    dx      = dout @ weight + residual
     dweight += dout.T @ x        dbias += sum over rows of dout
 Back-propagation: Rumelhart, Hinton, Williams 1986, doi:10.1038/323533a0.
 """

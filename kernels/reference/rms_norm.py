@@ -3,7 +3,7 @@
     norm = x * rstd        rstd = 1 / sqrt(mean(x^2) + eps), mean over C
     out  = norm * weight
     with dnorm = dout * weight:
-    dx   = rstd * (dnorm - norm * mean(dnorm * norm))
+    dx   = rstd * (dnorm - norm * mean(dnorm * norm)) + dresidual
     dweight += sum over rows of dout * norm
 """
 
