@@ -21,6 +21,7 @@ from .simd import (
     _INT,
     _VECTOR,
     FLOATS,
+    HALVES,
     LANES,
     LINE,
     _at,
@@ -34,9 +35,10 @@ from .simd import (
     _write,
 )
 
-__all__ = ["GROUP", "TOGETHER", "add_rows", "dot_group", "stack"]
+__all__ = ["AHEAD", "GROUP", "TOGETHER", "add_rows", "dot_group", "stack"]
 
 GROUP = LINE  # tokens whose keys stand together: a dimension of them is a line, or half of one
+AHEAD = {FLOATS: GROUP, HALVES: 4 * GROUP}  # tokens that are asked for ahead: halves are done with sooner
 TOGETHER = 4  # queries at most that a key and a value, once loaded, are multiplied with
 SUMS = 4  # accumulators of a dot product, enough to hide a multiply-add's latency behind memory's
 # Vectors that stay in registers: 4 queries' 4 sums, or so many vectors of the rows that are added up.
@@ -109,7 +111,7 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
     """to[i * to_row + d] += the sum over t of weights[i * weights_row + t] * rows[t * size + d], t below tokens.
 
     count  queries i, a literal number up to TOGETHER: a row is loaded once for all
-    after  address of GROUP rows that are brought to the cache when the rows GROUP further end
+    after  address of AHEAD rows that are brought to the cache when the rows AHEAD further end
     """
     if not isinstance(count, types.IntegerLiteral):
         return None
@@ -117,8 +119,9 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
 
     def codegen(context, builder, signature, arguments):
         _, to, to_row, weights, weights_row, rows, tokens, size, after = arguments
-        early = builder.sub(tokens, _number(GROUP))
-        beyond = builder.mul(_number(GROUP), size)
+        distance = _number(AHEAD[HALVES if _is_of_halves(rows) else FLOATS])
+        early = builder.sub(tokens, distance)
+        beyond = builder.mul(distance, size)
         ahead = _at(builder, rows, beyond)
         later = _at(builder, after, builder.neg(builder.mul(early, size)))
         targets = [_at(builder, to, builder.mul(to_row, _number(i))) for i in queries]

@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .cached_rows import GROUP, TOGETHER, add_rows, dot_group, stack
+from .cached_rows import AHEAD, GROUP, TOGETHER, add_rows, dot_group, stack
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, chunk_count, deferred, inline, kernel, literally, prange
 from .row_group import transpose
@@ -122,8 +122,8 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
 
 
 @inline(ordered=True)
-def _attend(count, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-    """See _attend_type; count is a literal number."""
+def _attend(count, ahead, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
+    """See _attend_type; count is a literal number, ahead is AHEAD of the numbers."""
     literally(count)
     weights, totals, tops = stack(WEIGHTS), stack(TOTALS), stack(TOGETHER)
     lowest, factor, zeros = broadcast(np.float32(-np.inf)), broadcast(scale * LOG2_E), broadcast(np.float32(0))
@@ -146,8 +146,9 @@ def _attend(count, out, out_row, query, keys, values, table, page, apart, start,
             rows = advance(values, place)
             for g in range(0, tokens, LANES):
                 group = advance(keys, place + g // GROUP * GROUP * size + g % GROUP)
-                ahead = advance(group, GROUP * size) if g + GROUP < tokens else rows
-                dot_group(count, advance(weights, g), BLOCK, query, group, size, ahead)
+                further = g + ahead - (tokens + GROUP - 1) // GROUP * GROUP  # of what follows the keys
+                nearby = advance(group, ahead * size) if further < 0 else advance(rows, further * size)
+                dot_group(count, advance(weights, g), BLOCK, query, group, size, nearby)
             for i in range(count):
                 line, total = advance(weights, i * BLOCK), advance(totals, i * LANES)
                 highs = lowest
@@ -188,8 +189,12 @@ def _attend_type(numbers):
 
 
 def _attend_of(numbers, count):
+    ahead = AHEAD[numbers]
+
     def attend(out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-        _attend(count, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale)
+        _attend(
+            count, ahead, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale
+        )
 
     return deferred(_attend_type(numbers), f"attend_{count}_{numbers.dtype}")(attend)
 

@@ -37,6 +37,7 @@ def test_the_command_races_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
     config = save(tmp_path / "model")
     path = tmp_path / "figures.json"
     words = ["bench", "generate", str(tmp_path / "model"), "--quick", "--threads", "1", "--json", str(path)]
+    words += ["--cache-dtype", "float16"]
     assert cli.main(words) == 0
     output = capsys.readouterr().out
     written = json.loads(path.read_text())
@@ -54,6 +55,7 @@ def test_the_command_races_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
         assert row["beyond_bytes"] == row["memory"]["peak"] - row["memory"]["file"] - row["memory"]["cache"]
         assert row["case"] == {
             "vocab": config.vocab_size, "context": 64, "prompt": 56, "new": 8, "read": 64, "together": 8,
+            "cache_dtype": "float16",
         }  # fmt: skip
         assert (row["error"] is None) == (name == "fastllm")
         if row["error"] is not None:
@@ -88,6 +90,9 @@ def test_who_is_not_installed_is_left_out(
 def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "generate", "one", "two"]) == 2
     assert "takes one model" in capsys.readouterr().err
+    for words in ([], ["peers"], ["adamw"]):
+        assert cli.main(["bench", *words, "--cache-dtype", "float16"]) == 2
+        assert "--cache-dtype goes with `fastllm bench generate`" in capsys.readouterr().err
     assert cli.main(["bench", "generate", str(tmp_path / "nothing")]) == 1
     assert "there must be a model at" in capsys.readouterr().err
 

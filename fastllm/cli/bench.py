@@ -64,6 +64,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one size of each, few rounds: to see that it works"
     )
+    parser.add_argument("--cache-dtype", choices=("float32", "float16"), help="of generate: what fastllm keeps keys "
+                        "and values in (default: float32; llama.cpp has float16)")  # fmt: skip
     parser.add_argument(
         "--threads", type=_positive, metavar="N", help="of kernels and BLAS (default: all cores)"
     )
@@ -78,10 +80,12 @@ def _positive(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.names[:1] == [PEERS]:
-        return _race(arguments)
     if arguments.names[:1] == [GENERATE]:
         return _generate(arguments)
+    if arguments.cache_dtype is not None:
+        raise ConfigError("--cache-dtype goes with `fastllm bench generate`; got it without; drop it")
+    if arguments.names[:1] == [PEERS]:
+        return _race(arguments)
     if arguments.threads is not None:
         _set_threads(arguments.threads)
     _bind_threads()
@@ -162,7 +166,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         said = {"name": model or "random, Llama-style", "parameters": size, "config": config.to_dict()}
         print(f"{said['name']}: {size / 1e6:.1f} million parameters")
         print(report.HEAD, flush=True)
-        for found in races(Path(name), threads, arguments.quick, failed, note):
+        dtype = arguments.cache_dtype or "float32"
+        for found in races(Path(name), threads, arguments.quick, dtype, failed, note):
             outcomes += found
             print(*map(report.row, found), sep="\n", flush=True)
             if arguments.json:

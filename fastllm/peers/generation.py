@@ -33,6 +33,7 @@ class GenerationCase:
     new      tokens that are decoded
     read     tokens of the prompt whose reading is timed
     together prompts that are decoded side by side
+    cache_dtype  fastllm's of keys and values
     """
 
     path: str
@@ -42,6 +43,7 @@ class GenerationCase:
     new: int = 64
     read: int = 512
     together: int = 8
+    cache_dtype: str = "float32"
 
     def tokens(self, count: int, seed: int = SEED) -> np.ndarray:
         """So many random ids, the same for all contenders."""
@@ -102,6 +104,7 @@ class Fastllm(Generator):
 
         opened = open_model(case.path)
         self.model = Model(opened.config, weights=opened.weights)
+        self.model.cache_dtype = case.cache_dtype
         self.cache = self.model.new_cache()
 
     def read(self, tokens: np.ndarray) -> np.ndarray:

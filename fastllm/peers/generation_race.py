@@ -88,15 +88,16 @@ def installed() -> tuple[list[str], list[str]]:
     return names, missing
 
 
-def case_of(config: ModelConfig, path: Path, quick: bool) -> GenerationCase:
+def case_of(config: ModelConfig, path: Path, quick: bool, cache_dtype: str = "float32") -> GenerationCase:
     """As many tokens as there shall be, or as the model's context has room for."""
     context = min(1024, config.context)
     new = max(1, min(8 if quick else 64, context // 4))
     if context < 2:
         raise FormatError(f"a model must have a context of 2 tokens or more to decode; got {context}; use another")
     return GenerationCase(
-        str(path), config.vocab_size, context, prompt=min(128, context - new), new=new, read=min(512, context)
-    )
+        str(path), config.vocab_size, context, prompt=min(128, context - new), new=new, read=min(512, context),
+        cache_dtype=cache_dtype,
+    )  # fmt: skip
 
 
 def write_base(model: str | None, folder: Path) -> ModelConfig:
@@ -114,11 +115,12 @@ def write_base(model: str | None, folder: Path) -> ModelConfig:
 
 
 def races(
-    folder: Path, threads: int, quick: bool, failed: dict[str, str], note: Callable[[str], object]
+    folder: Path, threads: int, quick: bool, cache_dtype: str, failed: dict[str, str], note: Callable[[str], object]
 ) -> Iterator[list[Outcome]]:
     """Race on each kind of file in turn; what came of it for each contender.
 
     folder  where write_base has been, and for other files
+    cache_dtype  fastllm's of keys and values
     failed  gets why a kind was not timed
     note    is told what is left out
     """
@@ -140,7 +142,9 @@ def races(
             except FormatError as error:
                 contenders.remove("transformers")
                 note(f"{kind}: transformers has no name for the model, so its row is left out: {error}")
-        cases = {name: case_of(config, theirs if name == "transformers" else path, quick) for name in contenders}
+        cases = {
+            name: case_of(config, theirs if name == "transformers" else path, quick, cache_dtype) for name in contenders
+        }
         try:
             yield _race(kind, cases, threads, QUICK if quick else FULL)
         except PeerError as error:
