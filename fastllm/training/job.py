@@ -104,7 +104,7 @@ class Job:
         self.model = model
         self.tokenizer = tokenizer
         self.notes: list[str] = []  # what a person should know of the data
-        self._sources = sources
+        self._checksums = {name: source.checksum for name, source in sources.items()}
         self.phases = [self._phase(phase, sources) for phase in self.config.phases]
         self._at = 0  # phase to train next
         self._sums = Sums()
@@ -151,7 +151,7 @@ class Job:
         names = [phase.config.name for phase in job.phases]
         progress = load_progress(run.checkpoint)
         job._at, step = check_progress(progress, names)
-        job._check_data(progress.get("data", {}))
+        job._check_data(progress.get("data", job._checksums))
         try:
             job._sums = Sums(**progress["since_last_line"])
         except (KeyError, TypeError) as error:
@@ -235,16 +235,18 @@ class Job:
             )
         progress = {
             "phase": phase.config.name, "step": trainer.step, "since_last_line": dataclasses.asdict(self._sums),
-            "data": {name: source.checksum for name, source in self._sources.items()},
+            "data": self._checksums,
         }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
 
-    def _check_data(self, before: dict[str, int]) -> None:
+    def _check_data(self, before: object) -> None:
         """Raise DataError where files are not what they were: other batches would follow, which were in no run."""
-        for name, source in self._sources.items():
-            if before.get(name, source.checksum) != source.checksum:
+        if not isinstance(before, dict) or before.keys() != self._checksums.keys():
+            raise FormatError(f"{self.run.checkpoint}: its progress must name the files of its data; start a new run")
+        for name, checksum in self._checksums.items():
+            if before[name] != checksum:
                 raise DataError(
-                    f"the data of a run must stay as it is; got {source.path}, which has changed since it was stopped; "
+                    f"the data of a run must stay as it is; got {name}, which has changed since it was stopped; "
                     f"bring it back, or begin a new run from this one with --model {self.run.folder}"
                 )
 
