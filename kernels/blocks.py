@@ -43,6 +43,7 @@ from .simd import (
     _from_half,
     _load,
     _prefetch,
+    _same,
 )
 
 __all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "block_of_each", "for_each_block", "one_weight", "vectors"]
@@ -124,7 +125,7 @@ class Block:
     def brain(self, offset: int) -> ir.Value:
         """LANES bfloat16 as float32."""
         wide = self.builder.zext(self._load(offset, ir.VectorType(_SHORT, LANES)), _LONGS)
-        return self.builder.bitcast(self.builder.shl(wide, ir.Constant(_LONGS, [16] * LANES)), _VECTOR)
+        return self.builder.bitcast(self.builder.shl(wide, _same(_LONG, LANES, 16)), _VECTOR)
 
     def floats(self, offset: int) -> ir.Value:
         """LANES float32."""
@@ -141,7 +142,7 @@ class Block:
 
 def _all(number: int) -> ir.Constant:
     """PIECE times the same byte."""
-    return ir.Constant(_PIECE, [number] * PIECE)
+    return _same(_BYTE, PIECE, number)
 
 
 def _f32(block: Block) -> Vectors:

@@ -30,7 +30,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .blocks import LAYOUTS, PIECE, Block, Part, block_of_each, for_each_block
-from .simd import _FLOAT, _INT, _LONG, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call, _fma, _load, _store
+from .simd import _FLOAT, _INT, _LONG, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call, _fma, _load, _same, _store
 
 __all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_row", "rounded_sums"]
 
@@ -48,10 +48,6 @@ VECTORS = 8
 SPAN_BYTES = PIECE * VECTORS  # for each row of x
 
 _BYTE = ir.IntType(8)
-
-
-def _same(kind: ir.Type, count: int, number: float) -> ir.Constant:
-    return ir.Constant(ir.VectorType(kind, count), [number] * count)
 
 
 def _pick(builder: ir.IRBuilder, vector: ir.Value, lanes: list[int]) -> ir.Value:

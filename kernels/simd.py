@@ -20,6 +20,8 @@ of the last ten years an unaligned load of aligned data costs nothing.
 
 from __future__ import annotations
 
+from functools import partial
+
 import llvmlite.binding
 from llvmlite import ir
 from numba import config, types
@@ -149,6 +151,11 @@ def _opaque(builder, value):
     return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), [value])
 
 
+def _same(kind, lanes, number):
+    """A vector with one constant in all lanes."""
+    return ir.Constant(ir.VectorType(kind, lanes), [number] * lanes)
+
+
 def _from_half(builder, bits):
     """float32 from the bits of float16, lane by lane.
 
@@ -159,14 +166,11 @@ def _from_half(builder, bits):
     floats, longs = ir.VectorType(_FLOAT, lanes), ir.VectorType(_LONG, lanes)
     if HAS_HALF:
         return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
-
-    def same(number):
-        return ir.Constant(longs, [number] * lanes)
-
+    same = partial(_same, _LONG, lanes)
     wide = builder.zext(bits, longs)
     magnitude = builder.and_(wide, same(0x7FFF))
     number = builder.bitcast(builder.shl(magnitude, same(13)), floats)
-    number = builder.bitcast(builder.fmul(number, ir.Constant(floats, [2.0**112] * lanes)), longs)
+    number = builder.bitcast(builder.fmul(number, _same(_FLOAT, lanes, 2.0**112)), longs)
     is_finite = builder.icmp_unsigned("<", magnitude, same(0x7C00))
     number = builder.or_(number, builder.select(is_finite, same(0), same(0x7F800000)))
     sign = builder.shl(builder.and_(wide, same(0x8000)), same(16))
@@ -183,16 +187,13 @@ def _to_half(builder, vector):
     longs, shorts = ir.VectorType(_LONG, lanes), ir.VectorType(_SHORT, lanes)
     if HAS_HALF:
         return builder.bitcast(builder.fptrunc(vector, ir.VectorType(ir.HalfType(), lanes)), shorts)
-
-    def same(number):
-        return ir.Constant(longs, [number] * lanes)
-
+    same = partial(_same, _LONG, lanes)
     bits = builder.bitcast(vector, longs)
     magnitude = builder.and_(bits, same(0x7FFFFFFF))
     odd = builder.and_(builder.lshr(magnitude, same(13)), same(1))
     rounded = builder.add(builder.add(magnitude, same(0x0FFF)), odd)
     normal = builder.lshr(builder.sub(rounded, same(112 << 23)), same(13))
-    half = ir.Constant(vector.type, [0.5] * lanes)
+    half = _same(_FLOAT, lanes, 0.5)
     small = builder.bitcast(builder.fadd(builder.bitcast(magnitude, vector.type), half), longs)
     small = builder.sub(small, builder.bitcast(half, longs))
     beyond = builder.select(builder.icmp_unsigned(">", magnitude, same(0x7F800000)), same(0x7E00), same(0x7C00))
@@ -213,7 +214,7 @@ def _read(builder, pointer, mask=None):
     shorts = ir.VectorType(_SHORT, LANES)
     if mask is None:
         return _from_half(builder, _load(builder, pointer, shorts, align=2))
-    return _from_half(builder, _masked_load(builder, pointer, mask, ir.Constant(shorts, [0] * LANES)))
+    return _from_half(builder, _masked_load(builder, pointer, mask, _same(_SHORT, LANES, 0)))
 
 
 def _write(builder, vector, pointer, mask=None):
@@ -240,7 +241,7 @@ def _masked_load(builder, pointer, mask, otherwise=None):
     """As many lanes as the mask has; where it is false, those of `otherwise`, or zeros."""
     width = mask.type.count
     if otherwise is None:
-        otherwise = ir.Constant(ir.VectorType(_FLOAT, width), [0.0] * width)
+        otherwise = _same(_FLOAT, width, 0.0)
     vector, align = otherwise.type, ir.Constant(_LONG, 2 if otherwise.type.element == _SHORT else 4)
     address = builder.bitcast(pointer, vector.as_pointer())
     return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", vector, [address, align, mask, otherwise])
