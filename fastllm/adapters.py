@@ -35,7 +35,9 @@ from .errors import FormatError
 from .formats.bytes_of_file import brief, read_json
 from .formats.huggingface import MODULES
 from .formats.huggingface_config import model_type
-from .formats.huggingface_folder import stored_array
+from .formats.huggingface_folder import CONFIG as MODEL_CONFIG
+from .formats.huggingface_folder import INDEX, stored_array
+from .formats.huggingface_folder import WEIGHTS as MODEL_FILE
 from .formats.opened import float32
 from .formats.peft import CONFIG, Rules
 from .formats.rows import row_order
@@ -66,15 +68,15 @@ def save_adapter(
     base    the model that it adds to, which the files name: a path, or a name on Hugging Face's hub. None: what
             fastllm.load opened it from, if it did
 
-    Raises ValueError for a model without an adapter and for the model's own folder, which an adapter would make one of
-    its own, OSError where the folder can't be written.
+    Raises ValueError for a model without an adapter and for a folder with a model, which an adapter would hide, OSError
+    where the folder can't be written.
     """
     if model.adapter is None:
         raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it before")
     folder = Path(folder)
     name = model.origin if base is None else os.fspath(base)
-    if name is not None and os.path.isdir(name) and folder.resolve() == Path(name).resolve():
-        raise ValueError(f"an adapter needs a folder of its own; got {folder}, its model's; choose another")
+    if (folder / MODEL_CONFIG).is_file() and any((folder / weights).is_file() for weights in (MODEL_FILE, INDEX)):
+        raise ValueError(f"an adapter needs a folder of its own; got {folder}, a model's; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
         name = os.path.abspath(name)

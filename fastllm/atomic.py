@@ -5,8 +5,10 @@ Also: the folder that it is to be in.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,36 @@ def make_parent(path: Path) -> None:
         raise NotADirectoryError(
             f"{path} must be in a folder; got {file}, which is a file; choose another name"
         ) from None
+
+
+def work_folder(target: Path, purpose: str) -> Path:
+    """A path beside a folder to make a new one in: hidden, of this process, and not there.
+
+    What processes that were killed have left of that kind goes.
+    """
+    prefix, suffix = f".{target.name}.", f".{purpose}"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
+        owner = left.name.removeprefix(prefix).removesuffix(suffix)
+        if owner.isdecimal() and not _is_running(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    path = target.with_name(f"{prefix}{os.getpid()}{suffix}")
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process is, or can't be known to have ended."""
+    if process == os.getpid():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 @contextmanager

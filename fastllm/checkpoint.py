@@ -17,7 +17,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -54,6 +56,7 @@ MODEL_FILES = {
     CONFIG, GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
 }  # fmt: skip
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, adapters.CONFIG, adapters.WEIGHTS}
 
 
@@ -68,7 +71,7 @@ def save(
 
     optimizer, progress  kept with it, to go on with training later
     Raises OSError if the disk is full or the folder can't be written; what was there stays. Raises ValueError for a
-    model with an adapter: merge it before, or save it alone.
+    model with an adapter: merge it before, or save it alone; and for generation_options that are none.
     """
     if model.adapter is not None:
         raise ValueError(
@@ -88,6 +91,7 @@ def save_tuned(
 
     It names model.origin as what the adapter adds to, which load then opens too.
     """
+    GenerationConfig.of(None, model.generation_options)  # raises for what load would refuse
     target = Path(directory).resolve()
     if target.exists() and not _is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
@@ -107,16 +111,14 @@ def save_tuned(
         if progress is not None:
             _write_json(new / PROGRESS, dict(progress))
         _flush(new)
-        if target.exists():
-            _link_others(target, new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _move_others(old, target)
     if target.exists():
         os.replace(target, old)
     os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+    _move_others(old, target)
 
 
 def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, Tokenizer]:
@@ -233,13 +235,15 @@ def _own(folder: Path) -> _Own | None:
         raise FormatError(f"{path} must hold options of generation in an object; mend it")
     if isinstance(generation.get("end_ids"), list):
         generation["end_ids"] = tuple(generation["end_ids"])
+    if isinstance(biases := generation.get("logit_bias"), dict):  # JSON has no numbers for keys
+        generation["logit_bias"] = {int(key) if key.isdecimal() else key: bias for key, bias in biases.items()}
     fields = own["model"]
     try:
         if own is not theirs and version > 2:  # what has no words there is here
             said = config_from_huggingface(theirs)
             fields = {**said.to_dict(), **fields}
             generation = {**_said_of_generation(folder, theirs, said), **generation}
-        GenerationConfig(**generation)
+        GenerationConfig.of(None, generation)
         return _Own(ModelConfig.from_dict(fields), generation, own is not theirs)
     except (ConfigError, FormatError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from None
@@ -384,28 +388,27 @@ def _is_checkpoint(folder: Path) -> bool:
     )
 
 
-def is_of_a_model(name: str) -> bool:
-    """Whether a file of that name in a model's folder is a part of the model, which a new one replaces."""
-    return name in MODEL_FILES or (name.startswith("model") and name.endswith((".safetensors", ".index.json")))
+def is_of_a_model(path: Path) -> bool:
+    """Whether a file in a model's folder is a part of the model, which a new one replaces."""
+    return path.is_file() and (path.name in MODEL_FILES or SHARD.fullmatch(path.name) is not None)
 
 
-def _link_others(folder: Path, new: Path) -> None:
-    """Have what is no part of the model in a folder, a user's notes say, in the new one too."""
-
-    def link(source: str, target: str) -> None:
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except (OSError, NotImplementedError):  # not on every disk
-            shutil.copy2(source, target, follow_symlinks=False)
-
-    for entry in folder.iterdir():
-        target = new / entry.name
-        if is_of_a_model(entry.name) or entry.name in CHECKPOINT_FILES or target.exists():
+def _move_others(old: Path, folder: Path) -> None:
+    """What is no part of the model in an old folder, a user's notes say, goes to the new one; the rest is removed."""
+    if not old.is_dir() or not folder.is_dir():
+        return
+    for entry in old.iterdir():
+        target = folder / entry.name
+        if is_of_a_model(entry) or entry.name in CHECKPOINT_FILES or target.exists():
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, target, symlinks=True, copy_function=link)
-        else:
-            link(os.fspath(entry), os.fspath(target))
+        try:
+            os.replace(entry, target)
+        except PermissionError:  # of a folder that is to be read only
+            mode = entry.stat().st_mode
+            entry.chmod(mode | stat.S_IRWXU)
+            os.replace(entry, target)
+            target.chmod(mode)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(folder: Path) -> None:

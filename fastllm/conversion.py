@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .adapters import is_adapter
-from .atomic import make_parent
+from .atomic import make_parent, work_folder
 from .checkpoint import is_of_a_model, load, restore
 from .config import ModelConfig
 from .dialogue import end_ids
@@ -223,8 +223,10 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         return
-    known = {name for name in names if is_of_a_model(name) or name in BESIDE_A_MODEL}
-    foreign = [name for name in names if name not in known or not (path / name).is_file()]
+    foreign = [
+        name for name in names
+        if not (is_of_a_model(path / name) or (name in BESIDE_A_MODEL and (path / name).is_file()))
+    ]  # fmt: skip
     if CONFIG not in names or foreign:
         found = f"with {foreign[0]}" if foreign else f"without {CONFIG}"
         raise FileExistsError(
@@ -240,9 +242,8 @@ def _replacing_folder(path: Path) -> Iterator[Path]:
     if not path.exists() or not any(path.iterdir()):
         yield path
         return
-    new = path.with_name(f".{path.name}.whole")
+    new = work_folder(path, "whole")
     old = path.with_name(f".{path.name}.old")  # from where fastllm.load fetches it, were we killed in between
-    shutil.rmtree(new, ignore_errors=True)
     try:
         yield new
         shutil.rmtree(old, ignore_errors=True)

@@ -21,6 +21,7 @@ first is a target. A dialogue is laid out by the tokenizer's chat template, or w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .atomic import replacing
-from .dialogue import answer_tokens, check_speakers, lessons, prompt_tokens, question_tokens
+from .dialogue import answer_tokens, check_plain, check_speakers, lessons, prompt_tokens, question_tokens
 from .errors import DataError
 from .tokenizers.base import Tokenizer
 
@@ -287,6 +288,8 @@ def _checked(given: object) -> Record:
         if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):
             raise DataError(f'message {turn + 1} must be {{"role": "{role}", "content": "..."}}; got {message!r:.80}; '
                             "roles alternate and begin with user")  # fmt: skip
+        check_plain(message)
+    check_plain(record)
     if role != "assistant":
         raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
     return _valid(record)
@@ -433,7 +436,8 @@ def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, tokens)
     except OSError as error:  # of a full disk, NumPy says how many numbers it wrote
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from None
+        reason = error.strerror or f"{error}; is the disk full?"
+        raise OSError(error.errno or errno.ENOSPC, f"{path} could not be written: {reason}") from None
     return np.load(path, mmap_mode="r")
 
 

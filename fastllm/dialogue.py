@@ -37,6 +37,9 @@ def answer_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*tokenizer.encode(text).tolist(), tokenizer.end_id]
 
 
+NOT_PLAIN = ("tool_calls", "reasoning_content", "thinking", "tools")
+
+
 def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens at which an answer ends: the end tokens, and where the user would speak."""
     if tokenizer.chat_template is None and USER in tokenizer.tokens:
@@ -131,8 +134,19 @@ def _checked(message: object, position: int) -> dict[str, str]:
     if role not in ROLES:
         raise DataError(f"a role must be one of {', '.join(ROLES)}; got {role!r:.60} in message {position + 1}; "
                         "rename it")  # fmt: skip
+    check_plain(message)
     check_text(content)
     return {"role": role, "content": content}
+
+
+def check_plain(message: Mapping[str, object]) -> None:
+    """Raise DataError for a message that says more than its content, which would be lost without a word."""
+    for key in NOT_PLAIN:
+        if message.get(key):
+            raise DataError(
+                f"a message must be a role and a content; got {key} too, which fastllm doesn't know; write it into the "
+                "content, or leave the dialogue out"
+            )
 
 
 def _laid_out(

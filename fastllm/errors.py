@@ -2,7 +2,8 @@
 
 
 class FastllmError(Exception):
-    """Any error of fastllm's own; catch this one to catch them all."""
+    """Any error in files, configurations and data. A wrong argument of a call is a ValueError or a TypeError as well as
+    anywhere, a missing file a FileNotFoundError."""
 
 
 class ConfigError(FastllmError, ValueError):

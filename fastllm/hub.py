@@ -13,8 +13,8 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it may be "org/model", or "org/model/file.gguf"."""
-    return NAME.fullmatch(name) is not None
+    """Whether it may be "org/model", or "org/model/file.gguf": not where "org" is a folder here."""
+    return NAME.fullmatch(name) is not None and not Path(name.partition("/")[0]).is_dir()
 
 
 def download(name: str) -> Path:
@@ -38,6 +38,6 @@ def download(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FastllmError(
-            f"there is nothing at {name}, and Hugging Face's hub must give it; got {type(error).__name__}: {reason}; "
-            "check the name and the connection"
+            f"there is no file or folder {name}, and it could not be fetched from Hugging Face's hub; got "
+            f"{type(error).__name__}: {reason}; check the spelling, or the connection"
         ) from None

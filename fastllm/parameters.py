@@ -164,14 +164,17 @@ class FileParameters(Mapping[str, np.ndarray]):
         """Raises ValueError for a missing or unknown name or a wrong shape."""
         shapes = shapes_of(config)
         check_shapes(shapes, arrays)
-        self._arrays = {name: arrays[name] for name in shapes}
+        self._arrays = {
+            name: array if isinstance(array, Packed) else np.ascontiguousarray(array, np.float32)
+            for name, array in ((name, arrays[name]) for name in shapes)
+        }
 
     def packed(self, name: str) -> Packed:
         """A matrix as it is in the file."""
         array = self._arrays[name]
         if isinstance(array, Packed):
             return array
-        return Packed(np.ascontiguousarray(array, np.float32).view(np.uint8), KINDS["F32"])
+        return Packed(array.view(np.uint8), KINDS["F32"])
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self._arrays[name]

@@ -49,7 +49,9 @@ def _gelu_tanh(x):
 
 
 @inline
-def _gelu_tanh_derivative(x):
+def _gelu_tanh_derivative(number):
+    x = F(-10) if number < F(-10) else number  # beyond, it is 0 or 1, and powers of x would be too large
+    x = F(10) if x > F(10) else x
     t = tanh(SLOPE * (x + CUBIC * x * x * x))
     return F(0.5) * (F(1) + t) + F(0.5) * x * (F(1) - t * t) * SLOPE * (F(1) + F(3) * CUBIC * x * x)
 

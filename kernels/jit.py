@@ -140,7 +140,25 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Signature, target_context: Any) -> Any:
         _add_runtime()
         with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
+            try:
+                return self._load_overload(sig, target_context)
+            except OSError:
+                raise
+            except Exception as error:  # whatever unpickling and linking a damaged file may end in
+                _warn(f"a compiled kernel on disk is damaged ({type(error).__name__}: {error}) and is compiled anew")
+                self._cache_file.flush()
+                return None
+
+    def save_overload(self, sig: Signature, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn(f"a compiled kernel could not be kept on disk ({error}), so the next process compiles it anew; "
+                  "see `fastllm doctor`")  # fmt: skip
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 @cache

@@ -416,7 +416,7 @@ def product_part(
         advance_optional(addend, i * columns + j),
         columns,
         advance_optional(bias, j),
-        advance_optional(sums, i) if by_rows or part == 0 else null(),
+        advance_optional(sums, i) if by_rows or start == 0 else null(),  # part 0 has none where they outnumber tiles
         advance(scratch, part * room),
         room,
     )

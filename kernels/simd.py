@@ -505,11 +505,11 @@ def maximum(typingctx, a, b):
 
 @intrinsic
 def where_at_least(typingctx, vector, limit, otherwise):
-    """Each lane that is at least that of `limit`, else that of `otherwise`, as for NaN."""
+    """Each lane, but that of `otherwise` where it is below that of `limit`; NaN stays."""
 
     def codegen(context, builder, signature, arguments):
         vector, limit, otherwise = arguments
-        return builder.select(builder.fcmp_ordered(">=", vector, limit), vector, otherwise)
+        return builder.select(builder.fcmp_ordered("<", vector, limit), otherwise, vector)
 
     return VECTOR(VECTOR, VECTOR, VECTOR), codegen
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import huggingface_models
 import numpy as np
@@ -380,9 +381,11 @@ def test_a_base_that_is_named_from_where_one_stands(base, monkeypatch, tmp_path,
 def test_an_adapter_is_not_saved_among_its_models_files(base):
     folder, adapter, _ = base
     model, _ = fastllm.load(adapter, backend="numpy")
-    for given in (None, folder, "."):
-        with pytest.raises(ValueError, match="an adapter needs a folder of its own; got"):
-            fastllm.save_adapter(folder if given != "." else ".", model, given)
+    shutil.copytree(folder, folder.with_name("run") / "checkpoint")
+    for place in (folder, folder.with_name("run") / "checkpoint"):
+        for named in (None, place, "org/model"):
+            with pytest.raises(ValueError, match="an adapter needs a folder of its own; got"):
+                fastllm.save_adapter(place, model, named)
     assert fastllm.load(folder, backend="numpy")[0].adapter is None
 
 

@@ -271,15 +271,47 @@ def test_files_of_others_come_along(saved, tiny_model, tokenizer):
     assert os.listdir(saved.parent) == ["model"]
 
 
-def test_files_of_others_on_a_disk_without_links(saved, tiny_model, tokenizer, monkeypatch):
+def test_what_is_only_called_like_a_models_part_stays(saved, tiny_model, tokenizer):
+    mine = ["model_best.safetensors", "models-backup.safetensors", "model.fp16.safetensors", "tokenizer.model/deep"]
+    for name in mine:
+        (saved / name).parent.mkdir(exist_ok=True)
+        (saved / name).write_text("mine")
+    fastllm.save(saved, changed(tiny_model), tokenizer)
+    assert [(saved / name).read_text() for name in mine] == ["mine"] * len(mine)
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_files_of_others_come_along_though_it_is_killed(saved, tiny_model, tokenizer, monkeypatch, renames):
+    """Between the renames, and before they are moved: the next one takes them."""
     (saved / "NOTES.txt").write_text("mine")
+    replace, calls = os.replace, []
 
-    def refuse(*arguments, **options):
-        raise PermissionError(1, "Operation not permitted")
+    def dying(source, target):
+        if os.path.isfile(source) and not str(source).endswith("NOTES.txt"):
+            return replace(source, target)
+        if len(calls) == renames:
+            raise Killed
+        calls.append(replace(source, target))
 
-    monkeypatch.setattr("os.link", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", dying)
+        with pytest.raises(Killed):
+            fastllm.save(saved, changed(tiny_model), tokenizer)
     fastllm.save(saved, tiny_model, tokenizer)
     assert (saved / "NOTES.txt").read_text() == "mine"
+    assert os.listdir(saved.parent) == ["model"]
+
+
+def test_options_of_generation_that_load_would_refuse_are_not_saved(saved, tiny_model, tokenizer):
+    before = weights_of(saved)
+    for options in ({"heat": 1}, {"temperature": -1.0}, {"top_p": None}):
+        tiny_model.generation_options = options
+        with pytest.raises((ValueError, TypeError)):
+            fastllm.save(saved, changed(tiny_model), tokenizer)
+    assert weights_of(saved) == before
+    tiny_model.generation_options = {"logit_bias": {5: -1.0, 3: 2.5}}
+    fastllm.save(saved, tiny_model, tokenizer)
+    assert load(saved)[0].generation_options == tiny_model.generation_options
 
 
 def test_a_folder_in_a_file(tmp_path, tiny_model, tokenizer):
@@ -375,7 +407,7 @@ DAMAGES = {
     "letters for ends": (lambda f: rewrite_config(f, generation={"end_ids": ["a"]}), "end_ids must be"),
     "warm words": (lambda f: rewrite_config(f, generation={"temperature": "hot"}), "temperature must be"),
     "no top_p": (lambda f: rewrite_config(f, generation={"top_p": None}), "top_p must be"),
-    "odd option": (lambda f: rewrite_config(f, generation={"heat": 5}), "heat"),
+    "odd option": (lambda f: rewrite_config(f, generation={"heat": 5}), "option must be one of .*got 'heat'"),
     "their sizes": (lambda f: rewrite_theirs(f, intermediate_size=13), "of shape"),
     "their kind": (lambda f: rewrite_theirs(f, hidden_act="relu"), "hidden_act must be"),
     "unknown key": (lambda f: rewrite_model(f, widht=8), "no key 'widht'; did you mean 'width'"),

@@ -94,7 +94,7 @@ def test_names_that_are_no_text(name, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "options", "said"),
     [
-        ({}, {"repetition_penalty": 1e300}, "repetition_penalty must be from 1e-30 to 1e+30; got 1e+300"),
+        ({}, {"repetition_penalty": 1e300}, "repetition_penalty as a number from 1e-30 to 1e30; got 1e+300"),
         ({"rope_theta": 1e39}, {}, "rope.freq_base must fit into a float32"),
         ({"rms_norm_eps": 1e-60}, {}, "layer_norm_rms_epsilon must fit into a float32; got 1e-60"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 1e39}}, {}, "rope.scaling.factor must fit"),

@@ -174,13 +174,15 @@ def test_a_second_run(tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-def test_json_that_cannot_be_written_is_found_out_before_the_work(tmp_path, capsys):
+def test_json_that_cannot_be_written_is_found_out_before_the_work(tmp_path, capsys, text):
     save(tmp_path / "ours")
     for name, said in (
         ("nowhere/x.json", "a file in a folder that is there"), ("ours", "a file in a folder that is there"),
         ("model.gguf", "a file of its own"), ("ours/../model.gguf", "a file of its own"),
+        ("ours/config.json", "a file of its own"), ("text.txt", "a file of its own"),
     ):  # fmt: skip
         words = ["--type", "q8_0", "--no-tokenizer", "--json", tmp_path / name]
+        words += ["--text", text]
         assert quantize(tmp_path / "ours", tmp_path / "model.gguf", *words) == 2
         assert f"--json must name {said}" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["ours"]
+    assert sorted(os.listdir(tmp_path)) == ["ours", "text.txt"]

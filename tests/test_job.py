@@ -170,6 +170,29 @@ def test_data_that_has_changed_is_noticed(tmp_path, config, name):
     Job.resume(tmp_path / "run").train(Recorder())
 
 
+def test_data_may_move(tmp_path, config):
+    """What counts is what is in it; and what it is validated on may change."""
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    (tmp_path / "facts.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    path = tmp_path / "run" / "config.toml"
+    text = path.read_text().replace("facts.jsonl", "elsewhere.jsonl")
+    path.write_text(text.replace("validation = ", "# validation = "))
+    Job.resume(tmp_path / "run").train(Recorder())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other locks")
+def test_a_job_that_another_process_has_overtaken(tmp_path, config):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    one, other = (Job.resume(tmp_path / "run") for _ in range(2))
+    one.train(Recorder())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="where another has since; go on with --resume"):
+        other.train(Recorder())
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
+
+
 def test_a_checkpoint_from_before_data_was_looked_at(tmp_path, config):
     with pytest.raises(Interrupted):
         Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
@@ -201,8 +224,9 @@ def test_what_a_killed_process_left_goes(tmp_path, config):
     with pytest.raises(Interrupted):
         Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
     (tmp_path / "run" / ".facts-0.tokens.npy.123.tmp").write_bytes(b"half")
+    (tmp_path / "run" / ".notes.tmp").write_text("mine")
     Job.resume(tmp_path / "run").train(Recorder())
-    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint", "config.toml", "metrics.jsonl"]
+    assert sorted(os.listdir(tmp_path / "run")) == [".notes.tmp", "checkpoint", "config.toml", "metrics.jsonl"]
 
 
 def test_a_validation_that_is_not_finite_ends_it(tmp_path, config, monkeypatch):

@@ -145,21 +145,56 @@ def test_a_row_has_the_same_bits_among_few_and_among_many():
 
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
-    [(45, 96, 100), (45, 1000, 100), (130, 96, 500), (97, 800, 61), (1000, 1024, 256), (900, 1500, 300)],
-)
+    [
+        (45, 96, 100), (45, 1000, 100), (130, 96, 500), (97, 800, 61), (1000, 1024, 256), (900, 1500, 300),
+        (256, 256, 128), (256, 128, 128), (256, 131, 99), (300, 64, 900),
+    ],
+)  # fmt: skip
 def test_products_have_the_same_bits_in_any_number_of_parts(rows, inputs, outputs):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
     dout, residual = rng.standard_normal((rows, outputs), np.float32), rng.standard_normal((rows, inputs), np.float32)
     results = []
-    for parts in (1, 2, 3):
+    for parts in (1, 2, 3, 5, 7, 9, 16, 61):  # more than there are tiles, too
         scratch = np.empty((parts, kernels.matmul_scratch().shape[1]), np.float32)
         out, dx, dweight, dbias = nan(rows, outputs), nan(rows, inputs), nan(outputs, inputs), nan(outputs)
         kernels.linear_forward(out, x, weight, dout[0], dout, scratch)
         kernels.linear_backward(dx, dweight, dbias, dout, x, weight, residual, False, scratch)
         results.append([array.tobytes() for array in (out, dx, dweight, dbias)])
-    assert results[1] == results[0]
-    assert results[2] == results[0]
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("is_half", [False, True])
+def test_what_is_no_number_stays_none(backend, is_half):
+    """Among the keys: all that see it show it, forward, on the cache, and in lse."""
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((40, 48), np.float32)
+    qkv[3, 16 + 5] = np.nan
+    out, lse, starts = nan(40, 16), np.zeros((40, 1), np.float32), np.array([0, 40], np.int32)
+    scratch = kernels.attention_scratch(16)
+    with np.errstate(invalid="ignore"):
+        backend.attention_forward(out, lse, qkv, starts, 1, 1, 0.25, scratch)
+        assert np.isnan(out[3:]).all() and np.isnan(lse[3:]).all()
+        assert np.isfinite(out[:3]).all() and np.isfinite(lse[:3]).all()
+        kind = np.uint16 if is_half else np.float32
+        keys, values = np.zeros((1, 1, 3, 16, 16), kind), np.zeros((1, 1, 48, 16), kind)
+        backend.kv_cache_write(keys, values, qkv, np.arange(40, dtype=np.int32), 1, 1)
+        cache = keys, values, np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+        backend.attention_prefill(out, qkv, *cache, starts, np.zeros(1, np.int32), 1, 1, 0.25, scratch)
+        assert np.isnan(out[3:]).all() and np.isfinite(out[:3]).all()
+        for length in (3, 4, 40):
+            row = np.ones((1, 16), np.float32)
+            backend.attention_decode(row, qkv[39:], *cache, np.array([length], np.int32), 1, 1, 0.25)
+            assert np.isnan(row).all() == (length > 3)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "relu"])
+def test_derivatives_far_from_zero(name):
+    """Where powers of x are too large for a float32, as they are in the twin."""
+    x = np.array([[-3e38, -1e20, -1e15, -50, 50, 1e15, 1e20, 3e38]], np.float32)
+    dx = nan(*x.shape)
+    getattr(kernels, f"{name}_backward")(dx, np.ones_like(x), x)
+    np.testing.assert_allclose(dx, x > 0, atol=1e-6)
 
 
 def test_powers_of_two_that_are_not_normal_numbers_are_zero():

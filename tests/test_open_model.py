@@ -172,8 +172,10 @@ def test_a_header_of_odd_length(tmp_path):
         ({"eos_token_id": 2, "temperature": 0.3}, None, {"end_ids": (2,)}),  # old config.json hold all of transformers'
         ({"eos_token_id": 2}, {"eos_token_id": [3, 4, 3]}, {"end_ids": (3, 4)}),
         ({"eos_token_id": 2, "bos_token_id": 1}, {"top_p": 0.6}, {"end_ids": (2,), "begin_id": 1, "top_p": 0.6}),
-        ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "temperature": 0.0, "top_p": 0.9}),
-        ({}, {"do_sample": True, "top_k": 0, "min_p": 0.1}, {"end_ids": (), "top_k": 0, "min_p": 0.1}),
+        # transformers samples where do_sample says so, at 1.0 if nothing else is said, and else never does.
+        ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
+        ({}, {"temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
+        ({}, {"do_sample": True, "top_k": 0}, {"end_ids": (), "temperature": 1.0, "top_k": 0}),
         ({}, {"repetition_penalty": 1.1, "top_k": None}, {"end_ids": (), "repetition_penalty": 1.1}),
         ({"eos_token_id": 50256, "bos_token_id": -1}, None, {"end_ids": ()}),  # beyond the vocabulary
     ],
@@ -190,7 +192,7 @@ def test_generation(tmp_path, fields, generation, expected):
         ({"top_k": 2.5}, "top_k as a whole number >= 0; got 2.5"),
         ({"top_p": 0}, "top_p as a number > 0 and <= 1; got 0"),
         ({"min_p": True}, "min_p as a number from 0 to 1; got True"),
-        ({"repetition_penalty": [1]}, "repetition_penalty as a number > 0; got [1]"),
+        ({"repetition_penalty": [1]}, "repetition_penalty as a number from 1e-30 to 1e30; got [1]"),
         ({"eos_token_id": 2.0}, "whole numbers; got 2.0"),
     ],
 )
@@ -206,7 +208,7 @@ def test_generation_there_and_back(tmp_path):
     for number, facts in enumerate(
         [
             {"end_ids": (2, 5), "begin_id": 1, "temperature": 0.6, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1},
-            {"end_ids": (2,), "temperature": 0.0},
+            {"end_ids": (2,), "temperature": 0.5},
             {"end_ids": (), "min_p": 0.1},
         ]
     ):

@@ -41,7 +41,8 @@ EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     prompts = parser.add_argument("prompts", metavar="PROMPT", nargs="+", default=[],
-                                  help="text to continue; - reads it from standard input")  # fmt: skip
+                                  help="text to continue; - reads it from standard input, but for a last line end"
+                                  )  # fmt: skip
 
     class Batch(argparse.Action):
         """Takes the place of the prompts. (With nargs="*" they could not follow an option.)"""
@@ -98,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read_prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.batch is None:
-        return [without_mark(sys.stdin.read()) if prompt == "-" else prompt for prompt in arguments.prompts]
+        given = arguments.prompts
+        return [without_mark(sys.stdin.read()).removesuffix("\n") if prompt == "-" else prompt for prompt in given]
     from ..datasets import read_text
 
     text = without_mark(sys.stdin.read()) if arguments.batch == "-" else read_text(arguments.batch)

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     target = Path(arguments.destination)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} must be a new or an empty folder; got one in use; choose another")
+        raise FileExistsError(f"{target} must be a new or an empty folder; got one that is not; choose another")
     model, tokenizer = load(arguments.source)
     if model.adapter is None:
         raise FormatError(f"merge needs a model with an adapter; got {arguments.source} without; use it as it is")

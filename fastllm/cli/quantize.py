@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_names(arguments.source, arguments.target)
     check_target(arguments.target, arguments.force)
     if arguments.json:
-        _check_json(Path(arguments.json), arguments.source, arguments.target)
+        _check_json(Path(arguments.json), arguments.source, arguments.target, arguments.text)
     before = None
     if arguments.text is not None:  # first, lest a missing text is found out after the work
         before = Measure(arguments.source, Path(arguments.text), arguments.tokens)
@@ -93,12 +93,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_json(path: Path, source: str, target: str) -> None:
-    """Raise ConfigError, before any work, for a file that can't be written or is one of the models."""
+def _check_json(path: Path, *others: str | None) -> None:
+    """Raise ConfigError, before any work, for a file in no folder, or that is one of the others or in one."""
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise ConfigError(f"--json must name a file in a folder that is there; got {path}; choose another name")
-    if path.resolve() in (Path(source).resolve(), Path(target).resolve()):
-        raise ConfigError(f"--json must name a file of its own; got {path}, a model's; choose another name")
+    whole = path.resolve()
+    for other in (Path(name).resolve() for name in others if name is not None):
+        if other == whole or (other.is_dir() and other in whole.parents):
+            raise ConfigError(
+                f"--json must name a file of its own; got {path}, which is of {other}; choose another name"
+            )
 
 
 class Measure:

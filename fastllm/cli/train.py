@@ -85,7 +85,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
     if arguments.run:
         return Path(arguments.run)
-    named = Path(arguments.data or arguments.config or "run").resolve()  # "." has no name, and ".." is no name
+    named = Path(os.path.abspath(arguments.data or arguments.config or "run"))  # "." has no name, and ".." is no name
     return free_folder(Path("runs") / (named.stem or "run"))
 
 
@@ -159,7 +159,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _check_alone(arguments: argparse.Namespace, option: str, reason: str) -> None:
     """Raise ConfigError for what is given beside an option that goes with --run alone."""
     others = vars(arguments).keys() - {option, "run", "command"}
-    given = sorted(name for name in others if getattr(arguments, name) not in (None, False))
+    given = sorted(name for name in others if not any(getattr(arguments, name) is off for off in (None, False)))
     if given:
         name = "a data file" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
         raise ConfigError(f"--{option} goes with --run alone, for {reason}; got {name} too; drop it")

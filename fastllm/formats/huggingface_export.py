@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import make_parent
+from fastllm.atomic import make_parent, work_folder
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.huggingface import MODULES
@@ -65,9 +65,8 @@ def write_huggingface(
             raise ValueError(f"files must have names of their own in the folder; got {name!r}; choose another name")
     contents |= files or {}
     layout = _tensors(config, weights, KINDS_OF_DTYPE[dtype])
-    new = target.with_name(f".{target.name}.new")
     make_parent(target)
-    shutil.rmtree(new, ignore_errors=True)
+    new = work_folder(target, "new")
     try:
         new.mkdir()
         write_safetensors(new / WEIGHTS, layout, progress)
@@ -125,6 +124,6 @@ def config_files(
     if options.get("temperature") == 0:
         del options["temperature"]
         options["do_sample"] = False
-    elif options:
+    elif "temperature" in options:  # without one, the most probable token is taken, there as here
         options["do_sample"] = True
     return {**config_to_huggingface(config, dtype=dtype), **ids}, {**ids, **options}

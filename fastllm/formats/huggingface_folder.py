@@ -92,12 +92,15 @@ def read_generation(folder: Path, vocab_size: int, config: Mapping[str, Any]) ->
     fields = read_json(path) if path.is_file() else {}
     end_ids = fields.get("eos_token_id", config.get("eos_token_id"))
     options = {name: fields.get(name) for name in OPTIONS}
-    if fields.get("do_sample") is False:
-        options["temperature"] = 0.0
-    return generation_facts(
+    if fields.get("do_sample") is True and options["temperature"] is None:
+        options["temperature"] = 1.0
+    facts = generation_facts(
         path if path.is_file() else folder / CONFIG,
         vocab_size,
         end_ids if isinstance(end_ids, list) else [end_ids],
         fields.get("bos_token_id", config.get("bos_token_id")),
         options,
     )
+    if fields.get("do_sample") is not True:  # then transformers takes the most probable token, whatever else is said
+        facts.pop("temperature", None)
+    return facts

@@ -73,7 +73,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_k": (_is_id, "a whole number >= 0"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
     "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
-    "repetition_penalty": (lambda value: _is_number(value) and 0 < value < math.inf, "a number > 0"),
+    "repetition_penalty": (lambda value: _is_number(value) and 1e-30 <= value <= 1e30, "a number from 1e-30 to 1e30"),
 }
 
 

@@ -16,8 +16,6 @@ from fastllm.errors import ConfigError
 STEP_ROWS = 32
 LARGEST = 1e30  # of biases and penalties: with logits of any size, and counted as often as a text is long, finite
 
-EARLY_STOPPING = (True, False, "never")
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -236,7 +234,7 @@ class GenerationConfig:
             "use 0 to compare sums of log-probabilities, 1 to compare their means",
         )
         _check(
-            self.early_stopping in EARLY_STOPPING,
+            any(self.early_stopping is value for value in (True, False)) or self.early_stopping == "never",
             f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}; "
             "use 'never' to stop only when no hypothesis can become better",
         )

@@ -295,6 +295,7 @@ def check_logits(logits: Floats) -> Floats:
     if not np.isfinite(top).all():
         raise FastllmError(
             f"the largest logit must be finite; got {top[~np.isfinite(top)].flat[0]}; "
-            "the model is damaged: load another checkpoint, or train with a lower learning rate"
+            "the model is damaged: load another checkpoint, or train with a lower learning rate; or its keys and "
+            "values are too large for a cache of float16: use float32"
         )
     return logits

@@ -327,6 +327,9 @@ def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
             f"a GGUF file must hold byte-level BPE with a split of {', '.join(SPLITS)}; got {brief(pre)} in a "
             f"{model.get('type', 'BPE')} model; save the model in another format"
         )
+    if lost := _unsayable(document):
+        raise ValueError(f"a GGUF file has no words for {lost} of a tokenizer; got one with it; save the model in "
+                         "another format")  # fmt: skip
     types = [NORMAL if token else UNUSED for token in tokenizer.tokens]
     for token in document["added_tokens"]:
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
@@ -338,6 +341,21 @@ def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
         PREFIX + "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
         **_ids(tokenizer),
     }
+
+
+def _unsayable(document: Mapping[str, Any]) -> str | None:
+    """What of a byte-level tokenizer would be lost, so that texts would get other ids."""
+    normalizer, model = document.get("normalizer"), document["model"]
+    if normalizer and normalizer.get("type") != "NFC":  # which readers leave out, too: texts are composed already
+        return f"the normalizer {brief(normalizer)}"
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            return f"{key} = {model[key]!r}"
+    for token in document["added_tokens"]:
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if token[flag]:
+                return f"{flag} of the added token {brief(token['content'])}"
+    return None
 
 
 def _essence(step: object) -> tuple[object, ...]:

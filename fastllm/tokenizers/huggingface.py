@@ -42,6 +42,7 @@ from fastllm.tokenizers.huggingface_document import (
     added_tokens,
     begin_processor,
     chat_template_of,
+    more_special_tokens,
     prefix_of,
     private_names,
     renamed,
@@ -89,7 +90,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         Raises ValueError or TypeError where they contradict themselves, FastllmError without the package.
         """
-        rust = require("tokenizers", "a tokenizer.json")
+        rust = require("tokenizers", "the tokenizer of this model")
         self._settings = {key: value for key, value in (settings or {}).items() if key != "auto_map"}  # names code
         vocabulary = vocabulary_of(document)
         self._added = added_tokens(document, self._settings, vocabulary)
@@ -99,8 +100,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self.end_token = self._end_token()
         super().__init__(tokens, vocabulary)
         self.control_ids = frozenset(self._special.values())
+        named = {name: self._settings.get(name) for name in NAMED} | more_special_tokens(self._settings)
         self.special_tokens = {
-            name: text for name in NAMED if (text := text_of(self._settings.get(name), name)) is not None
+            name: text for name, value in named.items() if (text := text_of(value, name)) is not None
         }
         unknown = self.special_tokens.get("unk_token")
         self.unknown_id = None if unknown is None else vocabulary.get(unknown)
@@ -112,6 +114,9 @@ class HuggingFaceTokenizer(Tokenizer):
         steps_of(self.decoder)  # raises
 
         effective = {**document, "added_tokens": sorted(self._added.values(), key=lambda token: token["id"])}
+        splitter, prefix = document.get("pre_tokenizer"), self._settings.get("add_prefix_space")
+        if isinstance(prefix, bool) and isinstance(splitter, dict) and splitter.get("type") == "ByteLevel":
+            effective["pre_tokenizer"] = {**splitter, "add_prefix_space": prefix}  # as transformers has it
         self._json = json.dumps(effective, ensure_ascii=False)
         self._names = private_names(self._special)
         private = json.dumps(renamed(effective, self._names), ensure_ascii=False)
@@ -181,12 +186,20 @@ class HuggingFaceTokenizer(Tokenizer):
             return np.array(self._rust.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
-        texts = []
+        texts: list[str] = []
+        given: list[str | int] = []
         for part in parts:
             if isinstance(part, str):
                 check_text(part)
             texts.append(self._names[self._control(part)] if isinstance(part, int) else part)
-        return self._encode("".join(texts))
+            given.append(part)
+        ids = self._encode("".join(texts))
+        controls = [part for part in given if isinstance(part, int)]
+        if [token for token in ids.tolist() if token in controls] == controls:
+            return ids
+        # A normalizer has changed the names, so that they were not found.
+        pieces = [np.array([part], np.int32) if isinstance(part, int) else self._encode(part) for part in given]
+        return np.concatenate(pieces)
 
     def split_control(self, text: str) -> list[str | int]:
         parts: list[str | int] = []

@@ -88,7 +88,7 @@ def added_tokens(
     for key, entry in more.items():
         add(entry, int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else None)
     extra = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
-    named = [settings.get(name) for name in NAMED]
+    named = [*(settings.get(name) for name in NAMED), *more_special_tokens(settings).values()]
     for value in (*named, *(token for tokens in extra if isinstance(tokens, list) for token in tokens)):
         text = text_of(value, "a special token")
         if text is None:
@@ -98,6 +98,12 @@ def added_tokens(
             add({"content": text, "special": True}, vocabulary.get(text, following))
         added[text]["special"] = True
     return added
+
+
+def more_special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Special tokens with names of the model's own, by which its chat template knows them."""
+    extra = settings.get("extra_special_tokens")
+    return {name: value for name, value in extra.items() if isinstance(name, str)} if isinstance(extra, dict) else {}
 
 
 def text_of(value: object, name: str) -> str | None:

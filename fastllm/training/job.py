@@ -104,7 +104,8 @@ class Job:
         self.model = model
         self.tokenizer = tokenizer
         self.notes: list[str] = []  # what a person should know of the data
-        self._checksums = {name: source.checksum for name, source in sources.items()}
+        self._checksums = [sources[phase.data].checksum for phase in self.config.phases]
+        self._place: tuple[str, int] | None = None  # phase and step of the checkpoint that this goes on from
         self.phases = [self._phase(phase, sources) for phase in self.config.phases]
         self._at = 0  # phase to train next
         self._sums = Sums()
@@ -134,7 +135,7 @@ class Job:
 
     @classmethod
     def _resume(cls, run: Run) -> Job:
-        for left in run.folder.glob(".*.tmp"):  # by a process that was killed
+        for left in run.folder.glob(f".*{TOKENS}.*.tmp"):  # by a process that was killed
             left.unlink()
         sources = _read_sources(run.config)
         try:
@@ -159,7 +160,7 @@ class Job:
         trainer = job._make_trainer(job.phases[job._at])
         load_progress(run.checkpoint, trainer.optimizer)
         trainer.step = step
-        job._trainer = trainer
+        job._trainer, job._place = trainer, (names[job._at], step)
         run.forget_metrics_after(names, names[job._at], step)
         return job
 
@@ -179,6 +180,7 @@ class Job:
         trains in the folder.
         """
         with self.run.alone(), _stop_request() as stopping:
+            self._check_place()
             while self._at < len(self.phases):
                 phase = self.phases[self._at]
                 trainer = self._trainer or self._make_trainer(phase)
@@ -238,17 +240,34 @@ class Job:
             "data": self._checksums,
         }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
+        self._place = phase.config.name, trainer.step
 
     def _check_data(self, before: object) -> None:
         """Raise DataError where files are not what they were: other batches would follow, which were in no run."""
-        if not isinstance(before, dict) or before.keys() != self._checksums.keys():
-            raise FormatError(f"{self.run.checkpoint}: its progress must name the files of its data; start a new run")
-        for name, checksum in self._checksums.items():
-            if before[name] != checksum:
+        if not isinstance(before, list) or len(before) != len(self._checksums):
+            raise FormatError(
+                f"{self.run.checkpoint}: its progress must have a checksum for each phase's data; start a new run"
+            )
+        for phase, checksum, now in zip(self.config.phases, before, self._checksums, strict=True):
+            if checksum != now:
                 raise DataError(
-                    f"the data of a run must stay as it is; got {name}, which has changed since it was stopped; "
+                    f"the data of a run must stay as it is; got {phase.data}, which has changed since the run read it; "
                     f"bring it back, or begin a new run from this one with --model {self.run.folder}"
                 )
+
+    def _check_place(self) -> None:
+        """Raise ConfigError where another process has trained since this job was made."""
+        try:
+            progress = load_progress(self.run.checkpoint)
+        except FileNotFoundError:
+            place = None
+        else:
+            place = progress.get("phase"), progress.get("step")
+        if place != self._place:
+            raise ConfigError(
+                f"one process at a time trains in a run folder; got {self.run.folder}, where another has since; go on "
+                "with --resume"
+            )
 
     def _make_trainer(self, phase: Phase) -> Trainer:
         return Trainer(

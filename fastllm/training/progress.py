@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,11 @@ class Progress:
         self._phase, self._steps, self._next_line = phase, steps, 0
         self._began, self._first = time.monotonic(), done
         if self._is_terminal:
+            # No bar, which would leave no room for the figures. A terminal that doesn't know its width has 80 columns.
             self._bar = tqdm(
-                total=steps, initial=done, desc=phase.name, unit="step", file=self._stream, dynamic_ncols=True
-            )
+                total=steps, initial=done, desc=phase.name, file=self._stream, dynamic_ncols=_width() > 0, ncols=80,
+                bar_format="{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}",
+            )  # fmt: skip
 
     def step(self, done: Step) -> None:
         if self._bar is not None:
@@ -58,11 +61,19 @@ class Progress:
             self._bar = None
 
 
+def _width() -> int:
+    """Columns of the terminal, 0 where it doesn't know."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
 def _figures(record: dict[str, Any]) -> str:
-    text = f"loss {record['loss']:.3f}, perplexity {record['perplexity']:.4g}, accuracy {record['accuracy']:.1%}"
+    text = f"loss {record['loss']:.3f}"
     if "validation_loss" in record:
-        text += f", validation loss {record['validation_loss']:.3f}"
-    return f"{text}, {record['tokens_per_second']:,.0f} tokens/s"
+        text += f", validation {record['validation_loss']:.3f}"
+    return f"{text}, accuracy {record['accuracy']:.1%}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
 def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:

@@ -14,9 +14,10 @@ from .run import PLOT
 def describe(job: Job) -> str:
     """A line on the model."""
     model, config = job.model, job.model.config
+    heads = f"{config.heads} head{'s' if config.heads > 1 else ''}"
     kind = f" ({job.config.tokenizer.type}s)" if job.config.path is None else ""
     line = (
-        f"model: {config.layers} layers of width {config.width}, {config.heads} heads, context {config.context}; "
+        f"model: {config.layers} layers of width {config.width}, {heads}, context {config.context}; "
         f"vocabulary {config.vocab_size}{kind}; {model.parameter_count:,} parameters"
     )
     if model.adapter is None:
