@@ -166,6 +166,22 @@ def test_a_mark_before_standard_input_is_no_part_of_it(checkpoint, capsys, monke
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--top-k", "3", "--min-p", "0.1"], "fastllm: note: --top-k has no effect with temperature 0; add --temp"),
+        (["--early-stopping", "true"], "fastllm: note: --early-stopping has no effect with one beam; add --beams 4"),
+        (["--top-k", "3", "--temperature", "1"], ""),
+        (["--beams", "2", "--length-penalty", "0.5"], ""),
+    ],
+)
+def test_options_that_do_nothing_are_noted(checkpoint, capsys, words, said):
+    assert generate(checkpoint, "Is it", *words) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert len(err.splitlines()) == bool(said)
+
+
 def test_no_standard_input(checkpoint, capsys, monkeypatch):
     """As where a daemon starts it."""
     monkeypatch.setattr("sys.stdin", None)

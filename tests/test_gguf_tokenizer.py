@@ -442,6 +442,25 @@ def test_what_gguf_has_no_name_for(tokenizer):
         tokenizer_to_gguf(tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.update(normalizer={"type": "Lowercase"}), "the normalizer"),
+        (lambda d: d.update(normalizer={"type": "NFKC"}), "the normalizer"),
+        (lambda d: d["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix = '</w>'"),
+        (lambda d: d["added_tokens"][1].update(lstrip=True), "lstrip of the added token"),
+        (lambda d: d["added_tokens"][2].update(single_word=True), "single_word of the added token"),
+    ],
+)
+def test_what_gguf_has_no_words_for(change, said):
+    """Readers would give other ids."""
+    document = json.loads(byte_level().to_str())
+    change(document)
+    made = HuggingFaceTokenizer(document, {"eos_token": "<|im_end|>"})
+    with pytest.raises(ValueError, match=f"a GGUF file has no words for {said}"):
+        tokenizer_to_gguf(made)
+
+
 def test_splits_that_gguf_has_no_name_for():
     document = json.loads(byte_level().to_str())
     document["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}

@@ -472,7 +472,7 @@ def test_without_the_package_one_error_says_what_to_install():
         "except fastllm.FastllmError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("a tokenizer.json needs the package tokenizers; got ")
+    assert done.stdout.startswith("the tokenizer of this model needs the package tokenizers; got ")
     assert done.stdout.endswith('; pip install "fastllm-numba[hf]"\n')
 
 
@@ -488,3 +488,36 @@ def test_parts_are_checked(ours):
     with pytest.raises(FastllmError, match="surrogate"):
         ours.encode_parts(["\ud800"])
     assert CONTROL[ours.split_control("a<|im_start|>")[1]] == "<|im_start|>"
+
+
+def test_control_tokens_whose_names_a_normalizer_changes():
+    """As where a space is put before each text and the tokens are normalised too."""
+    document = json.loads(byte_fallback().to_str())
+    for token in document["added_tokens"]:
+        token["normalized"] = True
+    made = HuggingFaceTokenizer(document, LLAMA)
+    end = made.end_id
+    parts = ["The cat", end, "sat", end, "cat"]
+    ids = made.encode_parts(parts).tolist()
+    assert [i for i in ids if i in made.control_ids] == [end, end]
+    assert made.decode(ids) == HuggingFaceTokenizer(document, LLAMA).decode(ids)
+    assert len(ids) == sum(len(made.encode(part)) if isinstance(part, str) else 1 for part in parts)
+
+
+def test_special_tokens_with_names_of_their_own():
+    """Which a chat template knows them by."""
+    extra = {"boi_token": "<|im_start|>", "tool_token": {"content": "<tool>"}}
+    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "extra_special_tokens": extra})
+    assert made.special_tokens["boi_token"] == "<|im_start|>"
+    assert made.special_tokens["tool_token"] == "<tool>"
+    assert made.id_of("<tool>") in made.control_ids
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_space_before_a_text_as_the_settings_say(prefix):
+    document = json.loads(byte_level().to_str())
+    document["pre_tokenizer"]["add_prefix_space"] = not prefix
+    made = HuggingFaceTokenizer(document, {**SETTINGS, "add_prefix_space": prefix})
+    plainly = HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS)
+    expected = plainly.encode(" cat" if prefix else "cat")
+    np.testing.assert_array_equal(made.encode("cat"), expected)

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import pytest
 
+from fastllm.kernels import jit
 from fastllm.kernels.simd import LANES, PROBE_SUMS, multiply_add_rounds, pointer
 
 # Kernel -> why it computes in float64 at all.
@@ -80,3 +81,45 @@ def test_the_probe_multiplies_and_adds_as_often_as_it_counts():
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     [code] = rounds.inspect_llvm().values()
     assert len(re.findall(r"= (?:tail )?call <\d+ x float> @llvm\.fma", code)) >= PROBE_SUMS
+
+
+SMALL = """
+import numpy as np
+from fastllm.kernels import softmax_forward
+out = np.empty((1, 4), np.float32)
+softmax_forward(out, np.zeros((1, 4), np.float32))
+print(out.tolist())
+"""
+
+
+def test_a_damaged_cache_is_compiled_anew(tmp_path):
+    """As a power cut leaves it. Whoever comes then has it from the disk again."""
+
+    def run():
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            [sys.executable, "-c", SMALL], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "[[0.25, 0.25, 0.25, 0.25]]\n"), done.stderr
+        return done.stderr
+
+    assert run() == ""
+    for ending, size in (("nbi", 0), ("nbi", 100), ("nbc", 0), ("nbc", 2000)):
+        for path in tmp_path.rglob(f"*.{ending}"):
+            os.truncate(path, size)
+        assert "a compiled kernel on disk is damaged" in run()
+    assert run() == ""
+
+
+def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+
+    @jit.kernel
+    def twice(x):
+        return 2 * x
+
+    with pytest.warns(RuntimeWarning, match="a compiled kernel could not be kept on disk .*No space left"):
+        assert twice(21) == 42

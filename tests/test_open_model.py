@@ -215,6 +215,8 @@ def test_generation_there_and_back(tmp_path):
         folder = tmp_path / str(number)
         write_huggingface(folder, config, parameters_of(config), generation=facts)
         assert open_model(folder).generation == facts
+        written = json.loads((folder / "generation_config.json").read_text())
+        assert written.get("do_sample") is (True if "temperature" in facts else None)
 
 
 def test_other_files_come_along(tmp_path):

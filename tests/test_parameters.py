@@ -133,3 +133,12 @@ def test_size_of_random_weights(changes, stds):
     for name, view in parameters.items():
         if name.endswith("bias") or "norm" in name:
             assert (view == float(name.endswith("weight"))).all(), name
+
+
+def test_weights_that_are_not_laid_out_row_by_row():
+    """Or of float64: they are copied to what kernels read."""
+    model = fastllm.Model(CONFIG, seed=1)
+    expected = model.forward([1, 2, 3])
+    for change in (np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2], lambda a: a.astype(np.float64)):
+        weights = {name: change(array) for name, array in model.parameters.items()}
+        np.testing.assert_array_equal(fastllm.Model(CONFIG, weights=weights).forward([1, 2, 3]), expected)

@@ -182,3 +182,15 @@ def test_a_text_of_one_token_writes_no_file(tmp_path, text):
     with pytest.raises(DataError, match=f"at least two tokens to train on; got {len(text)}"):
         write_token_file(tmp_path / "text.npy", text, ByteTokenizer.build(["a"]))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
+def test_what_a_message_says_beside_its_content_is_not_lost_without_a_word(tmp_path, key):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", key: [{"name": "get"}]}]
+    path = write(tmp_path / "lines.jsonl", {"text": "fine"}, {"messages": messages})
+    with pytest.raises(DataError, match=f"line 2: a message must be a role and a content; got {key} too"):
+        read_records(path)
+    messages[1][key] = None
+    assert read_records(write(path, {"messages": messages}))
+    with pytest.raises(DataError, match="got tools too"):
+        read_records(write(path, {"messages": messages, "tools": [{"name": "get"}]}))
