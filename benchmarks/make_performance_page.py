@@ -139,10 +139,14 @@ the unpacking, 22 cycles. How many times transformers' speed one text has in F32
 transformers reads 19 GB/s of the 28 there are, so that none can decode three times as fast; on AMD it reads 11, and
 fastllm what there is, 27 in the run above, 39 in another, which is 3.44 times.
 
+fastllm keeps keys and values in float32 here, llama.cpp in float16. With `--cache-dtype float16` (on AMD, by turns)
+eight texts of 128 tokens and more take 0.91 of the time with Q8_0 and Q4_0, and eight of 900 tokens 0.78; one text 0.96
+to 0.99 and 0.87. Logits are then off by 3 to 4 parts in ten thousand of the largest.
+
 Tried. Kept: weights of a few bits multiplied as bytes with x rounded to 16 bits, where the CPU can (one text 1.0x to
 1.3x, by kind; eight 1.1x to 1.3x); four rows of weights with four or eight of x, two otherwise (1.2x), asking for
 weights and for keys ahead (2x), and into the second cache, not the first (on AMD F32 1.25x, eight texts and attention
-1.15x), 5 KB ahead, not 4 (eight texts of F32 1.2x on AMD; 2 to 16 KB make no difference on Intel), keys dimension by
+1.15x; float16 keys and values four groups ahead, not one, 1.1x to 1.3x), 5 KB ahead, not 4 (eight texts of F32 1.2x on AMD; 2 to 16 KB make no difference on Intel), keys dimension by
 dimension (attention 1.1-1.3x). Not even tried, as logits are to be exact to a few parts in a hundred thousand: x
 rounded to 8 bits, and one scale for a whole row of x, where a few numbers are a thousand times the others. Dropped: one
 scale for 32 numbers of x (twice the error of one for eight), words of 16 bits in place of two bytes (one text 0.8x,
