@@ -146,18 +146,19 @@ to 0.99 and 0.87. Logits are then off by 3 to 4 parts in ten thousand of the lar
 Tried. Kept: weights of a few bits multiplied as bytes with x rounded to 16 bits, where the CPU can (one text 1.0x to
 1.3x, by kind; eight 1.1x to 1.3x); four rows of weights with four or eight of x, two otherwise (1.2x), asking for
 weights and for keys ahead (2x), and into the second cache, not the first (on AMD F32 1.25x, eight texts and attention
-1.15x; float16 keys and values four groups ahead, not one, 1.1x to 1.3x), 5 KB ahead, not 4 (eight texts of F32 1.2x on AMD; 2 to 16 KB make no difference on Intel), keys dimension by
-dimension (attention 1.1-1.3x). Not even tried, as logits are to be exact to a few parts in a hundred thousand: x
-rounded to 8 bits, and one scale for a whole row of x, where a few numbers are a thousand times the others. Dropped: one
-scale for 32 numbers of x (twice the error of one for eight), words of 16 bits in place of two bytes (one text 0.8x,
-eight the same), four weights in all lanes and a text in each (eight 0.75x), eight rows of weights with eight of x
-(0.9x), the next attention's keys and values asked for during the products, where memory is idle (attention takes 0.7
-times as long, products 1.07 times: nothing); in float32 three rows of weights with eight of x (spills), one with eight
-(F16 0.7x), four accumulators a product (nothing), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0
-0.9x), the sums of sixteen outputs added up together for one text, and four outputs at a time (nothing); threads that
-take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead for what the other then takes), asking for
-weights as what is not read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed
-by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight 0.9x).
+1.15x; float16 keys and values four groups ahead, not one, 1.1x to 1.3x), 5 KB ahead, not 4 (eight texts of F32 1.2x on
+AMD; 2 to 16 KB make no difference on Intel), keys dimension by dimension (attention 1.1-1.3x). Not even tried, as
+logits are to be exact to a few parts in a hundred thousand: x rounded to 8 bits, and one scale for a whole row of x,
+where a few numbers are a thousand times the others. Dropped: one scale for 32 numbers of x (twice the error of one for
+eight), words of 16 bits in place of two bytes (one text 0.8x, eight the same), four weights in all lanes and a text in
+each (eight 0.75x), eight rows of weights with eight of x (0.9x), the next attention's keys and values asked for during
+the products, where memory is idle (attention takes 0.7 times as long, products 1.07 times: nothing); in float32 three
+rows of weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product (nothing), scales made
+float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of sixteen outputs added up together for one
+text, and four outputs at a time (nothing); threads that take outputs as they finish, not halves (0.7-1.0x, perhaps as
+each asks ahead for what the other then takes), asking for weights as what is not read again (F32 0.55x on Intel; on AMD
+mostly 1.0x to 1.05x, where the same code twice differed by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight
+0.9x).
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
@@ -468,8 +469,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--measured", type=Path, default=Path(__file__).parent / "measured", help="folder of them")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--measured", type=Path, default=Path(__file__).resolve().parent / "measured", help="folder of them")
+    parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parents[1] / "docs")
     arguments = parser.parse_args(argv)
     names = ("peers", "limits", "original", "generate", "quantization")
     peers, limits, original, generate, quantization = (read(arguments.measured / f"{name}.json") for name in names)

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, help="from fastllm bench --json")
-    parser.add_argument("--readme", type=Path, default=Path(__file__).parents[1] / "README.md")
+    parser.add_argument("--readme", type=Path, default=Path(__file__).resolve().parents[1] / "README.md")
     arguments = parser.parse_args(argv)
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
     if failed := sorted({result["case"] for result in results if result["error"]}):
