@@ -469,8 +469,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--measured", type=Path, default=Path(__file__).resolve().parent / "measured", help="folder of them")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parents[1] / "docs")
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--measured", type=Path, default=here / "measured", help="folder of them")
+    parser.add_argument("--docs", type=Path, default=here.parent / "docs")
     arguments = parser.parse_args(argv)
     names = ("peers", "limits", "original", "generate", "quantization")
     peers, limits, original, generate, quantization = (read(arguments.measured / f"{name}.json") for name in names)
