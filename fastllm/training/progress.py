@@ -32,11 +32,12 @@ class Progress:
         self._phase, self._steps, self._next_line = phase, steps, 0
         self._began, self._first = time.monotonic(), done
         if self._is_terminal:
-            # No bar, which would leave no room for the figures. A terminal that doesn't know its width has 80 columns.
+            # No bar, which would leave no room for the figures. A terminal that doesn't know its size has 80 columns.
+            shape: dict[str, Any] = {"dynamic_ncols": True} if _width() else {"ncols": 80, "nrows": 24}
+            layout = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
             self._bar = tqdm(
-                total=steps, initial=done, desc=phase.name, file=self._stream, dynamic_ncols=_width() > 0, ncols=80,
-                bar_format="{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}",
-            )  # fmt: skip
+                total=steps, initial=done, desc=phase.name, file=self._stream, bar_format=layout, **shape
+            )
 
     def step(self, done: Step) -> None:
         if self._bar is not None:
