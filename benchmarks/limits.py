@@ -30,6 +30,7 @@ import numpy as np
 from fastllm import Model, kernels, preset
 from fastllm.atomic import write_json
 from fastllm.bench import describe_machine
+from fastllm.kernels.jit import get_num_threads
 from fastllm.machine import usable_cores
 from fastllm.memory import aligned
 from fastllm.peers.cases import TrainingCase, cases
@@ -235,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:
         parser.error(f"--rounds must be 1 or more; got {arguments.rounds}; raise it")
-    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # the probe's threads
+    os.environ["OMP_NUM_THREADS"] = str(get_num_threads())  # the probe's threads: as many as the kernels'
     results: Record = {"machine": describe_machine()}
     print(results["machine"])
     for name in arguments.only:

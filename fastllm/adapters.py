@@ -75,12 +75,16 @@ def save_adapter(
         raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it before")
     folder = Path(folder)
     name = model.origin if base is None else os.fspath(base)
-    if (folder / MODEL_CONFIG).is_file() and any((folder / weights).is_file() for weights in (MODEL_FILE, INDEX)):
+    if any(_holds_a_model(place) for place in (folder, folder / "checkpoint")):
         raise ValueError(f"an adapter needs a folder of its own; got {folder}, a model's; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
         name = os.path.abspath(name)
     write_adapter(folder, model.config, model.adapter, name)
+
+
+def _holds_a_model(folder: Path) -> bool:
+    return (folder / MODEL_CONFIG).is_file() and any((folder / name).is_file() for name in (MODEL_FILE, INDEX))
 
 
 def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParameters:

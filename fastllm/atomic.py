@@ -10,9 +10,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+WORK = ".work.tmp"  # how names of what is being made end
 
 
 def make_parent(path: Path) -> None:
@@ -26,19 +28,27 @@ def make_parent(path: Path) -> None:
         ) from None
 
 
-def work_folder(target: Path, purpose: str) -> Path:
-    """A path beside a folder to make a new one in: hidden, of this process, and not there.
+def work_path(target: Path) -> Path:
+    """A path beside a file or folder to make a new one at: hidden, of this process, and not there.
 
     What processes that were killed have left of that kind goes.
     """
-    prefix, suffix = f".{target.name}.", f".{purpose}"
-    for left in target.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
-        owner = left.name.removeprefix(prefix).removesuffix(suffix)
+    prefix = f".{target.name}."
+    for left in target.parent.glob(f"{glob.escape(prefix)}*{WORK}"):
+        owner = left.name.removeprefix(prefix).removesuffix(WORK)
         if owner.isdecimal() and not _is_running(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-    path = target.with_name(f"{prefix}{os.getpid()}{suffix}")
-    shutil.rmtree(path, ignore_errors=True)
+            _remove(left)
+    path = target.with_name(f"{prefix}{os.getpid()}{WORK}")
+    _remove(path)
     return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
@@ -67,7 +77,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.write_text("all or nothing")
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = work_path(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:

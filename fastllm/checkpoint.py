@@ -14,12 +14,15 @@ come along.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import itertools
 import json
 import os
 import re
 import shutil
-import stat
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -57,6 +60,7 @@ MODEL_FILES = {
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
 }  # fmt: skip
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+ATTEMPTS = 10
 CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, adapters.CONFIG, adapters.WEIGHTS}
 
 
@@ -114,10 +118,17 @@ def save_tuned(
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    _move_others(old, target)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
+    for _ in range(ATTEMPTS):
+        _move_others(old, target)
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(new, target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # In between, a reader has put the old one back.
     _move_others(old, target)
 
 
@@ -236,7 +247,8 @@ def _own(folder: Path) -> _Own | None:
     if isinstance(generation.get("end_ids"), list):
         generation["end_ids"] = tuple(generation["end_ids"])
     if isinstance(biases := generation.get("logit_bias"), dict):  # JSON has no numbers for keys
-        generation["logit_bias"] = {int(key) if key.isdecimal() else key: bias for key, bias in biases.items()}
+        numbers = {key: int(key) if key.isdecimal() and len(key) < 12 else key for key in biases}
+        generation["logit_bias"] = {numbers[key]: bias for key, bias in biases.items()}
     fields = own["model"]
     try:
         if own is not theirs and version > 2:  # what has no words there is here
@@ -394,21 +406,26 @@ def is_of_a_model(path: Path) -> bool:
 
 
 def _move_others(old: Path, folder: Path) -> None:
-    """What is no part of the model in an old folder, a user's notes say, goes to the new one; the rest is removed."""
+    """What is no part of the model in an old folder, a user's notes say, goes to the new one; the rest is removed.
+
+    What can't be moved, as it is another user's say, stays in a folder beside, of which a warning tells.
+    """
     if not old.is_dir() or not folder.is_dir():
         return
     for entry in old.iterdir():
         target = folder / entry.name
-        if is_of_a_model(entry) or entry.name in CHECKPOINT_FILES or target.exists():
-            continue
-        try:
-            os.replace(entry, target)
-        except PermissionError:  # of a folder that is to be read only
-            mode = entry.stat().st_mode
-            entry.chmod(mode | stat.S_IRWXU)
-            os.replace(entry, target)
-            target.chmod(mode)
-    shutil.rmtree(old, ignore_errors=True)
+        if is_of_a_model(entry) or (entry.name in CHECKPOINT_FILES and entry.is_file()):
+            entry.unlink(missing_ok=True)
+        elif not target.exists():
+            with contextlib.suppress(OSError):
+                os.replace(entry, target)
+    try:
+        old.rmdir()
+    except OSError:
+        paths = (folder.with_name(f"{folder.name}.kept-{number}") for number in itertools.count(1))
+        kept = next(path for path in paths if not path.exists())
+        os.replace(old, kept)
+        warnings.warn(f"not all that stood beside the model in {folder} could be moved; it is in {kept}", stacklevel=3)
 
 
 def restore(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ ROPE_SCALINGS = {
 }
 
 
+FLOAT32 = (1e-37, 3e38)  # what is neither 0 nor infinite as one
+MOST_POSITIONS = 1 << 27  # floats, half a gigabyte
+
+
 def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, ...], what: str) -> None:
     """Raise ConfigError for the first key of `given` that is not among `known`, naming the nearest."""
     for key in given:
@@ -33,7 +38,7 @@ def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, 
 
 def _require(condition: bool, rule: str, received: object, fix: str) -> None:
     if not condition:
-        raise ConfigError(f"{rule}; got {received!r}; {fix}")
+        raise ConfigError(f"{rule}; got {reprlib.repr(received)}; {fix}")
 
 
 def _is_size(value: object) -> bool:
@@ -41,9 +46,9 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
 
 
-def _is_positive(value: object) -> bool:
+def _is_positive(value: object, smallest: float = 0.0, largest: float = sys.float_info.max) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 < value <= sys.float_info.max  # type: ignore[operator]
+    return is_number and smallest < value <= largest  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +134,21 @@ class ModelConfig:
         ):
             value = getattr(self, name)
             _require(value in choices, f"{name} must be one of {', '.join(choices)}", value, "choose one of them")
-        for name in ("norm_eps", "rope_theta"):
+        for name, bounds in (("norm_eps", (0.0, FLOAT32[1])), ("rope_theta", ())):
             value = getattr(self, name)
             _require(
-                _is_positive(value),
-                f"{name} must be a finite number > 0",
+                _is_positive(value, *bounds),
+                f"{name} must be a finite number > 0{', as a float32 too' if bounds else ''}",
                 value,
                 "norm_eps is usually 1e-5, rope_theta 1e4",
             )
+            object.__setattr__(self, name, float(value))
+        _require(
+            self.positions != "sinusoidal" or self.context * self.width <= MOST_POSITIONS,
+            f"context * width must be at most {MOST_POSITIONS} for sinusoidal positions, of which there is a table",
+            (self.context, self.width),
+            "give a shorter context",
+        )
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_size is None:
@@ -208,7 +220,7 @@ class ModelConfig:
             _require(
                 isinstance(factors, list)
                 and len(factors) == self.head_size // 2  # type: ignore[operator]
-                and all(map(_is_positive, factors)),
+                and all(_is_positive(factor, *FLOAT32) for factor in factors),
                 f"rope_scaling's factors must be a list of {self.head_size} / 2 finite numbers > 0",
                 factors,
                 "give one for each pair of columns",
@@ -217,7 +229,7 @@ class ModelConfig:
         for name in needed:
             value = scaling.get(name)
             _require(
-                _is_positive(value),
+                _is_positive(value, *FLOAT32),
                 f"rope_scaling needs {name}, a finite number > 0",
                 value,
                 f"{kind} takes {', '.join(needed)}",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .adapters import is_adapter
-from .atomic import make_parent, work_folder
+from .atomic import make_parent, work_path
 from .checkpoint import is_of_a_model, load, restore
 from .config import ModelConfig
 from .dialogue import end_ids
@@ -242,9 +242,11 @@ def _replacing_folder(path: Path) -> Iterator[Path]:
     if not path.exists() or not any(path.iterdir()):
         yield path
         return
-    new = work_folder(path, "whole")
+    room = work_path(path)
+    new = room / path.name
     old = path.with_name(f".{path.name}.old")  # from where fastllm.load fetches it, were we killed in between
     try:
+        room.mkdir()
         yield new
         shutil.rmtree(old, ignore_errors=True)
         os.replace(path, old)
@@ -255,7 +257,7 @@ def _replacing_folder(path: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(room, ignore_errors=True)
 
 
 # Generation and tokenizers, in their words

@@ -13,8 +13,8 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it may be "org/model", or "org/model/file.gguf": not where "org" is a folder here."""
-    return NAME.fullmatch(name) is not None and not Path(name.partition("/")[0]).is_dir()
+    """Whether it may be "org/model", or "org/model/file.gguf"."""
+    return NAME.fullmatch(name) is not None
 
 
 def download(name: str) -> Path:
@@ -24,7 +24,6 @@ def download(name: str) -> Path:
     """
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise FastllmError(
             f"there is nothing at {name}, and to look for it on Hugging Face's hub takes huggingface_hub; got none; "
@@ -35,7 +34,7 @@ def download(name: str) -> Path:
         if file:
             return Path(huggingface_hub.hf_hub_download(f"{org}/{model}", file[0]))
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # its own, those of what it talks with, and of what came in place of an answer
         reason = " ".join(str(error).split())[:300]
         raise FastllmError(
             f"there is no file or folder {name}, and it could not be fetched from Hugging Face's hub; got "

@@ -55,8 +55,12 @@ def physical_cores() -> int | None:
 def usable_cores() -> int:
     """Logical cores this process may use: its affinity, and its container's limit of CPU time, rounded up."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical_cores()
-    quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
-    return min(affinity, math.ceil(int(quota) / int(period))) if quota.isdigit() else affinity
+    groups = Path("/sys/fs/cgroup")
+    quota, _, period = _read(groups / "cpu.max").partition(" ")
+    if not quota:  # version 1
+        quota, period = (_read(groups / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    limited = quota.isdigit() and period.isdigit() and int(period) > 0
+    return min(affinity, max(1, math.ceil(int(quota) / int(period)))) if limited else affinity
 
 
 def memory() -> tuple[int | None, int | None]:
@@ -83,5 +87,8 @@ def _read(path: Path) -> str:
 
 
 def _sysctl(name: str) -> str:
-    result = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
     return result.stdout.strip()

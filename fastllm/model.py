@@ -20,7 +20,7 @@ from .layers.norm import Norm
 from .layers.rotary import Rotary
 from .layers.score import Score
 from .layers.shared import Shared
-from .layers.workspace import Workspace
+from .layers.workspace import Rows, Workspace
 from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
@@ -59,6 +59,17 @@ class Model:
                         adapter, where the model without it is
     """
 
+    parameters: Parameters | FileParameters
+    adapter: AdapterParameters | None
+    _gradients: FlatParameters | None
+    _workspace: Workspace
+    embedding: Embedding
+    blocks: list[Block]
+    final_norm: Norm | None
+    head: Head
+    _dstream: Rows
+    _dnormed: Rows
+
     def __init__(
         self,
         config: ModelConfig,
@@ -67,6 +78,17 @@ class Model:
         dtype: DTypeLike = np.float32,
         weights: Mapping[str, np.ndarray | Packed] | None = None,
     ) -> None:
+        self._prepare(config, backend, dtype)
+        parameters: Parameters | FileParameters
+        if weights is not None:
+            parameters = FileParameters(config, weights)
+        else:
+            parameters = Parameters(config, self._backend.dtype)
+            initialise(parameters, config, seed)
+        self._build(parameters)
+
+    def _prepare(self, config: ModelConfig, backend: str, dtype: DTypeLike) -> None:
+        """What there is before parameters."""
         assert config.head_size is not None
         self.config = config
         self.generation_options: dict[str, Any] = {}
@@ -74,35 +96,52 @@ class Model:
         self._backend = Backend(backend, config.head_size, config.width, dtype)
         self._cache_dtype = self._backend.dtype
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
-        self.adapter: AdapterParameters | None = None
-        self._gradients: FlatParameters | None = None
-        self.parameters: Parameters | FileParameters
-        if weights is not None:
-            self.parameters = FileParameters(config, weights)
-        else:
-            self.parameters = Parameters(config, self._backend.dtype)
-            initialise(self.parameters, config, seed)
-        self._build()
 
-    def _build(self) -> None:
-        """Make the layers, which hold views of parameters and, once they are wanted, of gradients."""
-        gradients, config = self._gradients, self.config
-        self._workspace = Workspace(self._backend.dtype)
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: all but layers, activations and gradients."""
+        names = ("config", "generation_options", "origin", "parameters", "adapter")
+        own = {"backend": self.backend, "dtype": self._backend.dtype, "cache_dtype": self._cache_dtype}
+        return {name: getattr(self, name) for name in names} | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._prepare(state["config"], state["backend"], state["dtype"])
+        self.generation_options, self.origin = state["generation_options"], state["origin"]
+        self._cache_dtype = state["cache_dtype"]
+        self._build(state["parameters"], adapter=state["adapter"])
+
+    def _build(
+        self,
+        parameters: Parameters | FileParameters,
+        gradients: FlatParameters | None = None,
+        adapter: AdapterParameters | None = None,
+    ) -> None:
+        """Make the layers, which hold views of parameters and, once they are wanted, of gradients.
+
+        They take the place of others all at once: whenever Ctrl-C comes, the model is the one or the other.
+        """
+        config, workspace = self.config, Workspace(self._backend.dtype)
         shared = Shared(
             self._backend,
             config,
-            self.parameters,
+            parameters,
             gradients if isinstance(gradients, Parameters) else None,
-            self._workspace,
-            self.adapter,
+            workspace,
+            adapter,
             gradients if isinstance(gradients, AdapterParameters) else None,
         )
-        self.embedding = Embedding(shared)
-        self.blocks = [Block(shared, layer, self._rotary) for layer in range(config.layers)]
-        self.final_norm = Norm(shared, "final_norm") if config.final_norm else None
-        self.head = Head(shared)
-        self._dstream = self._workspace.shared("dstream", config.width)
-        self._dnormed = self._workspace.shared("dnormed", config.width)
+        made = {
+            "parameters": parameters,
+            "adapter": adapter,
+            "_gradients": gradients,
+            "_workspace": workspace,
+            "embedding": Embedding(shared),
+            "blocks": [Block(shared, layer, self._rotary) for layer in range(config.layers)],
+            "final_norm": Norm(shared, "final_norm") if config.final_norm else None,
+            "head": Head(shared),
+            "_dstream": workspace.shared("dstream", config.width),
+            "_dnormed": workspace.shared("dnormed", config.width),
+        }
+        self.__dict__.update(made)
 
     @property
     def is_frozen(self) -> bool:
@@ -118,8 +157,7 @@ class Model:
             parameters = Parameters(self.config, self._backend.dtype)
             for name, view in parameters.items():
                 view[...] = self.parameters[name]
-            self.parameters = parameters
-            self._build()
+            self._build(parameters, self._gradients, self.adapter)
         assert isinstance(self.parameters, Parameters)
         return self.parameters
 
@@ -135,11 +173,13 @@ class Model:
         """Gradients of `trainable`, by the same names; there is memory for them from the first use on."""
         if self._gradients is None:
             trainable = self.trainable
+            gradients: FlatParameters
             if isinstance(trainable, AdapterParameters):
-                self._gradients = AdapterParameters(self.config, trainable.additions, self._backend.dtype)
+                gradients = AdapterParameters(self.config, trainable.additions, self._backend.dtype)
             else:
-                self._gradients = Parameters(self.config, self._backend.dtype)
-            self._build()
+                gradients = Parameters(self.config, self._backend.dtype)
+            self._build(self.parameters, gradients, self.adapter)
+        assert self._gradients is not None
         return self._gradients
 
     def add_lora(self, config: LoRAConfig | None = None, seed: int = 0, **options: Any) -> AdapterParameters:
@@ -177,21 +217,18 @@ class Model:
                     f"an adapter must be of a model like this one, where {name} is {maps.get(name)}; got one for "
                     f"{(outputs, inputs)}; use the model that it was made for"
                 )
-        self.adapter, self._gradients = adapter, None
-        self._build()
+        self._build(self.parameters, adapter=adapter)
 
     def remove_adapter(self) -> None:
         """Compute without the adapter again."""
-        self.adapter = self._gradients = None
-        self._build()
+        self._build(self.parameters)
 
     def merge_adapter(self) -> None:
         """Add what the adapter adds to the parameters themselves, which are float32 in memory from then on."""
         if self.adapter is None:
             raise ValueError("merge_adapter needs an adapter; got a model without; add_lora or load_adapter before")
-        adapter = self.adapter
+        adapter, parameters = self.adapter, self.unfreeze()  # which may find no memory: nothing is lost then
         self.remove_adapter()
-        parameters = self.unfreeze()
         for name in adapter.additions:
             parameters[f"{name}.weight"][...] += adapter.change(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 import numpy as np
 
@@ -55,7 +56,8 @@ class Optimizer:
 
         gradient_scale  gradients count this many times: clip_scale, or 1 / batches accumulated
 
-        Raises ValueError once the model trains other parameters than when this was made.
+        Raises ValueError once the model trains other parameters than when this was made, and for a learning rate that
+        is no finite number >= 0.
         """
         parameters, gradients = self._trainable, self.model.gradients
         if self.model.trainable is not parameters:
@@ -63,6 +65,9 @@ class Optimizer:
                 "an optimizer must be of what its model trains; got a model that trains something else since an "
                 "adapter came or went; make a new optimizer"
             )
+        if not isinstance(learning_rate, Real) or not 0 <= learning_rate <= 1e30:
+            raise ValueError(f"learning_rate must be a number >= 0; got {learning_rate!r:.40}; usual are 1e-5 to 1e-2")
+        learning_rate = float(learning_rate)
         self.steps += 1
         decayed = parameters.decayed if self.weight_decay else 0
         # Matrices decay; norms, biases and embeddings, which stand behind them, do not.

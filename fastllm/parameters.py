@@ -7,6 +7,7 @@ embeddings). Query, key and value follow one another, as do gate and up, so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -109,6 +110,19 @@ class FlatParameters(Mapping[str, np.ndarray]):
             self._views[name] = self.flat[offset:stop].reshape(shape)
             self._offsets[name] = offset
             offset = stop
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the buffer, and of the views their shapes."""
+        return {**self.__dict__, "_views": {name: view.shape for name, view in self._views.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.flat = aligned(state["flat"].size, state["flat"].dtype)
+        self.flat[...] = state["flat"]
+        self._views = {}
+        for name, shape in state["_views"].items():
+            start = self._offsets[name]
+            self._views[name] = self.flat[start : start + math.prod(shape)].reshape(shape)
 
     def joined(self, *names: str) -> np.ndarray:
         """One view over neighbours, stacked along the first axis: (sum of outputs, inputs). No copy."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import sys
 import tempfile
 import warnings
@@ -142,9 +143,7 @@ class _Cache(FunctionCache):
         with self._guard_against_spurious_io_errors():
             try:
                 return self._load_overload(sig, target_context)
-            except OSError:
-                raise
-            except Exception as error:  # whatever unpickling and linking a damaged file may end in
+            except (EOFError, pickle.UnpicklingError) as error:
                 _warn(f"a compiled kernel on disk is damaged ({type(error).__name__}: {error}) and is compiled anew")
                 self._cache_file.flush()
                 return None

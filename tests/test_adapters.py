@@ -382,7 +382,7 @@ def test_an_adapter_is_not_saved_among_its_models_files(base):
     folder, adapter, _ = base
     model, _ = fastllm.load(adapter, backend="numpy")
     shutil.copytree(folder, folder.with_name("run") / "checkpoint")
-    for place in (folder, folder.with_name("run") / "checkpoint"):
+    for place in (folder, folder.with_name("run") / "checkpoint", folder.with_name("run")):
         for named in (None, place, "org/model"):
             with pytest.raises(ValueError, match="an adapter needs a folder of its own; got"):
                 fastllm.save_adapter(place, model, named)

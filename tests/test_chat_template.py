@@ -466,3 +466,39 @@ def test_without_jinja2_one_error_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("a chat template needs the package jinja2; got ")
     assert done.stdout.endswith('; pip install "fastllm-numba[hf]"\n')
+
+
+@pytest.mark.parametrize("loops", [2000, 90000])
+def test_filters_of_filters_are_no_chain_of_generators(loops):
+    """Which, freed one by the other, would be the end of the process."""
+    template = (
+        "{% set ns=namespace(g=[1]) %}{% for i in range(LOOPS) %}{% set ns.g=ns.g|map('string') %}{% endfor %}"
+        "{{ ns.g|first }}"
+    ).replace("LOOPS", str(loops))
+    code = (
+        "from fastllm.tokenizers.chat_template import ChatTemplate\n"
+        "from fastllm.errors import FastllmError\n"
+        f"try: print(ChatTemplate({template!r}).render([{{'role': 'user', 'content': 'hi'}}]))\n"
+        "except FastllmError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("1", "refused")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set x=('a'*20000)|replace(new='b'*100000,old='a') %}done",
+        "{% set x=(['a']*20000)|join(attribute=0,d='x'*100000) %}done",
+        "{{ ['a'*9000]|map('replace', new='b'*100000, old='a')|join }}",
+    ],
+)
+def test_arguments_by_name_are_no_way_around_the_price(template):
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError):
+            ChatTemplate(template).render([{"role": "user", "content": "hi"}])
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -203,16 +202,16 @@ def test_killed_around_the_renames(saved, tiny_model, tokenizer, monkeypatch, re
             raise Killed
         calls.append(replace(source, target))
 
-    def dying_removal(path, **options):
+    def dying_removal(old_folder, folder):
         if len(calls) == renames == 2:
             raise Killed
-        return rmtree(path, **options)
+        return move_others(old_folder, folder)
 
-    rmtree = shutil.rmtree
+    move_others = checkpoint._move_others
     changed(tiny_model)
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", dying)
-        patch.setattr("shutil.rmtree", dying_removal)
+        patch.setattr(checkpoint, "_move_others", dying_removal)
         with pytest.raises(Killed):
             fastllm.save(saved, tiny_model, tokenizer)
     if reader:
@@ -300,6 +299,42 @@ def test_files_of_others_come_along_though_it_is_killed(saved, tiny_model, token
     fastllm.save(saved, tiny_model, tokenizer)
     assert (saved / "NOTES.txt").read_text() == "mine"
     assert os.listdir(saved.parent) == ["model"]
+
+
+def test_a_reader_between_the_renames_is_no_failure(saved, tiny_model, tokenizer, monkeypatch):
+    """It puts the old one back, and the writer begins again."""
+    replace, calls = os.replace, []
+
+    def disturbed(source, target):
+        if str(source).endswith(".new") and len(calls) < 2:
+            calls.append(weights_of(saved))  # which restores
+        return replace(source, target)
+
+    monkeypatch.setattr("os.replace", disturbed)
+    before = weights_of(saved)
+    fastllm.save(saved, changed(tiny_model), tokenizer)
+    assert calls == [before, before]
+    assert weights_of(saved) == tiny_model.parameters.flat.tobytes()
+    assert os.listdir(saved.parent) == ["model"]
+
+
+def test_what_cannot_be_moved_stays_beside(saved, tiny_model, tokenizer, monkeypatch):
+    """As of another user: it is not lost, and the next time is as good as the first."""
+    (saved / "notes").mkdir()
+    replace = os.replace
+
+    def refusing(source, target):
+        if str(source).endswith("notes"):
+            raise PermissionError(1, "Operation not permitted")
+        return replace(source, target)
+
+    monkeypatch.setattr("os.replace", refusing)
+    with pytest.warns(UserWarning, match="not all that stood beside the model .* could be moved; it is in .*kept-1"):
+        fastllm.save(saved, changed(tiny_model), tokenizer)
+    fastllm.save(saved, changed(tiny_model), tokenizer)
+    assert weights_of(saved) == tiny_model.parameters.flat.tobytes()
+    assert sorted(os.listdir(saved.parent)) == ["model", "model.kept-1"]
+    assert os.listdir(saved.with_name("model.kept-1")) == ["notes"]
 
 
 def test_options_of_generation_that_load_would_refuse_are_not_saved(saved, tiny_model, tokenizer):

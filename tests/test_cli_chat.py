@@ -312,21 +312,6 @@ def test_save_with_the_system_message_and_without_empty_answers(tmp_path, capsys
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_a_terminated_process_ends_as_after_an_error(checkpoint):
-    """Its blocks are left, so that nothing half written stays."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastllm", "chat", checkpoint, "--backend", "numpy"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    process.stdin.write(b"Is it far?\n")
-    process.stdin.flush()
-    assert process.stdout.readline().decode().strip() == FAR
-    process.terminate()
-    assert process.communicate(timeout=60) == (b"", b"")
-    assert process.returncode == 143
-
-
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8"])
 def test_a_wrong_byte_spoils_its_line_alone(checkpoint, encoding):
     found = subprocess.run(

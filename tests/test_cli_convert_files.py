@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tracemalloc
 
@@ -97,7 +98,7 @@ def test_names_that_are_no_text(name, tmp_path):
         ({}, {"repetition_penalty": 1e300}, "repetition_penalty as a number from 1e-30 to 1e30; got 1e+300"),
         ({"rope_theta": 1e39}, {}, "rope.freq_base must fit into a float32"),
         ({"rms_norm_eps": 1e-60}, {}, "layer_norm_rms_epsilon must fit into a float32; got 1e-60"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 1e39}}, {}, "rope.scaling.factor must fit"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e39}}, {}, "rope_scaling needs factor, a finite"),
     ],
 )
 def test_numbers_that_a_gguf_file_has_no_room_for(fields, options, said, tmp_path, capsys):
@@ -203,7 +204,7 @@ def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, shards, tmp_path,
     replace, calls = os.replace, []
 
     def dying(source, target):
-        if "theirs" in str(target) and not os.path.isfile(source) and ".whole." not in str(source):
+        if "theirs" in str(target) and not os.path.isfile(source) and ".work.tmp" not in str(target):
             if len(calls) == renames:
                 monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
                 monkeypatch.setattr("os.replace", lambda *_: None)
@@ -226,13 +227,30 @@ def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, shards, tmp_path,
     assert sorted(os.listdir(tmp_path)) == ["ours", "theirs"]  # what the killed one left is gone
 
 
+@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
+def test_what_killed_processes_left_goes(target, tmp_path):
+    """And nothing that one at work needs, or that is only called alike."""
+    own(tmp_path / "ours", byte_level())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for number in (dead.pid, os.getppid()):
+        (tmp_path / f".{target}.{number}.work.tmp").mkdir()
+        (tmp_path / f".{target}.{number}.work.tmp" / "half").write_text("half")
+    (tmp_path / f".{target}.mine.work.tmp").mkdir()
+    (tmp_path / f".{target}.{dead.pid}.new").mkdir()
+    for words in ([], ["--force"]):
+        assert convert(tmp_path / "ours", tmp_path / target, *words) == 0
+    left = {path.name for path in tmp_path.iterdir()} - {"ours", target}
+    assert left == {f".{target}.{os.getppid()}.work.tmp", f".{target}.mine.work.tmp", f".{target}.{dead.pid}.new"}
+
+
 def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, capsys):
     own(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
     before, replace = files(tmp_path / "theirs"), os.replace
 
     def refusing(source, target):
-        if str(source).endswith(".whole") and str(target).endswith("theirs"):
+        if ".work.tmp" in str(source) and ".work.tmp" not in str(target):
             raise PermissionError(13, "Permission denied")
         return replace(source, target)
 

@@ -169,8 +169,10 @@ def test_a_mark_before_standard_input_is_no_part_of_it(checkpoint, capsys, monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--top-k", "3", "--min-p", "0.1"], "fastllm: note: --top-k has no effect with temperature 0; add --temp"),
-        (["--early-stopping", "true"], "fastllm: note: --early-stopping has no effect with one beam; add --beams 4"),
+        (["--top-k", "3", "--min-p", "0.1"], "fastllm: note: --top-k and --min-p: without effect at temperature 0"),
+        (["--top-k", "none"], ""),
+        (["--top-k", "3", "--beams", "2"], "fastllm: note: --top-k: without effect with beams; leave --beams out"),
+        (["--early-stopping", "true"], "fastllm: note: --early-stopping: without effect with one beam; add --beams 4"),
         (["--top-k", "3", "--temperature", "1"], ""),
         (["--beams", "2", "--length-penalty", "0.5"], ""),
     ],

@@ -181,3 +181,27 @@ def test_plot_knows_wrong_use(capsys, arguments):
         main(["plot", *arguments])
     assert exit.value.code == 2
     assert "fastllm: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 2), (80, 5), (3, 20)])
+def test_next_to_no_room(width, height):
+    """Of so little, with two phases, plotext would end the process."""
+    metrics = [line("a", 1, 3.0), line("a", 2, 2.0), line("b", 1, 2.0), line("b", 2, 1.0)]
+    assert draw(metrics, width=width, height=height)
+
+
+def test_numbers_that_are_too_large_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [line("a", step, 2.0) for step in range(1, 5)]
+    lines[1]["loss"], lines[2]["loss"] = 10**400, 1.7e308
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert len(make_chart(read_metrics(path)).training) == 2
+    path.write_text(json.dumps({**line("a", 1, 2.0), "step": 10**400}) + "\n")
+    with pytest.raises(DataError, match="a step from 1 on"):
+        read_metrics(path)
+
+
+def test_names_of_phases_that_xml_cannot_hold(tmp_path):
+    metrics = [line(name, step, 2.0) for name in ("a\x02b", "c\ud800d") for step in (1, 2)]
+    write_svg(metrics, tmp_path / "loss.svg")
+    assert "a?b" in "".join(ET.parse(tmp_path / "loss.svg").getroot().itertext())

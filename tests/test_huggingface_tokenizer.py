@@ -517,7 +517,32 @@ def test_special_tokens_with_names_of_their_own():
 def test_a_space_before_a_text_as_the_settings_say(prefix):
     document = json.loads(byte_level().to_str())
     document["pre_tokenizer"]["add_prefix_space"] = not prefix
-    made = HuggingFaceTokenizer(document, {**SETTINGS, "add_prefix_space": prefix})
+    said = {**SETTINGS, "add_prefix_space": prefix}
+    made = HuggingFaceTokenizer(document, said | {"tokenizer_class": "GPT2Tokenizer"})
     plainly = HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS)
     expected = plainly.encode(" cat" if prefix else "cat")
     np.testing.assert_array_equal(made.encode("cat"), expected)
+    other = HuggingFaceTokenizer(document, said | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    assert other.encode("cat").tolist() != expected.tolist()
+
+
+def test_merges_that_the_package_would_cut_in_a_character():
+    document = {
+        "version": "1.0", "added_tokens": [{"id": 3, "content": "</s>", "special": True}],
+        "model": {
+            "type": "BPE", "continuing_subword_prefix": "a", "vocab": {"x": 0, "Ġ": 1, "xĠ": 2, "</s>": 3},
+            "merges": ["x Ġ"],
+        },
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="a merge's second token must begin with 'a'; got 'Ġ'"):
+        HuggingFaceTokenizer(document, {"eos_token": "</s>"})
+
+
+@pytest.mark.parametrize("place", ["normalizer", "decoder"])
+def test_steps_that_would_make_terabytes_of_a_byte(place):
+    document = json.loads(byte_level().to_str())
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    one, many = {"normalizer": "normalizers", "decoder": "decoders"}[place], [step] * 4
+    document[place] = {"type": "Sequence", one: many}
+    with pytest.raises(ValueError, match="must make a text at most 1000 times as long"):
+        HuggingFaceTokenizer(document, SETTINGS)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -223,7 +225,9 @@ def test_one_process_at_a_time(tmp_path, config):
 def test_what_a_killed_process_left_goes(tmp_path, config):
     with pytest.raises(Interrupted):
         Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
-    (tmp_path / "run" / ".facts-0.tokens.npy.123.tmp").write_bytes(b"half")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "run" / f".metrics.jsonl.{dead.pid}.work.tmp").write_bytes(b"half")
     (tmp_path / "run" / ".notes.tmp").write_text("mine")
     Job.resume(tmp_path / "run").train(Recorder())
     assert sorted(os.listdir(tmp_path / "run")) == [".notes.tmp", "checkpoint", "config.toml", "metrics.jsonl"]

@@ -1,7 +1,9 @@
 """What a model promises besides its formula: packing, masks, accumulation, threads, memory, the cache."""
 
+import copy
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +18,7 @@ from model_switches import LLAMA3, make_batch, make_model
 import fastllm
 from fastllm.kernels import reference
 from fastllm.layers.batch import Batch
+from fastllm.layers.workspace import Rows
 
 # The same sums in another order: of the largest number. See test_model_switches.
 TOLERANCE = 3e-5
@@ -505,3 +508,117 @@ def test_a_cache_of_what_it_cannot_keep(dtype):
     with pytest.raises(ValueError, match="cache_dtype must be float32 or float16; got"):
         model.cache_dtype = dtype
     assert model.cache_dtype == np.float32
+
+
+# What comes in between
+
+
+@pytest.mark.parametrize("place", ["Embedding", "Head", "Block"])
+def test_ctrl_c_while_layers_are_made_leaves_the_model_as_it_was(monkeypatch, place):
+    """In the first step, in unfreeze, and where an adapter comes or goes: the next try is as good as the first."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    def interrupted(work):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"fastllm.model.{place}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                work()
+
+    x = np.arange(8)
+    expected = make_model(CONFIG, "numpy")
+    expected.zero_gradients()
+    expected.loss_and_gradients(x, x)
+    model = fastllm.Model(CONFIG, backend="numpy", weights=dict(make_model(CONFIG, "numpy").parameters))
+    interrupted(lambda: model.loss_and_gradients(x, x))
+    assert model.is_frozen
+    model.loss_and_gradients(x, x)
+    np.testing.assert_array_equal(model.gradients.flat, expected.gradients.flat)
+    logits = model.forward(x)
+    interrupted(lambda: model.add_lora(rank=2))
+    assert model.adapter is None
+    adapter = model.add_lora(rank=2)
+    adapter.flat[...] = 0.5
+    changed = model.forward(x)
+    for work in (model.remove_adapter, model.merge_adapter):
+        interrupted(work)
+        assert model.adapter is adapter
+        np.testing.assert_array_equal(model.forward(x), changed)
+    model.remove_adapter()
+    np.testing.assert_array_equal(model.forward(x), logits)
+
+
+@pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", [0, 3, 10])
+def test_a_step_that_finds_no_memory_harms_no_later_one(monkeypatch, failure, at):
+    config = dataclasses.replace(CONFIG, context=64)
+    model, other = make_model(config, "numpy"), make_model(config, "numpy")
+    small, large = np.arange(8) % 19, np.arange(60) % 19
+    model.loss_and_gradients(small, small)
+    taken, take = [], Rows._take
+
+    def full(self, rows):
+        taken.append(rows)
+        if len(taken) > at:
+            raise failure
+        return take(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rows, "_take", full)
+        with pytest.raises(failure):
+            model.loss_and_gradients(large, large)
+    for x in (large, small):
+        for each in (model, other):
+            each.zero_gradients()
+            each.loss_and_gradients(x, x)
+        np.testing.assert_array_equal(model.gradients.flat, other.gradients.flat)
+
+
+def test_a_cache_that_finds_no_memory_can_grow_later(monkeypatch):
+    model = make_model(dataclasses.replace(CONFIG, context=400), "numpy")
+    text = np.arange(380) % 19
+    cache, whole = model.new_cache(), model.new_cache()
+    model.prefill(text[:100], None, cache)
+    calls, empty = [], np.empty
+
+    def full(shape, dtype=float):
+        if len(shape) > 3:
+            calls.append(shape)
+            if len(calls) > 2:
+                raise MemoryError
+        return empty(shape, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastllm.layers.kv_cache.np.empty", full)
+        with pytest.raises(MemoryError):
+            model.prefill(text[100:], None, cache)
+    logits = model.prefill(text[100:], None, cache)
+    assert_close(logits, model.prefill(text, None, whole))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_copies_are_models_of_their_own(copied):
+    x = np.arange(8)
+    model = make_model(CONFIG, "numpy")
+    model.cache_dtype, model.generation_options = "float16", {"temperature": 0.5}
+    model.add_lora(rank=2)
+    other = copied(model)
+    assert (other.cache_dtype, other.generation_options) == (model.cache_dtype, model.generation_options)
+    before = model.forward(x)
+    np.testing.assert_array_equal(other.forward(x), before)
+    for trained in (other, model):
+        trained.set_adapter(copied(trained.adapter))
+        optimizer = fastllm.AdamW(trained)
+        losses = []
+        for _ in range(30):
+            losses.append(trained.score_and_gradients(x, x, accumulate=False).loss)
+            optimizer.step(1e-2)
+        assert losses[-1] < losses[0] - 0.1
+        if trained is other:
+            np.testing.assert_array_equal(model.forward(x), before)
+    parameters = copied(model.parameters)
+    parameters.flat += 1
+    for name, view in parameters.items():
+        assert np.shares_memory(view, parameters.flat)
+        np.testing.assert_array_equal(view, model.parameters[name] + 1)

@@ -173,7 +173,7 @@ def test_a_header_of_odd_length(tmp_path):
         ({"eos_token_id": 2}, {"eos_token_id": [3, 4, 3]}, {"end_ids": (3, 4)}),
         ({"eos_token_id": 2, "bos_token_id": 1}, {"top_p": 0.6}, {"end_ids": (2,), "begin_id": 1, "top_p": 0.6}),
         # transformers samples where do_sample says so, at 1.0 if nothing else is said, and else never does.
-        ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
+        ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "temperature": 0.0, "top_p": 0.9}),
         ({}, {"temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
         ({}, {"do_sample": True, "top_k": 0}, {"end_ids": (), "temperature": 1.0, "top_k": 0}),
         ({}, {"repetition_penalty": 1.1, "top_k": None}, {"end_ids": (), "repetition_penalty": 1.1}),
@@ -208,7 +208,7 @@ def test_generation_there_and_back(tmp_path):
     for number, facts in enumerate(
         [
             {"end_ids": (2, 5), "begin_id": 1, "temperature": 0.6, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1},
-            {"end_ids": (2,), "temperature": 0.5},
+            {"end_ids": (2,), "temperature": 0.0},
             {"end_ids": (), "min_p": 0.1},
         ]
     ):
@@ -216,7 +216,7 @@ def test_generation_there_and_back(tmp_path):
         write_huggingface(folder, config, parameters_of(config), generation=facts)
         assert open_model(folder).generation == facts
         written = json.loads((folder / "generation_config.json").read_text())
-        assert written.get("do_sample") is (True if "temperature" in facts else None)
+        assert written.get("do_sample") is (facts["temperature"] > 0 if "temperature" in facts else None)
 
 
 def test_other_files_come_along(tmp_path):

@@ -173,3 +173,14 @@ def test_wrong_options(make, message):
     with pytest.raises(ValueError, match=message) as raised:
         make(make_model(CONFIG, "numpy"))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("rate", [None, "a", -1, float("nan"), float("inf"), 10**400, 1e300])
+@every_optimizer
+def test_learning_rates_that_are_none(kind, rate):
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=9, width=4, hidden=4, heads=1, layers=1), backend="numpy")
+    optimizer, before = kind(model), model.parameters.flat.copy()
+    with pytest.raises(ValueError, match="learning_rate must be a number >= 0; got"):
+        optimizer.step(rate)
+    np.testing.assert_array_equal(model.parameters.flat, before)
+    assert optimizer.steps == 0

@@ -10,9 +10,7 @@ import argparse
 import importlib
 import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -72,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdin = io.StringIO()
     if hasattr(sys.stdin, "reconfigure"):  # a wrong byte is refused with its line, not with the whole input
         sys.stdin.reconfigure(errors="surrogateescape")
-    if argv is None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in COMMANDS), None)
     arguments = _parser(chosen).parse_args(words)
@@ -88,13 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ConfigError as error:
         return _fail(error, 2)
-    except (FastllmError, OSError, ValueError, MemoryError) as error:
+    except (FastllmError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         return _fail(error, 1)
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    """Leave as after an error: what is half written goes."""
-    raise SystemExit(128 + number)
 
 
 def _fail(error: BaseException, status: int) -> int:

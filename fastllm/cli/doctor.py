@@ -178,7 +178,15 @@ def _kernels(problems: list[Problem]) -> Iterator[Line]:
 def _threads(problems: list[Problem]) -> Iterator[Line]:
     import numba
 
-    count, usable = numba.get_num_threads(), machine.usable_cores()
+    usable = machine.usable_cores()
+    try:
+        count = numba.get_num_threads()
+    except ValueError as error:
+        yield "layer", "FAILED"
+        problems.append(
+            Problem(" ".join(str(error).split()), "unset NUMBA_THREADING_LAYER, or install that layer", is_broken=True)
+        )
+        return
     yield "kernels", count
     try:
         layer: str = numba.threading_layer()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,10 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
     records = read_records(path) if holds_records(path) else []
     dataset: Dataset
     if records:
-        dataset = Examples(make_examples(records, tokenizer, model.config.context))
+        dataset = Examples(
+            example for record in records
+            for example in make_examples([record], tokenizer, context if "text" in record else model.config.context)
+        )  # fmt: skip
     else:
         dataset = TokenStream(tokenizer.encode(read_text(path)), context)
     score = evaluate(model, dataset)
@@ -81,7 +85,7 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
     return {
         "targets": score.targets,
         "loss": score.loss,
-        "perplexity": score.perplexity,
+        "perplexity": min(score.perplexity, sys.float_info.max),  # JSON has no infinity
         "accuracy": score.accuracy,
         "exact_answers": right,
         "answers": answers,

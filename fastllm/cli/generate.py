@@ -29,7 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
 from ..generation import GenerationConfig
-from .model_options import add_generation, add_model, add_option, generation_config, load_to_generate, without_mark
+from .model_options import (
+    add_generation,
+    add_model,
+    add_option,
+    generation_config,
+    load_to_generate,
+    note_what_does_nothing,
+    without_mark,
+)
 
 if TYPE_CHECKING:
     from ..generation import Completion
@@ -85,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     prompts = _read_prompts(arguments)
     model, tokenizer = load_to_generate(arguments)
+    given = config.given
     config = GenerationConfig.of(config, {}, model.generation_options)
+    note_what_does_nothing(config, given)
     if arguments.json or arguments.batch is not None or len(prompts) > 1 or config.n > 1 or config.logprobs is not None:
         found = completions(model, tokenizer, prompts, config, slots=arguments.slots)
         for completion in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -72,22 +73,23 @@ def load_to_generate(arguments: argparse.Namespace) -> tuple[Model, Tokenizer]:
     from ..training.progress import compile_kernels
 
     model, tokenizer = load(arguments.model, arguments.backend)
-    _note_what_does_nothing(GenerationConfig.of(generation_config(arguments), {}, model.generation_options), arguments)
     model.cache_dtype = arguments.cache_dtype
     compile_kernels(model)
     return model, tokenizer
 
 
-def _note_what_does_nothing(config: GenerationConfig, arguments: argparse.Namespace) -> None:
-    """A line on stderr for options that were given and have no effect."""
+def note_what_does_nothing(config: GenerationConfig, given: Collection[str]) -> None:
+    """A line on stderr for options that were given and have no effect. config: with the model's own defaults."""
+    sampling = [name for name in ("top_k", "top_p", "min_p", "typical_p") if name in given and getattr(config, name)]
+    searching = [name for name in ("length_penalty", "early_stopping") if name in given]
     for names, is_off, fix in (
-        (("top_k", "top_p", "min_p", "typical_p"), config.temperature == 0, "temperature 0; add --temperature 0.8"),
-        (("length_penalty", "early_stopping"), config.beams == 1, "one beam; add --beams 4"),
+        (sampling, config.beams > 1, "with beams; leave --beams out and add --temperature 0.8"),
+        (sampling, config.beams == 1 and config.temperature == 0, "at temperature 0; add --temperature 0.8"),
+        (searching, config.beams == 1, "with one beam; add --beams 4"),
     ):
-        given = [name for name in names if name in vars(arguments)]
-        if is_off and given:
-            option = given[0].replace("_", "-")
-            print(f"fastllm: note: --{option} has no effect with {fix}", file=sys.stderr, flush=True)
+        if names and is_off:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+            print(f"fastllm: note: {options}: without effect {fix}", file=sys.stderr, flush=True)
 
 
 def generation_config(arguments: argparse.Namespace) -> GenerationConfig:

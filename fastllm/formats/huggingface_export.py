@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import make_parent, work_folder
+from fastllm.atomic import make_parent, work_path
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.huggingface import MODULES
@@ -66,7 +66,7 @@ def write_huggingface(
     contents |= files or {}
     layout = _tensors(config, weights, KINDS_OF_DTYPE[dtype])
     make_parent(target)
-    new = work_folder(target, "new")
+    new = work_path(target)
     try:
         new.mkdir()
         write_safetensors(new / WEIGHTS, layout, progress)

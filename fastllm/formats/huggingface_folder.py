@@ -101,6 +101,8 @@ def read_generation(folder: Path, vocab_size: int, config: Mapping[str, Any]) ->
         fields.get("bos_token_id", config.get("bos_token_id")),
         options,
     )
-    if fields.get("do_sample") is not True:  # then transformers takes the most probable token, whatever else is said
+    if fields.get("do_sample") is False:
+        facts["temperature"] = 0.0
+    elif fields.get("do_sample") is not True:  # then transformers takes the most probable token, whatever else is said
         facts.pop("temperature", None)
     return facts

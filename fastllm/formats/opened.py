@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ def _is_id(value: Any) -> bool:
 
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda value: _is_number(value) and 0 <= value < math.inf, "a number >= 0"),
+    "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number >= 0"),
     "top_k": (_is_id, "a whole number >= 0"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
     "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -150,6 +151,11 @@ class GenerationConfig:
         for token, bias in self.logit_bias.items():
             _check_type("logit_bias", token, Integral, "a mapping of token ids to numbers")
             _check_type("logit_bias", bias, Real, "a mapping of token ids to numbers")
+            _check(
+                bias == -math.inf or abs(bias) <= LARGEST,
+                f"logit_bias must be from {-LARGEST:g} to {LARGEST:g}, or -inf; got {bias!s:.20} for token "
+                f"{token!s:.20}; use -inf to ban a token, 100 to prefer it to all others",
+            )
         object.__setattr__(self, "logit_bias", {int(t): float(bias) for t, bias in self.logit_bias.items()})
         for name in ("max_tokens", "top_k", "seed", "logprobs"):
             if getattr(self, name) is not None:
@@ -161,15 +167,10 @@ class GenerationConfig:
             _check_type(name, getattr(self, name), Real, "a number")
 
     def _check_penalties(self) -> None:
-        for token, bias in self.logit_bias.items():
+        for token in self.logit_bias:
             _check(
                 0 <= token < 1 << 31,
                 f"logit_bias must be of token ids; got {token}; use ids from 0 to the vocabulary's size - 1",
-            )
-            _check(
-                bias == -math.inf or abs(bias) <= LARGEST,
-                f"logit_bias must be from {-LARGEST:g} to {LARGEST:g}, or -inf; got {bias} for token {token}; use -inf "
-                "to ban a token, 100 to prefer it to all others",
             )
         _check(
             1 / LARGEST <= self.repetition_penalty <= LARGEST,
@@ -186,7 +187,7 @@ class GenerationConfig:
 
     def _check_sampling(self) -> None:
         _check(
-            0 <= self.temperature < math.inf,
+            0 <= self.temperature <= sys.float_info.max,
             f"temperature must be finite and not negative; got {self.temperature}; "
             "use 0 for the most probable token, about 0.8 for variety",
         )

@@ -137,10 +137,12 @@ class KVCache:
         if not self._free:
             count = len(self._users)
             more = max(1, self.slots if not count else count // 2)
-            for layers in (self.keys, self.values):
-                for i, layer in enumerate(layers):
-                    layers[i] = np.empty((count + more, *layer.shape[1:]), layer.dtype)
-                    layers[i][:count] = layer
+            grown = []
+            for layer in (*self.keys, *self.values):
+                grown.append(np.empty((count + more, *layer.shape[1:]), layer.dtype))
+                grown[-1][:count] = layer[:count]
+            # All are there: a memory that was full before, or Ctrl-C, has changed nothing.
+            self.keys, self.values = grown[: len(self.keys)], grown[len(self.keys) :]
             self._users += [0] * more
             self._free += range(count + more - 1, count - 1, -1)
         number = self._free.pop()

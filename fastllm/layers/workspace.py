@@ -84,10 +84,11 @@ class Workspace:
         """
         if self._shown == (rows, keep):
             return
-        self._shown = (rows, keep)
-        if self._shown in self._views:
-            for activation, view in zip(self._all, self._views[self._shown], strict=True):
+        self._shown = (0, False)  # until all of them do: Ctrl-C or a full memory may come in between
+        if (rows, keep) in self._views:
+            for activation, view in zip(self._all, self._views[rows, keep], strict=True):
                 activation.array = view
+            self._shown = (rows, keep)
             return
         self._most = max(self._most, rows)
         taken = [self._show(group, rows, is_apart=keep) for group in self._kept.values()]
@@ -95,7 +96,8 @@ class Workspace:
             taken += [self._show(group, rows, is_apart=False) for group in self._shared.values()]
         if any(taken) or len(self._views) >= MOST_VIEWS:
             self._views.clear()  # they hold on to memory that is no longer in use
-        self._views[self._shown] = [activation.array for activation in self._all]
+        self._views[rows, keep] = [activation.array for activation in self._all]
+        self._shown = (rows, keep)
 
     def _show(self, group: list[Rows], rows: int, is_apart: bool) -> bool:
         """Whether memory was taken."""

@@ -286,7 +286,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __callee: Any, *args: Any, **kwargs: Any) -> Any:
         """Its own arguments have names that no keyword of a template's can have, as in jinja2."""
         self, callee = __self, __callee
-        args = tuple([*value] if isinstance(value, GeneratorType) else value for value in args)
+        args = tuple([*value] if isinstance(value, (GeneratorType, ListIterator)) else value for value in args)
         given = [*args, *kwargs.values()]
         self.spend(STEP + sum(map(_size, given)))
         if isinstance(callee, (BuiltinMethodType, MethodType)):
@@ -371,8 +371,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def priced(*args: Any, **kwargs: Any) -> Any:
+            if kwargs and name in IN_ORDER:
+                raise SecurityError(f"{name} must be given its arguments in order; got {', '.join(kwargs)} by name")
             if looks_inside:
-                args = tuple([*value] if isinstance(value, GeneratorType) else value for value in args)
+                args = tuple([*value] if isinstance(value, (GeneratorType, ListIterator)) else value for value in args)
             given = [*args[first:], *kwargs.values()]
             self.spend(STEP + sum(map(_size, given)))
             if looks_inside:
@@ -386,7 +388,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self._check_growth(name, str(given[0]), given[1:])
             result = function(*args, **kwargs)
             if isinstance(result, Iterator) and not isinstance(result, LoopContext):
-                return self._counted(result)
+                return iter([*self._counted(result)])  # generators of generators would be freed by recursion, in C
             return self._sized(result)
 
         return priced
@@ -412,6 +414,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
+
+
+ListIterator: type[Iterator[int]] = type(iter([1]))
+# Filters whose arguments are priced by their places.
+IN_ORDER = ("replace", "join", "center")
 
 
 def _shown(context: Context, value: Any) -> Any:

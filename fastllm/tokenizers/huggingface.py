@@ -42,6 +42,7 @@ from fastllm.tokenizers.huggingface_document import (
     added_tokens,
     begin_processor,
     chat_template_of,
+    check_growth,
     more_special_tokens,
     prefix_of,
     private_names,
@@ -61,6 +62,10 @@ ENDS_OF_TURN = frozenset(
     (*ENDS_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<EOT>", "<|return|>")
 )
 """Names under which models end an answer. The one in their configuration is often not the only one."""
+
+
+MAKE_THEIR_SPLITTER = ("GPT2Tokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+"""Classes of transformers that ask tokenizer_config.json, not tokenizer.json, whether a space goes before a text."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -112,11 +117,14 @@ class HuggingFaceTokenizer(Tokenizer):
         self.chat_template = chat_template_of(self._settings.get("chat_template"))
         self.decoder: Mapping[str, Any] | None = document.get("decoder")
         steps_of(self.decoder)  # raises
+        check_growth(document.get("normalizer"))
+        check_growth(self.decoder)
 
         effective = {**document, "added_tokens": sorted(self._added.values(), key=lambda token: token["id"])}
         splitter, prefix = document.get("pre_tokenizer"), self._settings.get("add_prefix_space")
-        if isinstance(prefix, bool) and isinstance(splitter, dict) and splitter.get("type") == "ByteLevel":
-            effective["pre_tokenizer"] = {**splitter, "add_prefix_space": prefix}  # as transformers has it
+        makes_it = self._settings.get("tokenizer_class") in MAKE_THEIR_SPLITTER and isinstance(prefix, bool)
+        if makes_it and isinstance(splitter, dict) and splitter.get("type") == "ByteLevel":
+            effective["pre_tokenizer"] = {**splitter, "add_prefix_space": prefix}
         self._json = json.dumps(effective, ensure_ascii=False)
         self._names = private_names(self._special)
         private = json.dumps(renamed(effective, self._names), ensure_ascii=False)
@@ -195,11 +203,10 @@ class HuggingFaceTokenizer(Tokenizer):
             given.append(part)
         ids = self._encode("".join(texts))
         controls = [part for part in given if isinstance(part, int)]
-        if [token for token in ids.tolist() if token in controls] == controls:
+        known = set(controls)
+        if [token for token in ids.tolist() if token in known] == controls:
             return ids
-        # A normalizer has changed the names, so that they were not found.
-        pieces = [np.array([part], np.int32) if isinstance(part, int) else self._encode(part) for part in given]
-        return np.concatenate(pieces)
+        return super().encode_parts(given)  # a normalizer has changed the names, so that they were not found
 
     def split_control(self, text: str) -> list[str | int]:
         parts: list[str | int] = []

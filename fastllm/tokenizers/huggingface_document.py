@@ -4,6 +4,7 @@ under names that nobody can type.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Container, Mapping
 from reprlib import repr as brief
@@ -14,6 +15,7 @@ from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN
 
 CONFIG = "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+MOST_GROWTH = 1000
 MOST_IDS = 1 << 22
 """No vocabulary has four million tokens; a damaged file may name an id for which memory would not do."""
 
@@ -167,6 +169,29 @@ def begin_processor(text: str, token_id: int | None, before_each: bool = False) 
     }
 
 
+def check_growth(step: object) -> None:
+    """Raise ValueError for a normalizer or decoder that makes a text too much longer: of a byte, terabytes."""
+    if _growth(step, 0) > MOST_GROWTH:
+        raise ValueError(
+            f"a normalizer or decoder must make a text at most {MOST_GROWTH} times as long; got one that makes it "
+            "longer; use another tokenizer.json"
+        )
+
+
+def _growth(step: object, depth: int) -> float:
+    """How many times as long a text may become."""
+    if not isinstance(step, dict) or depth > 8:
+        return 1.0 if depth <= 8 else float("inf")
+    inner = step.get("normalizers") or step.get("decoders")
+    if isinstance(inner, list):
+        return math.prod(_growth(each, depth + 1) for each in inner[:64]) if len(inner) <= 64 else float("inf")
+    content, pattern = step.get("content"), step.get("pattern")
+    if step.get("type") != "Replace" or not isinstance(content, str) or not isinstance(pattern, dict):
+        return 1.0
+    replaced = pattern.get("String")
+    return max(1.0, len(content) / max(1, len(replaced) if isinstance(replaced, str) else 1))
+
+
 # The names that nobody can type
 
 
@@ -213,6 +238,11 @@ def _merges_without(hidden: Container[str], merges: list[Any], prefix: str) -> l
         if not isinstance(pair, list) or len(pair) != 2 or not (isinstance(pair[0], str) and isinstance(pair[1], str)):
             raise ValueError(f"a merge must join two tokens; got {brief(merge)}; use another tokenizer.json")
         first, second = pair
+        if prefix and not second.startswith(prefix):  # `tokenizers` would cut it in the middle of a character
+            raise ValueError(
+                f"a merge's second token must begin with {brief(prefix)}; got {brief(second)}; use another "
+                "tokenizer.json"
+            )
         if not (first in hidden or second in hidden or first + second.removeprefix(prefix) in hidden):
             kept.append(merge)
     return kept

@@ -23,6 +23,7 @@ from . import svg
 QUANTITIES = ("loss", "perplexity", "accuracy")
 POINTS = 600  # of a curve; the eye can't tell more apart
 WIDEST, HIGHEST = 100, 20  # characters, unless asked for
+SMALLEST = 8
 
 Metrics = list[dict[str, Any]]
 Point = tuple[float, float]
@@ -54,7 +55,7 @@ def read_metrics(path: str | os.PathLike[str]) -> Metrics:
 def _check(line: Any) -> dict[str, Any]:
     if isinstance(line, dict) and isinstance(line.get("phase"), str):
         step = line.get("step")
-        if isinstance(step, int) and step >= 1:
+        if isinstance(step, int) and 1 <= step < 1 << 53:
             return line
     raise DataError(f"a line must have a phase and a step from 1 on; got {line!r:.60}; name a run's metrics")
 
@@ -135,7 +136,8 @@ def draw(
     figure = plotext.figure  # there is but one
     figure.clear()
     figure.theme("simple")
-    figure.plot_size(width or min(terminal.columns, WIDEST), height or min(terminal.lines - 1, HIGHEST))
+    wide, high = width or min(terminal.columns, WIDEST), height or min(terminal.lines - 1, HIGHEST)
+    figure.plot_size(max(wide, SMALLEST), max(high, SMALLEST))  # of less room plotext makes an end of the process
     figure.title(what)
     key = []
     for points, marker, sign in (
@@ -188,7 +190,7 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e300  # of which a sum is finite, too
 
 
 def _mean(points: list[Point]) -> Point:

@@ -135,8 +135,6 @@ class Job:
 
     @classmethod
     def _resume(cls, run: Run) -> Job:
-        for left in run.folder.glob(f".*{TOKENS}.*.tmp"):  # by a process that was killed
-            left.unlink()
         sources = _read_sources(run.config)
         try:
             find_checkpoint(run.checkpoint)

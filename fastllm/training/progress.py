@@ -21,7 +21,7 @@ LINES = 10  # a phase without a terminal
 
 
 class Progress:
-    """Shows loss, perplexity, accuracy, tokens/s and the time left. Passed to Job.train."""
+    """Shows loss, accuracy, tokens/s and the time left. Passed to Job.train."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
@@ -34,7 +34,7 @@ class Progress:
         if self._is_terminal:
             # No bar, which would leave no room for the figures. A terminal that doesn't know its size has 80 columns.
             shape: dict[str, Any] = {"dynamic_ncols": True} if _width() else {"ncols": 80, "nrows": 24}
-            layout = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+            layout = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}{bar:0}"  # some cut no line without a bar
             self._bar = tqdm(
                 total=steps, initial=done, desc=phase.name, file=self._stream, bar_format=layout, **shape
             )
@@ -74,7 +74,7 @@ def _figures(record: dict[str, Any]) -> str:
     text = f"loss {record['loss']:.3f}"
     if "validation_loss" in record:
         text += f", validation {record['validation_loss']:.3f}"
-    return f"{text}, accuracy {record['accuracy']:.1%}, {record['tokens_per_second']:,.0f} tokens/s"
+    return f"{text}, accuracy {record['accuracy']:.0%}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
 def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:

@@ -40,7 +40,7 @@ def render(
         return f"{HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM):.1f}"
 
     def text(at_x: str | float, at_y: str | float, words: str, anchor: str = "middle", more: str = "") -> str:
-        return f'<text x="{at_x}" y="{at_y}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
+        return f'<text x="{at_x}" y="{at_y}" text-anchor="{anchor}"{more}>{escape(_visible(words))}</text>'
 
     def line(x1: str, y1: str, x2: str, y2: str, more: str) -> str:
         return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" {more}/>'
@@ -71,3 +71,8 @@ def render(
         parts.append(f'<rect x="{at}" y="{HEIGHT - 18}" width="12" height="4" fill="{color}"/>')
         parts.append(text(at + 20, HEIGHT - 11, name, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _visible(words: str) -> str:
+    """A text that XML may hold: of control characters and halves of pairs, "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
