@@ -129,6 +129,8 @@ def save_tuned(
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             # In between, a reader has put the old one back.
+    else:
+        raise OSError(errno.EBUSY, f"{target} could not be replaced: it was read each time that it was; try again")
     _move_others(old, target)
 
 
