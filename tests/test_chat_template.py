@@ -502,3 +502,17 @@ def test_arguments_by_name_are_no_way_around_the_price(template):
         assert tracemalloc.get_traced_memory()[1] < 50e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("{{ 'abab'|replace(new='x', old='a') }}", "xbxb"),
+        ("{{ 'abab'|replace('a', count=1, new='x') }}", "xbab"),
+        ("{{ messages|join(', ', attribute='role') }}", "user"),
+        ("{{ [1, 2]|join(d='-') }}", "1-2"),
+        ("{{ 'a'|center(width=3) }}|", " a |"),
+    ],
+)
+def test_arguments_by_name(template, shown):
+    assert ChatTemplate(template).render([{"role": "user", "content": "hi"}]) == shown

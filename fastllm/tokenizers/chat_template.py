@@ -371,8 +371,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def priced(*args: Any, **kwargs: Any) -> Any:
-            if kwargs and name in IN_ORDER:
-                raise SecurityError(f"{name} must be given its arguments in order; got {', '.join(kwargs)} by name")
+            for key in IN_ORDER.get(name, ())[len(args) - first - 1 :]:
+                if key not in kwargs:
+                    break
+                args = (*args, kwargs.pop(key))
             if looks_inside:
                 args = tuple([*value] if isinstance(value, (GeneratorType, ListIterator)) else value for value in args)
             given = [*args[first:], *kwargs.values()]
@@ -417,8 +419,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 ListIterator: type[Iterator[int]] = type(iter([1]))
-# Filters whose arguments are priced by their places.
-IN_ORDER = ("replace", "join", "center")
+# Arguments that are priced by their places, behind the first: whoever names them may do so in any order.
+IN_ORDER = {"replace": ("old", "new", "count"), "join": ("d",), "center": ("width",)}
 
 
 def _shown(context: Context, value: Any) -> Any:
