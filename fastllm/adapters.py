@@ -35,9 +35,7 @@ from .errors import FormatError
 from .formats.bytes_of_file import brief, read_json
 from .formats.huggingface import MODULES
 from .formats.huggingface_config import model_type
-from .formats.huggingface_folder import CONFIG as MODEL_CONFIG
-from .formats.huggingface_folder import INDEX, stored_array
-from .formats.huggingface_folder import WEIGHTS as MODEL_FILE
+from .formats.huggingface_folder import holds_a_model, stored_array
 from .formats.opened import float32
 from .formats.peft import CONFIG, Rules
 from .formats.rows import row_order
@@ -75,16 +73,12 @@ def save_adapter(
         raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it before")
     folder = Path(folder)
     name = model.origin if base is None else os.fspath(base)
-    if any(_holds_a_model(place) for place in (folder, folder / "checkpoint")):
+    if any(holds_a_model(place) for place in (folder, folder / "checkpoint")):
         raise ValueError(f"an adapter needs a folder of its own; got {folder}, a model's; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
         name = os.path.abspath(name)
     write_adapter(folder, model.config, model.adapter, name)
-
-
-def _holds_a_model(folder: Path) -> bool:
-    return (folder / MODEL_CONFIG).is_file() and any((folder / name).is_file() for name in (MODEL_FILE, INDEX))
 
 
 def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParameters:

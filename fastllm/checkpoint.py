@@ -38,7 +38,15 @@ from .formats import OpenedModel, open_model
 from .formats.huggingface import from_huggingface, to_huggingface
 from .formats.huggingface_config import config_from_huggingface, model_type
 from .formats.huggingface_export import config_files
-from .formats.huggingface_folder import CONFIG, DTYPES, GENERATION, INDEX, WEIGHTS, read_generation, stored_array
+from .formats.huggingface_folder import (
+    CONFIG,
+    DTYPES,
+    GENERATION,
+    WEIGHTS,
+    holds_a_model,
+    read_generation,
+    stored_array,
+)
 from .formats.opened import float32
 from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
 from .generation.config import GenerationConfig
@@ -433,7 +441,7 @@ def _move_others(old: Path, folder: Path) -> None:
 def restore(folder: Path) -> None:
     """Put the old folder back if the writer of a new one was killed between the two renames."""
     old = _beside(folder, "old")
-    if not folder.exists() and (_is_checkpoint(old) or ((old / CONFIG).is_file() and (old / INDEX).is_file())):
+    if not folder.exists() and (_is_checkpoint(old) or holds_a_model(old)):
         os.replace(old, folder)
 
 

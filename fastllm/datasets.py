@@ -34,7 +34,7 @@ import numpy as np
 from .atomic import replacing
 from .dialogue import answer_tokens, check_plain, check_speakers, lessons, prompt_tokens, question_tokens
 from .errors import DataError
-from .tokenizers.base import Tokenizer
+from .tokenizers.base import Tokenizer, check_text
 
 NO_TARGET = -1
 TEXT_SUFFIXES = (".txt", ".md", ".text")
@@ -298,13 +298,7 @@ def _checked(given: object) -> Record:
 def _valid(record: Record) -> Record:
     """The record itself. Raises DataError for texts that are no Unicode, which JSON can hold."""
     for text in record_texts([record]):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"text must be valid Unicode; got the lone surrogate U+{ord(text[error.start]):04X} at position "
-                f"{error.start}; mend it"
-            ) from None
+        check_text(text)
     return record
 
 

@@ -23,6 +23,7 @@ from .tokenizers.optional import require
 ROLES = ("system", "user", "assistant")
 PRIVATE_USE = 0xF0000
 """Code points from here on stand for nothing in Unicode."""
+NOT_PLAIN = ("tool_calls", "reasoning_content", "thinking", "tools")
 
 Message = Mapping[str, str]
 
@@ -35,9 +36,6 @@ def question_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 def answer_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """`answer <end>`: what it is to say."""
     return [*tokenizer.encode(text).tolist(), tokenizer.end_id]
-
-
-NOT_PLAIN = ("tool_calls", "reasoning_content", "thinking", "tools")
 
 
 def end_ids(tokenizer: Tokenizer) -> frozenset[int]:

@@ -24,6 +24,11 @@ POSITIONS = "embedding.position.weight"
 OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
+def holds_a_model(folder: Path) -> bool:
+    """Whether a model's config and weights are there, these in one file or in several."""
+    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
 def open_huggingface(folder: Path) -> OpenedModel:
     """The model in a folder. Matrices are views of its files but GPT-2's, which are (in, out): those are copied.
 
