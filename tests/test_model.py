@@ -1,4 +1,4 @@
-"""What a model promises besides its formula: packing, masks, accumulation, threads, memory, the cache."""
+"""What a model promises besides its formula: packing, masks, accumulation, threads, memory, interruptions."""
 
 import copy
 import dataclasses
@@ -7,36 +7,18 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
-from functools import partial
 from itertools import pairwise
 
 import numba
 import numpy as np
 import pytest
-from model_switches import LLAMA3, make_batch, make_model
+from model_switches import make_batch, make_model
+from whole_models import CONFIG, POSITIONS, assert_close, backends
 
 import fastllm
 from fastllm.kernels import reference
 from fastllm.layers.batch import Batch
 from fastllm.layers.workspace import Rows
-
-# The same sums in another order: of the largest number. See test_model_switches.
-TOLERANCE = 3e-5
-
-CONFIG = fastllm.ModelConfig(
-    vocab_size=19, width=12, hidden=11, layers=2, heads=6, kv_heads=2, context=9, norm="rms_norm",
-    activation="swiglu", positions="rope", rope_scaling=LLAMA3,
-)  # fmt: skip
-POSITIONS = {
-    kind: fastllm.ModelConfig(vocab_size=19, width=12, hidden=11, layers=2, heads=3, context=9, positions=kind)
-    for kind in ("learned", "rope", "sinusoidal", "none")
-}
-
-backends = pytest.mark.parametrize("backend", ["numba", "numpy"])
-
-
-def assert_close(got, expected, tolerance=TOLERANCE):
-    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
 def gradients_of(model, *batches, **options):
@@ -356,158 +338,6 @@ def test_logits_belong_to_the_caller():
     np.testing.assert_array_equal(first, kept)
     first[...] = np.nan
     np.testing.assert_array_equal(model.forward([1, 2, 3]), kept)
-
-
-# The cache
-
-# What it keeps keys and values in, and how near its logits come: half of the last of 11 bits, of many numbers.
-caches = pytest.mark.parametrize(("dtype", "tolerance"), [("float32", TOLERANCE), ("float16", 2e-3)])
-
-
-def model_with_cache(config, backend, dtype):
-    model = make_model(config, backend)
-    model.cache_dtype = dtype
-    return model
-
-
-def same_bits(backend, tolerance):
-    """What asserts them; or, on the twins, where BLAS gives a row other bits alone, that numbers are close."""
-    return np.testing.assert_array_equal if backend == "numba" else partial(assert_close, tolerance=tolerance)
-
-
-@backends
-@caches
-@pytest.mark.parametrize("config", [*POSITIONS.values(), CONFIG], ids=[*POSITIONS, "grouped"])
-def test_decoding_with_a_cache_equals_reading_all(config, backend, dtype, tolerance):
-    """Slots of different lengths grow together; each equals its own text read at once."""
-    model = model_with_cache(config, backend, dtype)
-    rng = np.random.default_rng(3)
-    texts = rng.integers(0, 19, (3, 9))
-    read = [5, 1, 3]
-    cache = model.new_cache(3)
-    prompts = np.concatenate([text[:length] for text, length in zip(texts, read, strict=True)])
-    logits = model.prefill(prompts, np.cumsum([0, *read]), cache)
-    for _ in range(4):
-        for text, length, row in zip(texts, cache.lengths, logits, strict=True):
-            assert_close(row, model.forward(text[:length])[-1], tolerance)
-        logits = model.decode(texts[np.arange(3), cache.lengths], cache)
-    assert cache.lengths.tolist() == [9, 5, 7]
-
-
-@backends
-@caches
-def test_reorder_moves_whole_sequences(backend, dtype, tolerance):
-    model = model_with_cache(CONFIG, backend, dtype)
-    texts = np.random.default_rng(3).integers(0, 19, (3, 5))
-    cache = model.new_cache(3)
-    model.prefill(texts[:, :4], None, cache)
-    cache.reorder(np.array([2, 0, 0]))
-    logits = model.decode(texts[[2, 0, 0], 4], cache)
-    for row, text in zip(logits, texts[[2, 0, 0]], strict=True):
-        assert_close(row, model.forward(text)[-1], tolerance)
-
-
-@backends
-@caches
-def test_a_text_in_pieces_gives_the_bits_of_the_whole(backend, dtype, tolerance):
-    """Prompts in chunks, beside others or alone, over the border of a page."""
-    config = dataclasses.replace(CONFIG, context=300)
-    model = model_with_cache(config, backend, dtype)
-    texts = np.random.default_rng(3).integers(0, 19, (3, 290))
-    whole = model.prefill(texts, None, model.new_cache(3))
-    cache = model.new_cache(4)
-    pieces = [texts[:, :7], texts[:, 7:130], texts[:, 130:]]
-    for piece in pieces:
-        logits = model.prefill(piece, None, cache, slots=[3, 0, 2])
-    same = same_bits(backend, tolerance)
-    same(logits, whole)
-    alone = model.new_cache()
-    same(model.prefill(texts[1], None, alone)[0], whole[1])
-    for row, text in zip(whole, texts, strict=True):
-        assert_close(row, model.forward(text)[-1], tolerance)
-    assert cache.lengths.tolist() == [290, 0, 290, 290]
-
-
-@backends
-@caches
-def test_tokens_of_one_slot_decoded_together_give_the_bits_of_one_after_another(backend, dtype, tolerance):
-    """A slot named several times, as for drafted tokens; forgotten afterwards."""
-    model = model_with_cache(dataclasses.replace(CONFIG, context=300), backend, dtype)
-    text = np.random.default_rng(3).integers(0, 19, 140)
-    same = same_bits(backend, tolerance)
-    cache, other = model.new_cache(), model.new_cache(2)
-    model.prefill(text[:124], None, cache)
-    expected = np.concatenate([model.decode([token], cache) for token in text[124:134]])
-    for _ in range(2):
-        model.prefill(text[:124], None, other, slots=[1])
-        model.decode([5], other, slots=[0])
-        logits = model.decode([*text[124:134], 7], other, slots=[1] * 10 + [0])
-        same(logits[:10], expected)
-        other.truncate(1, 3)
-        other.truncate(1, 0)
-    assert other.lengths.tolist() == [4, 0]
-
-
-@backends
-@caches
-def test_slots_that_share_pages_go_their_own_ways(backend, dtype, tolerance):
-    model = model_with_cache(dataclasses.replace(CONFIG, context=300), backend, dtype)
-    rng = np.random.default_rng(3)
-    text, tails = rng.integers(0, 19, 200), rng.integers(0, 19, (3, 20))
-    cache = model.new_cache(3)
-    model.prefill(text, None, cache)
-    cache.copy(0, 1)
-    cache.reorder([1, 0, 0])
-    for column in tails.T:
-        logits = model.decode(column, cache)
-    for row, tail in zip(logits, tails, strict=True):
-        assert_close(row, model.forward(np.concatenate([text, tail]))[-1], tolerance)
-    sizes = set()
-    for _ in range(3):  # what is released is used again
-        for slot in range(3):
-            cache.release(slot)
-        model.prefill(np.tile(text, (3, 1)), None, cache)
-        sizes.add(cache.nbytes)
-    assert len(sizes) == 1
-
-
-def test_an_interrupted_step_leaves_the_cache_as_it_was(monkeypatch):
-    model = make_model(CONFIG, "numpy")
-    cache = model.new_cache()
-    model.prefill([1, 2, 3], None, cache)
-    expected = model.decode([4], cache)
-    cache.truncate(0, 3)
-
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model.head.map, "forward", interrupt)
-        for _ in range(20):  # more often than there are pages
-            with pytest.raises(KeyboardInterrupt):
-                model.decode([5], cache)
-    assert cache.lengths.tolist() == [3]
-    np.testing.assert_array_equal(model.decode([4], cache), expected)
-
-
-def test_a_cache_of_float16_takes_half_the_memory():
-    model = make_model(CONFIG, "numpy")
-    sizes = []
-    for dtype in (np.float32, np.float16):
-        model.cache_dtype = dtype
-        cache = model.new_cache()
-        model.prefill([1, 2, 3], None, cache)
-        sizes.append(cache.nbytes)
-    assert sizes[0] == 2 * sizes[1]
-    assert model.cache_dtype == np.float16
-
-
-@pytest.mark.parametrize("dtype", ["float64", "int8", "half a float", None, 16])
-def test_a_cache_of_what_it_cannot_keep(dtype):
-    model = make_model(CONFIG, "numpy")
-    with pytest.raises(ValueError, match="cache_dtype must be float32 or float16; got"):
-        model.cache_dtype = dtype
-    assert model.cache_dtype == np.float32
 
 
 # What comes in between
