@@ -278,11 +278,6 @@ def _said_of_generation(folder: Path, theirs: Mapping[str, Any], config: ModelCo
 
 def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
     """A model of another project."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there must be a model at {path}; got nothing; check the name: a run or checkpoint folder, a folder of "
-            "Hugging Face's, or a GGUF file"
-        )
     opened = open_model(path)
     tokenizer = _foreign_tokenizer(opened)
     _check_vocabulary(path, tokenizer, opened.config)

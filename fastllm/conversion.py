@@ -26,6 +26,7 @@ from .dialogue import end_ids
 from .errors import ConfigError, FormatError
 from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
+from .formats.gguf import OPTIONS
 from .formats.huggingface_folder import CONFIG
 from .formats.opened import Weights
 from .formats.rows import Progress
@@ -47,9 +48,6 @@ ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 PAGES_KEPT = 1 << 24  # bytes written until what was read for them is forgotten
 
 BESIDE_A_MODEL = ("README.md", ".gitattributes")  # in a folder that is to be replaced
-SAMPLING = {
-    "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -298,7 +296,7 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 def _gguf_metadata(source: Source, name: str) -> dict[str, Any]:
     """Beside the tokenizer's: the name, and how the model is to be sampled from."""
-    options = {key: source.generation.get(option) for option, key in SAMPLING.items()}
+    options = {key: source.generation.get(option) for option, key in OPTIONS.items()}
     if options["top_k"] is not None:  # int32, as llama.cpp has it; more than there are is all
         options["top_k"] = np.int32(min(options["top_k"], source.config.vocab_size))
     given = {f"general.sampling.{key}": value for key, value in options.items() if value is not None}

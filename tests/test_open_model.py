@@ -177,6 +177,7 @@ def test_a_header_of_odd_length(tmp_path):
         ({}, {"temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
         ({}, {"do_sample": True, "top_k": 0}, {"end_ids": (), "temperature": 1.0, "top_k": 0}),
         ({}, {"repetition_penalty": 1.1, "top_k": None}, {"end_ids": (), "repetition_penalty": 1.1}),
+        ({}, {"num_beams": 4, "early_stopping": True}, {"end_ids": (), "early_stopping": True}),
         ({"eos_token_id": 50256, "bos_token_id": -1}, None, {"end_ids": ()}),  # beyond the vocabulary
     ],
 )  # fmt: skip
@@ -192,6 +193,9 @@ def test_generation(tmp_path, fields, generation, expected):
         ({"top_k": 2.5}, "top_k as a whole number >= 0; got 2.5"),
         ({"top_p": 0}, "top_p as a number > 0 and <= 1; got 0"),
         ({"min_p": True}, "min_p as a number from 0 to 1; got True"),
+        ({"typical_p": 1.5}, "typical_p as a number > 0 and <= 1; got 1.5"),
+        ({"length_penalty": "long"}, "length_penalty as a number from -10 to 10; got 'long'"),
+        ({"early_stopping": 1}, "early_stopping as true, false or \"never\"; got 1"),
         ({"repetition_penalty": [1]}, "repetition_penalty as a number from 1e-30 to 1e30; got [1]"),
         ({"eos_token_id": 2.0}, "whole numbers; got 2.0"),
     ],
@@ -209,7 +213,8 @@ def test_generation_there_and_back(tmp_path):
         [
             {"end_ids": (2, 5), "begin_id": 1, "temperature": 0.6, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1},
             {"end_ids": (2,), "temperature": 0.0},
-            {"end_ids": (), "min_p": 0.1},
+            {"end_ids": (), "min_p": 0.1, "typical_p": 0.9},
+            {"end_ids": (), "length_penalty": 0.5, "early_stopping": "never"},
         ]
     ):
         folder = tmp_path / str(number)

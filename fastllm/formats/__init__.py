@@ -34,7 +34,9 @@ def open_model(path: str | os.PathLike[str]) -> OpenedModel:
         files = sorted(path.glob("*.gguf"))
         found = f"; there is {files[0].name}: name the file" if files else "; name a folder with a config.json"
         raise FormatError(f"{path} must be a model's folder, with a {CONFIG}; got none{found}")
-    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+    if not path.exists():
+        raise FileNotFoundError(f"there must be a model at {path}; got nothing; check the name of the folder or file")
+    if not path.is_file():  # a pipe would wait for a writer
         raise FormatError(f"{path} must be a file or a folder; got something else, such as a pipe; name a file")
     if is_gguf(path):
         return open_gguf(path)

@@ -21,7 +21,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 POSITIONS = "embedding.position.weight"
-OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+OPTIONS = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "early_stopping",
+)  # fmt: skip
 
 
 def holds_a_model(folder: Path) -> bool:

@@ -30,7 +30,8 @@ class OpenedModel:
     path                its folder or file
     generation          what its files say about generating text, as far as they do: "end_ids", the tokens that end
                         a text, is always there, perhaps empty; "begin_id", "temperature" (0: the most probable
-                        token), "top_k", "top_p", "min_p", "repetition_penalty"
+                        token), "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", and for those who ask
+                        for beams "length_penalty" and "early_stopping"; whether to search is theirs to say
     metadata            of a GGUF file: what stands in its "general.*" keys
     tokenizer_metadata  of a GGUF file: what stands in its "tokenizer.*" keys, arrays of numbers as NumPy's
     """
@@ -72,8 +73,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number >= 0"),
     "top_k": (_is_id, "a whole number >= 0"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
+    "typical_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
     "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "repetition_penalty": (lambda value: _is_number(value) and 1e-30 <= value <= 1e30, "a number from 1e-30 to 1e30"),
+    "length_penalty": (lambda value: _is_number(value) and -10 <= value <= 10, "a number from -10 to 10"),
+    "early_stopping": (lambda value: isinstance(value, bool) or value == "never", "true, false or \"never\""),
 }
 
 
