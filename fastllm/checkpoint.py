@@ -61,6 +61,7 @@ TOKENIZER = "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
 FORMAT, VERSION = "fastllm", 3
+ATTEMPTS = 10  # at taking an old checkpoint's place, into which a reader may be putting it back
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 # What we and transformers write of a model, beside its weights (see is_of_a_model), and what only a checkpoint has.
 MODEL_FILES = {
@@ -68,7 +69,6 @@ MODEL_FILES = {
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
 }  # fmt: skip
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-ATTEMPTS = 10
 CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, adapters.CONFIG, adapters.WEIGHTS}
 
 

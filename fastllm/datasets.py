@@ -34,6 +34,7 @@ import numpy as np
 from .atomic import replacing
 from .dialogue import answer_tokens, check_plain, check_speakers, lessons, prompt_tokens, question_tokens
 from .errors import DataError
+from .inputs import int32_of
 from .tokenizers.base import Tokenizer, check_text
 
 NO_TARGET = -1
@@ -187,12 +188,7 @@ class TokenStream:
 
     def _windows(self, first: np.ndarray, length: int) -> PackedBatch:
         rows = first[:, None] + np.arange(length + 1)
-        windows = self.tokens[rows]
-        if windows.dtype.itemsize >= 4:  # 2^32 + 5 must not pass for 5
-            for extreme in (windows.min(), windows.max()):
-                if not -(1 << 31) <= int(extreme) < 1 << 31:
-                    raise ValueError(f"tokens must fit into int32; got {extreme}; give ids of the vocabulary")
-        windows = windows.astype(np.int32)
+        windows = int32_of(self.tokens[rows], "tokens").reshape(rows.shape)
         starts = np.arange(0, (len(first) + 1) * length, length, dtype=np.int32)
         return PackedBatch(windows[:, :-1].reshape(-1), windows[:, 1:].reshape(-1), starts)
 

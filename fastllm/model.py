@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .config import ModelConfig
+from .inputs import checked_batch, checked_slots, checked_targets
 from .layers.backend import Backend
 from .layers.batch import Batch
 from .layers.block import Block
@@ -258,7 +259,7 @@ class Model:
         """Sum of losses, right answers and targets; no dropout."""
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
-        wanted = self._targets(targets, ids.shape)
+        wanted = checked_targets(self.config, targets, ids.shape)
         score = Score()
         for part in batch.parts(ROWS_AT_ONCE):
             if (wanted[part.rows] >= 0).any():
@@ -284,7 +285,7 @@ class Model:
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
         batch.dropout = dropout_seed
-        wanted = self._targets(targets, ids.shape)
+        wanted = checked_targets(self.config, targets, ids.shape)
         normalizer = float((wanted >= 0).sum()) if normalizer is None else float(normalizer)
         score = Score()
         gradients = self.gradients
@@ -360,7 +361,7 @@ class Model:
         """
         batch = self._batch(np.asarray(tokens), starts)
         lengths = np.diff(batch.starts)
-        chosen = _slots(cache, slots, len(lengths))
+        chosen = checked_slots(cache, slots, len(lengths))
         if len(np.unique(chosen)) < len(chosen):
             raise ValueError(
                 f"prefill takes each slot once; got slots {chosen.tolist()}; read one stretch after another"
@@ -403,7 +404,7 @@ class Model:
         if ids.ndim != 1:
             raise ValueError(f"decode takes tokens (N,), one for each slot named; got shape {ids.shape}; give a row")
         batch = self._batch(ids, np.arange(ids.size + 1))
-        batch.slots = _slots(cache, slots, ids.size)
+        batch.slots = checked_slots(cache, slots, ids.size)
         batch.cache, batch.is_decode = cache, True
         counts: dict[int, int] = {}
         nth = []  # among the tokens of its slot
@@ -436,80 +437,8 @@ class Model:
         return self.final_norm.forward(x) if self.final_norm else x
 
     def _batch(self, tokens: np.ndarray, starts: ArrayLike | None) -> Batch:
-        """Check tokens and starts, and find the position of each token."""
-        if tokens.ndim not in (1, 2) or tokens.size == 0:
-            raise ValueError(f"tokens must be (N,) or (B, T) with at least one token; got shape {tokens.shape}; "
-                             "give at least one token")  # fmt: skip
-        flat = _ids(tokens, "tokens")
-        if flat.min() < 0 or flat.max() >= self.config.vocab_size:
-            at = int(np.flatnonzero((flat < 0) | (flat >= self.config.vocab_size))[0])
-            raise ValueError(
-                f"tokens must be from 0 to vocab_size - 1 = {self.config.vocab_size - 1}; got {flat[at]} at position "
-                f"{at}; was the text encoded with another tokenizer?"
-            )
-        if starts is None:
-            length = tokens.shape[-1]
-            bounds = np.arange(0, flat.size + 1, length, dtype=np.int32)
-        elif tokens.ndim == 2:
-            raise ValueError("starts goes with packed tokens (N,); got (B, T) tokens; leave starts out")
-        else:
-            bounds = _ids(np.asarray(starts), "starts")
-        lengths = np.diff(bounds)
-        if bounds.size < 2 or bounds[0] != 0 or bounds[-1] != flat.size or lengths.min() < 1:
-            raise ValueError(
-                f"starts must rise from 0 to the number of tokens, {flat.size}; got {bounds[:8].tolist()}; "
-                "give each sequence's first row, and the number of tokens last"
-            )
-        if lengths.max() > self.config.context:
-            raise ValueError(
-                f"a sequence may have at most context = {self.config.context} tokens; got {lengths.max()}; "
-                "shorten it, or train a model with a longer context"
-            )
+        """The rows to compute; angles are there for their positions."""
+        batch = checked_batch(self.config, tokens, starts)
         if self._rotary:
-            self._rotary.reserve(int(lengths.max()))
-        positions = np.arange(flat.size, dtype=np.int32)
-        if len(lengths) > 1:
-            positions -= np.repeat(bounds[:-1], lengths)
-        return Batch(flat, bounds, positions)
-
-    def _targets(self, targets: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-        """Check targets for tokens of a shape."""
-        given = np.asarray(targets)
-        flat = _ids(given, "targets")
-        if given.shape != shape:
-            raise ValueError(
-                f"targets must have the shape {shape} of the tokens, an entry for each; got {given.shape}; "
-                "give -1 where a token has no target"
-            )
-        top = flat.max()
-        if top >= self.config.vocab_size:
-            raise ValueError(
-                f"targets must be below vocab_size = {self.config.vocab_size}; got {top} at position "
-                f"{int(flat.argmax())}; was the text encoded with another tokenizer?"
-            )
-        if top < 0:
-            raise ValueError("a batch needs at least one target >= 0; got none; leave such a batch out")
-        return flat
-
-
-def _ids(array: np.ndarray, what: str) -> np.ndarray:
-    """The whole numbers of an array as flat int32."""
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{what} must be whole numbers; got {array.dtype}; give an array of int32")
-    flat = array.reshape(-1)
-    ids = np.ascontiguousarray(flat, np.int32)
-    if array.dtype != np.int32 and (wrapped := ids != flat).any():  # 2^32 + 5 must not pass for 5
-        at = int(wrapped.argmax())
-        raise ValueError(f"{what} must fit into int32; got {flat[at]} at position {at}; give ids of the vocabulary")
-    return ids
-
-
-def _slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.ndarray:
-    """Check the slots that tokens go to."""
-    chosen = np.arange(count, dtype=np.int32) if slots is None else _ids(np.asarray(slots), "slots")
-    if chosen.shape != (count,) or chosen.min() < 0 or chosen.max() >= cache.slots:
-        raise ValueError(
-            f"slots must be {count} numbers from 0 to {cache.slots - 1}; got {chosen.tolist()[:40]}; "
-            "make a cache with more slots, or fewer texts at once"
-        )
-    return chosen
+            self._rotary.reserve(int(np.diff(batch.starts).max()))
+        return batch

@@ -70,6 +70,9 @@ BODIES = {nodes.For: ("body", "else_"), nodes.If: ("body", "else_"), nodes.Macro
 LONG_NUMBER = re.compile(r"\d{4}|\*")
 SIZED: tuple[Any, ...] = (str, dict, range, list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 SEQUENCES: tuple[Any, ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
+ListIterator: type[Iterator[int]] = type(iter([1]))
+# Arguments that are priced by their places, behind the first: whoever names them may do so in any order.
+IN_ORDER = {"replace": ("old", "new", "count"), "join": ("d",), "center": ("width",)}
 
 
 class ChatTemplate:
@@ -416,11 +419,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-
-
-ListIterator: type[Iterator[int]] = type(iter([1]))
-# Arguments that are priced by their places, behind the first: whoever names them may do so in any order.
-IN_ORDER = {"replace": ("old", "new", "count"), "join": ("d",), "center": ("width",)}
 
 
 def _shown(context: Context, value: Any) -> Any:

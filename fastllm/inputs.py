@@ -1,0 +1,92 @@
+"""What a caller gives a model, checked: tokens, where sequences start, targets, slots of a cache. All become int32.
+
+Each raises TypeError for what is no whole number, ValueError for a number out of range or a wrong shape.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .config import ModelConfig
+from .layers.batch import Batch
+from .layers.kv_cache import KVCache
+
+
+def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | None) -> Batch:
+    """Tokens (N,) with starts, or (B, T), as packed rows with the position of each token."""
+    if tokens.ndim not in (1, 2) or tokens.size == 0:
+        raise ValueError(f"tokens must be (N,) or (B, T) with at least one token; got shape {tokens.shape}; "
+                         "give at least one token")  # fmt: skip
+    flat = int32_of(tokens, "tokens")
+    if flat.min() < 0 or flat.max() >= config.vocab_size:
+        at = int(np.flatnonzero((flat < 0) | (flat >= config.vocab_size))[0])
+        raise ValueError(
+            f"tokens must be from 0 to vocab_size - 1 = {config.vocab_size - 1}; got {flat[at]} at position "
+            f"{at}; was the text encoded with another tokenizer?"
+        )
+    if starts is None:
+        length = tokens.shape[-1]
+        bounds = np.arange(0, flat.size + 1, length, dtype=np.int32)
+    elif tokens.ndim == 2:
+        raise ValueError("starts goes with packed tokens (N,); got (B, T) tokens; leave starts out")
+    else:
+        bounds = int32_of(np.asarray(starts), "starts")
+    lengths = np.diff(bounds)
+    if bounds.size < 2 or bounds[0] != 0 or bounds[-1] != flat.size or lengths.min() < 1:
+        raise ValueError(
+            f"starts must rise from 0 to the number of tokens, {flat.size}; got {bounds[:8].tolist()}; "
+            "give each sequence's first row, and the number of tokens last"
+        )
+    if lengths.max() > config.context:
+        raise ValueError(
+            f"a sequence may have at most context = {config.context} tokens; got {lengths.max()}; "
+            "shorten it, or train a model with a longer context"
+        )
+    positions = np.arange(flat.size, dtype=np.int32)
+    if len(lengths) > 1:
+        positions -= np.repeat(bounds[:-1], lengths)
+    return Batch(flat, bounds, positions)
+
+
+def checked_targets(config: ModelConfig, targets: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Targets for tokens of a shape, flat: the id to come, or a negative number for none."""
+    given = np.asarray(targets)
+    flat = int32_of(given, "targets")
+    if given.shape != shape:
+        raise ValueError(
+            f"targets must have the shape {shape} of the tokens, an entry for each; got {given.shape}; "
+            "give -1 where a token has no target"
+        )
+    top = flat.max()
+    if top >= config.vocab_size:
+        raise ValueError(
+            f"targets must be below vocab_size = {config.vocab_size}; got {top} at position "
+            f"{int(flat.argmax())}; was the text encoded with another tokenizer?"
+        )
+    if top < 0:
+        raise ValueError("a batch needs at least one target >= 0; got none; leave such a batch out")
+    return flat
+
+
+def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.ndarray:
+    """The slots (count,) that tokens go to; None: 0, 1, 2, ..."""
+    chosen = np.arange(count, dtype=np.int32) if slots is None else int32_of(np.asarray(slots), "slots")
+    if chosen.shape != (count,) or chosen.min() < 0 or chosen.max() >= cache.slots:
+        raise ValueError(
+            f"slots must be {count} numbers from 0 to {cache.slots - 1}; got {chosen.tolist()[:40]}; "
+            "make a cache with more slots, or fewer texts at once"
+        )
+    return chosen
+
+
+def int32_of(array: np.ndarray, what: str) -> np.ndarray:
+    """The whole numbers of an array as flat int32."""
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{what} must be whole numbers; got {array.dtype}; give an array of int32")
+    flat = array.reshape(-1)
+    ids = np.ascontiguousarray(flat, np.int32)
+    if array.dtype != np.int32 and (wrapped := ids != flat).any():  # 2^32 + 5 must not pass for 5
+        at = int(wrapped.argmax())
+        raise ValueError(f"{what} must fit into int32; got {flat[at]} at position {at}; give ids of the vocabulary")
+    return ids
