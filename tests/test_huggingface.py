@@ -185,6 +185,7 @@ def test_published_models(name):
 
 
 MISTRAL, QWEN = {**LLAMA, "model_type": "mistral"}, {**LLAMA, "model_type": "qwen2", "max_position_embeddings": 9000}
+WINDOWED = {**QWEN, "use_sliding_window": True, "max_window_layers": 1}  # its second layer
 
 
 @pytest.mark.parametrize(
@@ -196,11 +197,14 @@ MISTRAL, QWEN = {**LLAMA, "model_type": "mistral"}, {**LLAMA, "model_type": "qwe
         ({**MISTRAL, "sliding_window": 100}, 5),
         (QWEN, 9000),
         ({**QWEN, "sliding_window": 3}, 9000),
-        ({**QWEN, "sliding_window": 3, "use_sliding_window": True}, 3),
-        ({**QWEN, "use_sliding_window": True}, 4096),
-        ({**QWEN, "sliding_window": None, "use_sliding_window": True}, 9000),
+        ({**WINDOWED, "sliding_window": 3}, 3),
+        (WINDOWED, 4096),
+        ({**WINDOWED, "sliding_window": None}, 9000),
+        ({**WINDOWED, "max_window_layers": 2}, 9000),
+        ({**WINDOWED, "max_window_layers": None}, 9000),  # 28
+        ({**WINDOWED, "layer_types": ["full_attention", "full_attention"]}, 9000),
         ({**QWEN, "layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}, 4096),
-        ({**QWEN, "model_type": "qwen3", "use_sliding_window": True}, 4096),
+        ({**WINDOWED, "model_type": "qwen3"}, 4096),
         ({**LLAMA, "sliding_window": 3}, 5),  # Llama has none
     ],
 )
@@ -215,11 +219,22 @@ def test_what_transformers_takes_for_granted():
     assert config_from_huggingface({**LLAMA, **both}).rope_scaling == {"type": "linear", "factor": 3.0}
 
 
+def test_where_llama3_began_stands_outside_first():
+    """As in transformers, of this number alone."""
+    rope = {"rope_parameters": {"rope_type": "llama3", **LLAMA3_SCALING}}
+    inside, both = ({**LLAMA, **rope, **more} for more in ({}, {"original_max_position_embeddings": 100}))
+    scalings = [config_from_huggingface(fields).rope_scaling for fields in (inside, both)]
+    assert [scaling["original_max_position_embeddings"] for scaling in scalings] == [64, 100]
+
+
 @pytest.mark.parametrize(
     ("base", "keys", "received"),
     [
         (MISTRAL, {"sliding_window": 0}, "sliding_window must be a whole number > 0; got 0"),
         (MISTRAL, {"sliding_window": "4"}, "got '4'"),
+        (WINDOWED, {"max_window_layers": -1}, "max_window_layers must be a whole number >= 0; got -1"),
+        (LLAMA, {"is_causal": False}, "is_causal must be True; got False"),
+        (LLAMA, {"per_layer_config": {"1": {"rms_norm_eps": 0.5}}}, "layers must be alike; got per_layer_config"),
         (QWEN, {"use_sliding_window": "no"}, "use_sliding_window must be true or false; got 'no'"),
         (QWEN, {"layer_types": ["linear_attention"]}, "layer_types must be full_attention; got 'linear_attention'"),
         (QWEN, {"layer_types": "full_attention"}, "layer_types must be a list; got 'full_attention'"),
@@ -300,7 +315,7 @@ def test_gpt2_joins_and_transposes():
     ("base", "prefix", "buffers"),
     [
         (GPT2, "transformer.", ["h.0.attn.bias", "h.1.attn.masked_bias"]),
-        (LLAMA, "model.", ["layers.0.self_attn.rotary_emb.inv_freq"]),
+        (LLAMA, "model.", ["layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq", "rotary_emb.cos_cached"]),
     ],
     ids=["gpt2", "llama"],
 )

@@ -102,6 +102,30 @@ def test_a_folder_of_fastllm_itself(tmp_path):
     assert "use fastllm.load" in refusal(tmp_path)
 
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("prefix", [EMBEDDING, EMBEDDING.removeprefix("model.")])
+@pytest.mark.parametrize(("factor", "is_tied"), [(1, True), (2, False)])
+def test_a_head_stored_with_other_numbers_is_not_tied(tmp_path, prefix, factor, is_tied):
+    """Whatever config.json says: so does transformers, too."""
+    cut = len(EMBEDDING) - len(prefix)
+    folder = make_folder(
+        tmp_path,
+        tensors=lambda own: {name[cut:]: array for name, array in own.items()} | {HEAD: own[EMBEDDING] * factor},
+    )
+    opened = open_model(folder)
+    assert opened.config.tied_head is is_tied
+    if not is_tied:
+        head, embedding = (dequantize(opened.weights[f"{name}.weight"]) for name in ("head", "embedding.token"))
+        np.testing.assert_array_equal(head, 2 * embedding)
+
+
+def test_a_tied_head_stored_alone(tmp_path):
+    folder = make_folder(tmp_path, tensors=lambda own: {HEAD if name == EMBEDDING else name: own[name] for name in own})
+    assert open_model(folder).weights.keys() == open_model(make_folder(tmp_path / "usual")).weights.keys()
+
+
 def test_a_pickle_is_not_opened(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
@@ -175,9 +199,14 @@ def test_a_header_of_odd_length(tmp_path):
         # transformers samples where do_sample says so, at 1.0 if nothing else is said, and else never does.
         ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "temperature": 0.0, "top_p": 0.9}),
         ({}, {"temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
-        ({}, {"do_sample": True, "top_k": 0}, {"end_ids": (), "temperature": 1.0, "top_k": 0}),
+        ({}, {"do_sample": True, "top_k": 0}, {"end_ids": (), "temperature": 1.0}),
+        ({}, {"do_sample": True, "temperature": 1.3}, {"end_ids": (), "temperature": 1.3, "top_k": 50}),
+        ({}, {"max_new_tokens": 7, "stop_strings": ["a", "b"]}, {"end_ids": (), "max_tokens": 7, "stop": ("a", "b")}),
+        ({}, {"guidance_scale": 1.0, "bad_words_ids": None, "min_length": 0, "num_beams": 1}, {"end_ids": ()}),
+        ({"repetition_penalty": 3.0}, None, {"end_ids": (), "repetition_penalty": 3.0}),  # where it stood long ago
+        ({"repetition_penalty": 3.0}, {}, {"end_ids": ()}),
         ({}, {"repetition_penalty": 1.1, "top_k": None}, {"end_ids": (), "repetition_penalty": 1.1}),
-        ({}, {"num_beams": 4, "early_stopping": True}, {"end_ids": (), "early_stopping": True}),
+        ({}, {"num_beams": 1, "early_stopping": True}, {"end_ids": (), "early_stopping": True}),
         ({"eos_token_id": 50256, "bos_token_id": -1}, None, {"end_ids": ()}),  # beyond the vocabulary
     ],
 )  # fmt: skip
@@ -185,9 +214,17 @@ def test_generation(tmp_path, fields, generation, expected):
     assert open_model(make_folder(tmp_path, LLAMA | fields, generation=generation)).generation == expected
 
 
+def test_options_that_fastllm_lacks_are_named(tmp_path):
+    folder = make_folder(tmp_path, generation={"num_beams": 4, "bad_words_ids": [[3]], "guidance_scale": 1, "min_p": 0})
+    with pytest.warns(UserWarning, match=r"generation_config.json sets num_beams, bad_words_ids: fastllm generates w"):
+        assert open_model(folder).generation == {"end_ids": (), "min_p": 0}
+
+
 @pytest.mark.parametrize(
     ("generation", "received"),
     [
+        ({"max_new_tokens": 0}, "max_tokens as a whole number > 0; got 0"),
+        ({"stop_strings": ["a", ""]}, "stop as a text or a list of them, none empty; got ['a', '']"),
         ({"temperature": -1}, "temperature as a number >= 0; got -1"),
         ({"temperature": "hot"}, "temperature as a number >= 0; got 'hot'"),
         ({"top_k": 2.5}, "top_k as a whole number >= 0; got 2.5"),
@@ -213,7 +250,8 @@ def test_generation_there_and_back(tmp_path):
         [
             {"end_ids": (2, 5), "begin_id": 1, "temperature": 0.6, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1},
             {"end_ids": (2,), "temperature": 0.0},
-            {"end_ids": (), "min_p": 0.1, "typical_p": 0.9},
+            {"end_ids": (), "min_p": 0.1, "typical_p": 0.9, "max_tokens": 9, "stop": ("x", "y")},
+            {"end_ids": (), "temperature": 0.7},
             {"end_ids": (), "length_penalty": 0.5, "early_stopping": "never"},
         ]
     ):

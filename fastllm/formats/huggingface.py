@@ -30,10 +30,12 @@ __all__ = ["config_from_huggingface", "from_huggingface", "to_huggingface"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# Causal masks and RoPE's frequencies, which older checkpoints hold beside the parameters.
+# Causal masks and RoPE's tables, which older checkpoints hold beside the parameters.
 BUFFERS = re.compile(
-    r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|"
+    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)"
 )
+HEAD = "lm_head.weight"
 
 MODULES = {
     "gpt2": (
@@ -90,14 +92,22 @@ def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[
 
 def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
     """A checkpoint's tensors, of whatever kind, by their full names and without those a model has no use for."""
-    prefix = MODULES[model_type(config)][0].theirs.partition(".")[0] + "."
+    embedding = embedding_name(config)
+    prefix = embedding.partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {
             name if name.startswith("lm_head.") else prefix + name: array for name, array in tensors.items()
         }
     given = {name: array for name, array in tensors.items() if not _is_spare(name, config)}
+    if config.tied_head and embedding not in given and HEAD in tensors:
+        given[embedding] = tensors[HEAD]  # the same numbers, by their other name
     check_layers(config, given)
     return given
+
+
+def embedding_name(config: ModelConfig) -> str:
+    """The tensor that a tied head is."""
+    return f"{MODULES[model_type(config)][0].theirs}.weight"
 
 
 def renamed(config: ModelConfig, given: Arrays) -> dict[str, NDArray[Any]]:
@@ -139,7 +149,7 @@ def in_halves(config: ModelConfig, name: str, array: NDArray[Any]) -> NDArray[An
 
 def _is_spare(name: str, config: ModelConfig) -> bool:
     """Whether a checkpoint may hold the tensor though the model has no use for it."""
-    return BUFFERS.fullmatch(name) is not None or (config.tied_head and name == "lm_head.weight")
+    return BUFFERS.fullmatch(name) is not None or (config.tied_head and name == HEAD)
 
 
 def _check_floats(given: Arrays) -> None:

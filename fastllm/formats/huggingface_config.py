@@ -57,6 +57,12 @@ def config_from_huggingface(config: Json) -> ModelConfig:
     64
     """
     architecture = ARCHITECTURES[_choice(config, "model_type", None, ARCHITECTURES)]
+    _require(config, "is_causal", True)
+    if config.get("per_layer_config"):
+        raise FormatError(
+            f"layers must be alike; got per_layer_config {brief(config['per_layer_config'])}; "
+            "use a model without that feature"
+        )
     try:
         return ModelConfig(**{**architecture.read(config), **architecture.fixed})
     except ConfigError as error:
@@ -216,14 +222,18 @@ def _read_qwen3(config: Json) -> Json:
 
 def _windowed_qwen(config: Json) -> Json:
     use = config.get("use_sliding_window", False)
-    kinds = config.get("layer_types") or ["full_attention"]
     if not isinstance(use, bool):
         raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; mend config.json")
+    kinds = config.get("layer_types")
+    if kinds is None:  # the last layers
+        unwindowed = _whole(config, "max_window_layers", QWEN_UNWINDOWED)
+        kinds = ["sliding_attention" if unwindowed < _size(config, "num_hidden_layers") else "full_attention"]
     if not isinstance(kinds, list):
         raise FormatError(f"layer_types must be a list; got {brief(kinds)}; mend config.json")
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise FormatError(f"layer_types must be full_attention; got {brief(kind)}; use a model of that alone")
+    use = use and "sliding_attention" in kinds
     return _windowed({**config, "sliding_window": config.get("sliding_window", QWEN_WINDOW) if use else None}, None)
 
 
@@ -249,6 +259,8 @@ def _read_rope(config: Json) -> Json:
     rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
     _require(rope, "partial_rotary_factor", 1.0)
     kind = _choice(rope, "rope_type", None, ROPE_TYPES)
+    if config.get("original_max_position_embeddings") is not None:  # this alone goes before what stands inside
+        rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     scaling = None
     if kind != "default":
         scaling = {"type": kind, **{key: _number(rope, key) for key in ROPE_SCALINGS[kind]}}
@@ -260,6 +272,14 @@ def _size(config: Json, key: str, default: int | None = None) -> int:
     value = default if value is None else value  # null, too, asks for the default
     if not isinstance(value, int) or value < 1:
         raise FormatError(f"{key} must be a whole number > 0; got {brief(value)}; mend config.json")
+    return value
+
+
+def _whole(config: Json, key: str, default: int) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < 0:
+        raise FormatError(f"{key} must be a whole number >= 0; got {brief(value)}; mend config.json")
     return value
 
 
@@ -288,6 +308,7 @@ def _require(config: Json, key: str, only: object) -> None:
 # What transformers takes where config.json does not say.
 MISTRAL_WINDOW = QWEN_WINDOW = 4096
 QWEN3_HEAD = 128
+QWEN_UNWINDOWED = 28  # layers
 
 LLAMA_PARTS = {
     "norm": "rms_norm",

@@ -120,10 +120,11 @@ def config_files(
     """What config.json and generation_config.json hold; generation as OpenedModel has it."""
     ends = [int(token) for token in generation.get("end_ids", ())]
     ids = {"bos_token_id": generation.get("begin_id"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
-    options = {name: generation[name] for name in OPTIONS if name in generation}
+    options = {theirs: generation[ours] for ours, theirs in OPTIONS.items() if ours in generation}
     if options.get("temperature") == 0:
         del options["temperature"]
         options["do_sample"] = False
     elif "temperature" in options:  # without one, the most probable token is taken, there as here
         options["do_sample"] = True
+        options["top_k"] = options.get("top_k") or 0  # from all tokens; without it they would take TOP_K
     return {**config_to_huggingface(config, dtype=dtype), **ids}, {**ids, **options}

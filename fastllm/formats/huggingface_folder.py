@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief, read_json
-from fastllm.formats.huggingface import needed, renamed
+from fastllm.formats.huggingface import HEAD, embedding_name, needed, renamed
 from fastllm.formats.huggingface_config import config_from_huggingface
 from fastllm.formats.opened import OpenedModel, float32, generation_facts, packed
 from fastllm.formats.safetensors_file import StoredTensor, read_safetensors, read_shards
@@ -21,9 +24,23 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 POSITIONS = "embedding.position.weight"
-OPTIONS = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "early_stopping",
+# Our name of an option -> theirs.
+OPTIONS = {
+    **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
+                               "length_penalty", "early_stopping")},
+    "max_tokens": "max_new_tokens",
+    "stop": "stop_strings",
+}  # fmt: skip
+TOP_K = 50  # of transformers, where do_sample is true and nothing else is said
+# What changes a text in transformers and isn't there in fastllm, or is the caller's to say; off where 0, null or empty,
+# and these where 1.
+UNUSED = (
+    "num_beams", "guidance_scale", "encoder_repetition_penalty", "min_length", "min_new_tokens", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+    "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "penalty_alpha",
+    "diversity_penalty", "epsilon_cutoff", "eta_cutoff", "dola_layers", "watermarking_config",
 )  # fmt: skip
+OFF_AT_ONE = UNUSED[:3]
 
 
 def holds_a_model(folder: Path) -> bool:
@@ -45,8 +62,10 @@ def open_huggingface(folder: Path) -> OpenedModel:
             f"{brief(fields['quantization_config'])}; use the model they were made from, or a GGUF file"
         )
     try:
-        config = config_from_huggingface(fields)
-        given = needed(config, _stored(folder))
+        config, stored = config_from_huggingface(fields), _stored(folder)
+        if config.tied_head and _has_its_own_head(config, stored):
+            config = dataclasses.replace(config, tied_head=False)
+        given = needed(config, stored)
         arrays = renamed(config, {name: stored_array(name, tensor) for name, tensor in given.items()})
     except FormatError as error:
         message = str(error)
@@ -61,6 +80,22 @@ def open_huggingface(folder: Path) -> OpenedModel:
         path=folder,
         generation=read_generation(folder, config.vocab_size, fields),
     )
+
+
+def _has_its_own_head(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether a head is stored beside the embedding, with other numbers: then it isn't tied, whatever config.json says.
+
+    So has transformers 5 it.
+    """
+    name = embedding_name(config)
+    embedding = stored.get(name) or stored.get(name.partition(".")[2])
+    head = stored.get(HEAD)
+    if head is None or embedding is None or head.shape != embedding.shape:
+        return False
+    if head.dtype == embedding.dtype:
+        return not np.array_equal(head.data, embedding.data)
+    first, second = (float32(stored_array(name, tensor)) for name, tensor in ((HEAD, head), (name, embedding)))
+    return not np.array_equal(first, second, equal_nan=True)
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:
@@ -94,15 +129,22 @@ def stored_array(
 
 
 def read_generation(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenedModel.generation, from generation_config.json; without one, from what config.json says of tokens."""
-    path = folder / GENERATION
-    fields = read_json(path) if path.is_file() else {}
+    """OpenedModel.generation, from generation_config.json; without one, from config.json, as older models have it.
+
+    Tokens that generation_config.json doesn't name are config.json's. Warns of options that fastllm has no use for.
+    """
+    path = folder / GENERATION if (folder / GENERATION).is_file() else folder / CONFIG
+    fields = read_json(path) if path.name == GENERATION else config
     end_ids = fields.get("eos_token_id", config.get("eos_token_id"))
-    options = {name: fields.get(name) for name in OPTIONS}
-    if fields.get("do_sample") is True and options["temperature"] is None:
-        options["temperature"] = 1.0
+    options = {ours: fields.get(theirs) for ours, theirs in OPTIONS.items()}
+    if fields.get("do_sample") is True:
+        options["temperature"] = 1.0 if options["temperature"] is None else options["temperature"]
+        options["top_k"] = TOP_K if options["top_k"] is None else options["top_k"]
+    unused = [name for name in UNUSED if fields.get(name) and not (name in OFF_AT_ONE and fields[name] == 1)]
+    if unused:
+        warnings.warn(f"{path} sets {', '.join(unused)}: fastllm generates without", stacklevel=2)
     facts = generation_facts(
-        path if path.is_file() else folder / CONFIG,
+        path,
         vocab_size,
         end_ids if isinstance(end_ids, list) else [end_ids],
         fields.get("bos_token_id", config.get("bos_token_id")),

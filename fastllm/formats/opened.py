@@ -29,9 +29,10 @@ class OpenedModel:
     source              "huggingface", "gguf" or "llama2c"
     path                its folder or file
     generation          what its files say about generating text, as far as they do: "end_ids", the tokens that end
-                        a text, is always there, perhaps empty; "begin_id", "temperature" (0: the most probable
-                        token), "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", and for those who ask
-                        for beams "length_penalty" and "early_stopping"; whether to search is theirs to say
+                        a text, is always there, perhaps empty; "begin_id", and of GenerationConfig's fields
+                        "temperature" (0: the most probable token), "top_k", "top_p", "min_p", "typical_p",
+                        "repetition_penalty", "max_tokens", "stop", and for those who ask for beams
+                        "length_penalty" and "early_stopping"; whether to search is theirs to say
     metadata            of a GGUF file: what stands in its "general.*" keys
     tokenizer_metadata  of a GGUF file: what stands in its "tokenizer.*" keys, arrays of numbers as NumPy's
     """
@@ -69,6 +70,11 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _are_texts(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, list) and all(isinstance(text, str) and text for text in texts)
+
+
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number >= 0"),
     "top_k": (_is_id, "a whole number >= 0"),
@@ -76,6 +82,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "typical_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
     "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "repetition_penalty": (lambda value: _is_number(value) and 1e-30 <= value <= 1e30, "a number from 1e-30 to 1e30"),
+    "max_tokens": (lambda value: _is_id(value) and value > 0, "a whole number > 0"),
+    "stop": (_are_texts, "a text or a list of them, none empty"),
     "length_penalty": (lambda value: _is_number(value) and -10 <= value <= 10, "a number from -10 to 10"),
     "early_stopping": (lambda value: isinstance(value, bool) or value == "never", "true, false or \"never\""),
 }
@@ -102,5 +110,6 @@ def generation_facts(
         is_good, rule = RANGES[name]
         if not is_good(value):
             raise FormatError(f"{path} must give {name} as {rule}; got {brief(value)}; mend it")
-        facts[name] = value
+        if name != "top_k" or value > 0:  # 0: all tokens, as without it
+            facts[name] = tuple(value) if isinstance(value, list) else value
     return facts
