@@ -368,7 +368,7 @@ def _write_model(folder: Path, model: Model, tokenizer: Tokenizer, keeps_order: 
         _write_json(folder / CONFIG, own)
         return
     _write_arrays(folder / WEIGHTS, to_huggingface(config, parameters))
-    ends = {"end_ids": (tokenizer.end_id,), "begin_id": tokenizer.begin_id}
+    ends = {"end_ids": (tokenizer.end_id,), "begin_id": tokenizer.bos_id}
     theirs, generation = config_files(config, "float32", {**ends, **options})
     _write_json(folder / GENERATION, generation)
     said = config_from_huggingface(theirs)

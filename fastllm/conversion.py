@@ -261,14 +261,6 @@ def _replacing_folder(path: Path) -> Iterator[Path]:
 # Generation and tokenizers, in their words
 
 
-def _begin_id(tokenizer: Tokenizer | None) -> int | None:
-    """The token that begins a text, whether or not it stands before each."""
-    if tokenizer is None or tokenizer.begin_id is not None:
-        return None if tokenizer is None else tokenizer.begin_id
-    name = tokenizer.special_tokens.get("bos_token")
-    return None if name is None else tokenizer.id_of(name)
-
-
 def _ends(source: Source) -> list[int]:
     """Tokens that end a text, the one that the tokenizer names first."""
     tokenizer = source.tokenizer
@@ -280,7 +272,8 @@ def _ends(source: Source) -> list[int]:
 
 
 def _generation(source: Source) -> dict[str, Any]:
-    return {**source.generation, "end_ids": _ends(source), "begin_id": _begin_id(source.tokenizer)}
+    begin_id = None if source.tokenizer is None else source.tokenizer.bos_id
+    return {**source.generation, "end_ids": _ends(source), "begin_id": begin_id}
 
 
 def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:

@@ -48,6 +48,11 @@ def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
 def check_speakers(tokenizer: Tokenizer) -> None:
     """Raise DataError unless the tokenizer can mark who speaks, by a chat template or by tokens."""
     missing = set() if tokenizer.chat_template is not None else {USER, ASSISTANT}.difference(tokenizer.tokens)
+    if missing and tokenizer.template_names:
+        raise DataError(
+            'to chat, one of several chat templates must be called "default"; '
+            f"got {', '.join(tokenizer.template_names)}; call one so in tokenizer_config.json"
+        )
     if missing:
         raise DataError(
             f"to chat, a vocabulary must mark who speaks; got one without {', '.join(sorted(missing))}; "

@@ -17,6 +17,7 @@ from tiny_tokenizers import CONTROL, HARD_TEXTS, TEMPLATE, TEXTS, begins_with, b
 
 import fastllm
 from fastllm import DataError, FastllmError, FormatError
+from fastllm.dialogue import check_speakers
 from fastllm.tokenizers import HuggingFaceTokenizer, load_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -286,6 +287,15 @@ def test_save_into_a_folder_that_transformers_opens(ours, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
 
 
+def test_the_begin_token_keeps_its_name_though_it_stands_before_no_text(ours, tmp_path):
+    assert (ours.begin_id, ours.bos_id) == (None, 1)
+    config = fastllm.ModelConfig(vocab_size=ours.vocab_size, width=8, hidden=8, layers=1, heads=2, context=8)
+    fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy"), ours)
+    for name in "config.json", "generation_config.json":
+        assert json.loads((tmp_path / "model" / name).read_text())["bos_token_id"] == 1
+    assert "begin_id" not in fastllm.load(tmp_path / "model", backend="numpy")[0].generation_options
+
+
 def test_save_writes_the_file_that_was_read(ours, tmp_path):
     ours.save(tmp_path / "tokenizer.json")
     again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -313,6 +323,8 @@ def test_end_ids_of_generation_config_are_kept(tmp_path):
                                                       {"name": "default", "template": "A"}]}}, "A"),
         ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, "B"),
         ({"tokenizer_config.json": {}, "chat_template.json": {"chat_template": "C"}}, "C"),
+        ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.json": {"chat_template": "C"}}, "A"),
+        ({"additional_chat_templates/default.jinja": "A", "additional_chat_templates/tool.jinja": "B"}, "A"),
         ({"tokenizer_config.json": {}}, None),
         ({}, None),
     ],
@@ -320,10 +332,36 @@ def test_end_ids_of_generation_config_are_kept(tmp_path):
 def test_where_a_chat_template_stands(files, template, tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.chat_template == template
     assert tokenizer.end_token == "<|endoftext|>"  # nothing names another: known by its name
+
+
+def test_several_chat_templates_none_of_them_the_default():
+    templates = [{"name": "tool", "template": "B"}, {"name": "rag", "template": "C"}]
+    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})
+    with pytest.raises(DataError, match='must be called "default"; got rag, tool; call one so'):
+        check_speakers(made)
+
+
+def test_added_tokens_json(tmp_path):
+    """Of older folders: ids, where the settings only have names."""
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({**SETTINGS, "pad_token": "<pad>"}))
+    ids = {"<sep>": 381, "<pad>": 380, "<|im_end|>": 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
+    tokenizer = load_tokenizer(tmp_path)
+    assert {text: tokenizer.id_of(text) for text in ids} == ids
+    assert 380 in tokenizer.control_ids
+    assert 381 not in tokenizer.control_ids
+    original = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    text = "The<sep>cat<pad>"
+    assert tokenizer.encode_template(text).tolist() == original(text).input_ids
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<sep>": "381"}))
+    with pytest.raises(FormatError, match="ids must be whole numbers"):
+        load_tokenizer(tmp_path)
 
 
 def test_special_tokens_map(tmp_path):
@@ -524,6 +562,16 @@ def test_a_space_before_a_text_as_the_settings_say(prefix):
     np.testing.assert_array_equal(made.encode("cat"), expected)
     other = HuggingFaceTokenizer(document, said | {"tokenizer_class": "PreTrainedTokenizerFast"})
     assert other.encode("cat").tolist() != expected.tolist()
+
+
+@pytest.mark.parametrize("prepend", ["normalizer", "first"])
+def test_no_space_before_a_text_of_llamas_class(prepend):
+    document = json.loads(byte_fallback(prepend).to_str())
+    said = {**LLAMA, "tokenizer_class": "LlamaTokenizer"}
+    usual, without = (HuggingFaceTokenizer(document, said | {"add_prefix_space": prefix}) for prefix in (True, False))
+    assert usual.encode("The cat").tolist() == without.encode(" The cat").tolist()
+    assert without.decode(without.encode(" The cat")) == " The cat"
+    assert usual.encode("The cat").tolist() != without.encode("The cat").tolist()
 
 
 def test_merges_that_the_package_would_cut_in_a_character():

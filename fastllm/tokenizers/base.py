@@ -73,6 +73,7 @@ class Tokenizer(ABC):
     unknown_id      id of "<unk>", None where every text has its own ids
     control_ids     tokens that no text turns into and that decode leaves out
     chat_template   Jinja source that lays out a conversation, None without one
+    template_names  of chat templates, where there are several; the one called "default" is chat_template
     special_tokens  what a template calls some tokens, {"bos_token": "<s>", ...}
     """
 
@@ -84,6 +85,7 @@ class Tokenizer(ABC):
     begin_id: int | None = None
 
     chat_template: str | None = None
+    template_names: Sequence[str] = ()
 
     def __init__(self, tokens: Sequence[str], ids: dict[str, int] | None = None) -> None:
         """ids, where not all tokens have one of their own; without it they must be distinct.
@@ -195,6 +197,12 @@ class Tokenizer(ABC):
     def assistant_id(self) -> int:
         """Marks what the assistant says; ValueError as for user_id."""
         return self.id_of(ASSISTANT)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text by its name, whether or not the model expects it before each; None: none."""
+        name = self.special_tokens.get("bos_token")
+        return self._ids.get(name) if self.begin_id is None and name is not None else self.begin_id
 
     def id_of(self, token: str) -> int:
         """The id of a token, special ones included; ValueError where the vocabulary lacks it."""

@@ -5,7 +5,8 @@ A folder of a model holds, of a tokenizer:
     tokenizer.json           vocabulary, merges, how text is normalised, split and decoded, added tokens
     tokenizer_config.json    which tokens begin and end a text, more added tokens, the chat template
     special_tokens_map.json  the same tokens again, in older folders
-    chat_template.jinja      the chat template, in newer folders
+    added_tokens.json        ids of tokens added to the vocabulary, in older folders
+    chat_template.jinja      the chat template, in newer folders; more of them in additional_chat_templates
     generation_config.json   the tokens that end an answer, where they are several
     vocab.json, merges.txt   GPT-2's vocabulary and merges, in folders without tokenizer.json
 
@@ -47,12 +48,15 @@ from fastllm.tokenizers.huggingface_document import (
     prefix_of,
     private_names,
     renamed,
+    special_texts,
     text_of,
     tokens_by_id,
     vocabulary_of,
+    without_prefix,
 )
 from fastllm.tokenizers.optional import require
 
+ADDED, TEMPLATES = "added_tokens.json", "additional_chat_templates"
 SPECIAL_MAP, GENERATION = "special_tokens_map.json", "generation_config.json"
 TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -65,6 +69,7 @@ ENDS_OF_TURN = frozenset(
 
 
 MAKE_THEIR_SPLITTER = ("GPT2Tokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+MAKE_THEIR_STEPS = ("LlamaTokenizer", "LlamaTokenizerFast")
 """Classes of transformers that ask tokenizer_config.json, not tokenizer.json, whether a space goes before a text."""
 
 
@@ -114,15 +119,17 @@ class HuggingFaceTokenizer(Tokenizer):
         self.begin_id = self._begin_id(document)
         self._given_ends = frozenset(end for end in end_ids if end in self.control_ids)
         self.end_ids |= self._given_ends | {i for text, i in self._special.items() if text in ENDS_OF_TURN}
-        self.chat_template = chat_template_of(self._settings.get("chat_template"))
+        self.chat_template, self.template_names = chat_template_of(self._settings.get("chat_template"))
+        maker, prefix = self._settings.get("tokenizer_class"), self._settings.get("add_prefix_space")
+        if maker in MAKE_THEIR_STEPS and prefix is False:
+            document = without_prefix(document)
         self.decoder: Mapping[str, Any] | None = document.get("decoder")
         steps_of(self.decoder)  # raises
         check_growth(document.get("normalizer"))
         check_growth(self.decoder)
 
         effective = {**document, "added_tokens": sorted(self._added.values(), key=lambda token: token["id"])}
-        splitter, prefix = document.get("pre_tokenizer"), self._settings.get("add_prefix_space")
-        makes_it = self._settings.get("tokenizer_class") in MAKE_THEIR_SPLITTER and isinstance(prefix, bool)
+        splitter, makes_it = document.get("pre_tokenizer"), maker in MAKE_THEIR_SPLITTER and isinstance(prefix, bool)
         if makes_it and isinstance(splitter, dict) and splitter.get("type") == "ByteLevel":
             effective["pre_tokenizer"] = {**splitter, "add_prefix_space": prefix}
         self._json = json.dumps(effective, ensure_ascii=False)
@@ -158,6 +165,8 @@ class HuggingFaceTokenizer(Tokenizer):
             document = _read_object(folder / FILE_NAME)
         else:
             document, settings = _read_gpt2(folder, settings)
+        if (folder / ADDED).is_file() and "added_tokens_decoder" not in settings:
+            document = _with_added(document, _read_object(folder / ADDED), settings)
         try:
             return cls(document, settings, end_ids=_read_end_ids(folder))
         except (TypeError, ValueError) as error:
@@ -300,14 +309,35 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         for name, value in _read_object(folder / SPECIAL_MAP).items():
             if settings.get(name) is None:
                 settings[name] = value
-    if (folder / TEMPLATE_JSON).is_file():
-        settings["chat_template"] = _read_object(folder / TEMPLATE_JSON).get("chat_template")
     if (folder / TEMPLATE).is_file():
-        try:
-            settings["chat_template"] = (folder / TEMPLATE).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{folder / TEMPLATE} must be UTF-8; got {error}; copy the file again") from None
+        settings["chat_template"] = _read_text(folder / TEMPLATE)
+    elif "chat_template" not in settings and (folder / TEMPLATES).is_dir():
+        settings["chat_template"] = {path.stem: _read_text(path) for path in (folder / TEMPLATES).glob("*.jinja")}
+    if settings.get("chat_template") is None and (folder / TEMPLATE_JSON).is_file():
+        settings["chat_template"] = _read_object(folder / TEMPLATE_JSON).get("chat_template")
     return settings
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} must be UTF-8; got {error}; copy the file again") from None
+
+
+def _with_added(
+    document: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The document with added tokens, text -> id, that it doesn't have itself: special where the settings name them."""
+    given = document.get("added_tokens") or []
+    if not isinstance(given, list):
+        return document  # which is refused
+    known, special = {entry.get("content") for entry in given if isinstance(entry, dict)}, special_texts(settings)
+    more = [
+        {"id": token_id, "content": text, "normalized": text not in special}
+        for text, token_id in ids.items() if text not in known
+    ]  # fmt: skip
+    return {**document, "added_tokens": [*given, *more]}
 
 
 def _read_end_ids(folder: Path) -> list[int]:
@@ -334,10 +364,7 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
             f"{folder}: {vocabulary} and {merges} alone must be GPT-2's kind of tokenizer; got {kind!r:.60}; "
             f"add its {FILE_NAME}"
         )
-    try:
-        lines = (folder / merges).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{folder / merges} must be UTF-8; got {error}; copy the file again") from None
+    lines = _read_text(folder / merges).split("\n")
     words = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | settings
     vocabulary_ids = _read_object(folder / vocabulary)
     begin = text_of(words["bos_token"], "bos_token") if settings.get("add_bos_token") is True else None

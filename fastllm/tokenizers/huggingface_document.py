@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Container, Mapping
+from functools import partial
 from reprlib import repr as brief
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN
 
 CONFIG = "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+SEQUENCES = ("normalizers", "pretokenizers", "decoders")
 MOST_GROWTH = 1000
 MOST_IDS = 1 << 22
 """No vocabulary has four million tokens; a damaged file may name an id for which memory would not do."""
@@ -89,17 +91,20 @@ def added_tokens(
         add(entry, entry.get("id") if isinstance(entry, dict) else None)
     for key, entry in more.items():
         add(entry, int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else None)
-    extra = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
-    named = [*(settings.get(name) for name in NAMED), *more_special_tokens(settings).values()]
-    for value in (*named, *(token for tokens in extra if isinstance(tokens, list) for token in tokens)):
-        text = text_of(value, "a special token")
-        if text is None:
-            continue
+    for text in special_texts(settings):
         if text not in added:
             following = max([*vocabulary.values(), *(token["id"] for token in added.values())], default=-1) + 1
             add({"content": text, "special": True}, vocabulary.get(text, following))
         added[text]["special"] = True
     return added
+
+
+def special_texts(settings: Mapping[str, Any]) -> list[str]:
+    """Tokens that the settings name as special."""
+    extra = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
+    named = [*(settings.get(name) for name in NAMED), *more_special_tokens(settings).values()]
+    values = (*named, *(token for tokens in extra if isinstance(tokens, list) for token in tokens))
+    return [text for value in values if (text := text_of(value, "a special token")) is not None]
 
 
 def more_special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,15 +122,35 @@ def text_of(value: object, name: str) -> str | None:
     return value or None
 
 
-def chat_template_of(value: object) -> str | None:
-    """A template, or of several with names the one called "default"."""
+def chat_template_of(value: object) -> tuple[str | None, list[str]]:
+    """A template, or of several with names the one called "default"; and the names."""
+    names: list[str] = []
     if isinstance(value, list):
         value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
     if isinstance(value, dict):
-        value = value.get("default")
+        names, value = sorted(map(str, value)), value.get("default")
     if value is not None and not isinstance(value, str):
         raise TypeError(f"chat_template must be a text; got {type(value).__name__}; copy {CONFIG} again")
-    return value
+    return value, names
+
+
+def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a SentencePiece kind, but with no space before a text, and none taken from its beginning."""
+
+    def cut(part: object, unwanted: str) -> object:
+        if not isinstance(part, dict):
+            return part
+        if part.get("type") == unwanted:
+            return None
+        if part.get("type") == "Metaspace":
+            return {**part, "prepend_scheme": "never", "add_prefix_space": False}
+        steps = {name: value for name, value in part.items() if name in SEQUENCES and isinstance(value, list)}
+        left = {name: [step for step in map(partial(cut, unwanted=unwanted), value) if step is not None]
+                for name, value in steps.items()}  # fmt: skip
+        return {**part, **left}
+
+    parts = (("normalizer", "Prepend"), ("pre_tokenizer", ""), ("decoder", "Strip"))
+    return {**document, **{name: cut(document.get(name), unwanted) for name, unwanted in parts}}
 
 
 def prefix_of(processor: object) -> list[int]:
