@@ -56,6 +56,7 @@ class Source:
 
     weights     our names -> a float32 array, or Packed as a file has it
     kinds       of the matrices; where an adapter was merged into them, those from before
+    nbytes      of all weights, likewise
     tokenizer   None: the model is written without
     generation  as Model.generation_options
     """
@@ -63,22 +64,20 @@ class Source:
     config: ModelConfig
     weights: Weights
     kinds: frozenset[str]
+    nbytes: int
     is_merged: bool
     tokenizer: Tokenizer | None
     generation: dict[str, Any]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the weights take."""
-        return sum(weight.nbytes for weight in self.weights.values())
-
 
 def source_of(model: Model, tokenizer: Tokenizer | None) -> Source:
     """What there is to write of a model. An adapter is merged into it first, so that it counts."""
-    kinds, is_merged = _kinds(_weights(model)), model.adapter is not None
+    weights, is_merged = _weights(model), model.adapter is not None
+    kinds, nbytes = _kinds(weights), _nbytes(weights)
     if is_merged:
         model.merge_adapter()
-    return Source(model.config, _weights(model), kinds, is_merged, tokenizer, dict(model.generation_options))
+        weights = _weights(model)
+    return Source(model.config, weights, kinds, nbytes, is_merged, tokenizer, dict(model.generation_options))
 
 
 def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
@@ -92,7 +91,8 @@ def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
         with contextlib.suppress(FormatError, OSError):  # load says what is wrong, if it can't either
             opened = open_model(path)
             generation = {name: value for name, value in opened.generation.items() if name != "begin_id"}
-            return Source(opened.config, opened.weights, _kinds(opened.weights), False, None, generation)
+            weights = opened.weights
+            return Source(opened.config, weights, _kinds(weights), _nbytes(weights), False, None, generation)
     model, its_tokenizer = load(path, backend="numpy")  # nothing is computed, so nothing is compiled
     return source_of(model, its_tokenizer if tokenizer else None)
 
@@ -105,6 +105,10 @@ def _weights(model: Model) -> Weights:
         name: parameters.packed(name) if len(shape) == 2 and name != POSITIONS else parameters[name]
         for name, shape in shapes_of(model.config).items()
     }
+
+
+def _nbytes(weights: Weights) -> int:
+    return sum(weight.nbytes for weight in weights.values())
 
 
 def _kinds(weights: Weights) -> frozenset[str]:
@@ -135,10 +139,10 @@ def kind_of(source: Source, target: Path, wanted: str | None) -> str | None:
                 f"got {wanted!r}; " + ("choose one of them" if is_gguf else f"name a file that ends in {GGUF}")
             )
         return kind
-    given = source.kinds
-    if len(given) == 1 and given <= FOLDER_TYPES.keys() | ({"Q8_0"} if is_gguf else set()):
+    given, stays = source.kinds, is_gguf and not source.is_merged
+    if len(given) == 1 and given <= FOLDER_TYPES.keys() | ({"Q8_0"} if stays else set()):
         return next(iter(given))
-    if is_gguf and not source.is_merged:
+    if stays:
         return None
     return "F32" if given <= FOLDER_TYPES.keys() else "F16"
 

@@ -43,8 +43,9 @@ def quantize(array: NDArray[np.floating], kind: str) -> Packed:
 
     kind  "F32", "F16", "BF16", "Q8_0", "Q4_0" or "Q4_1"
 
-    A C-contiguous float32 matrix as F32 is a view. Raises ValueError for another kind, for columns that are no
-    multiple of its block, and for numbers that it can't hold: NaN and infinity in blocks, and too large ones.
+    A C-contiguous float32 matrix as F32 is a view; numbers of other types are taken as float32 first. Raises
+    ValueError for another kind, for columns that are no multiple of its block, and for numbers that it can't hold: NaN
+    and infinity in blocks, and too large ones.
 
     >>> quantize(np.full((2, 32), 0.5), "Q8_0").shape
     (2, 32)
@@ -57,21 +58,27 @@ def quantize(array: NDArray[np.floating], kind: str) -> Packed:
             f"a matrix of {kind} must have a multiple of {block} columns; got shape {array.shape}; use F16 for it"
         )
     rows, columns = array.shape
-    if kind == "F32":
-        return Packed(np.ascontiguousarray(array, np.float32).view(np.uint8), KINDS[kind])
+    if kind == "F32" and array.dtype == np.float32:
+        return Packed(np.ascontiguousarray(array).view(np.uint8), KINDS[kind])
     out = np.empty((rows, KINDS[kind].row_bytes(columns)), np.uint8)
     step = max(1, PIECE // max(1, columns))
     for begin in range(0, rows if columns else 0, step):
-        piece = np.ascontiguousarray(array[begin : begin + step], np.float32)
+        given = array[begin : begin + step]
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+            piece = np.ascontiguousarray(given, np.float32)
             packed = PACK[kind](piece.reshape(-1, block))
-        if packed is None:
+        if packed is None or (piece.dtype != given.dtype and _overflows(given, piece)):
             raise ValueError(
                 f"numbers must be finite and within {kind}'s range; got some in rows {begin} to "
-                f"{begin + len(piece) - 1} that are not; use F32"
+                f"{begin + len(piece) - 1} that are not; {'scale them down' if kind == 'F32' else 'use F32'}"
             )
         out[begin : begin + step] = packed.reshape(len(piece), -1)
     return Packed(out, KINDS[kind])
+
+
+def _overflows(given: NDArray[np.floating], rounded: NDArray[np.floating]) -> bool:
+    """Whether a finite number became infinite."""
+    return bool((np.isinf(rounded) & np.isfinite(given)).any())
 
 
 def _half(data: Bytes) -> Floats:
@@ -215,15 +222,16 @@ def _pack_nibbles(q: Floats) -> Bytes:
 
 def _pack_f16(blocks: Floats) -> Bytes | None:
     halves = blocks.astype("<f2")
-    return None if (np.isinf(halves) & np.isfinite(blocks)).any() else halves.view(np.uint8)
+    return None if _overflows(blocks, halves) else halves.view(np.uint8)
 
 
-def _pack_bf16(blocks: Floats) -> Bytes:
+def _pack_bf16(blocks: Floats) -> Bytes | None:
     """To nearest, ties to even; a NaN stays one, made quiet."""
     bits = blocks.view(np.uint32)
     rounded = bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))
     rounded = np.where(np.isnan(blocks), bits | np.uint32(1 << 22), rounded)
-    return (rounded >> 16).astype("<u2").view(np.uint8)
+    rounded &= np.uint32(0xFFFF0000)
+    return None if _overflows(blocks, rounded.view(np.float32)) else (rounded >> 16).astype("<u2").view(np.uint8)
 
 
 def _pack_q8_0(blocks: Floats) -> Bytes | None:

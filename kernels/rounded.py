@@ -8,7 +8,8 @@ nothing has to be made: x becomes, eight numbers at a time, whole numbers of 16 
 and the inner sum is exact. n_x = 256 high + low, both of 8 bits and signed; n_w is of 8 bits and not: an instruction
 multiplies four neighbours of the one with four of the other and adds the products up. That n_w is not signed, and that
 a kind may add a shift to its weights, is mended by the sums of the n_x and of the x. A number of x is thereby off by at
-most 1 / 65278 of the largest of the eight with its scale: as good as random, 1.3e-5 of a result.
+most 1 / 65278 of the largest of the eight with its scale: as good as random, 1.3e-5 of a result. Eight numbers that
+add up to more than float32 holds are infinite to a kind that adds a shift.
 
 A vector holds 1, 2 or 4 rows of x, each in four lanes (16 bytes); a piece of weights is broadcast to all rows:
 
@@ -79,7 +80,8 @@ def _round_span(builder: ir.IRBuilder, floats: ir.Value) -> tuple[ir.Value, ir.V
     inverses = builder.select(is_more, builder.fdiv(_same(_FLOAT, 4, LARGEST), largest), _same(_FLOAT, 4, 0.0))
     scaled = builder.fmul(floats, _pick(builder, inverses, [k % PIECE // 4 for k in range(SPAN)]))
     whole = _call(builder, f"llvm.rint.v{SPAN}f32", floats.type, [scaled])
-    return builder.fptosi(whole, magnitudes.type), builder.fmul(largest, _same(_FLOAT, 4, 1.0 / LARGEST))
+    numbers = _call(builder, f"llvm.fptosi.sat.v{SPAN}i32.v{SPAN}f32", magnitudes.type, [whole])  # of NaN, 0
+    return numbers, builder.fmul(largest, _same(_FLOAT, 4, 1.0 / LARGEST))
 
 
 @intrinsic

@@ -30,8 +30,8 @@ def own(folder, tokenizer=None, name="llama", more_rows=0, **options):
     """A checkpoint of ours, all of whose parameters are random; the model and its tokenizer."""
     tokenizer = tokenizer or ByteTokenizer()
     config = fastllm.ModelConfig(
-        vocab_size=tokenizer.vocab_size + more_rows, width=32, hidden=48, layers=2, heads=4, context=CONTEXT,
-        **CONFIGS.get(name, {}) | options,
+        **{"vocab_size": tokenizer.vocab_size + more_rows, "width": 32, "hidden": 48, "layers": 2, "heads": 4,
+           "context": CONTEXT, **CONFIGS.get(name, {}), **options},
     )  # fmt: skip
     model = fastllm.Model(config, seed=3, backend="numpy")
     noise = np.random.default_rng(0).standard_normal(model.parameters.flat.shape, dtype=np.float32)

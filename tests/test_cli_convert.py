@@ -151,12 +151,15 @@ def test_the_folder_of_an_adapter_is_merged_into_its_model(words, tmp_path):
 
 @pytest.mark.parametrize(("kind", "stored"), [("Q8_0", "F16"), ("F16", "F16"), ("BF16", "BF16")])
 def test_what_an_adapter_is_merged_into_is_quantised_no_more(kind, stored, tmp_path):
-    model, _ = own(tmp_path / "ours")
+    model, _ = own(tmp_path / "ours", hidden=64)  # whole blocks
     write_gguf(tmp_path / "base.gguf", model.config, model.parameters, kind)
     opened = open_model(tmp_path / "base.gguf")
+    assert conversion._kinds(opened.weights) == {kind}
     model = fastllm.Model(opened.config, backend="numpy", weights=opened.weights)
     model.add_lora(rank=2)
-    conversion.write(conversion.source_of(model, None), tmp_path / "merged.gguf")
+    source = conversion.source_of(model, None)
+    assert source.nbytes == sum(weight.nbytes for weight in opened.weights.values())
+    conversion.write(source, tmp_path / "merged.gguf")
     assert conversion._kinds(open_model(tmp_path / "merged.gguf").weights) == {stored}
 
 

@@ -53,10 +53,11 @@ def test_the_file_and_what_is_said_of_it(kind, tmp_path, capsys):
     tensors = read_gguf_file(path).tensors
     kinds = {tensor.kind.name for tensor in tensors.values()}
     assert kinds == {kind, "F32", *(["Q8_0"] if kind != "Q8_0" else [])}
-    size = os.path.getsize(path)
-    parameters = model.parameters.flat.nbytes
+    size = sum(tensor.data.nbytes for tensor in tensors.values())
+    parameters, file_size = model.parameters.flat.nbytes, os.path.getsize(path)
     assert lines[0].split() == ["before", f"{parameters / 1e3:.1f}", "kB,", "F32"]
-    assert lines[1].split() == ["after", f"{size / 1e3:.1f}", "kB,", f"{kind}:", f"{size / parameters:.1%}"]
+    assert lines[1].split()[:5] == ["after", f"{size / 1e3:.1f}", "kB,", f"{kind}:", f"{size / parameters:.1%};"]
+    assert lines[1].endswith(f"the file {file_size / 1e3:.1f} kB")
     kept = [line.split(maxsplit=1) for line in lines[2:]]
     head = [["Q8_0", "output.weight"]] if kind != "Q8_0" else []
     assert sorted(kept) == sorted([*head, ["F32", "norms and biases"]])
@@ -109,7 +110,8 @@ def test_perplexity_before_and_after(tokens, count, tmp_path, text, capsys):
         after = fastllm.Model(opened.config, backend="numpy", weights=opened.weights)
         assert written["perplexity"]["after"] == pytest.approx(perplexity(after, window, count), rel=1e-4)
     assert written["target"]["kind"] == "Q4_0"
-    assert written["target"]["bytes"] == os.path.getsize(path)
+    assert written["target"]["bytes"] == sum(tensor.data.nbytes for tensor in read_gguf_file(path).tensors.values())
+    assert written["target"]["file_bytes"] == os.path.getsize(path)
     assert written["source"]["bytes"] == model.parameters.flat.nbytes
     said = capsys.readouterr().out
     assert f"perplexity of {count:,} tokens of {text} in windows of {window}: " in said

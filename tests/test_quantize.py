@@ -150,6 +150,8 @@ def test_blocks_too_small_for_a_scale_become_zeros(name):
         (np.full((1, 32), 1e6), "Q4_0", "rows 0 to 0"),
         (np.full((1, 32), 1e5), "Q4_1", "rows 0 to 0"),
         (np.full((1, 32), 1e5), "F16", "rows 0 to 0"),
+        (np.full((1, 32), 3.4028235e38), "BF16", "rows 0 to 0"),
+        *((np.full((1, 32), -1e39), kind, "rows 0 to 0") for kind in ("F32", "F16", "BF16", "Q8_0")),
     ],
 )
 def test_what_a_kind_can_not_hold_is_refused(array, kind, received):

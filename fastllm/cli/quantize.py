@@ -68,16 +68,17 @@ def run(arguments: argparse.Namespace) -> int:
     source = load_source(arguments.source, tokenizer=not arguments.no_tokenizer)
     with progress(arguments.target) as report:
         write(source, arguments.target, arguments.type, force=arguments.force, progress=report)
-    size = os.path.getsize(arguments.target)
+    size, kept = _written(Path(arguments.target), arguments.type.upper())
+    file_size = os.path.getsize(arguments.target)
     kinds = " and ".join(sorted(source.kinds))
     print(f"before  {size_text(source.nbytes)}, {kinds}")
-    print(f"after   {size_text(size)}, {arguments.type.upper()}: {size / source.nbytes:.1%}")
-    kept = _kept(Path(arguments.target), arguments.type.upper())
+    print(f"after   {size_text(size)}, {arguments.type.upper()}: {size / source.nbytes:.1%}; "
+          f"the file {size_text(file_size)}")  # fmt: skip
     for kind, names in kept.items():
         print(f"{kind:<7} {_listed(names)}")
     figures: dict[str, Any] = {
         "source": {"kinds": sorted(source.kinds), "bytes": source.nbytes},
-        "target": {"kind": arguments.type.upper(), "bytes": size, "kept": kept},
+        "target": {"kind": arguments.type.upper(), "bytes": size, "file_bytes": file_size, "kept": kept},
     }
     if before is not None:
         after = before.of(arguments.target)
@@ -142,20 +143,22 @@ class Measure:
         compile_kernels(model)
         print(f"predicting {self.count:,} tokens ...", file=sys.stderr, flush=True)
         score = evaluate(model, TokenStream(self._ids, self.window))
-        if not math.isfinite(score.loss):
-            raise FastllmError(f"the loss must be finite; got {score.loss}; use another model or text")
+        if not math.isfinite(score.perplexity):
+            raise FastllmError(f"the perplexity must be finite; got a loss of {score.loss}; use another model or text")
         return score.perplexity
 
 
-def _kept(path: Path, kind: str) -> dict[str, list[str]]:
-    """Names of the tensors of other kinds, by kind; the vectors', which are many, as one."""
+def _written(path: Path, kind: str) -> tuple[int, dict[str, list[str]]]:
+    """Bytes of all tensors, and the names of those of other kinds, by kind; the vectors', which are many, as one."""
     from ..formats.gguf_file import read_gguf_file
 
+    tensors = read_gguf_file(path).tensors
     kept: dict[str, list[str]] = defaultdict(list)
-    for name, tensor in read_gguf_file(path).tensors.items():
+    for name, tensor in tensors.items():
         if tensor.kind.name != kind:
             kept[tensor.kind.name].append("norms and biases" if len(tensor.shape) == 1 else name)
-    return {kind: list(dict.fromkeys(names)) for kind, names in kept.items()}
+    size = sum(tensor.data.nbytes for tensor in tensors.values())
+    return size, {kind: list(dict.fromkeys(names)) for kind, names in kept.items()}
 
 
 def _listed(names: list[str]) -> str:

@@ -23,7 +23,7 @@ from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.gguf import ARCHITECTURES, POSITIONS, ROPE_FACTORS, rope_factors
 from fastllm.formats.gguf_file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING
 from fastllm.formats.modules import check, layout_of
-from fastllm.formats.rows import Progress, Weight, pieces, row_order
+from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.packed import KINDS, Kind, Packed
 from fastllm.parameters import shapes_of
 from fastllm.quantize import PACK
@@ -179,8 +179,7 @@ def _tensors(
         try:
             for part in ours:
                 weight = weights[part]
-                given: Weight = weight if isinstance(weight, Packed) else np.asarray(weight, np.float32)
-                yield from pieces(given, row_order(config, part, weight.shape[0], interleaved=interleaved), kind)
+                yield from pieces(weight, row_order(config, part, weight.shape[0], interleaved=interleaved), kind)
         except ValueError as error:
             raise FormatError(f"{name} can't be written: {error}") from None
 

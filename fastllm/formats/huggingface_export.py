@@ -93,13 +93,14 @@ def _tensors(
     def pieces_of(tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
         try:
             if tensor.transposed and len(tensor.shape) == 2:
-                whole = np.concatenate([_float32(weights[name]) for name in tensor.ours])
+                parts = [weights[name] for name in tensor.ours]
+                whole = np.concatenate([dequantize(part) if isinstance(part, Packed) else part for part in parts])
                 yield from pieces(whole.T, None, kind)
                 return
             for name in tensor.ours:
                 weight = weights[name]
                 order = row_order(config, name, weight.shape[0], interleaved=False)
-                yield from pieces(weight if isinstance(weight, Packed) else _float32(weight), order, kind)
+                yield from pieces(weight, order, kind)
         except ValueError as error:
             raise FormatError(f"{tensor.name} can't be written: {error}") from None
 
@@ -108,10 +109,6 @@ def _tensors(
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _float32(weight: NDArray[Any] | Packed) -> NDArray[np.float32]:
-    return dequantize(weight) if isinstance(weight, Packed) else np.asarray(weight, np.float32)
 
 
 def config_files(

@@ -19,7 +19,7 @@ from fastllm.quantize import PIECE, dequantize, quantize
 
 TURNED = re.compile(r"blocks\.\d+\.attention\.(query|key)(_norm)?\.(weight|bias)")  # what RoPE turns
 
-Weight = NDArray[np.float32] | Packed
+Weight = NDArray[np.floating] | Packed
 Progress = Callable[[int, int], object]  # bytes written so far, and in all
 
 
