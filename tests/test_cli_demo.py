@@ -48,6 +48,15 @@ def test_demo(folder, language):
     assert isinstance(fastllm.generate(model, tokenizer, QUESTIONS[language], max_tokens=3), str)
 
 
+@pytest.mark.parametrize(("rows", "rate"), [(1, 1e-4), (16, 4e-4)])
+def test_the_recipe_whose_results_the_readme_shows(rows, rate):
+    facts, dialogues = demo_job("en", rows, 7, 3).phases
+    assert (facts.learning_rate, facts.schedule, facts.join) == (5e-4, "constant", False)
+    assert dialogues.learning_rate == pytest.approx(rate)
+    assert (dialogues.schedule, dialogues.join) == (("wsd", True) if rows > 1 else ("constant", False))
+    assert {(phase.epochs, phase.rows_per_update) for phase in (facts, dialogues)} == {(7, rows)}
+
+
 def test_a_folder_in_use_is_refused(folder):
     status, out, err = run(folder, "demo", "--run", "runs/demo-en")
     assert (status, out) == (2, "")

@@ -175,6 +175,9 @@ def test_a_mark_before_standard_input_is_no_part_of_it(checkpoint, capsys, monke
         (["--early-stopping", "true"], "fastllm: note: --early-stopping: without effect with one beam; add --beams 4"),
         (["--top-k", "3", "--temperature", "1"], ""),
         (["--beams", "2", "--length-penalty", "0.5"], ""),
+        (["--speculate", "4", "--beams", "2"], "fastllm: note: --speculate: without effect with beams; leave --beams"),
+        (["--speculate", "4", "--temperature", "1"], "fastllm: note: --speculate: without effect above temperature 0"),
+        (["--speculate", "4"], ""),
     ],
 )
 def test_options_that_do_nothing_are_noted(checkpoint, capsys, words, said):

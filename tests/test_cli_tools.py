@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from tiny_checkpoint import write_checkpoint
 
 import fastllm
 from fastllm import bench, cli, machine
+from fastllm.bench import report, timing
 from fastllm.cli import doctor, warmup
 from fastllm.conversion import source_of
 from fastllm.formats import write_gguf
@@ -148,6 +151,31 @@ def test_doctor_asks_for_the_versions_that_the_package_asks_for() -> None:
     assert {requirement.partition(">")[0] for requirement in project["dependencies"]} <= set(doctor.PACKAGES)
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),  # one and a half
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "900000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 3),  # version 1
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu.max": "100000 0"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_containers_limit_of_time(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(path.relative_to("/sys/fs/cgroup").as_posix(), ""))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert machine.usable_cores() == cores
+
+
+def test_memory_of_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "MemTotal:       1000 kB\nMemFree:  1 kB\nMemAvailable:    250 kB\nHugePages_Total:       0"
+    monkeypatch.setattr(machine, "_read", lambda path: text if path == Path("/proc/meminfo") else "")
+    assert machine.memory() == (1000 * 1024, 250 * 1024)
+
+
 def test_machine() -> None:
     assert machine.cpu_name()
     assert 1 <= machine.usable_cores() <= machine.logical_cores()
@@ -273,6 +301,31 @@ def test_bench_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     output = capsys.readouterr().out
     assert "first calls" in output
     assert "slower than the twin" in output
+
+
+def test_the_figures_of_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two contenders on a clock of their own: the kernel takes 1, 2, .. 11 ms a run, its twin always 24."""
+    now = 0.0
+
+    def contender(name: str, seconds: Iterator[float]) -> timing.Contender:
+        def run() -> None:
+            nonlocal now
+            now += next(seconds)
+
+        return timing.Contender(name, run)
+
+    # The very first, one to warm up and one to count by; then in each round one to warm up and one that counts.
+    times = [0.5, 0.5, 0.5, *(seconds for k in range(1, 12) for seconds in (0.5, k * 1e-3))]
+    kernel, twin = contender("numba", iter(times)), contender("numpy", itertools.repeat(0.024))
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(timing, "settle", lambda: None)
+    benchmark = timing.Benchmark("work", (kernel, twin), lambda: None, flops=12_000_000, bytes=6_000_000)
+    first, second = report.records(benchmark, timing.measure(benchmark, rounds=11, block_seconds=0.01))
+    assert (first.first_ms, first.median_ms) == (pytest.approx(500), pytest.approx(6))
+    assert (first.p20_ms, first.p80_ms) == (pytest.approx(3), pytest.approx(9))
+    assert (first.ratio, second.ratio) == (pytest.approx(4), 1)
+    assert (first.gflops, first.gbytes_per_s) == (pytest.approx(2), pytest.approx(1))
+    assert second.gflops == pytest.approx(0.5)
 
 
 def test_bench_reports_a_wrong_kernel_and_times_it_not(

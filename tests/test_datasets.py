@@ -94,6 +94,12 @@ def test_windows_of_a_stream(size, length):
         assert batch.tokens.dtype == batch.targets.dtype == batch.starts.dtype == np.int32
         seen |= set(batch.tokens.tolist())
     assert seen == set(range(size - 1))
+    assert dataset.steps_per_epoch == max(1, (size - 1) // (4 * dataset.length))
+
+
+def test_an_epoch_of_a_stream_is_as_long_as_its_targets():
+    assert TokenStream(np.arange(12), 4, rows_per_update=3).steps_per_epoch == 1
+    assert [TokenStream(np.arange(size), 4, 1).steps_per_epoch for size in (8, 9, 12, 13)] == [1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(

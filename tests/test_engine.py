@@ -8,7 +8,7 @@ from generation_fakes import ScriptedModel, TableModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastllm.errors import FastllmError
+from fastllm.errors import ConfigError, FastllmError
 from fastllm.generation import Engine, GenerationConfig, engine, generate_tokens, prompt_lookup
 from fastllm.generation.prompt_lookup import draft
 from fastllm.generation.sampling import Sampler, log_softmax
@@ -94,6 +94,12 @@ def test_texts_share_steps_and_join_as_others_end():
     # two prompts are read at once; the second text ends after a step, and the third takes its place
     assert model.prefilled == [7, 3]
     assert model.rows == [2, 2, 2, 1]
+
+
+def test_a_sampler_is_for_one_text():
+    config = GenerationConfig(n=3, temperature=1.0)
+    with pytest.raises(ConfigError, match="one text is generated here; got n=3"):
+        Engine(TableModel()).submit([1], config, Sampler(config))
 
 
 def test_a_step_tells_what_has_changed():

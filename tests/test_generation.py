@@ -402,6 +402,17 @@ def test_beam_search_gives_texts_with_scores():
     assert generate(model, CHARACTERS, "abc", beams=4, max_tokens=6) == found[0][0]
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0.8}, {"stop": "b"}, {"logprobs": 0}])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_what_goes_with_no_beam_search_is_refused(options, beams):
+    model = TableModel(CHARACTERS.vocab_size, context=12)
+    [name] = options
+    with pytest.raises(ConfigError, match=f"a beam search must go without {name}; got"):
+        beam_search(model, CHARACTERS, "abc", GenerationConfig(**options), beams=beams)
+    model.generation_options = {"temperature": 0.8}  # a default gives way
+    assert len(beam_search(model, CHARACTERS, "abc", beams=beams, n=5, max_tokens=3)) == beams
+
+
 def test_a_better_beam_may_begin_with_a_less_probable_token():
     model = TableModel(vocab_size=CHARACTERS.vocab_size, context=4, scale=0.0)
     a, b, c, d = CHARACTERS.encode("abcd")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+import types
 
 import numpy as np
 import pytest
@@ -54,6 +55,28 @@ def config(tmp_path):
 def uninterrupted(tmp_path, config):
     Job.start(tmp_path / "whole", config).train(Recorder())
     return finished(tmp_path / "whole")
+
+
+class Plan:
+    """As much of a phase as its calendar looks at."""
+
+    def __init__(self, dataset, steps, evaluate_every=None, validation="some"):
+        self.dataset, self.steps, self.validation = dataset, steps, validation
+        self.config = types.SimpleNamespace(evaluate_every=evaluate_every)
+
+
+def test_when_metrics_and_validation_are_due():
+    """As docs/training.md has it: each epoch of examples, every two-hundredth of a text's steps."""
+    text = TokenStream(np.arange(100), 4)
+    calendar = job_module._Calendar(Plan(text, 1000))
+    steps = range(1, 1001)
+    assert [step for step in steps if calendar.is_due(step)] == [*range(5, 1001, 5)]
+    assert [step for step in steps if calendar.is_validation_due(step)] == [*range(50, 1001, 50)]
+    calendar = job_module._Calendar(Plan(text, 1001, evaluate_every=300))
+    assert [step for step in range(1, 1002) if calendar.is_validation_due(step)] == [300, 600, 900, 1001]
+    assert calendar.is_due(1001)
+    calendar = job_module._Calendar(Plan(text, 50, validation=None))
+    assert all(calendar.is_due(step) and not calendar.is_validation_due(step) for step in range(1, 51))
 
 
 # What a run leaves

@@ -93,7 +93,8 @@ def test_state_of_another_optimizer_or_model(kind):
     optimizer = kind(make_model(CONFIG, "numpy"))
     before = {name: array.copy() for name, array in optimizer.state().items()}
     larger = fastllm.ModelConfig(**{**CONFIG.to_dict(), "layers": 2})
-    wrong = [{}, kind(make_model(larger, "numpy")).state(), {**before, "third": np.zeros(3, np.float32)}]
+    doubles = {name: array.astype(np.float64) for name, array in before.items()}
+    wrong = [{}, kind(make_model(larger, "numpy")).state(), {**before, "third": np.zeros(3, np.float32)}, doubles]
     for state in wrong:
         with pytest.raises(ValueError, match=r"\Aan optimizer's state must be of the same optimizer and model[^\n]*\Z"):
             optimizer.load_state(state)

@@ -23,7 +23,7 @@ def rates(schedule):
         (Schedule("cosine", 1.0, steps=3, final=0.1), [1, 0.55, 0.1]),
         (Schedule("wsd", 1.0, steps=7, warmup=1, decay=4), [1, 1, 1, 0.75, 0.5, 0.25, 0]),
         (Schedule("wsd", 1.0, steps=3, decay=1), [1, 1, 0]),
-        (Schedule("wsd", 1.0, steps=10, final=0.5), [1.0] * 8 + [0.75, 0.5]),  # a fifth is two steps
+        (Schedule("wsd", 1.0, steps=20, final=0.2), [1.0] * 16 + [0.8, 0.6, 0.4, 0.2]),  # a fifth is four steps
     ],
 )
 def test_values(schedule, expected):

@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..errors import DataError
 from ..generation import Chat, GenerationConfig
-from .model_options import add_generation, add_model, generation_config, load_to_generate, without_mark
+from .model_options import (
+    add_generation,
+    add_model,
+    generation_config,
+    load_to_generate,
+    note_what_does_nothing,
+    without_mark,
+)
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -69,6 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = generation_config(arguments)
     model, tokenizer = load_to_generate(arguments)
+    note_what_does_nothing(config, model)
     return chat_loop(
         model, tokenizer, config, sys.stdin, sys.stdout, system=arguments.system, shows_stats=arguments.stats
     )

@@ -93,9 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     prompts = _read_prompts(arguments)
     model, tokenizer = load_to_generate(arguments)
-    given = config.given
+    note_what_does_nothing(config, model)
     config = GenerationConfig.of(config, {}, model.generation_options)
-    note_what_does_nothing(config, given)
     if arguments.json or arguments.batch is not None or len(prompts) > 1 or config.n > 1 or config.logprobs is not None:
         found = completions(model, tokenizer, prompts, config, slots=arguments.slots)
         for completion in found:

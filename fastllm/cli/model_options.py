@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -78,14 +77,18 @@ def load_to_generate(arguments: argparse.Namespace) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
-def note_what_does_nothing(config: GenerationConfig, given: Collection[str]) -> None:
-    """A line on stderr for options that were given and have no effect. config: with the model's own defaults."""
+def note_what_does_nothing(asked: GenerationConfig, model: Model) -> None:
+    """A line on stderr for options that were given and have no effect, with the model's own defaults."""
+    given, config = asked.given, GenerationConfig.of(asked, {}, model.generation_options)
     sampling = [name for name in ("top_k", "top_p", "min_p", "typical_p") if name in given and getattr(config, name)]
     searching = [name for name in ("length_penalty", "early_stopping") if name in given]
+    drafting = [name for name in ("speculate", "speculate_ngram") if given.get(name)]
     for names, is_off, fix in (
         (sampling, config.beams > 1, "with beams; leave --beams out and add --temperature 0.8"),
         (sampling, config.beams == 1 and config.temperature == 0, "at temperature 0; add --temperature 0.8"),
         (searching, config.beams == 1, "with one beam; add --beams 4"),
+        (drafting, config.beams > 1, "with beams; leave --beams out"),
+        (drafting, config.temperature > 0, "above temperature 0; add --temperature 0"),
     ):
         if names and is_off:
             options = " and ".join(f"--{name.replace('_', '-')}" for name in names)

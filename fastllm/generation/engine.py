@@ -91,11 +91,13 @@ class Engine:
         sampler  one that goes on from an earlier request, for n=1
 
         Raises ValueError for a prompt that is empty, longer than the context or of other ids than the model's,
-        ConfigError for beams or several samples of temperature 0.
+        ConfigError for beams, several samples of temperature 0 or with a sampler.
         """
         config = config or GenerationConfig()
         if config.beams > 1:
             raise ConfigError(f"beams are searched by beam_search; got beams={config.beams}; use beams=1")
+        if config.n > 1 and sampler is not None:
+            raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
         if config.n > 1 and config.temperature == 0:
             raise ConfigError(
                 f"n above 1 needs a temperature above 0, or beams; got n={config.n}, temperature=0, which would give "

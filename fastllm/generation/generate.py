@@ -190,10 +190,16 @@ def beam_search(
 ) -> list[tuple[str, float]]:
     """Up to `beams` continuations of `prompt` with their scores (see generation/beam.py), best first.
 
-    Arguments and errors as for `generate`; n isn't looked at.
+    Arguments and errors as for `generate`; n isn't looked at, and ConfigError for what goes with no search: a
+    temperature, stop strings, log-probabilities.
     """
-    config = _resolve(model, tokenizer, config, options)
-    config = GenerationConfig.of(config, {"n": config.beams})
+    asked = {**(config.given if config else {}), **options}
+    wrong = [name for name in ("temperature", "stop") if asked.get(name)]
+    wrong += ["logprobs"] if asked.get("logprobs") is not None else []
+    if wrong:
+        raise ConfigError(f"a beam search must go without {', '.join(wrong)}; got {asked[wrong[0]]!r}; use generate")
+    resolved = _resolve(model, tokenizer, None, asked | {"n": 1})
+    config = GenerationConfig.of(resolved, {"n": resolved.beams})
     found = _beam_completions(model, tokenizer, encode_prompt(tokenizer, prompt), config, 0)
     return [(best.text, best.score or 0.0) for best in found]
 
