@@ -32,7 +32,7 @@ from .formats.opened import Weights
 from .formats.rows import Progress
 from .model import Model
 from .packed import Packed
-from .parameters import FileParameters, shapes_of
+from .parameters import POSITIONS, FileParameters, shapes_of
 from .tokenizers import HuggingFaceTokenizer, Tokenizer, tokenizer_to_gguf
 from .tokenizers.huggingface import ENDS_OF_TURN
 from .tokenizers.huggingface_export import to_huggingface
@@ -40,7 +40,6 @@ from .tokenizers.sentencepiece import UNUSED
 from .tokenizers.sentencepiece_json import sentencepiece_from_huggingface
 
 GGUF = ".gguf"
-POSITIONS = "embedding.position.weight"
 GGUF_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
 FOLDER_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}

@@ -1,4 +1,4 @@
-"""What a caller gives a model, checked: tokens, where sequences start, targets, slots of a cache. All become int32.
+"""What a caller gives a model, checked: tokens, where sequences start, targets, slots of a cache, seeds.
 
 Each raises TypeError for what is no whole number, ValueError for a number out of range or a wrong shape.
 """
@@ -80,8 +80,17 @@ def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.nda
     return chosen
 
 
+def checked_seed(seed: int, what: str) -> int:
+    """What random numbers follow from: a whole number from 0 to 2^63 - 1."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
+        raise TypeError(f"{what} must be a whole number; got {seed!r:.40}; use 0")
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"{what} must be from 0 to 2^63 - 1; got {seed}; use another")
+    return int(seed)
+
+
 def int32_of(array: np.ndarray, what: str) -> np.ndarray:
-    """The whole numbers of an array as flat int32."""
+    """The whole numbers of an array, flat."""
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{what} must be whole numbers; got {array.dtype}; give an array of int32")
     flat = array.reshape(-1)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .config import ModelConfig
-from .inputs import checked_batch, checked_slots, checked_targets
+from .inputs import checked_batch, checked_seed, checked_slots, checked_targets
 from .layers.backend import Backend
 from .layers.batch import Batch
 from .layers.block import Block
@@ -85,7 +85,7 @@ class Model:
             parameters = FileParameters(config, weights)
         else:
             parameters = Parameters(config, self._backend.dtype)
-            initialise(parameters, config, seed)
+            initialise(parameters, config, checked_seed(seed, "seed"))
         self._build(parameters)
 
     def _prepare(self, config: ModelConfig, backend: str, dtype: DTypeLike) -> None:
@@ -202,7 +202,7 @@ class Model:
         if self.adapter is not None:
             raise ValueError("a model has one adapter; got a second; merge_adapter() or remove_adapter() before")
         adapter = AdapterParameters(self.config, additions_of(self.config, config or LoRAConfig(**options)))
-        adapter.initialise(seed)
+        adapter.initialise(checked_seed(seed, "seed"))
         self.set_adapter(adapter)
         return adapter
 
@@ -284,9 +284,11 @@ class Model:
         """
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
-        batch.dropout = dropout_seed
+        batch.dropout = None if dropout_seed is None else checked_seed(dropout_seed, "dropout_seed")
         wanted = checked_targets(self.config, targets, ids.shape)
         normalizer = float((wanted >= 0).sum()) if normalizer is None else float(normalizer)
+        if not 0 < normalizer < math.inf:
+            raise ValueError(f"normalizer must be a number > 0; got {normalizer}; None takes the number of targets")
         score = Score()
         gradients = self.gradients
         if not accumulate:

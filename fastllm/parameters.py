@@ -20,6 +20,7 @@ from .packed import KINDS, Packed
 from .quantize import dequantize
 
 Shapes = dict[str, tuple[int, ...]]
+POSITIONS = "embedding.position.weight"
 
 
 def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
@@ -30,7 +31,7 @@ def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
     decayed: Shapes = {}
     others: Shapes = {"embedding.token.weight": (config.vocab_size, c)}
     if config.positions == "learned":
-        others["embedding.position.weight"] = (config.context, c)
+        others[POSITIONS] = (config.context, c)
 
     def norm(name: str) -> None:
         others[f"{name}.weight"] = (c,)

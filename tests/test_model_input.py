@@ -57,6 +57,29 @@ def test_wrong_tokens(model, tokens, starts, error, pattern):
         model.prefill(tokens, starts, model.new_cache(4))
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "pattern"),
+    [
+        ({"normalizer": 0}, ValueError, "normalizer must be a number > 0; got 0.0"),
+        ({"normalizer": float("nan")}, ValueError, "normalizer must be a number > 0; got nan"),
+        ({"dropout_seed": -1}, ValueError, "dropout_seed must be from 0"),
+        ({"dropout_seed": 0.5}, TypeError, "dropout_seed must be a whole number; got 0.5"),
+    ],
+)
+def test_wrong_options_of_a_step(model, options, error, pattern):
+    with raises(error, pattern):
+        model.score_and_gradients([1, 2], [2, 3], **options)
+
+
+@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (1 << 63, ValueError), ("0", TypeError)])
+def test_wrong_seeds(model, seed, error):
+    with raises(error, "seed must be"):
+        fastllm.Model(CONFIG, seed=seed, backend="numpy")
+    with raises(error, "seed must be"):
+        model.add_lora(seed=seed)
+    assert model.adapter is None
+
+
 WRONG_TARGETS = [
     ("too large", [1, 19, 0], ValueError, "below vocab_size = 19; got 19 at position 1"),
     ("far too large", np.array([1, 2**32 + 5, 0]), ValueError, f"got {2**32 + 5} at position 1"),

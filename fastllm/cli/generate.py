@@ -27,6 +27,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..config import STEP_ROWS
 from ..errors import ConfigError, DataError
 from ..generation import GenerationConfig
 from .model_options import (
@@ -63,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="a file with a prompt in each line, in place of PROMPT; - is standard input")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="write JSON Lines")
     parser.add_argument("--slots", type=int, default=8, metavar="N",
-                        help="how many texts to generate side by side, 1 to 32 (default: 8)")  # fmt: skip
+                        help=f"how many texts to generate side by side, 1 to {STEP_ROWS} (default: 8)")  # fmt: skip
     add_option(parser, "--n", int, "N", "texts for each prompt: samples, or with --beams the best (default: 1)")
     add_option(parser, "--logprobs", int, "N", "log-probabilities of the tokens, with N alternatives for each")
     generation = add_generation(parser)
@@ -86,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("give prompts or --batch, one of the two")
     if arguments.prompts.count("-") > 1:
         arguments.parser.error("standard input is one prompt; got - twice")
-    if not 1 <= arguments.slots <= 32:
-        raise ConfigError(f"--slots must be from 1 to 32; got {arguments.slots}; use 8")
+    if not 1 <= arguments.slots <= STEP_ROWS:
+        raise ConfigError(f"--slots must be from 1 to {STEP_ROWS}; got {arguments.slots}; use 8")
     config = generation_config(arguments)
     from ..generation import completions, stream
 

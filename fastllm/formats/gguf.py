@@ -26,6 +26,7 @@ from fastllm.formats.gguf_file import GgufFile, StoredTensor, read_gguf_file
 from fastllm.formats.modules import Module, check, check_layers, layout_of
 from fastllm.formats.opened import OpenedModel, Weights, generation_facts
 from fastllm.packed import Packed
+from fastllm.parameters import POSITIONS
 from fastllm.quantize import dequantize
 
 Json = Mapping[str, Any]
@@ -89,7 +90,6 @@ UNKNOWN_FEATURES = (
     "embedding_scale", "residual_scale", "attn_logit_softcapping", "final_logit_softcapping",
 )  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"
-POSITIONS = "embedding.position.weight"
 OPTIONS = {
     "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"
 }  # fmt: skip

@@ -20,12 +20,12 @@ from fastllm.atomic import replacing
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief
-from fastllm.formats.gguf import ARCHITECTURES, POSITIONS, ROPE_FACTORS, rope_factors
+from fastllm.formats.gguf import ARCHITECTURES, ROPE_FACTORS, rope_factors
 from fastllm.formats.gguf_file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING
 from fastllm.formats.modules import check, layout_of
 from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.packed import KINDS, Kind, Packed
-from fastllm.parameters import shapes_of
+from fastllm.parameters import POSITIONS, shapes_of
 from fastllm.quantize import PACK
 
 VERSION = 3

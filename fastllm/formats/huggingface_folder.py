@@ -18,12 +18,12 @@ from fastllm.formats.huggingface import HEAD, embedding_name, needed, renamed
 from fastllm.formats.huggingface_config import config_from_huggingface
 from fastllm.formats.opened import OpenedModel, float32, generation_facts, packed
 from fastllm.formats.safetensors_file import StoredTensor, read_safetensors, read_shards
+from fastllm.parameters import POSITIONS
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-POSITIONS = "embedding.position.weight"
 # Our name of an option -> theirs.
 OPTIONS = {
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",

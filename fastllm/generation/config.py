@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Self
 
+from fastllm.config import STEP_ROWS
 from fastllm.errors import ConfigError
 
-# A model's decoding step gives the same bits whatever else is in the call up to so many rows.
-STEP_ROWS = 32
 LARGEST = 1e30  # of biases and penalties: with logits of any size, and counted as often as a text is long, finite
 
 

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastllm.config import STEP_ROWS
 from fastllm.errors import ConfigError, FastllmError
-from fastllm.generation.config import STEP_ROWS, GenerationConfig
+from fastllm.generation.config import GenerationConfig
 from fastllm.generation.prompt_lookup import draft
 from fastllm.generation.sampling import Floats, Sampler, TokenLogprobs, token_logprobs
 

@@ -9,7 +9,8 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import DTypeLike
 
-ROWS_BY_DOTS = 32  # of a decoding step: up to so many, each has the same bits as alone
+from ..config import STEP_ROWS
+
 BACKENDS = {"numba": "fastllm.kernels", "numpy": "fastllm.kernels.reference"}
 
 
@@ -66,4 +67,4 @@ class Backend:
     @cached_property
     def packed_scratch(self) -> np.ndarray:
         """Scratch of the products with packed weights."""
-        return self.kernels.packed_scratch(self._columns, ROWS_BY_DOTS) if self.name == "numba" else self.no_matrix
+        return self.kernels.packed_scratch(self._columns, STEP_ROWS) if self.name == "numba" else self.no_matrix

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..config import STEP_ROWS
 from ..packed import Packed
 from ..parameters import Parameters
-from .backend import ROWS_BY_DOTS
 from .shared import Shared
 
 MATRICES = 3  # that the packed kernels take together
@@ -57,7 +57,7 @@ class Linear:
         """
         b = self._backend
         added = b.no_matrix if residual is None else residual
-        if is_decode and len(x) <= ROWS_BY_DOTS and self._has_packed:
+        if is_decode and len(x) <= STEP_ROWS and self._has_packed:
             b.kernels.packed_rows_forward(out, x, *self._packed, self.bias, added, b.packed_scratch)
         elif self.weight is None:
             b.kernels.packed_forward(out, x, *self._packed, self.bias, added, b.packed_scratch)

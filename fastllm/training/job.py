@@ -329,7 +329,7 @@ class Source:
         if lost := made.count([]):
             whose = "the context's" if length == context else "sequence_length ="
             note = (
-                f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a turn of more "
+                f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a last turn of more "
                 f"than {whose} {length}"
             )
             if lost == len(made):
