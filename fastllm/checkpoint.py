@@ -22,6 +22,8 @@ import json
 import os
 import re
 import shutil
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -61,7 +63,9 @@ TOKENIZER = "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
 FORMAT, VERSION = "fastllm", 3
-ATTEMPTS = 10  # at taking an old checkpoint's place, into which a reader may be putting it back
+# At taking an old checkpoint's place, into which a reader may be putting it back; on Windows, no folder can be renamed
+# in which a file is open, be it for a scanner's moment.
+ATTEMPTS, WAIT = 10, 0.1
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 # What we and transformers write of a model, beside its weights (see is_of_a_model), and what only a checkpoint has.
 MODEL_FILES = {
@@ -123,23 +127,36 @@ def save_tuned(
         if progress is not None:
             _write_json(new / PROGRESS, dict(progress))
         _flush(new)
+        _take_place(new, target, old)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    for _ in range(ATTEMPTS):
-        _move_others(old, target)
-        if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(new, target)
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            # In between, a reader has put the old one back.
-    else:
-        raise OSError(errno.EBUSY, f"{target} could not be replaced: it was read each time that it was; try again")
     _move_others(old, target)
+
+
+def _take_place(new: Path, target: Path, old: Path) -> None:
+    """Rename: the target, where there is one, gets the old name, and the new folder the target's."""
+    for attempt in range(ATTEMPTS):
+        try:
+            _move_others(old, target)
+            if target.exists():
+                os.replace(target, old)
+            os.replace(new, target)
+            return
+        except OSError as error:
+            reason = error
+            is_held = isinstance(error, PermissionError) and sys.platform == "win32"
+            if not is_held and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if is_held:
+                time.sleep(attempt * WAIT)
+    with contextlib.suppress(OSError):
+        restore(target)
+    raise OSError(
+        errno.EBUSY,
+        f"{target} could not be replaced, as its files were in use each time: {reason.strerror or reason}; close what "
+        "reads it (a model that was opened there does until unfreeze()), or choose another folder",
+    )
 
 
 def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, Tokenizer]:

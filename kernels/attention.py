@@ -27,13 +27,12 @@ from numba import types
 from .cached_rows import GROUP
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, inline, kernel, prange
+from .llvm import LANES, LINE
 from .matmul import SERIAL_WORK, multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .matmul import linked as products
 from .simd import (
     FLOATS,
     HALVES,
-    LANES,
-    LINE,
     add,
     advance,
     as_floats,

@@ -29,22 +29,8 @@ from typing import NamedTuple
 from llvmlite import ir
 from numba.core import cgutils
 
-from .simd import (
-    _FLOAT,
-    _INT,
-    _LONG,
-    _SHORT,
-    _VECTOR,
-    CACHE_LINE,
-    LANES,
-    _at,
-    _broadcast,
-    _fma,
-    _from_half,
-    _load,
-    _prefetch,
-    _same,
-)
+from . import llvm
+from .llvm import CACHE_LINE, FLOAT, INT16, INT32, INT64, LANES, VECTOR
 
 __all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "block_of_each", "for_each_block", "one_weight", "vectors"]
 
@@ -54,7 +40,7 @@ PIECE = 16  # weights of one vector of bytes
 AHEAD = 5120
 
 _BYTE = ir.IntType(8)
-_SHORTS, _LONGS = ir.VectorType(_SHORT, LANES), ir.VectorType(_LONG, LANES)
+_SHORTS, _LONGS = ir.VectorType(INT16, LANES), ir.VectorType(INT32, LANES)
 _PIECE = ir.VectorType(_BYTE, PIECE)
 
 Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, and LANES of them
@@ -85,8 +71,8 @@ class Block:
         self.lanes = lanes
 
     def _load(self, offset: int, kind: ir.Type) -> ir.Value:
-        place = _at(self.builder, self.address, ir.Constant(_INT, offset))
-        return _load(self.builder, place, kind, align=1)
+        place = llvm.at(self.builder, self.address, ir.Constant(INT64, offset))
+        return llvm.load(self.builder, place, kind, align=1)
 
     def piece(self, offset: int) -> ir.Value:
         """PIECE bytes from an offset on."""
@@ -107,29 +93,29 @@ class Block:
 
     def fifth(self, offset: int) -> ir.Value:
         """PIECE bits from two bytes on, each worth 16."""
-        bits = self.builder.bitcast(self._load(offset, _SHORT), ir.VectorType(ir.IntType(1), PIECE))
+        bits = self.builder.bitcast(self._load(offset, INT16), ir.VectorType(ir.IntType(1), PIECE))
         return self.builder.shl(self.builder.zext(bits, _PIECE), _all(4))
 
     def byte(self, offset: int) -> ir.Value:
         """One byte as a whole number 0 to 255."""
-        return self.builder.zext(self._load(offset, _BYTE), _LONG)
+        return self.builder.zext(self._load(offset, _BYTE), INT32)
 
     def half(self, offset: int) -> ir.Value:
         """A float16, in all lanes as a float32."""
-        return _from_half(self.builder, _broadcast(self.builder, self._load(offset, _SHORT), self.lanes))
+        return llvm.from_half(self.builder, llvm.broadcast(self.builder, self._load(offset, INT16), self.lanes))
 
     def halves(self, offset: int) -> ir.Value:
         """LANES float16 as float32."""
-        return _from_half(self.builder, self._load(offset, _SHORTS))
+        return llvm.from_half(self.builder, self._load(offset, _SHORTS))
 
     def brain(self, offset: int) -> ir.Value:
         """LANES bfloat16 as float32."""
-        wide = self.builder.zext(self._load(offset, ir.VectorType(_SHORT, LANES)), _LONGS)
-        return self.builder.bitcast(self.builder.shl(wide, _same(_LONG, LANES, 16)), _VECTOR)
+        wide = self.builder.zext(self._load(offset, ir.VectorType(INT16, LANES)), _LONGS)
+        return self.builder.bitcast(self.builder.shl(wide, llvm.same(INT32, LANES, 16)), VECTOR)
 
     def floats(self, offset: int) -> ir.Value:
         """LANES float32."""
-        return self._load(offset, _VECTOR)
+        return self._load(offset, VECTOR)
 
     def times(self, vector: ir.Value, factor: float) -> ir.Value:
         """factor * vector."""
@@ -137,12 +123,12 @@ class Block:
 
     def whole(self, number: ir.Value) -> ir.Value:
         """A whole number of 32 bits, in all lanes as a float32."""
-        return _broadcast(self.builder, self.builder.sitofp(number, _FLOAT), self.lanes)
+        return llvm.broadcast(self.builder, self.builder.sitofp(number, FLOAT), self.lanes)
 
 
 def _all(number: int) -> ir.Constant:
     """PIECE times the same byte."""
-    return _same(_BYTE, PIECE, number)
+    return llvm.same(_BYTE, PIECE, number)
 
 
 def _f32(block: Block) -> Vectors:
@@ -199,7 +185,7 @@ def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple
     b = block.builder
 
     def number(value: int) -> ir.Constant:
-        return ir.Constant(_LONG, value)
+        return ir.Constant(INT32, value)
 
     if part < 4:
         s = b.and_(block.byte(4 + part), number(63))
@@ -242,7 +228,7 @@ def _q6_k(block: Block) -> Parts:
         for j in (0, 16):
             numbers = half(block.piece(64 * (part // 4) + 32 * (part % 2) + j))
             above = block.bits(block.piece(128 + 32 * (part // 4) + j), 2 * (part % 4), 3)
-            s = block.builder.sext(block._load(192 + 2 * part + j // 16, _BYTE), _LONG)
+            s = block.builder.sext(block._load(192 + 2 * part + j // 16, _BYTE), INT32)
             scale = block.builder.fmul(d, block.whole(s))
             yield Part(32 * part + j, [block.builder.or_(numbers, above)], scale, middle=32)
 
@@ -284,41 +270,41 @@ def vectors(layout: Layout, block: Block) -> Vectors:
         shift = block.times(part.scale, -part.middle) if part.shift is None else part.shift
         for i, piece in enumerate(part.pieces):
             for j in range(0, PIECE, LANES):
-                lanes = ir.Constant(ir.VectorType(_LONG, LANES), list(range(j, j + LANES)))
+                lanes = ir.Constant(ir.VectorType(INT32, LANES), list(range(j, j + LANES)))
                 numbers = builder.zext(builder.shuffle_vector(piece, piece, lanes), _LONGS)
-                yield part.first + i * PIECE + j, _fma(builder, builder.sitofp(numbers, _VECTOR), part.scale, shift)
+                yield part.first + i * PIECE + j, llvm.fma(builder, builder.sitofp(numbers, VECTOR), part.scale, shift)
 
 
 def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
     """A lone weight of F32, F16 or BF16."""
     block = Block(builder, address)
     if kind == 0:
-        return block._load(0, _FLOAT)
+        return block._load(0, FLOAT)
     if kind == 1:
-        return builder.extract_element(block.half(0), ir.Constant(_LONG, 0))
-    bits = builder.zext(block._load(0, _SHORT), _LONG)
-    return builder.bitcast(builder.shl(bits, ir.Constant(_LONG, 16)), _FLOAT)
+        return builder.extract_element(block.half(0), ir.Constant(INT32, 0))
+    bits = builder.zext(block._load(0, INT16), INT32)
+    return builder.bitcast(builder.shl(bits, ir.Constant(INT32, 16)), FLOAT)
 
 
 def for_each_block(builder, layout, columns, body, last):
     """body(number of its first byte, of its first weight) for each block, last(byte, weight) for lone weights."""
-    whole = builder.sdiv(columns, ir.Constant(_INT, layout.weights))
-    with cgutils.for_range(builder, whole, intp=_INT) as loop:
+    whole = builder.sdiv(columns, ir.Constant(INT64, layout.weights))
+    with cgutils.for_range(builder, whole, intp=INT64) as loop:
         body(
-            builder.mul(loop.index, ir.Constant(_INT, layout.size)),
-            builder.mul(loop.index, ir.Constant(_INT, layout.weights)),
+            builder.mul(loop.index, ir.Constant(INT64, layout.size)),
+            builder.mul(loop.index, ir.Constant(INT64, layout.weights)),
         )
     if layout.bytes_each:
-        done = builder.mul(whole, ir.Constant(_INT, layout.weights))
-        with cgutils.for_range(builder, builder.sub(columns, done), intp=_INT) as loop:
+        done = builder.mul(whole, ir.Constant(INT64, layout.weights))
+        with cgutils.for_range(builder, builder.sub(columns, done), intp=INT64) as loop:
             number = builder.add(done, loop.index)
-            last(builder.mul(number, ir.Constant(_INT, layout.bytes_each)), number)
+            last(builder.mul(number, ir.Constant(INT64, layout.bytes_each)), number)
 
 
 def block_of_each(builder: ir.IRBuilder, layout: Layout, rows: list[ir.Value], byte: ir.Value) -> list[ir.Value]:
     """The addresses of the rows' blocks that begin at a byte; those that follow so much later are asked for."""
-    starts = [_at(builder, row, byte) for row in rows]
+    starts = [llvm.at(builder, row, byte) for row in rows]
     for start in starts:
         for line in range(0, layout.size, CACHE_LINE):
-            _prefetch(builder, _at(builder, start, ir.Constant(_INT, AHEAD + line)))
+            llvm.prefetch(builder, llvm.at(builder, start, ir.Constant(INT64, AHEAD + line)))
     return starts

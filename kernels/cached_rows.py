@@ -16,24 +16,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import (
-    _FLOAT,
-    _INT,
-    _VECTOR,
-    FLOATS,
-    HALVES,
-    LANES,
-    LINE,
-    _at,
-    _broadcast,
-    _fma,
-    _is_of_halves,
-    _lanes_below,
-    _prefetch,
-    _read,
-    _store,
-    _write,
-)
+from . import llvm
+from .llvm import FLOAT, INT64, LANES, LINE, VECTOR
+from .simd import FLOATS, HALVES
 
 __all__ = ["AHEAD", "GROUP", "TOGETHER", "add_rows", "dot_group", "stack"]
 
@@ -46,7 +31,7 @@ REGISTERS = 16 if LANES == 16 else 8
 
 
 def _number(value):
-    return ir.Constant(_INT, value)
+    return ir.Constant(INT64, value)
 
 
 @intrinsic
@@ -56,7 +41,7 @@ def stack(typingctx, count):
         return None
 
     def codegen(context, builder, signature, arguments):
-        return cgutils.alloca_once(builder, _FLOAT, size=count.literal_value)
+        return cgutils.alloca_once(builder, FLOAT, size=count.literal_value)
 
     return FLOATS(count), codegen
 
@@ -74,33 +59,33 @@ def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
 
     def codegen(context, builder, signature, arguments):
         _, scores, scores_row, x, keys, size, ahead = arguments
-        zeros = ir.Constant(_VECTOR, [0.0] * LANES)
+        zeros = ir.Constant(VECTOR, [0.0] * LANES)
         parts = min(SUMS, REGISTERS // len(queries))
         sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(parts)] for _ in queries]
-        starts = [_at(builder, x, builder.mul(size, _number(i))) for i in queries]
-        groups = 2 if _is_of_halves(keys) else 1  # of a dimension, in a line
+        starts = [llvm.at(builder, x, builder.mul(size, _number(i))) for i in queries]
+        groups = 2 if llvm.is_of_halves(keys) else 1  # of a dimension, in a line
 
         def step(d, part):
             place = builder.mul(d, _number(GROUP))
             if part % groups == 0:
-                _prefetch(builder, _at(builder, ahead, place))
-            key = _read(builder, _at(builder, keys, place))
+                llvm.prefetch(builder, llvm.at(builder, ahead, place))
+            key = llvm.read(builder, llvm.at(builder, keys, place))
             for i in queries:
-                factor = _broadcast(builder, builder.load(_at(builder, starts[i], d)))
-                builder.store(_fma(builder, factor, key, builder.load(sums[i][part])), sums[i][part])
+                factor = llvm.broadcast(builder, builder.load(llvm.at(builder, starts[i], d)))
+                builder.store(llvm.fma(builder, factor, key, builder.load(sums[i][part])), sums[i][part])
 
         rounds = builder.sdiv(size, _number(parts))
-        with cgutils.for_range(builder, rounds, intp=_INT) as loop:
+        with cgutils.for_range(builder, rounds, intp=INT64) as loop:
             for part in range(parts):
                 step(builder.add(builder.mul(loop.index, _number(parts)), _number(part)), part)
         done = builder.mul(rounds, _number(parts))
-        with cgutils.for_range(builder, builder.sub(size, done), intp=_INT) as loop:
+        with cgutils.for_range(builder, builder.sub(size, done), intp=INT64) as loop:
             step(builder.add(done, loop.index), 0)
         for i in queries:
             total = builder.load(sums[i][0])
             for part in sums[i][1:]:
                 total = builder.fadd(total, builder.load(part))
-            _store(builder, total, _at(builder, scores, builder.mul(scores_row, _number(i))))
+            llvm.store(builder, total, llvm.at(builder, scores, builder.mul(scores_row, _number(i))))
         return context.get_dummy_value()
 
     return types.void(count, FLOATS, types.int64, FLOATS, keys, types.int64, keys), codegen
@@ -119,47 +104,49 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
 
     def codegen(context, builder, signature, arguments):
         _, to, to_row, weights, weights_row, rows, tokens, size, after = arguments
-        distance = _number(AHEAD[HALVES if _is_of_halves(rows) else FLOATS])
+        distance = _number(AHEAD[HALVES if llvm.is_of_halves(rows) else FLOATS])
         early = builder.sub(tokens, distance)
         beyond = builder.mul(distance, size)
-        ahead = _at(builder, rows, beyond)
-        later = _at(builder, after, builder.neg(builder.mul(early, size)))
-        targets = [_at(builder, to, builder.mul(to_row, _number(i))) for i in queries]
-        factors = [_at(builder, weights, builder.mul(weights_row, _number(i))) for i in queries]
-        line = 2 * LINE if _is_of_halves(rows) else LINE
+        ahead = llvm.at(builder, rows, beyond)
+        later = llvm.at(builder, after, builder.neg(builder.mul(early, size)))
+        targets = [llvm.at(builder, to, builder.mul(to_row, _number(i))) for i in queries]
+        factors = [llvm.at(builder, weights, builder.mul(weights_row, _number(i))) for i in queries]
+        line = 2 * LINE if llvm.is_of_halves(rows) else LINE
 
         def add(offset, vectors, mask=None):
             """To so many vectors of each `to`, or to the lanes of one that a mask has."""
             places = [builder.add(offset, _number(v * LANES)) for v in range(vectors)]
             sums = [
-                [cgutils.alloca_once_value(builder, _read(builder, _at(builder, target, p), mask)) for p in places]
+                [cgutils.alloca_once_value(builder, llvm.read(builder, llvm.at(builder, target, place), mask))
+                 for place in places]
                 for target in targets
             ]
-            with cgutils.for_range(builder, tokens, intp=_INT) as loop:
+            with cgutils.for_range(builder, tokens, intp=INT64) as loop:
                 row = builder.mul(loop.index, size)
                 next_rows = builder.select(builder.icmp_signed("<", loop.index, early), ahead, later)
-                each = [_broadcast(builder, builder.load(_at(builder, factor, loop.index))) for factor in factors]
+                addresses = [llvm.at(builder, factor, loop.index) for factor in factors]
+                each = [llvm.broadcast(builder, builder.load(address)) for address in addresses]
                 for v, place in enumerate(places):
                     here = builder.add(row, place)
                     if v * LANES % line == 0:
-                        _prefetch(builder, _at(builder, next_rows, here))
-                    value = _read(builder, _at(builder, rows, here), mask)
+                        llvm.prefetch(builder, llvm.at(builder, next_rows, here))
+                    value = llvm.read(builder, llvm.at(builder, rows, here), mask)
                     for weight, totals in zip(each, sums, strict=True):
-                        builder.store(_fma(builder, weight, value, builder.load(totals[v])), totals[v])
+                        builder.store(llvm.fma(builder, weight, value, builder.load(totals[v])), totals[v])
             for target, totals in zip(targets, sums, strict=True):
                 for place, total in zip(places, totals, strict=True):
-                    _write(builder, builder.load(total), _at(builder, target, place), mask)
+                    llvm.write(builder, builder.load(total), llvm.at(builder, target, place), mask)
 
         done = _number(0)
         widths = [width for width in (8, 4, 2) if width * len(queries) <= REGISTERS][:2]
         for vectors in (*widths, 1):
             wide = _number(vectors * LANES)
             chunks = builder.sdiv(builder.sub(size, done), wide)
-            with cgutils.for_range(builder, chunks, intp=_INT) as loop:
+            with cgutils.for_range(builder, chunks, intp=INT64) as loop:
                 add(builder.add(done, builder.mul(loop.index, wide)), vectors)
             done = builder.add(done, builder.mul(chunks, wide))
         with builder.if_then(builder.icmp_signed("<", done, size)):
-            add(done, 1, _lanes_below(builder, builder.sub(size, done)))
+            add(done, 1, llvm.lanes_below(builder, builder.sub(size, done)))
         return context.get_dummy_value()
 
     floats, whole = FLOATS, types.int64

@@ -12,7 +12,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import inline
-from .simd import FLOATS, LINE, advance
+from .llvm import LINE
+from .simd import FLOATS, advance
 
 MOST = 1 << 14  # floats of a chunk; larger ones are of arrays that come from memory, and there this cost 15%
 

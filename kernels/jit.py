@@ -31,7 +31,7 @@ from numba.core.ccallback import CFunc
 from numba.core.runtime import _nrt_python as runtime
 from numba.core.typing import Signature
 
-from .simd import LINE
+from .llvm import LINE
 
 __all__ = [
     "Deferred",

@@ -14,26 +14,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import llvm
 from .blocks import LAYOUTS, Block, block_of_each, for_each_block, one_weight, vectors
 from .jit import Deferred, deferred, inline, literally
+from .llvm import FLOAT, INT32, INT64, LANES, VECTOR
 from .rounded import ROUNDED, SPAN, SPAN_BYTES, round_row, rounded_sums
-from .row_group import _sums_of_lanes
-from .simd import (
-    _FLOAT,
-    _INT,
-    _VECTOR,
-    BYTES,
-    FLOATS,
-    LANES,
-    _at,
-    _call,
-    _call_address,
-    _fma,
-    _load,
-    _reduce,
-    _store,
-    advance,
-)
+from .row_group import sums_of_each
+from .simd import BYTES, FLOATS, advance
 
 __all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "step", "unpack_of"]
 
@@ -58,34 +45,34 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
     """
     layout = LAYOUTS[kind]
     pairs = [(o, r) for r in range(len(rows)) for o in range(len(weights))]
-    zero, zeros = ir.Constant(_FLOAT, 0.0), ir.Constant(_VECTOR, [0.0] * LANES)
+    zero, zeros = ir.Constant(FLOAT, 0.0), ir.Constant(VECTOR, [0.0] * LANES)
     sums = {pair: cgutils.alloca_once_value(builder, zeros) for pair in pairs}
     rests = {pair: cgutils.alloca_once_value(builder, zero) for pair in pairs}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
         blocks = [vectors(layout, Block(builder, start)) for start in block_of_each(builder, layout, weights, byte)]
         for ones in zip(*blocks, strict=True):
-            place = builder.add(first, ir.Constant(_INT, ones[0][0]))
+            place = builder.add(first, ir.Constant(INT64, ones[0][0]))
             for r, row in enumerate(rows):  # one after another: all of them would not stay in the registers
-                factor = _load(builder, _at(builder, row, place))
+                factor = llvm.load(builder, llvm.at(builder, row, place))
                 for o, (_, weight) in enumerate(ones):
-                    builder.store(_fma(builder, weight, factor, builder.load(sums[o, r])), sums[o, r])
+                    builder.store(llvm.fma(builder, weight, factor, builder.load(sums[o, r])), sums[o, r])
 
     def last(byte: ir.Value, number: ir.Value) -> None:
-        values = [one_weight(builder, kind, _at(builder, weight, byte)) for weight in weights]
-        factors = [builder.load(_at(builder, row, number)) for row in rows]
+        values = [one_weight(builder, kind, llvm.at(builder, weight, byte)) for weight in weights]
+        factors = [builder.load(llvm.at(builder, row, number)) for row in rows]
         for o, r in pairs:
             rest = rests[o, r]
-            product = _call(builder, "llvm.fma.f32", _FLOAT, [values[o], factors[r], builder.load(rest)])
+            product = llvm.call(builder, "llvm.fma.f32", FLOAT, [values[o], factors[r], builder.load(rest)])
             builder.store(product, rest)
 
     for_each_block(builder, layout, columns, body, last)
     lanes = [builder.load(total) for total in sums.values()]
     if len(lanes) == LANES:  # a third of the shuffles
-        together = _sums_of_lanes(builder, lanes)
-        whole = [builder.extract_element(together, ir.Constant(ir.IntType(32), i)) for i in range(LANES)]
+        together = sums_of_each(builder, lanes)
+        whole = [builder.extract_element(together, ir.Constant(INT32, i)) for i in range(LANES)]
     else:
-        whole = [_reduce(builder, vector, builder.fadd) for vector in lanes]
+        whole = [llvm.reduce(builder, vector, builder.fadd) for vector in lanes]
     return {pair: builder.fadd(total, builder.load(rests[pair])) for pair, total in zip(sums, whole, strict=True)}
 
 
@@ -103,19 +90,19 @@ def dot_rows(typingctx, kind, outputs, rows, there, out, out_row, x, rounded, we
 
     def codegen(context, builder, signature, arguments):
         there, out, out_row, x, rounded, weight, size, columns = arguments[3:]
-        last, places = builder.sub(there, ir.Constant(_INT, 1)), []
+        last, places = builder.sub(there, ir.Constant(INT64, 1)), []
         for o in range(o_count):
-            place = ir.Constant(_INT, o)
+            place = ir.Constant(INT64, o)
             places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
-        weights = [_at(builder, weight, builder.mul(size, place)) for place in places]
+        weights = [llvm.at(builder, weight, builder.mul(size, place)) for place in places]
         if number in ROUNDED:
             sums = rounded_sums(builder, number, weights, rounded, r_count, columns)
         else:
-            starts = [_at(builder, x, builder.mul(columns, ir.Constant(_INT, r))) for r in range(r_count)]
+            starts = [llvm.at(builder, x, builder.mul(columns, ir.Constant(INT64, r))) for r in range(r_count)]
             sums = _sums(builder, number, weights, starts, columns)
         for (o, r), total in sums.items():
-            row = builder.mul(out_row, ir.Constant(_INT, r))
-            builder.store(total, _at(builder, out, row, places[o])).align = 4
+            row = builder.mul(out_row, ir.Constant(INT64, r))
+            builder.store(total, llvm.at(builder, out, row, places[o])).align = 4
         return context.get_dummy_value()
 
     arrays = (N, FLOATS, N, FLOATS, BYTES, BYTES, N, N)
@@ -134,13 +121,13 @@ def unpack_row(typingctx, kind, out, weight, columns):
         layout = LAYOUTS[number]
 
         def body(byte, first):
-            for offset, values in vectors(layout, Block(builder, _at(builder, weight, byte))):
-                place = _at(builder, out, builder.add(first, ir.Constant(_INT, offset)))
-                _store(builder, values, place)
+            for offset, values in vectors(layout, Block(builder, llvm.at(builder, weight, byte))):
+                place = llvm.at(builder, out, builder.add(first, ir.Constant(INT64, offset)))
+                llvm.store(builder, values, place)
 
         def last(byte, position):
-            value = one_weight(builder, number, _at(builder, weight, byte))
-            builder.store(value, _at(builder, out, position))
+            value = one_weight(builder, number, llvm.at(builder, weight, byte))
+            builder.store(value, llvm.at(builder, out, position))
 
         for_each_block(builder, layout, columns, body, last)
         return context.get_dummy_value()
@@ -153,7 +140,7 @@ def step(typingctx, pointer, offset):
     """The address so many bytes further."""
 
     def codegen(context, builder, signature, arguments):
-        return _at(builder, *arguments)
+        return llvm.at(builder, *arguments)
 
     return BYTES(BYTES, N), codegen
 
@@ -278,7 +265,7 @@ def call_dot(typingctx, address, out, out_row, x, rounded, weight, size, outputs
     """Call the function at an address that dot_of gave."""
 
     def codegen(context, builder, signature, arguments):
-        _call_address(builder, *arguments)
+        llvm.call_address(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(N, *DOT.args), codegen
@@ -289,7 +276,7 @@ def call_round(typingctx, address, to, x, columns, rows):
     """Call the function at an address that rounding_of gave."""
 
     def codegen(context, builder, signature, arguments):
-        _call_address(builder, *arguments)
+        llvm.call_address(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(N, *ROUND.args), codegen
@@ -300,7 +287,7 @@ def call_unpack(typingctx, address, out, out_row, weight, size, outputs, columns
     """Call the function at an address that unpack_of gave."""
 
     def codegen(context, builder, signature, arguments):
-        _call_address(builder, *arguments)
+        llvm.call_address(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(N, *UNPACK.args), codegen

@@ -20,16 +20,15 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from . import llvm
 from .cached_rows import AHEAD, GROUP, TOGETHER, add_rows, dot_group, stack
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, chunk_count, deferred, inline, kernel, literally, prange
+from .llvm import LANES, LINE
 from .row_group import transpose
 from .simd import (
     FLOATS,
     HALVES,
-    LANES,
-    LINE,
-    _call_address,
     add,
     advance,
     broadcast,
@@ -211,7 +210,7 @@ def _call_attend(
     """Call one of the functions above by its address."""
 
     def codegen(context, builder, signature, arguments):
-        _call_address(builder, *arguments)
+        llvm.call_address(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(N, *_attend_type(keys).args), codegen

@@ -33,11 +33,10 @@ import numpy as np
 from numba import config, types
 
 from .jit import Linked, inline, kernel, prange
+from .llvm import LANES, LINE
 from .row_group import transpose, transpose_part
 from .simd import (
     FLOATS,
-    LANES,
-    LINE,
     advance,
     advance_optional,
     broadcast,

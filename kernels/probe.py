@@ -8,7 +8,8 @@
 import numpy as np
 
 from .jit import inline, kernel, piece, prange
-from .simd import LANES, PROBE_SUMS, advance, multiply_add_rounds, pointer
+from .llvm import LANES
+from .simd import PROBE_SUMS, advance, multiply_add_rounds, pointer
 
 FLOPS_A_ROUND = 2 * LANES * PROBE_SUMS
 

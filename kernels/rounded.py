@@ -30,8 +30,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import llvm
 from .blocks import LAYOUTS, PIECE, Block, Part, block_of_each, for_each_block
-from .simd import _FLOAT, _INT, _LONG, BYTES, FLOATS, HAS_BYTE_PRODUCTS, LANES, _at, _call, _fma, _load, _same, _store
+from .llvm import FLOAT, HAS_BYTE_PRODUCTS, INT32, INT64, LANES
+from .simd import BYTES, FLOATS
 
 __all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_row", "rounded_sums"]
 
@@ -53,7 +55,7 @@ _BYTE = ir.IntType(8)
 
 def _pick(builder: ir.IRBuilder, vector: ir.Value, lanes: list[int]) -> ir.Value:
     """Some lanes of a vector, in this order."""
-    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_LONG, len(lanes)), lanes))
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(INT32, len(lanes)), lanes))
 
 
 def _of_lanes(builder: ir.IRBuilder, span: ir.Value, i: int) -> list[ir.Value]:
@@ -68,20 +70,20 @@ def _sum(add: Callable, vectors: list[ir.Value]) -> ir.Value:
 
 def _round_span(builder: ir.IRBuilder, floats: ir.Value) -> tuple[ir.Value, ir.Value]:
     """SPAN floats as whole numbers up to LARGEST, and the lanes' scales, NaN or infinite where a float is."""
-    magnitudes = builder.bitcast(floats, ir.VectorType(_LONG, SPAN))
-    magnitudes = builder.and_(magnitudes, _same(_LONG, SPAN, 0x7FFFFFFF))
+    magnitudes = builder.bitcast(floats, ir.VectorType(INT32, SPAN))
+    magnitudes = builder.and_(magnitudes, llvm.same(INT32, SPAN, 0x7FFFFFFF))
     # As whole numbers, the bits of floats without a sign have the order of the floats; those of NaN are the largest.
     numbers = _of_lanes(builder, magnitudes, 0) + _of_lanes(builder, magnitudes, 1)
     largest = numbers[0]
     for number in numbers[1:]:
         largest = builder.select(builder.icmp_signed(">", number, largest), number, largest)
-    largest = builder.bitcast(largest, ir.VectorType(_FLOAT, 4))
-    is_more = builder.fcmp_ordered(">", largest, _same(_FLOAT, 4, SMALLEST))
-    inverses = builder.select(is_more, builder.fdiv(_same(_FLOAT, 4, LARGEST), largest), _same(_FLOAT, 4, 0.0))
+    largest = builder.bitcast(largest, ir.VectorType(FLOAT, 4))
+    is_more = builder.fcmp_ordered(">", largest, llvm.same(FLOAT, 4, SMALLEST))
+    inverses = builder.select(is_more, builder.fdiv(llvm.same(FLOAT, 4, LARGEST), largest), llvm.same(FLOAT, 4, 0.0))
     scaled = builder.fmul(floats, _pick(builder, inverses, [k % PIECE // 4 for k in range(SPAN)]))
-    whole = _call(builder, f"llvm.rint.v{SPAN}f32", floats.type, [scaled])
-    numbers = _call(builder, f"llvm.fptosi.sat.v{SPAN}i32.v{SPAN}f32", magnitudes.type, [whole])  # of NaN, 0
-    return numbers, builder.fmul(largest, _same(_FLOAT, 4, 1.0 / LARGEST))
+    whole = llvm.call(builder, f"llvm.rint.v{SPAN}f32", floats.type, [scaled])
+    numbers = llvm.call(builder, f"llvm.fptosi.sat.v{SPAN}i32.v{SPAN}f32", magnitudes.type, [whole])  # of NaN, 0
+    return numbers, builder.fmul(largest, llvm.same(FLOAT, 4, 1.0 / LARGEST))
 
 
 @intrinsic
@@ -90,23 +92,23 @@ def round_row(typingctx, to, x, columns, number, count):
 
     def codegen(context, builder, signature, arguments):
         to, x, columns, number, count = arguments
-        rows = ir.Constant(_INT, ROWS)
+        rows = ir.Constant(INT64, ROWS)
         wide = builder.select(builder.icmp_signed("<", count, rows), count, rows)
-        before = builder.mul(builder.sdiv(number, wide), builder.mul(wide, ir.Constant(_INT, SPAN_BYTES)))
-        row = builder.add(before, builder.mul(builder.srem(number, wide), ir.Constant(_INT, PIECE)))
-        apart = builder.mul(wide, ir.Constant(_INT, PIECE))  # bytes from one of a span's vectors to the next
-        with cgutils.for_range(builder, builder.sdiv(columns, ir.Constant(_INT, SPAN)), intp=_INT) as loop:
-            span = builder.mul(loop.index, builder.mul(count, ir.Constant(_INT, SPAN_BYTES)))
-            here = _at(builder, to, span, row)
+        before = builder.mul(builder.sdiv(number, wide), builder.mul(wide, ir.Constant(INT64, SPAN_BYTES)))
+        row = builder.add(before, builder.mul(builder.srem(number, wide), ir.Constant(INT64, PIECE)))
+        apart = builder.mul(wide, ir.Constant(INT64, PIECE))  # bytes from one of a span's vectors to the next
+        with cgutils.for_range(builder, builder.sdiv(columns, ir.Constant(INT64, SPAN)), intp=INT64) as loop:
+            span = builder.mul(loop.index, builder.mul(count, ir.Constant(INT64, SPAN_BYTES)))
+            here = llvm.at(builder, to, span, row)
 
             def put(number: int, value: ir.Value) -> None:
-                _store(builder, value, _at(builder, here, builder.mul(apart, ir.Constant(_INT, number))))
+                llvm.store(builder, value, llvm.at(builder, here, builder.mul(apart, ir.Constant(INT64, number))))
 
-            column = builder.mul(loop.index, ir.Constant(_INT, SPAN))
-            floats = _load(builder, _at(builder, x, column), ir.VectorType(_FLOAT, SPAN))
+            column = builder.mul(loop.index, ir.Constant(INT64, SPAN))
+            floats = llvm.load(builder, llvm.at(builder, x, column), ir.VectorType(FLOAT, SPAN))
             numbers, scales = _round_span(builder, floats)
-            high = builder.add(numbers, _same(_LONG, SPAN, 128))
-            high = builder.ashr(high, _same(_LONG, SPAN, 8))
+            high = builder.add(numbers, llvm.same(INT32, SPAN, 128))
+            high = builder.ashr(high, llvm.same(INT32, SPAN, 8))
             for first, part in ((HIGH, high), (LOW, numbers)):  # of a number, the lower 8 bits are kept
                 narrow = builder.trunc(part, ir.VectorType(_BYTE, SPAN))
                 for i in range(2):
@@ -125,7 +127,7 @@ def round_row(typingctx, to, x, columns, number, count):
 def _add_products(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
     """total + the sums of four neighbouring products each: weights 0 to 255, x -128 to 127."""
     name = f"llvm.x86.avx512.vpdpbusd.{32 * total.type.count}"
-    return _call(builder, name, total.type, [total, weights, x])
+    return llvm.call(builder, name, total.type, [total, weights, x])
 
 
 class _Span:
@@ -135,36 +137,36 @@ class _Span:
         self._builder, self._address, self._lanes = builder, address, 4 * rows
 
     def _vector(self, number: int, kind: ir.Type) -> ir.Value:
-        place = _at(self._builder, self._address, ir.Constant(_INT, number * self._lanes * 4))
-        return _load(self._builder, place, ir.VectorType(kind, self._lanes))
+        place = llvm.at(self._builder, self._address, ir.Constant(INT64, number * self._lanes * 4))
+        return llvm.load(self._builder, place, ir.VectorType(kind, self._lanes))
 
     def _sums(self, pieces: range) -> ir.Value:
         """Sums of the numbers that lanes are multiplied with."""
         if pieces == range(1):
-            return self._vector(FIRST_SUMS, _LONG)
-        both = self._vector(SUMS, _LONG)
-        return both if len(pieces) == 2 else self._builder.sub(both, self._vector(FIRST_SUMS, _LONG))
+            return self._vector(FIRST_SUMS, INT32)
+        both = self._vector(SUMS, INT32)
+        return both if len(pieces) == 2 else self._builder.sub(both, self._vector(FIRST_SUMS, INT32))
 
     def add(self, total: ir.Value, part: Part) -> ir.Value:
         """total + the products of the rows with a part of a row of weights, which this span has."""
         builder, lanes = self._builder, self._lanes
         first = part.first % SPAN // PIECE
         there = range(first, first + len(part.pieces))
-        high = _same(_LONG, lanes, 0)
-        low = builder.mul(self._sums(there), _same(_LONG, lanes, -part.middle))
+        high = llvm.same(INT32, lanes, 0)
+        low = builder.mul(self._sums(there), llvm.same(INT32, lanes, -part.middle))
         for i, piece in zip(there, part.pieces, strict=True):
-            words = builder.bitcast(piece, ir.VectorType(_LONG, 4))
+            words = builder.bitcast(piece, ir.VectorType(INT32, 4))
             weights = _pick(builder, words, [lane % 4 for lane in range(lanes)])
-            high = _add_products(builder, high, weights, self._vector(HIGH + i, _LONG))
-            low = _add_products(builder, low, weights, self._vector(LOW + i, _LONG))
-        sums = builder.add(low, builder.shl(high, _same(_LONG, lanes, 8)))
-        scales = self._vector(SCALES, _FLOAT)
+            high = _add_products(builder, high, weights, self._vector(HIGH + i, INT32))
+            low = _add_products(builder, low, weights, self._vector(LOW + i, INT32))
+        sums = builder.add(low, builder.shl(high, llvm.same(INT32, lanes, 8)))
+        scales = self._vector(SCALES, FLOAT)
         factor = builder.fmul(scales, part.scale)
-        total = _fma(builder, builder.sitofp(sums, scales.type), factor, total)
+        total = llvm.fma(builder, builder.sitofp(sums, scales.type), factor, total)
         if part.shift is None:
             return total
-        shift = _fma(builder, part.scale, _same(_FLOAT, lanes, part.middle), part.shift)
-        return _fma(builder, self._vector(FLOAT_SUMS, _FLOAT), shift, total)
+        shift = llvm.fma(builder, part.scale, llvm.same(FLOAT, lanes, part.middle), part.shift)
+        return llvm.fma(builder, self._vector(FLOAT_SUMS, FLOAT), shift, total)
 
 
 def _totals(builder: ir.IRBuilder, total: ir.Value) -> list[ir.Value]:
@@ -172,25 +174,25 @@ def _totals(builder: ir.IRBuilder, total: ir.Value) -> list[ir.Value]:
     for _ in range(2):
         lanes = range(total.type.count)
         total = builder.fadd(_pick(builder, total, list(lanes[::2])), _pick(builder, total, list(lanes[1::2])))
-    return [builder.extract_element(total, ir.Constant(_LONG, row)) for row in range(total.type.count)]
+    return [builder.extract_element(total, ir.Constant(INT32, row)) for row in range(total.type.count)]
 
 
 def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: ir.Value, rows: int, columns) -> dict:
     """The dot product of each row of weights with each of so many rows of x, by their numbers; x from round_row."""
     layout, wide = LAYOUTS[kind], min(rows, ROWS)
     assert layout.parts is not None
-    zeros = _same(_FLOAT, 4 * wide, 0.0)
+    zeros = llvm.same(FLOAT, 4 * wide, 0.0)
     pairs = [(o, r) for r in range(0, rows, wide) for o in range(len(weights))]
     sums = {pair: cgutils.alloca_once_value(builder, zeros) for pair in pairs}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
         starts = block_of_each(builder, layout, weights, byte)
-        spans = builder.mul(builder.sdiv(first, ir.Constant(_INT, SPAN)), ir.Constant(_INT, rows * SPAN_BYTES))
-        here = _at(builder, x, spans)
+        spans = builder.mul(builder.sdiv(first, ir.Constant(INT64, SPAN)), ir.Constant(INT64, rows * SPAN_BYTES))
+        here = llvm.at(builder, x, spans)
         for parts in zip(*[layout.parts(Block(builder, start, 4 * wide)) for start in starts], strict=True):
             number = parts[0].first // SPAN
             for o, r in pairs:
-                place = _at(builder, here, ir.Constant(_INT, (number * rows + r) * SPAN_BYTES))
+                place = llvm.at(builder, here, ir.Constant(INT64, (number * rows + r) * SPAN_BYTES))
                 added = _Span(builder, place, wide).add(builder.load(sums[o, r]), parts[o])
                 builder.store(added, sums[o, r])
 

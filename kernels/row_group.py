@@ -10,7 +10,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import _INT, FLOATS, LANES, _at, _load, _prefetch, _write
+from . import llvm
+from .llvm import INT32, INT64, LANES
+from .simd import FLOATS
 
 __all__ = ["transpose", "transpose_part"]
 
@@ -19,17 +21,17 @@ TRANSPOSE_AHEAD = 128
 
 def _rows_from(builder, first, row):
     """The addresses of LANES rows, `row` floats apart."""
-    return [_at(builder, first, builder.mul(ir.Constant(_INT, k), row)) for k in range(LANES)]
+    return [llvm.at(builder, first, builder.mul(ir.Constant(INT64, k), row)) for k in range(LANES)]
 
 
 def _rows_there(builder, first, row, count):
     """As _rows_from, where only `count` rows are there, 1 or more: the last one stands for those that are missing."""
-    last = builder.sub(count, ir.Constant(_INT, 1))
+    last = builder.sub(count, ir.Constant(INT64, 1))
     addresses = []
     for k in range(LANES):
-        number = ir.Constant(_INT, k)
+        number = ir.Constant(INT64, k)
         number = builder.select(builder.icmp_signed("<", number, last), number, last)
-        addresses.append(_at(builder, first, builder.mul(number, row)))
+        addresses.append(llvm.at(builder, first, builder.mul(number, row)))
     return addresses
 
 
@@ -43,7 +45,7 @@ def _pair(builder, a, b, width):
     for start in range(0, LANES, width):
         low += range(start, start + half)
         high += range(start + half, start + width)
-    index = ir.VectorType(ir.IntType(32), LANES)
+    index = ir.VectorType(INT32, LANES)
     order = [lane + source for source in (0, LANES) for lane in low]
     other = [lane + source for source in (0, LANES) for lane in high]
     return builder.fadd(
@@ -52,7 +54,7 @@ def _pair(builder, a, b, width):
     )
 
 
-def _sums_of_lanes(builder, vectors):
+def sums_of_each(builder, vectors):
     """The sums of the lanes of LANES vectors, as the lanes of one; each is added up as _reduce does it."""
     width = LANES
     while len(vectors) > 1:
@@ -61,11 +63,11 @@ def _sums_of_lanes(builder, vectors):
     return vectors[0]
 
 
-def _perfect_shuffle(builder, rows):
+def perfect_shuffle(builder, rows):
     """Interleave the first half of some vectors with the second: i with i + half, one pair after another."""
     low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
     high = [LANES // 2 + i for i in low]
-    index, half = ir.VectorType(ir.IntType(32), LANES), len(rows) // 2
+    index, half = ir.VectorType(INT32, LANES), len(rows) // 2
     return [
         builder.shuffle_vector(first, second, ir.Constant(index, order))
         for first, second in zip(rows[:half], rows[half:], strict=True)
@@ -75,12 +77,12 @@ def _perfect_shuffle(builder, rows):
 
 def _transpose(builder, to, to_row, sources):
     """As many perfect shuffles as halve LANES rows to one."""
-    rows = [_load(builder, source) for source in sources]
+    rows = [llvm.load(builder, source) for source in sources]
     for _ in range(LANES.bit_length() - 1):
-        rows = _perfect_shuffle(builder, rows)
+        rows = perfect_shuffle(builder, rows)
     for row in rows:
-        _write(builder, row, to)
-        to = _at(builder, to, to_row)
+        llvm.write(builder, row, to)
+        to = llvm.at(builder, to, to_row)
 
 
 @intrinsic
@@ -94,7 +96,7 @@ def transpose(typingctx, to, to_row, source, source_row):
         to, to_row, source, source_row = arguments
         rows = _rows_from(builder, source, source_row)
         for row in rows:
-            _prefetch(builder, _at(builder, row, ir.Constant(_INT, TRANSPOSE_AHEAD)))
+            llvm.prefetch(builder, llvm.at(builder, row, ir.Constant(INT64, TRANSPOSE_AHEAD)))
         _transpose(builder, to, to_row, rows)
         return context.get_dummy_value()
 

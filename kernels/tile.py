@@ -13,24 +13,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .row_group import _perfect_shuffle
-from .simd import (
-    _FLOAT,
-    _INT,
-    _VECTOR,
-    FLOATS,
-    LANES,
-    _at,
-    _broadcast,
-    _fma,
-    _lanes_below,
-    _load,
-    _masked_load,
-    _masked_store,
-    _opaque,
-    _prefetch,
-    _store,
-)
+from . import llvm
+from .llvm import FLOAT, INT32, INT64, LANES, VECTOR
+from .row_group import perfect_shuffle
+from .simd import FLOATS
 
 __all__ = [
     "COLUMNS_TOGETHER",
@@ -57,23 +43,23 @@ TILE_COLUMNS = TILE_VECTORS * LANES
 PREFETCH_STEPS = 4  # a power of two
 COLUMNS_TOGETHER = 16  # of `copy_columns` and `add_columns`, a power of two
 
-_COLUMN = ir.VectorType(_FLOAT, TILE_ROWS)
+_COLUMN = ir.VectorType(FLOAT, TILE_ROWS)
 _MASK, _IN_COLUMN = ir.VectorType(ir.IntType(1), LANES), [int(lane < TILE_ROWS) for lane in range(LANES)]
-_EIGHT, _EIGHT_LONGS = ir.VectorType(_FLOAT, 8), ir.VectorType(ir.IntType(32), 8)
+_EIGHT, _EIGHT_LONGS = ir.VectorType(FLOAT, 8), ir.VectorType(INT32, 8)
 
 
 def _load_column(builder, source):
     """TILE_ROWS floats. Twelve are one vector with a mask: in two parts, packing took twice as long."""
     if LANES == 16:
-        return _masked_load(builder, source, ir.Constant(_MASK, _IN_COLUMN))
-    return _load(builder, source, _COLUMN)
+        return llvm.masked_load(builder, source, ir.Constant(_MASK, _IN_COLUMN))
+    return llvm.load(builder, source, _COLUMN)
 
 
 def _store_column(builder, value, to):
-    if value.type == _VECTOR:
-        _masked_store(builder, value, to, ir.Constant(_MASK, _IN_COLUMN))
+    if value.type == VECTOR:
+        llvm.masked_store(builder, value, to, ir.Constant(_MASK, _IN_COLUMN))
     else:
-        _store(builder, value, to)
+        llvm.store(builder, value, to)
 
 
 @intrinsic
@@ -97,9 +83,9 @@ def copy_columns(typingctx, to, source, row):
         values = []
         for _ in range(COLUMNS_TOGETHER):
             values.append(_load_column(builder, source))
-            source = _at(builder, source, row)
+            source = llvm.at(builder, source, row)
         for k, value in enumerate(values):
-            _store_column(builder, value, _at(builder, to, ir.Constant(_INT, k * TILE_ROWS)))
+            _store_column(builder, value, llvm.at(builder, to, ir.Constant(INT64, k * TILE_ROWS)))
         return context.get_dummy_value()
 
     return types.void(FLOATS, FLOATS, types.int64), codegen
@@ -112,7 +98,7 @@ def add_columns(typingctx, to, source):
     def codegen(context, builder, signature, arguments):
         to, source = arguments
         columns = [
-            _load_column(builder, _at(builder, source, ir.Constant(_INT, k * TILE_ROWS)))
+            _load_column(builder, llvm.at(builder, source, ir.Constant(INT64, k * TILE_ROWS)))
             for k in range(COLUMNS_TOGETHER)
         ]
         while len(columns) > 1:  # pairs of pairs, so that no sum waits long for another
@@ -172,7 +158,7 @@ def _tile_of_any_width(builder, end, heights, *arguments):
     columns = arguments[9]
     done = builder.append_basic_block("tile.end")
     for vectors in range(1, TILE_VECTORS):
-        is_narrow = builder.icmp_signed("<=", columns, ir.Constant(_INT, vectors * LANES))
+        is_narrow = builder.icmp_signed("<=", columns, ir.Constant(INT64, vectors * LANES))
         narrow = builder.append_basic_block("tile.narrow")
         wider = builder.append_basic_block("tile.wider")
         builder.cbranch(is_narrow, narrow, wider)
@@ -193,14 +179,14 @@ def _tile(
     after = builder.append_basic_block("tile.after")
     there_are_steps = builder.append_basic_block("tile.steps")
     results = [(builder.block, [])]
-    builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(_INT, 0)), there_are_steps, after)
+    builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(INT64, 0)), there_are_steps, after)
     builder.position_at_end(there_are_steps)
     for height in heights:
         higher = None
         if height < heights[-1]:
             these = builder.append_basic_block("tile.height")
             higher = builder.append_basic_block("tile.higher")
-            builder.cbranch(builder.icmp_signed("<=", rows, ir.Constant(_INT, height)), these, higher)
+            builder.cbranch(builder.icmp_signed("<=", rows, ir.Constant(INT64, height)), these, higher)
             builder.position_at_end(these)
         results.append(
             _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after)
@@ -209,8 +195,8 @@ def _tile(
             builder.position_at_end(higher)
 
     builder.position_at_end(after)
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    totals = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(heights[-1])]
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    totals = [[builder.phi(VECTOR) for _ in range(vectors)] for _ in range(heights[-1])]
     for r, total in enumerate(totals):
         for v, phi in enumerate(total):
             for block, sums in results:
@@ -220,7 +206,7 @@ def _tile(
 
 def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after):
     """The loop in k for so many rows and vectors, which goes on to `after`: its block and the sums."""
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
     entry = builder.block
     loop = builder.append_basic_block("tile.loop")
     # Rows in groups of three, each group with one address: x86 addresses base, base + row and
@@ -228,31 +214,31 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
     twice = builder.add(a_row, a_row)
     groups = [a]
     for _ in range(3, height, 3):
-        groups.append(_at(builder, groups[-1], twice, a_row))
+        groups.append(llvm.at(builder, groups[-1], twice, a_row))
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    k = builder.phi(_INT)
+    k = builder.phi(INT64)
     b_now = builder.phi(b.type)
     a_now = [builder.phi(a.type) for _ in groups]
-    sums = [[builder.phi(_VECTOR) for _ in range(vectors)] for _ in range(height)]
+    sums = [[builder.phi(VECTOR) for _ in range(vectors)] for _ in range(height)]
     end.prefetch(builder, c, c_row, k, height)
-    b_row = [_load(builder, _at(builder, b_now, ir.Constant(_INT, v * LANES))) for v in range(vectors)]
+    b_row = [llvm.load(builder, llvm.at(builder, b_now, ir.Constant(INT64, v * LANES))) for v in range(vectors)]
     # LLVM, if it knew how the groups relate, would reach each row by an addition to the one before: a chain that takes
     # longer than the multiply-adds.
-    bases = [_opaque(builder, base) for base in a_now]
+    bases = [llvm.opaque(builder, base) for base in a_now]
     new = []
     for r in range(height):
         base = bases[r // 3]
-        address = (base, _at(builder, base, a_row), _at(builder, base, twice))[r % 3]
-        x = _broadcast(builder, builder.load(address))
-        new.append([_fma(builder, x, b_row[v], sums[r][v]) for v in range(vectors)])
-    k_next = builder.add(k, ir.Constant(_INT, 1))
-    b_next = _at(builder, b_now, b_step)
-    a_next = [_at(builder, base, a_step) for base in bases]
+        address = (base, llvm.at(builder, base, a_row), llvm.at(builder, base, twice))[r % 3]
+        x = llvm.broadcast(builder, builder.load(address))
+        new.append([llvm.fma(builder, x, b_row[v], sums[r][v]) for v in range(vectors)])
+    k_next = builder.add(k, ir.Constant(INT64, 1))
+    b_next = llvm.at(builder, b_now, b_step)
+    a_next = [llvm.at(builder, base, a_step) for base in bases]
     builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
     for phi, start, following in [
-        (k, ir.Constant(_INT, 0), k_next),
+        (k, ir.Constant(INT64, 0), k_next),
         (b_now, b, b_next),
         *zip(a_now, groups, a_next, strict=True),
         *[(sums[r][v], zero, new[r][v]) for r in range(height) for v in range(vectors)],
@@ -268,31 +254,33 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
 
 
 def _prefetch_rows(builder, c, c_row, k, height):
-    number = builder.lshr(k, ir.Constant(_INT, PREFETCH_STEPS.bit_length() - 1))
-    r = builder.udiv(number, ir.Constant(_INT, TILE_VECTORS))
-    v = builder.urem(number, ir.Constant(_INT, TILE_VECTORS))
-    last = ir.Constant(_INT, height - 1)
+    number = builder.lshr(k, ir.Constant(INT64, PREFETCH_STEPS.bit_length() - 1))
+    r = builder.udiv(number, ir.Constant(INT64, TILE_VECTORS))
+    v = builder.urem(number, ir.Constant(INT64, TILE_VECTORS))
+    last = ir.Constant(INT64, height - 1)
     r = builder.select(builder.icmp_unsigned("<", r, last), r, last)
     row = builder.mul(r, c_row)
-    _prefetch(builder, _at(builder, c, builder.add(row, builder.mul(v, ir.Constant(_INT, LANES)))), is_write=True)
+    place = builder.add(row, builder.mul(v, ir.Constant(INT64, LANES)))
+    llvm.prefetch(builder, llvm.at(builder, c, place), is_write=True)
 
 
 def _prefetch_columns(builder, c, c_row, k, height):
-    number = builder.lshr(k, ir.Constant(_INT, PREFETCH_STEPS.bit_length() - 1))
-    last = ir.Constant(_INT, TILE_COLUMNS - 1)
+    number = builder.lshr(k, ir.Constant(INT64, PREFETCH_STEPS.bit_length() - 1))
+    last = ir.Constant(INT64, TILE_COLUMNS - 1)
     number = builder.select(builder.icmp_unsigned("<", number, last), number, last)
-    _prefetch(builder, _at(builder, c, builder.mul(number, c_row)), is_write=True)
+    llvm.prefetch(builder, llvm.at(builder, c, builder.mul(number, c_row)), is_write=True)
 
 
 def _finish_rows(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
     """The end of `tile`: add what is to be added and store, within the bounds of the matrix."""
     vectors = len(totals[0])
-    is_whole = builder.icmp_signed(">=", columns, ir.Constant(_INT, vectors * LANES))
+    is_whole = builder.icmp_signed(">=", columns, ir.Constant(INT64, vectors * LANES))
     with builder.if_else(is_whole) as (whole, edge):
         with whole:
             _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
         with edge:
-            masks = [_lanes_below(builder, builder.sub(columns, ir.Constant(_INT, v * LANES))) for v in range(vectors)]
+            firsts = [ir.Constant(INT64, v * LANES) for v in range(vectors)]
+            masks = [llvm.lanes_below(builder, builder.sub(columns, first)) for first in firsts]
             _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, masks)
 
 
@@ -305,43 +293,43 @@ def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
         with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
             added = []
             for v in range(len(row)):
-                address = _at(builder, source, ir.Constant(_INT, v * LANES))
-                loaded = _masked_load(builder, address, masks[v]) if masks else _load(builder, address)
+                address = llvm.at(builder, source, ir.Constant(INT64, v * LANES))
+                loaded = llvm.masked_load(builder, address, masks[v]) if masks else llvm.load(builder, address)
                 added.append(builder.fadd(row[v], loaded))
             inside = builder.block
-        chosen = [builder.phi(_VECTOR) for _ in row]
+        chosen = [builder.phi(VECTOR) for _ in row]
         for phi, old, new in zip(chosen, row, added, strict=True):
             phi.add_incoming(old, before)
             phi.add_incoming(new, inside)
         return chosen
 
     for r, total in enumerate(totals):
-        number = ir.Constant(_INT, r)
+        number = ir.Constant(INT64, r)
         with builder.if_then(builder.icmp_signed("<", number, rows)):
-            moved = _at(builder, addend, builder.mul(number, addend_row))
+            moved = llvm.at(builder, addend, builder.mul(number, addend_row))
             is_null = builder.icmp_unsigned("==", addend, null_pointer)
             row = add_row(total, builder.select(is_null, null_pointer, moved))
             row = add_row(row, bias)
-            to = _at(builder, c, builder.mul(number, c_row))
+            to = llvm.at(builder, c, builder.mul(number, c_row))
             for v in range(len(row)):
-                address = _at(builder, to, ir.Constant(_INT, v * LANES))
+                address = llvm.at(builder, to, ir.Constant(INT64, v * LANES))
                 if masks:
-                    _masked_store(builder, row[v], address, masks[v])
+                    llvm.masked_store(builder, row[v], address, masks[v])
                 else:
-                    _store(builder, row[v], address)
+                    llvm.store(builder, row[v], address)
 
 
 def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
     """The end of `tile_transposed`: the same sums in the same order, turned round in registers."""
     null_pointer = ir.Constant(c.type, None)
-    mask = _lanes_below(builder, rows, 8)
+    mask = llvm.lanes_below(builder, rows, 8)
     zeros = ir.Constant(_EIGHT, [0.0] * 8)
 
     def load(source):
         """Eight floats, as many as there are rows; zeros from null."""
         before = builder.block
         with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
-            loaded = _masked_load(builder, source, mask)
+            loaded = llvm.masked_load(builder, source, mask)
             inside = builder.block
         value = builder.phi(_EIGHT)
         value.add_incoming(zeros, before)
@@ -350,21 +338,21 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
 
     offsets = load(bias)
     for v in range(len(totals[0])):
-        vectors = [total[v] for total in totals] + [ir.Constant(_VECTOR, ir.Undefined)] * (8 - TURNED_ROWS)
+        vectors = [total[v] for total in totals] + [ir.Constant(VECTOR, ir.Undefined)] * (8 - TURNED_ROWS)
         for lane, column in enumerate(_columns_of_eight(builder, vectors)):
-            number = ir.Constant(_INT, v * LANES + lane)
+            number = ir.Constant(INT64, v * LANES + lane)
             with builder.if_then(builder.icmp_signed("<", number, columns)):
-                moved = _at(builder, addend, builder.mul(number, addend_row))
+                moved = llvm.at(builder, addend, builder.mul(number, addend_row))
                 is_null = builder.icmp_unsigned("==", addend, null_pointer)
                 added = load(builder.select(is_null, null_pointer, moved))
                 result = builder.fadd(builder.fadd(column, added), offsets)
-                _masked_store(builder, result, _at(builder, c, builder.mul(number, c_row)), mask)
+                llvm.masked_store(builder, result, llvm.at(builder, c, builder.mul(number, c_row)), mask)
 
 
 def _columns_of_eight(builder, rows):
     """The LANES columns of eight vectors, each a vector of eight: three perfect shuffles."""
     for _ in range(3):
-        rows = _perfect_shuffle(builder, rows)
+        rows = perfect_shuffle(builder, rows)
     if LANES == 4:  # two make a column
         return [
             builder.shuffle_vector(*rows[2 * lane : 2 * lane + 2], ir.Constant(_EIGHT_LONGS, list(range(8))))

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "parameters": {"config", "memory", "packed", "quantize"},
     "lora": {"config", "errors", "parameters"},
-    "layers": {"config", "lora", "memory", "packed", "parameters"},
+    "layers": {"config", "errors", "lora", "memory", "packed", "parameters"},
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "layers", "lora", "memory", "packed", "parameters"},
     "optimizers": {"model"},
@@ -144,3 +144,16 @@ def test_listed_packages_are_those_there_are():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     code = {".".join(package_of(path)) for folder in (PACKAGE, KERNELS) for path in files(folder)}
     assert set(settings["packages"]) == code | {"fastllm.data"}
+
+
+def test_private_names_stay_in_their_file():
+    """What another module may use has a name without an underscore."""
+    wrong = [
+        f"{path.relative_to(ROOT)}: {alias.name}"
+        for path in [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("fastllm"))
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert wrong == []

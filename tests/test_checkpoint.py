@@ -249,6 +249,32 @@ def test_killed_around_the_renames(saved, tiny_model, tokenizer, monkeypatch, re
         assert os.listdir(saved.parent) == ["model"]
 
 
+@pytest.mark.parametrize("refusals", [3, 10**6])
+@pytest.mark.parametrize("which", [".old", ""])
+def test_a_file_that_windows_holds_open(saved, tiny_model, tokenizer, monkeypatch, refusals, which):
+    """There, no folder can be renamed in which a file is open: it is tried again, and in the end said."""
+    old, replace, calls = weights_of(saved), os.replace, []
+
+    def held(source, target):
+        if os.path.isdir(source) and str(target).endswith(which or "model") and str(source).find(".old") < 0:
+            calls.append(target)
+            if len(calls) <= refusals:
+                raise PermissionError(13, "Access is denied")
+        return replace(source, target)
+
+    monkeypatch.setattr(checkpoint, "WAIT", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", held)
+        patch.setattr("sys.platform", "win32")
+        if refusals == 3:
+            fastllm.save(saved, changed(tiny_model), tokenizer)
+        else:
+            with pytest.raises(OSError, match="model could not be replaced, as its files were in use each time: Acc"):
+                fastllm.save(saved, changed(tiny_model), tokenizer)
+    assert weights_of(saved) == (tiny_model.parameters.flat.tobytes() if refusals == 3 else old)
+    assert os.listdir(saved.parent) == ["model"]
+
+
 def test_a_half_written_checkpoint_beside_it_is_no_matter(saved, tiny_model, tokenizer):
     """As kill -9 leaves it."""
     new = saved.with_name(".model.new")

@@ -48,9 +48,9 @@ def checkpoint(tmp_path_factory):
     return str(write_checkpoint(tmp_path_factory.mktemp("chat") / "checkpoint"))
 
 
-def piped(text, **options):
+def piped(text, status=0, **options):
     output = io.StringIO()
-    assert chat_loop(*learned(), GenerationConfig(**options), io.StringIO(text), output) == 0
+    assert chat_loop(*learned(), GenerationConfig(**options), io.StringIO(text), output) == status
     return output.getvalue().splitlines()
 
 
@@ -84,7 +84,7 @@ def test_options_reach_the_model():
 
 
 def test_a_question_that_is_too_long_is_a_line_and_the_chat_goes_on(capsys):
-    assert piped("far " * CONTEXT + "\nIs it far?\n") == [FAR]
+    assert piped("Who are you?\n" + "far " * CONTEXT + "\n/reset\nIs it far?\n", status=1) == [MODEL, "", FAR]
     error = capsys.readouterr().err
     assert error.startswith("fastllm: error: a question must fit into the model's context of 32 tokens; ")
     assert error.count("\n") == 1
@@ -223,7 +223,7 @@ def test_ctrl_c_gives_up_a_text_of_several_lines(monkeypatch):
 
 
 def test_an_unknown_command_is_a_line_and_no_question(capsys):
-    assert piped("/rest\n/usr/bin is what?\nIs it far?\n") == [FAR]
+    assert piped("/rest\n/usr/bin is what?\nIs it far?\n", status=1) == [FAR]
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert errors[0].startswith("fastllm: error: a command must be one of /reset, /system, /temperature, ")
@@ -263,7 +263,7 @@ def test_options_change(capsys):
 )
 def test_wrong_commands_are_a_line_and_the_chat_goes_on(command, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert piped(f"{command}\nIs it far?\n") == [FAR]
+    assert piped(f"{command}\nIs it far?\n", status=1) == [FAR]
     error = capsys.readouterr().err
     assert error.startswith(f"fastllm: error: {said}")
     assert error.count("\n") == 1
@@ -284,7 +284,7 @@ def test_save_adds_what_train_reads(tmp_path, capsys):
 def test_save_into_a_folder(tmp_path, capsys):
     """It is not read through."""
     (tmp_path / "a.jsonl").write_text("nonsense")
-    assert piped(f"Is it far?\n/save {tmp_path}\n") == [FAR]
+    assert piped(f"Is it far?\n/save {tmp_path}\n", status=1) == [FAR]
     assert capsys.readouterr().err == (
         f"fastllm: error: /save needs the name of a file; got a folder; try /save {tmp_path / 'dialogues.jsonl'}\n"
     )
@@ -318,11 +318,12 @@ def test_a_wrong_byte_spoils_its_line_alone(checkpoint, encoding):
         [sys.executable, "-m", "fastllm", "chat", checkpoint, "--backend", "numpy"],
         input=b"\xef\xbb\xbfIs it far?\nab\xffcd\nWhat is red?\n",
         capture_output=True,
-        check=True,
+        check=False,
         cwd=Path(__file__).parents[1],
         env=os.environ | {"PYTHONIOENCODING": encoding},
     )
-    assert found.stdout.decode().splitlines() == [FAR, RED]
+    assert found.returncode == 1
+    assert found.stdout.decode().splitlines() == [FAR, "", RED]
     [error] = found.stderr.decode().splitlines()
     assert error.startswith("fastllm: error: text must be valid Unicode")
 
@@ -330,7 +331,7 @@ def test_a_wrong_byte_spoils_its_line_alone(checkpoint, encoding):
 def test_save_leaves_a_file_of_something_else_alone(tmp_path, capsys):
     path = tmp_path / "notes.txt"
     path.write_text("my notes\n", encoding="utf-8")
-    piped(f"Is it far?\n/save {path}\n/save {tmp_path}/nowhere/x.jsonl\n")
+    piped(f"Is it far?\n/save {path}\n/save {tmp_path}/nowhere/x.jsonl\n", status=1)
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "line 1" in errors[0]

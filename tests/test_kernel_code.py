@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from fastllm.kernels import jit
-from fastllm.kernels.simd import LANES, PROBE_SUMS, multiply_add_rounds, pointer
+from fastllm.kernels.llvm import LANES
+from fastllm.kernels.simd import PROBE_SUMS, multiply_add_rounds, pointer
 
 # Kernel -> why it computes in float64 at all.
 MEANT = {

@@ -7,6 +7,7 @@ A command's module has `configure(parser)` and `run(arguments) -> exit status`. 
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
 import io
 import os
@@ -63,17 +64,11 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows ?, instead of an error
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    if sys.stdin is None:  # closed, as where a daemon starts us
-        sys.stdin = io.StringIO()
-    if hasattr(sys.stdin, "reconfigure"):  # a wrong byte is refused with its line, not with the whole input
-        sys.stdin.reconfigure(errors="surrogateescape")
+    _prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in COMMANDS), None)
-    arguments = _parser(chosen).parse_args(words)
     try:
+        arguments = _parser(chosen).parse_args(words)
         module = importlib.import_module(f".{arguments.command}", __name__)
         return module.run(arguments) or 0
     except KeyboardInterrupt:
@@ -86,6 +81,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except (FastllmError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         return _fail(error, 1)
+
+
+def _prepare_streams() -> None:
+    """Have the three streams there, and in UTF-8, as files are, unless a terminal or the user says otherwise."""
+    if sys.stdin is None:  # closed, as where a daemon starts us; so are the others
+        sys.stdin = io.StringIO()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  until the process ends
+    # A terminal that lacks a letter shows ?, instead of an error. A wrong byte of the input is refused with its line,
+    # not with the whole.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+            is_free = not stream.isatty() and not os.environ.get("PYTHONIOENCODING")
+            if is_free and codecs.lookup(stream.encoding).name != "utf-8":
+                stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 def _fail(error: BaseException, status: int) -> int:

@@ -3,7 +3,7 @@
 A line is a question. A line that ends in a backslash goes on in the next; a text between """ and """ may have as many
 lines as it likes. exit, quit, /exit, /quit or the end of input leaves. Ctrl-C stops an answer, and at the prompt it
 leaves. A line that begins with / is a command; /help lists them. Questions may come through a pipe: each gets its
-answer and a line end on stdout, and all else is on stderr.
+answer and a line end on stdout, and all else is on stderr; the exit status is 1 if one could not be answered.
 
 examples:
   fastllm chat runs/demo-en
@@ -92,10 +92,11 @@ def chat_loop(
     system: str | None = None,
     shows_stats: bool = False,
 ) -> int:
-    """Answer the questions of source until they end or say so; the exit status, 0.
+    """Answer the questions of source until they end or say so; the exit status.
 
     Between standard input and a terminal it shows prompts, and Ctrl-C stops an answer only. A question that
-    can't be answered is a line on stderr, and the next one is read.
+    can't be answered is a line on stderr, and the next one is read; through a pipe its answer is an empty line, and the
+    exit status 1 in the end, as after a command that failed.
     Raises DataError if the vocabulary doesn't mark who speaks, FastllmError if logits aren't finite.
     """
     is_terminal = source is sys.stdin and source.isatty() and output.isatty()
@@ -108,7 +109,7 @@ def chat_loop(
             session.command(text)
         elif text.strip():
             session.answer(text)
-    return 0
+    return int(session.has_failed and not is_terminal)
 
 
 def _piped(source: TextIO) -> Read:
@@ -191,6 +192,7 @@ class _Session:
         self._output = output
         self._is_terminal = is_terminal
         self._shows_stats = shows_stats
+        self.has_failed = False
         self._seconds: tuple[float, float] | None = None  # to the first piece of an answer, and from there to its end
 
     def answer(self, question: str) -> None:
@@ -199,6 +201,8 @@ class _Session:
             answer = self._chat.ask(question)
         except ValueError as error:
             self._fail(error)
+            if not self._is_terminal:
+                print(file=self._output, flush=True)
             return
         if self._is_terminal:
             print(MODEL, end="", file=self._output)
@@ -267,6 +271,7 @@ class _Session:
         print(text, file=self._output if self._is_terminal else sys.stderr, flush=True)
 
     def _fail(self, error: Exception) -> None:
+        self.has_failed = True
         print(f"fastllm: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 

@@ -147,7 +147,7 @@ def _kernels(problems: list[Problem]) -> Iterator[Line]:
 
     from ..bench import check_kernel
     from ..kernels.cases import CASES
-    from ..kernels.simd import HAS_BYTE_PRODUCTS, LANES
+    from ..kernels.llvm import HAS_BYTE_PRODUCTS, LANES
 
     features = llvmlite.binding.get_host_cpu_features()
     yield "processor family", llvmlite.binding.get_host_cpu_name()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from functools import cached_property
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..config import STEP_ROWS
+from ..errors import ConfigError
 
 BACKENDS = {"numba": "fastllm.kernels", "numpy": "fastllm.kernels.reference"}
 
@@ -19,7 +21,7 @@ class Backend:
 
     kernels  a module with every name of the kernel contract
     dtype    float32; the twins also work in float64, for gradient checks
-    Raises ValueError for an unknown name or a dtype it can't do.
+    Raises ValueError for an unknown name or a dtype it can't do, ConfigError where the compiler is switched off.
     """
 
     def __init__(self, name: str, head_size: int, width: int, dtype: DTypeLike = np.float32) -> None:
@@ -30,6 +32,10 @@ class Backend:
             raise ValueError(
                 f"backend 'numba' computes in float32, 'numpy' in float32 or float64; got {self.dtype}; "
                 "choose one of these"
+            )
+        if name == "numba" and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            raise ConfigError(
+                "backend 'numba' must compile; got NUMBA_DISABLE_JIT, which forbids it; unset that, or use 'numpy'"
             )
         self.name = name
         self.kernels: ModuleType = importlib.import_module(BACKENDS[name])

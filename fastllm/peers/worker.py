@@ -248,7 +248,7 @@ class Probe:
 
     def __init__(self) -> None:
         from ..kernels import probe
-        from ..kernels.simd import LANES
+        from ..kernels.llvm import LANES
 
         self.probe = probe
         self.out = np.zeros((threads(), LANES), np.float32)

@@ -130,7 +130,7 @@ def draw(
     chart = make_chart(metrics, what)
     terminal = shutil.get_terminal_size()
     if color is None:
-        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        color = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     plotext.terminal.limit(False, False)  # draw as large as asked, whatever the terminal
     figure = plotext.figure  # there is but one

@@ -292,6 +292,7 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: list[Record] | None = None
+        self._encoded: np.ndarray | None = None
         self._text = ""
         if holds_records(path):
             self._records = read_records(path)
@@ -329,8 +330,8 @@ class Source:
         if lost := made.count([]):
             whose = "the context's" if length == context else "sequence_length ="
             note = (
-                f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a last turn of more "
-                f"than {whose} {length}"
+                f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a last turn of "
+                f"more than {whose} {length}"
             )
             if lost == len(made):
                 raise DataError(f"a data set needs at least one record that fits; {note}; add shorter ones")
@@ -339,8 +340,10 @@ class Source:
         return Examples(examples, config.rows_per_update, job.config.seed, length if config.join else 0)
 
     def _tokens(self, job: Job) -> np.ndarray:
-        name = f"{self.path.stem}-{zlib.crc32(os.fsencode(self.path)):08x}{TOKENS}"  # two may share a stem
-        return write_token_file(job.run.folder / name, self._text, job.tokenizer)
+        if self._encoded is None:  # once: several phases may read it, and their file stays mapped
+            name = f"{self.path.stem}-{zlib.crc32(os.fsencode(self.path)):08x}{TOKENS}"  # two may share a stem
+            self._encoded = write_token_file(job.run.folder / name, self._text, job.tokenizer)
+        return self._encoded
 
     def _stream(self, tokens: np.ndarray, config: PhaseConfig, job: Job) -> TokenStream:
         context = job.model.config.context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 LINES = 10  # a phase without a terminal
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks on; a program without a console, such as pythonw, has no streams at all."""
+    return stream is not None and stream.isatty()
+
+
 class Progress:
     """Shows loss, accuracy, tokens/s and the time left. Passed to Job.train."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
-        self._is_terminal = self._stream.isatty()
+        self._is_terminal = is_terminal(self._stream)
         self._bar: tqdm | None = None
 
     def begin(self, phase: PhaseConfig, done: int, steps: int) -> None:
@@ -87,7 +92,7 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
     began = time.monotonic()
     if model.backend != "numba":
         return 0.0
-    from ..kernels import watch_compilation
+    from ..kernels import cache_directory, watch_compilation
 
     stream = sys.stderr
     names: list[str] = []
@@ -95,7 +100,7 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
     def report(name: str) -> None:
         if name not in names:
             names.append(name)
-            if stream.isatty():
+            if is_terminal(stream):
                 print(f"\r\033[Kcompiling kernels: {len(names)}, {name} ...", end="", file=stream, flush=True)
             elif len(names) == 1:
                 print("compiling kernels (once for this machine) ...", file=stream, flush=True)
@@ -117,8 +122,7 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
             model.decode(tokens[:1], cache)
     seconds = time.monotonic() - began
     if names:
-        clear = "\r\033[K" if stream.isatty() else ""
-        print(
-            f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; they are kept on disk", file=stream, flush=True
-        )
+        clear = "\r\033[K" if is_terminal(stream) else ""
+        kept = "they are kept on disk" if cache_directory() else "they can't be kept on disk"
+        print(f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; {kept}", file=stream, flush=True)
     return seconds

@@ -1,0 +1,221 @@
+"""What kernels are made of where LLVM's instructions are written by hand: widths, types, and what builds code.
+
+Functions take llvmlite's builder and LLVM's values. simd.py makes of them what Numba code calls; tile.py, blocks.py and
+cached_rows.py whole loops. LLVM lowers the generic vectors to AVX-512, AVX2, SSE or NEON alike; nothing here is x86's.
+
+    LANES  floats in a vector: 16 with AVX-512, 8 with AVX, else 4
+    LINE   floats in a cache line
+
+Loads and stores assume an alignment of 4 bytes: rows of odd length are not aligned to more, and on the CPUs
+of the last ten years an unaligned load of aligned data costs nothing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import config
+from numba.core import cgutils
+
+
+def _features() -> dict[str, bool]:
+    """Of the CPU that Numba compiles for: this one's, unless NUMBA_CPU_FEATURES says otherwise."""
+    if config.CPU_FEATURES is not None:
+        return dict.fromkeys(config.CPU_FEATURES.replace("+", "").split(","), True)
+    return dict(llvmlite.binding.get_host_cpu_features())
+
+
+FEATURES = _features()
+LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of the widest vectors
+# Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
+HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
+# Whether an instruction multiplies bytes with bytes and adds four products to a whole number.
+HAS_BYTE_PRODUCTS = bool(FEATURES.get("avxvnni") or (FEATURES.get("avx512vnni") and FEATURES.get("avx512vl")))
+
+CACHE_LINE = 64  # bytes
+LINE = CACHE_LINE // 4  # floats
+
+FLOAT = ir.FloatType()
+INT64 = ir.IntType(64)
+INT32, INT16 = ir.IntType(32), ir.IntType(16)
+VECTOR = ir.VectorType(FLOAT, LANES)
+
+
+def at(builder, pointer, *offsets):
+    """The address so many elements from a pointer."""
+    for offset in offsets:
+        pointer = builder.gep(pointer, [offset])
+    return pointer
+
+
+def load(builder, pointer, kind=VECTOR, align=4):
+    """What stands at an address, as a value of a kind."""
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+    value.align = align
+    return value
+
+
+def store(builder, value, pointer):
+    """Write a vector to an address."""
+    instruction = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
+    instruction.align = 2 if value.type.element == INT16 else 4
+
+
+def broadcast(builder, scalar, lanes=LANES):
+    """A vector with one value in all lanes."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+    one = builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes))
+
+
+def call(builder, name, result, arguments):
+    """Call a function of LLVM's by its name; result is its type."""
+    function_type = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+
+def call_address(builder, address, *arguments):
+    """Call a function that returns nothing by its address, a whole number."""
+    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
+
+
+def prefetch(builder, pointer, is_write=False):
+    """Bring the line of an address nearer. Of any address: none faults.
+
+    What will be written, to the first cache; what will be read, to the second, and to all beyond it. In the first it
+    would push out what is in use: an AMD core then read 16 GB/s in place of 26. Without those beyond, an Intel core
+    brings half as much from memory.
+    """
+    byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    write, keep, data = (ir.Constant(INT32, value) for value in (int(is_write), 3 if is_write else 2, 1))
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, write, keep, data])
+
+
+def opaque(builder, value):
+    """The same value, of which LLVM knows nothing: an empty piece of assembler, on any processor."""
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), [value])
+
+
+def same(kind, lanes, number):
+    """A vector with one constant in all lanes."""
+    return ir.Constant(ir.VectorType(kind, lanes), [number] * lanes)
+
+
+def from_half(builder, bits):
+    """float32 from the bits of float16, lane by lane.
+
+    Where no instruction does it, exponent and fraction move to their places in a float32, which is then 2^112 times
+    too small; so subnormal numbers come out right too. What is infinite or NaN gets the largest exponent after that.
+    """
+    lanes = bits.type.count
+    floats, longs = ir.VectorType(FLOAT, lanes), ir.VectorType(INT32, lanes)
+    if HAS_HALF:
+        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), lanes)), floats)
+    whole = partial(same, INT32, lanes)
+    wide = builder.zext(bits, longs)
+    magnitude = builder.and_(wide, whole(0x7FFF))
+    number = builder.bitcast(builder.shl(magnitude, whole(13)), floats)
+    number = builder.bitcast(builder.fmul(number, same(FLOAT, lanes, 2.0**112)), longs)
+    is_finite = builder.icmp_unsigned("<", magnitude, whole(0x7C00))
+    number = builder.or_(number, builder.select(is_finite, whole(0), whole(0x7F800000)))
+    sign = builder.shl(builder.and_(wide, whole(0x8000)), whole(16))
+    return builder.bitcast(builder.or_(number, sign), floats)
+
+
+def to_half(builder, vector):
+    """The bits of the float16 nearest to each lane, of two as near the even one; beyond 65504 infinity.
+
+    Where no instruction does it: half of what is cut off is added to the bits, and to odd ones as much. A number below
+    2^-14 has its last bit where the last one of 0.5 is, so that adding 0.5 rounds it.
+    """
+    lanes = vector.type.count
+    longs, shorts = ir.VectorType(INT32, lanes), ir.VectorType(INT16, lanes)
+    if HAS_HALF:
+        return builder.bitcast(builder.fptrunc(vector, ir.VectorType(ir.HalfType(), lanes)), shorts)
+    whole = partial(same, INT32, lanes)
+    bits = builder.bitcast(vector, longs)
+    magnitude = builder.and_(bits, whole(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, whole(13)), whole(1))
+    rounded = builder.add(builder.add(magnitude, whole(0x0FFF)), odd)
+    normal = builder.lshr(builder.sub(rounded, whole(112 << 23)), whole(13))
+    half = same(FLOAT, lanes, 0.5)
+    small = builder.bitcast(builder.fadd(builder.bitcast(magnitude, vector.type), half), longs)
+    small = builder.sub(small, builder.bitcast(half, longs))
+    beyond = builder.select(builder.icmp_unsigned(">", magnitude, whole(0x7F800000)), whole(0x7E00), whole(0x7C00))
+    result = builder.select(builder.icmp_unsigned("<", magnitude, whole(113 << 23)), small, normal)
+    result = builder.select(builder.icmp_unsigned("<", rounded, whole(143 << 23)), result, beyond)
+    sign = builder.lshr(builder.and_(bits, whole(0x80000000)), whole(16))
+    return builder.trunc(builder.or_(result, sign), shorts)
+
+
+def is_of_halves(pointer):
+    """Whether an address is one of float16."""
+    return pointer.type.pointee == INT16
+
+
+def read(builder, pointer, mask=None):
+    """As many float32 as a vector or, if given, a mask has lanes, from floats or halves; 0 where the mask is false."""
+    if not is_of_halves(pointer):
+        return load(builder, pointer) if mask is None else masked_load(builder, pointer, mask)
+    shorts = ir.VectorType(INT16, LANES)
+    if mask is None:
+        return from_half(builder, load(builder, pointer, shorts, align=2))
+    return from_half(builder, masked_load(builder, pointer, mask, same(INT16, LANES, 0)))
+
+
+def write(builder, vector, pointer, mask=None):
+    """Write a vector's lanes, or those of a mask, to floats or halves."""
+    if is_of_halves(pointer):
+        vector = to_half(builder, vector)
+    if mask is None:
+        store(builder, vector, pointer)
+    else:
+        masked_store(builder, vector, pointer, mask)
+
+
+def fma(builder, a, b, c):
+    """a * b + c, lane by lane, rounded once."""
+    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
+
+
+def lanes_below(builder, count, width=LANES):
+    """For each lane of so many, whether its number is below count, which must fit an int32."""
+    limit = broadcast(builder, builder.trunc(count, INT32), width)
+    return builder.icmp_signed("<", ir.Constant(limit.type, list(range(width))), limit)
+
+
+def masked_load(builder, pointer, mask, otherwise=None):
+    """As many lanes as the mask has; where it is false, those of `otherwise`, or zeros."""
+    width = mask.type.count
+    if otherwise is None:
+        otherwise = same(FLOAT, width, 0.0)
+    vector, align = otherwise.type, ir.Constant(INT32, 2 if otherwise.type.element == INT16 else 4)
+    address = builder.bitcast(pointer, vector.as_pointer())
+    return call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", vector, [address, align, mask, otherwise])
+
+
+def masked_store(builder, value, pointer, mask):
+    address = builder.bitcast(pointer, value.type.as_pointer())
+    align = ir.Constant(INT32, 2 if value.type.element == INT16 else 4)
+    name = f"llvm.masked.store.{_suffix(value.type)}.p0"
+    call(builder, name, ir.VoidType(), [value, address, align, mask])
+
+
+def _suffix(vector):
+    """What LLVM's names have at the end for a vector of floats or shorts."""
+    return f"v{vector.count}{'i16' if vector.element == INT16 else 'f32'}"
+
+
+def reduce(builder, vector, combine):
+    """Combine a vector's lanes into one: halves with halves."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        index = ir.VectorType(INT32, width)
+        low, high = (ir.Constant(index, list(range(start, start + width))) for start in (0, width))
+        vector = combine(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+    return builder.extract_element(vector, ir.Constant(INT32, 0))
