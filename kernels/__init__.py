@@ -34,7 +34,7 @@ from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm
 from .head_norm import head_norm_backward, head_norm_forward
 from .jit import MAX_CHUNKS as MAX_CHUNKS
-from .jit import cache_directory, watch_compilation
+from .jit import cache_directory, keeps_kernels, watch_compilation
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
@@ -78,6 +78,7 @@ __all__ = [
     "gelu_tanh_forward",
     "head_norm_backward",
     "head_norm_forward",
+    "keeps_kernels",
     "kv_cache_write",
     "layernorm_backward",
     "layernorm_forward",

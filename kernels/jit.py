@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numba
 from llvmlite import binding
 from numba import get_num_threads, literally, prange, set_num_threads, types
 from numba.core import event, sigutils
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, _CacheLocator
 from numba.core.ccallback import CFunc
 from numba.core.runtime import _nrt_python as runtime
 from numba.core.typing import Signature
@@ -43,6 +43,7 @@ __all__ = [
     "get_num_threads",
     "inline",
     "is_same",
+    "keeps_kernels",
     "kernel",
     "literally",
     "piece",
@@ -79,31 +80,44 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-def _writable_cache() -> Path | None:
-    """The folder for compiled kernels, created; None where nothing can be written (said in a warning)."""
+def _find_cache() -> tuple[Path | None, bool]:
+    """The folder for compiled kernels, made if need be, and whether it can be written to.
+
+    One that can only be read serves as long as it holds something, as in a container's image: None elsewhere, which is
+    said in a warning.
+    """
+    folder = None
     try:
         folder = _user_cache() / "fastllm" / f"kernels-{_digest()}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, RuntimeError) as error:  # Path.home() raises RuntimeError without a home
+        with suppress(OSError):
+            if folder is not None and any(folder.iterdir()):
+                return folder, False
         warnings.warn(
             f"compiled kernels can't be kept on disk ({error}), so every process compiles them anew; "
             "set NUMBA_CACHE_DIR to a writable folder",
             RuntimeWarning,
             stacklevel=2,
         )
-        return None
-    return folder
+        return None, False
+    return folder, True
 
 
-_CACHE = _writable_cache()
+_CACHE, _IS_WRITABLE = _find_cache()
 _watchers: list[Callable[[str], None]] = []
 
 
 def cache_directory() -> Path | None:
-    """The folder that holds this version's compiled kernels, or None where no folder is writable."""
+    """The folder that holds this version's compiled kernels, or None where there is none and none can be made."""
     return _CACHE
+
+
+def keeps_kernels() -> bool:
+    """Whether what is compiled is kept on disk: the folder may be one that can only be read."""
+    return _IS_WRITABLE
 
 
 def kernel(function: Callable | None = None, *, parallel: bool = False, calls: Linked | None = None) -> Callable:
@@ -145,10 +159,15 @@ class _Cache(FunctionCache):
                 return self._load_overload(sig, target_context)
             except (EOFError, pickle.UnpicklingError) as error:
                 _warn(f"a compiled kernel on disk is damaged ({type(error).__name__}: {error}) and is compiled anew")
-                self._cache_file.flush()
+                with suppress(OSError):
+                    self._cache_file.flush()
                 return None
 
     def save_overload(self, sig: Signature, data: Any) -> None:
+        if not _IS_WRITABLE:
+            _warn(f"kernels that aren't in {_CACHE} are compiled anew by each process, as it can only be read; "
+                  "see `fastllm doctor`")  # fmt: skip
+            return
         try:
             super().save_overload(sig, data)
         except OSError as error:
@@ -168,7 +187,7 @@ def _add_runtime() -> None:
 
 
 def _keep(compiled: Any, function: Callable) -> None:
-    """Have what is compiled kept on disk, where some folder is writable."""
+    """Have what is compiled read from the disk and kept there, where there is a folder."""
     if _CACHE is not None:
         with _cache_folder():
             compiled._cache = _Cache(function)
@@ -176,13 +195,18 @@ def _keep(compiled: Any, function: Callable) -> None:
 
 @contextmanager
 def _cache_folder() -> Iterator[None]:
-    """Let Numba use our folder for what is decorated within: other users of Numba in this process keep theirs."""
-    before = numba.config.CACHE_DIR
+    """Let Numba use our folder for what is decorated within: other users of Numba in this process keep theirs.
+
+    Numba would not look into a folder that it can't write to.
+    """
+    before, ensure = numba.config.CACHE_DIR, _CacheLocator.ensure_cache_path
     numba.config.CACHE_DIR = str(_CACHE or "")
+    if not _IS_WRITABLE:
+        _CacheLocator.ensure_cache_path = lambda locator: None
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        numba.config.CACHE_DIR, _CacheLocator.ensure_cache_path = before, ensure
 
 
 class Linked:

@@ -112,6 +112,39 @@ def test_a_damaged_cache_is_compiled_anew(tmp_path):
     assert run() == ""
 
 
+READ_ONLY = """
+import tempfile
+def refuse(*arguments, **options):
+    raise OSError(30, "Read-only file system")
+tempfile.TemporaryFile = refuse
+"""
+
+
+def test_a_cache_that_can_only_be_read_serves(tmp_path):
+    """As in a container whose image holds the kernels."""
+
+    def run(script):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "[[0.25, 0.25, 0.25, 0.25]]\n"), done.stderr
+        return done.stderr
+
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert "compiled kernels can't be kept on disk" in run(READ_ONLY + SMALL)  # there is nothing to read
+    assert run(SMALL) == ""
+    before = files()
+    assert before
+    assert run(READ_ONLY + SMALL) == ""
+    other = SMALL.replace("import softmax_forward", "import softmax_forward, relu_forward as relu")
+    said = run(READ_ONLY + other + "relu(out, out)")
+    assert said.count("RuntimeWarning: kernels that aren't in ") == 1
+    assert files() == before
+
+
 def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")

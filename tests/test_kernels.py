@@ -167,7 +167,9 @@ def parameter_names(function):
 
 
 # No kernels.
-SERVICES = {"attention_scratch", "cache_directory", "matmul_scratch", "packed_scratch", "watch_compilation"}
+SERVICES = {
+    "attention_scratch", "cache_directory", "keeps_kernels", "matmul_scratch", "packed_scratch", "watch_compilation",
+}  # fmt: skip
 
 
 def test_kernels_twins_and_cases_have_the_same_names():

@@ -229,7 +229,14 @@ def _cache(folder: Path | None, problems: list[Problem]) -> Iterator[Line]:
                     "set NUMBA_CACHE_DIR to a writable folder")
         )  # fmt: skip
         return
-    yield "folder", f"{folder} (writable)"
+    from ..kernels import keeps_kernels
+
+    yield "folder", f"{folder} ({'writable' if keeps_kernels() else 'can only be read'})"
+    if not keeps_kernels():
+        problems.append(
+            Problem("the cache folder can only be read: kernels that aren't there are compiled anew each time",
+                    "run `fastllm warmup` where it is writable, or set NUMBA_CACHE_DIR to a writable folder")
+        )  # fmt: skip
     yield "size", _size(folder)
     for other in sorted(folder.parent.glob("kernels-*")):
         if other != folder:

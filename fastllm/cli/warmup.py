@@ -207,10 +207,10 @@ def _kept() -> int:
 
 
 def _outcome(compiled: int, count: int) -> str:
-    from ..kernels import cache_directory
+    from ..kernels import cache_directory, keeps_kernels
 
-    if cache_directory() is None:
-        return "nothing was kept, as no cache folder is writable; see `fastllm doctor`"
-    if not compiled:
+    if not compiled and cache_directory() is not None:
         return f"all {count} came from the cache in {cache_directory()}"
+    if not keeps_kernels():
+        return "nothing was kept, as no cache folder is writable; see `fastllm doctor`"
     return f"{compiled} of {count} were compiled and are now kept in {cache_directory()}"

@@ -92,7 +92,7 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
     began = time.monotonic()
     if model.backend != "numba":
         return 0.0
-    from ..kernels import cache_directory, watch_compilation
+    from ..kernels import keeps_kernels, watch_compilation
 
     stream = sys.stderr
     names: list[str] = []
@@ -123,6 +123,6 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
     seconds = time.monotonic() - began
     if names:
         clear = "\r\033[K" if is_terminal(stream) else ""
-        kept = "they are kept on disk" if cache_directory() else "they can't be kept on disk"
+        kept = "they are kept on disk" if keeps_kernels() else "they can't be kept on disk"
         print(f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; {kept}", file=stream, flush=True)
     return seconds
