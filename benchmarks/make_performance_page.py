@@ -80,7 +80,9 @@ TRIED = {
     "attention alone": (
         "kept: scratch at cache lines (1%), the softmax's maxima of all rows first (forward 4%), its whole vectors "
         "without a mask (3%). Dropped: huge pages (nothing), blocks of 96 to 384 keys (nothing or slower), of 512 "
-        "queries (forward 4% faster, but short prompts would be cut unevenly among threads)"
+        "queries (forward 4% faster, but short prompts would be cut unevenly among threads), backward in blocks of 48 "
+        "to 192 queries and 192 to 384 keys (nothing), a block's rows asked for during the one before it (nothing, "
+        "though to fetch them is 6% of backward on AMD)"
     ),
 }
 

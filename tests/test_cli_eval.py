@@ -104,6 +104,7 @@ def test_the_figures_of_dialogues(checkpoint, tmp_path, capsys):
     assert figures["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     assert 0.8 < figures["accuracy"] < 1
     assert (figures["exact_answers"], figures["answers"]) == (4, 5)
+    assert json.loads(evaluate(capsys, checkpoint, path, "--json", "--context", "4")) == figures  # of texts alone
 
 
 def test_a_person_reads_a_table(checkpoint, tmp_path, capsys):

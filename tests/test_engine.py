@@ -96,6 +96,19 @@ def test_texts_share_steps_and_join_as_others_end():
     assert model.rows == [2, 2, 2, 1]
 
 
+def test_a_prompt_goes_where_most_of_it_stands_already():
+    model = TableModel(context=40)
+    running = Engine(model, slots=3, remembers=True)
+    for prompt in ([1, 2, 3, 4], [2, 2, 2, 2], [3, 3, 3, 3]):
+        running.submit(prompt, GenerationConfig(max_tokens=1))
+    run(running)
+    model.prefilled.clear()
+    for prompt in ([2, 2, 2, 4], [1, 2, 3, 4, 0], [3, 1]):
+        running.submit(prompt, GenerationConfig(max_tokens=1))
+        run(running)
+    assert model.prefilled == [1, 1, 1]
+
+
 def test_a_sampler_is_for_one_text():
     config = GenerationConfig(n=3, temperature=1.0)
     with pytest.raises(ConfigError, match="one text is generated here; got n=3"):
