@@ -228,7 +228,7 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     tokenizer = load_tokenizer(folder / TOKENIZER)
     arrays = read_arrays(folder / WEIGHTS)
     config = own.config
-    try:
+    with _damage(folder / WEIGHTS):
         _check_vocabulary(folder, tokenizer, config)
         # Before memory is taken for what may be a damaged configuration.
         if config.layers > len(arrays):
@@ -238,14 +238,22 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
         if own.has_their_names:
             arrays = from_huggingface(config, arrays)
         check_shapes(shapes_of(config), arrays)
-        model = Model(config, backend=backend)
+    model = Model(config, backend=backend)
+    with _damage(folder / WEIGHTS):
         model.unfreeze().load(arrays)
-    except ValueError as error:
-        raise FormatError(f"{folder / WEIGHTS}: {error}") from None
     model.generation_options = own.generation
     if model.generation_options.get("end_ids") == (tokenizer.end_id,):  # as it is without
         del model.generation_options["end_ids"]
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What is wrong with a file's content is a FormatError."""
+    try:
+        yield
+    except ValueError as error:
+        raise FormatError(f"{path}: {error}") from None
 
 
 class _Own(NamedTuple):

@@ -136,7 +136,9 @@ def _import_kernels(problems: list[Problem]) -> ModuleType | None:
     except Exception as error:  # whatever a broken installation raises is what we are here to show
         problems.append(
             Problem(
-                f"the kernels can't be imported: {error!r}", "reinstall numba and llvmlite", is_broken=True
+                f"the kernels can't be imported: {error!r}",
+                "mend the setting that it speaks of, if it does; else reinstall numba and llvmlite",
+                is_broken=True,
             )
         )
         return None
