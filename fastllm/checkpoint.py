@@ -37,7 +37,7 @@ from .atomic import make_parent
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
-from .formats.huggingface import from_huggingface, to_huggingface
+from .formats.huggingface import from_huggingface, has_its_own_head, to_huggingface
 from .formats.huggingface_config import config_from_huggingface, model_type
 from .formats.huggingface_export import config_files
 from .formats.huggingface_folder import (
@@ -62,7 +62,8 @@ from .tokenizers.base import Tokenizer
 TOKENIZER = "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
-FORMAT, VERSION = "fastllm", 3
+# Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
+FORMAT, VERSION = "fastllm", 4
 # At taking an old checkpoint's place, into which a reader may be putting it back; on Windows, no folder can be renamed
 # in which a file is open, be it for a scanner's moment.
 ATTEMPTS, WAIT = 10, 0.1
@@ -130,6 +131,8 @@ def save_tuned(
         _take_place(new, target, old)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            restore(target)
         raise
     _move_others(old, target)
 
@@ -150,8 +153,6 @@ def _take_place(new: Path, target: Path, old: Path) -> None:
                 raise
             if is_held:
                 time.sleep(attempt * WAIT)
-    with contextlib.suppress(OSError):
-        restore(target)
     raise OSError(
         errno.EBUSY,
         f"{target} could not be replaced, as its files were in use each time: {reason.strerror or reason}; close what "
@@ -235,6 +236,8 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
             raise ValueError(
                 f"{config.layers} layers have more parameters than the {len(arrays)} here; use another checkpoint"
             )
+        if own.has_their_names and has_its_own_head(config, arrays):  # since transformers has saved it
+            config = dataclasses.replace(config, tied_head=False)
         if own.has_their_names:
             arrays = from_huggingface(config, arrays)
         check_shapes(shapes_of(config), arrays)
@@ -289,15 +292,16 @@ def _own(folder: Path) -> _Own | None:
         if own is not theirs and version > 2:  # what has no words there is here
             said = config_from_huggingface(theirs)
             fields = {**said.to_dict(), **fields}
-            generation = {**_said_of_generation(folder, theirs, said), **generation}
+            top_k = {} if version > 3 else {"top_k": None}
+            generation = {**_said_of_generation(folder, theirs, said, **top_k), **generation}
         GenerationConfig.of(None, generation)
         return _Own(ModelConfig.from_dict(fields), generation, own is not theirs)
     except (ConfigError, FormatError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from None
 
 
-def _said_of_generation(folder: Path, theirs: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    facts = read_generation(folder, config.vocab_size, theirs)
+def _said_of_generation(folder: Path, theirs: Mapping[str, Any], config: ModelConfig, **top_k: Any) -> dict[str, Any]:
+    facts = read_generation(folder, config.vocab_size, theirs, **top_k)
     return {name: value for name, value in facts.items() if name != "begin_id" and value != ()}
 
 
@@ -394,7 +398,9 @@ def _write_model(folder: Path, model: Model, tokenizer: Tokenizer, keeps_order: 
         return
     _write_arrays(folder / WEIGHTS, to_huggingface(config, parameters))
     ends = {"end_ids": (tokenizer.end_id,), "begin_id": tokenizer.bos_id}
-    theirs, generation = config_files(config, "float32", {**ends, **options})
+    # Stop strings in theirs would have transformers ask for the tokenizer each time: they are said in our words.
+    said_there = {name: value for name, value in options.items() if name != "stop"}
+    theirs, generation = config_files(config, "float32", {**ends, **said_there})
     _write_json(folder / GENERATION, generation)
     said = config_from_huggingface(theirs)
     own = {

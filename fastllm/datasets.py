@@ -201,6 +201,7 @@ def join(examples: list[Example], length: int) -> list[Example]:
             before = joined.pop()
             # The last target is the token that ends it; what follows that is not for the model to guess.
             end = before.targets[-1:]
+            end = end[end >= 0]
             tokens = np.concatenate([before.tokens, end, example.tokens])
             targets = np.concatenate([before.targets, np.full_like(end, NO_TARGET), example.targets])
             example = Example(tokens, targets)
@@ -267,12 +268,14 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
 
 def _checked(given: object) -> Record:
     """A record, of an instruction its dialogue. Raises DataError."""
-    record: Record = given if isinstance(given, dict) else {}
-    if isinstance(record.get("text"), str):
-        return _valid(record)
+    record: Record = dict(given) if isinstance(given, dict) else {}
     messages = record.get("messages")
-    if messages is None and {"instruction", "output"} <= record.keys():
+    if not messages and {"instruction", "output"} <= record.keys():
         return _valid({"messages": _dialogue_of(record)})
+    if isinstance(record.get("text"), str):
+        if not messages:
+            return _valid(record)
+        del record["text"]  # the dialogue once more, laid out for another model
     if not isinstance(messages, list) or not messages:
         raise DataError(
             'a line must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '

@@ -150,6 +150,11 @@ def check_plain(message: Mapping[str, object]) -> None:
                 f"a message must be a role and a content; got {key} too, which fastllm doesn't know; write it into the "
                 "content, or leave the dialogue out"
             )
+    if "role" in message and message.get("weight", 1) not in (1, None):
+        raise DataError(
+            f"an answer must count once; got weight {message['weight']!r:.40}, which fastllm doesn't know; "
+            "leave the dialogue out"
+        )
 
 
 def _laid_out(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from numbers import Real
+from types import ModuleType
 
 import numpy as np
 
@@ -15,6 +16,9 @@ def gradient_norm(model: Model) -> float:
     """The L2 norm of all gradients together."""
     backend = model._backend
     return math.sqrt(backend.kernels.squared_norm(backend.norm_partials, model.gradients.flat))
+
+
+EPS = (1e-30, 1e30)  # of Adam: neither 0 nor infinite as float32
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
@@ -46,18 +50,21 @@ class Optimizer:
             raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
         self.model = model
         self._trainable = model.trainable
-        self._kernels = model._backend.kernels
         self.weight_decay = weight_decay
         self.steps = 0
         self._moments = [np.zeros_like(self._trainable.flat) for _ in self.moments]
+
+    @property
+    def _kernels(self) -> ModuleType:
+        return self.model._backend.kernels
 
     def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
         """Update all parameters once.
 
         gradient_scale  gradients count this many times: clip_scale, or 1 / batches accumulated
 
-        Raises ValueError once the model trains other parameters than when this was made, and for a learning rate that
-        is no finite number >= 0.
+        Raises ValueError once the model trains other parameters than when this was made, for a learning rate that is
+        no finite number >= 0, and for a scale that is no finite number.
         """
         parameters, gradients = self._trainable, self.model.gradients
         if self.model.trainable is not parameters:
@@ -67,6 +74,8 @@ class Optimizer:
             )
         if not isinstance(learning_rate, Real) or not 0 <= learning_rate <= 1e30:
             raise ValueError(f"learning_rate must be a number >= 0; got {learning_rate!r:.40}; usual are 1e-5 to 1e-2")
+        if not isinstance(gradient_scale, Real) or not math.isfinite(gradient_scale):
+            raise ValueError(f"gradient_scale must be a finite number; got {gradient_scale!r:.40}; are gradients NaN?")
         learning_rate = float(learning_rate)
         self.steps += 1
         decayed = parameters.decayed if self.weight_decay else 0
@@ -132,8 +141,8 @@ class AdamW(Optimizer):
         super().__init__(model, weight_decay)
         for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
             _check_fraction(name, beta)
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0; got {eps}; usual is 1e-8")
+        if not EPS[0] <= eps <= EPS[1]:
+            raise ValueError(f"eps must be from {EPS[0]} to {EPS[1]}; got {eps}; usual is 1e-8")
         self.betas, self.eps = betas, eps
 
     def _update(

@@ -162,11 +162,13 @@ class _Cache(FunctionCache):
                 with suppress(OSError):
                     self._cache_file.flush()
                 return None
+            except OSError as error:
+                _warn(f"a compiled kernel on disk can't be read ({error}) and is compiled anew")
+                return None
 
     def save_overload(self, sig: Signature, data: Any) -> None:
         if not _IS_WRITABLE:
-            _warn(f"kernels that aren't in {_CACHE} are compiled anew by each process, as it can only be read; "
-                  "see `fastllm doctor`")  # fmt: skip
+            _warn_of_folder()
             return
         try:
             super().save_overload(sig, data)
@@ -177,6 +179,13 @@ class _Cache(FunctionCache):
 
 def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+@cache
+def _warn_of_folder() -> None:
+    """Once for all kernels."""
+    _warn(f"kernels that aren't in {_CACHE} are compiled anew by each process, as it can only be read; "
+          "see `fastllm doctor`")  # fmt: skip
 
 
 @cache

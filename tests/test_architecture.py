@@ -46,7 +46,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 MAY_IMPORT["training"] = {
     "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "kernels", "layers",
-    "lora", "model", "optimizers", "schedules", "tokenizers",
+    "lora", "model", "optimizers", "parameters", "schedules", "tokenizers",
 }  # fmt: skip
 MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main__", "cli"}
 

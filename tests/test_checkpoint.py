@@ -140,9 +140,32 @@ def test_words_that_hugging_face_lacks_come_back(tmp_path, tiny_model, tokenizer
     fastllm.save(tmp_path / "model", model, tokenizer)
     again = load(tmp_path / "model")[0]
     assert again.config == config
-    assert again.generation_options == model.generation_options
+    assert again.generation_options == {**model.generation_options, "stop": ["x"], "top_k": 0}
+    theirs = json.loads((tmp_path / "model" / GENERATION).read_text())
+    assert (theirs["max_new_tokens"], theirs["top_k"], "stop_strings" in theirs) == (5, 0, False)
     own = json.loads((tmp_path / "model" / CONFIG).read_text())["fastllm"]
     assert own["model"].keys() == {"dropout", "initial_std"}
+
+
+def test_a_head_that_is_no_longer_tied(tmp_path, tokenizer):
+    """As transformers saves it, once it has other numbers."""
+    config = fastllm.ModelConfig(vocab_size=tokenizer.vocab_size, width=8, hidden=8, layers=1, heads=2, context=16)
+    fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy"), tokenizer)
+    arrays = safetensors.numpy.load_file(tmp_path / "model" / WEIGHTS)
+    for factor, is_tied in ((1, True), (2, False)):
+        arrays["lm_head.weight"] = arrays["transformer.wte.weight"] * np.float32(factor)
+        safetensors.numpy.save_file(arrays, tmp_path / "model" / WEIGHTS)
+        model, _ = load(tmp_path / "model")
+        assert model.config.tied_head is is_tied
+    np.testing.assert_array_equal(model.parameters["head.weight"], 2 * model.parameters["embedding.token.weight"])
+
+
+def test_a_checkpoint_of_version_3(saved):
+    """Which sampled from all tokens where it didn't say from how many."""
+    rewrite_theirs(saved, GENERATION, do_sample=True, temperature=0.7)
+    assert load(saved)[0].generation_options == {"temperature": 0.7, "top_k": 50}
+    rewrite_config(saved, version=3)
+    assert load(saved)[0].generation_options == {"temperature": 0.7}
 
 
 def test_a_checkpoint_of_version_2(saved, tiny_model):

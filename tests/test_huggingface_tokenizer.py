@@ -359,8 +359,16 @@ def test_added_tokens_json(tmp_path):
     original = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
     text = "The<sep>cat<pad>"
     assert tokenizer.encode_template(text).tolist() == original(text).input_ids
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"cat": 300, "<sep>": 900, "<pad>": 64}))  # no such ids
+    tokenizer, original = load_tokenizer(tmp_path), type(original).from_pretrained(tmp_path)
+    assert tokenizer.encode_template(text).tolist() == original(text).input_ids
+    assert (tokenizer.id_of("<pad>"), tokenizer.id_of("cat"), tokenizer.id_of("<sep>")) == (380, 381, 382)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": 5}))
+    with pytest.raises(FormatError, match="a special token must be a text; got 5"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<sep>": "381"}))
-    with pytest.raises(FormatError, match="ids must be whole numbers"):
+    with pytest.raises(FormatError, match="must map tokens to ids, whole numbers"):
         load_tokenizer(tmp_path)
 
 

@@ -199,7 +199,7 @@ def test_a_header_of_odd_length(tmp_path):
         # transformers samples where do_sample says so, at 1.0 if nothing else is said, and else never does.
         ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "temperature": 0.0, "top_p": 0.9}),
         ({}, {"temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
-        ({}, {"do_sample": True, "top_k": 0}, {"end_ids": (), "temperature": 1.0}),
+        ({}, {"do_sample": True, "top_k": 0}, {"end_ids": (), "temperature": 1.0, "top_k": 0}),
         ({}, {"do_sample": True, "temperature": 1.3}, {"end_ids": (), "temperature": 1.3, "top_k": 50}),
         ({}, {"max_new_tokens": 7, "stop_strings": ["a", "b"]}, {"end_ids": (), "max_tokens": 7, "stop": ("a", "b")}),
         ({}, {"guidance_scale": 1.0, "bad_words_ids": None, "min_length": 0, "num_beams": 1}, {"end_ids": ()}),
@@ -221,18 +221,26 @@ def test_options_that_fastllm_lacks_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0), ("stop_strings", ["a", ""]), ("typical_p", 1.5), ("length_penalty", 20),
+        ("early_stopping", 1), ("forced_eos_token_id", 0), ("top_h", 0.4),
+    ],
+)  # fmt: skip
+def test_options_that_fastllm_can_not_take_are_passed_over(tmp_path, name, value):
+    folder = make_folder(tmp_path, generation={name: value})
+    with pytest.warns(UserWarning, match=f"sets {name}: fastllm generates without"):
+        assert open_model(folder).generation == {"end_ids": ()}
+
+
+@pytest.mark.parametrize(
     ("generation", "received"),
     [
-        ({"max_new_tokens": 0}, "max_tokens as a whole number > 0; got 0"),
-        ({"stop_strings": ["a", ""]}, "stop as a text or a list of them, none empty; got ['a', '']"),
         ({"temperature": -1}, "temperature as a number >= 0; got -1"),
         ({"temperature": "hot"}, "temperature as a number >= 0; got 'hot'"),
         ({"top_k": 2.5}, "top_k as a whole number >= 0; got 2.5"),
         ({"top_p": 0}, "top_p as a number > 0 and <= 1; got 0"),
         ({"min_p": True}, "min_p as a number from 0 to 1; got True"),
-        ({"typical_p": 1.5}, "typical_p as a number > 0 and <= 1; got 1.5"),
-        ({"length_penalty": "long"}, "length_penalty as a number from -10 to 10; got 'long'"),
-        ({"early_stopping": 1}, "early_stopping as true, false or \"never\"; got 1"),
         ({"repetition_penalty": [1]}, "repetition_penalty as a number from 1e-30 to 1e30; got [1]"),
         ({"eos_token_id": 2.0}, "whole numbers; got 2.0"),
     ],
@@ -257,7 +265,8 @@ def test_generation_there_and_back(tmp_path):
     ):
         folder = tmp_path / str(number)
         write_huggingface(folder, config, parameters_of(config), generation=facts)
-        assert open_model(folder).generation == facts
+        everything = {"top_k": 0} if facts.get("temperature") else {}  # in their words
+        assert open_model(folder).generation == everything | facts
         written = json.loads((folder / "generation_config.json").read_text())
         assert written.get("do_sample") is (facts["temperature"] > 0 if "temperature" in facts else None)
 

@@ -1,5 +1,8 @@
 """Optimizers on a model: what decays, clipping, state, that they learn. Their formulas: test_optimizer_kernels."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from model_switches import make_batch, make_model
@@ -102,6 +105,33 @@ def test_state_of_another_optimizer_or_model(kind):
         np.testing.assert_array_equal(array, before[name])
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("kind", [*OPTIMIZERS.values()])
+def test_a_copy_goes_on_by_itself(kind, copied):
+    def step(optimizer, seed):
+        gradients = optimizer.model.gradients.flat
+        gradients[...] = np.random.default_rng(seed).standard_normal(gradients.size)
+        optimizer.step(0.01)
+        return optimizer.model.parameters.flat.tobytes()
+
+    optimizer = kind(make_model(CONFIG, "numpy"))
+    step(optimizer, 0)
+    other = copied(optimizer)
+    before = optimizer.model.parameters.flat.tobytes()
+    after = step(other, 1)
+    assert optimizer.model.parameters.flat.tobytes() == before != after
+    assert step(optimizer, 1) == after
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "1", None])
+def test_a_scale_that_is_no_number_changes_nothing(scale):
+    model = make_model(CONFIG, "numpy")
+    optimizer, before = fastllm.AdamW(model), model.parameters.flat.tobytes()
+    with pytest.raises(ValueError, match="gradient_scale must be a finite number; got"):
+        optimizer.step(0.1, gradient_scale=scale)
+    assert (model.parameters.flat.tobytes(), optimizer.steps) == (before, 0)
+
+
 @pytest.mark.parametrize("kind", [*OPTIMIZERS], ids=str)
 def test_compiling_changes_nothing(kind):
     model = make_model(CONFIG, "numba")
@@ -163,7 +193,9 @@ def test_norm_of_gradients_that_are_not_finite(backend, value):
         (lambda m: fastllm.AdamW(m, betas=(1.0, 0.9)), r"betas\[0\] must be at least 0 and below 1; got 1.0"),
         (lambda m: fastllm.Adam(m, betas=(0.9, -0.1)), r"betas\[1\] must be at least 0 and below 1; got -0.1"),
         (lambda m: fastllm.Lion(m, betas=(0.9, np.nan)), r"betas\[1\] must be at least 0 and below 1; got nan"),
-        (lambda m: fastllm.AdamW(m, eps=0), "eps must be above 0; got 0"),
+        (lambda m: fastllm.AdamW(m, eps=0), "eps must be from 1e-30 to 1e[+]30; got 0"),
+        (lambda m: fastllm.AdamW(m, eps=1e-46), "eps must be from 1e-30 to 1e[+]30; got 1e-46"),
+        (lambda m: fastllm.AdamW(m, eps=float("inf")), "eps must be from 1e-30 to 1e[+]30; got inf"),
         (lambda m: fastllm.SGD(m, momentum=1), "momentum must be at least 0 and below 1; got 1"),
         (lambda m: fastllm.clip_gradients(m, 0), "max_norm must be above 0; got 0"),
         (lambda m: fastllm.clip_gradients(m, -1), "max_norm must be above 0; got -1"),

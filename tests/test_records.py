@@ -184,6 +184,31 @@ def test_a_text_of_one_token_writes_no_file(tmp_path, text):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+        {"instruction": "x", "input": "", "output": "y"},
+    ],
+    ids=["messages", "instruction"],
+)
+def test_a_dialogue_that_is_laid_out_beside_itself(tmp_path, record):
+    """As many data sets have it, for a model of another kind: what is learnt is the answer."""
+    path = write(tmp_path / "lines.jsonl", {**record, "text": "### Human: x ### Assistant: y"}, record)
+    first, second = read_records(path)
+    assert first == second
+    assert "text" not in first
+    assert read_records(write(path, {"text": "fine", "messages": None, "instruction": "x"}))[0]["text"] == "fine"
+
+
+def test_an_answer_that_is_not_to_be_learnt(tmp_path):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]
+    with pytest.raises(DataError, match="line 1: an answer must count once; got weight 0"):
+        read_records(write(tmp_path / "lines.jsonl", {"messages": messages}))
+    messages[1]["weight"] = 1
+    assert read_records(write(tmp_path / "lines.jsonl", {"messages": messages, "weight": 0.5}))
+
+
 @pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
 def test_what_a_message_says_beside_its_content_is_not_lost_without_a_word(tmp_path, key):
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", key: [{"name": "get"}]}]

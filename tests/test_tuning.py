@@ -112,6 +112,22 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, base, lora):
     assert contents_of(base) == before
 
 
+def test_an_adapter_goes_on_with_the_model_that_it_is_for(tmp_path, base):
+    model, tokenizer = fastllm.load(base, backend="numpy")
+    model.unfreeze()
+    fastllm.save(tmp_path / "mine", model, tokenizer)
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", tuning_job(tmp_path, tmp_path / "mine")).train(stop_after(1))
+    before = model.parameters["blocks.0.feed_forward.down.weight"].copy()
+    model.parameters["blocks.0.feed_forward.down.weight"][...] *= 0.5
+    fastllm.save(tmp_path / "mine", model, tokenizer)
+    with pytest.raises(DataError, match=r"must stay as it is; got the model .*mine, which has changed since"):
+        Job.resume(tmp_path / "run")
+    model.parameters["blocks.0.feed_forward.down.weight"][...] = before
+    fastllm.save(tmp_path / "mine", model, tokenizer)
+    Job.resume(tmp_path / "run").train(Recorder())
+
+
 def test_a_checkpoint_in_which_nothing_is_learnt_yet(tmp_path, base):
     """b is 0: what is added to query, key and value of GPT-2 can't be told apart by its numbers."""
     config = tuning_job(tmp_path, base, {"rank": 3, "rank_stabilized": True})

@@ -23,6 +23,7 @@ from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.huggingface_config import config_from_huggingface, model_type
 from fastllm.formats.modules import Module, check, check_layers, layout_of
+from fastllm.formats.opened import float32
 from fastllm.formats.rows import row_order
 from fastllm.parameters import shapes_of
 
@@ -92,7 +93,7 @@ def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[
 
 def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
     """A checkpoint's tensors, of whatever kind, by their full names and without those a model has no use for."""
-    embedding = embedding_name(config)
+    embedding = _embedding_name(config)
     prefix = embedding.partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {
@@ -105,7 +106,21 @@ def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
     return given
 
 
-def embedding_name(config: ModelConfig) -> str:
+def has_its_own_head(config: ModelConfig, tensors: Arrays) -> bool:
+    """Whether a head is stored beside the embedding, with other numbers: then it isn't tied, whatever config.json says.
+
+    So has transformers 5 it.
+    """
+    name = _embedding_name(config)
+    head, embedding = tensors.get(HEAD), tensors.get(name, tensors.get(name.partition(".")[2]))
+    if not config.tied_head or head is None or embedding is None or head.shape != embedding.shape:
+        return False
+    if head.dtype != embedding.dtype:
+        head, embedding = float32(head), float32(embedding)
+    return not np.array_equal(head, embedding, equal_nan=head.dtype.kind == "f")
+
+
+def _embedding_name(config: ModelConfig) -> str:
     """The tensor that a tied head is."""
     return f"{MODULES[model_type(config)][0].theirs}.weight"
 

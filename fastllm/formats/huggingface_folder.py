@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief, read_json
-from fastllm.formats.huggingface import HEAD, embedding_name, needed, renamed
+from fastllm.formats.huggingface import has_its_own_head, needed, renamed
 from fastllm.formats.huggingface_config import config_from_huggingface
-from fastllm.formats.opened import OpenedModel, float32, generation_facts, packed
+from fastllm.formats.opened import RANGES, OpenedModel, float32, generation_facts, packed
 from fastllm.formats.safetensors_file import StoredTensor, read_safetensors, read_shards
 from fastllm.parameters import POSITIONS
 
@@ -31,16 +30,21 @@ OPTIONS = {
     "max_tokens": "max_new_tokens",
     "stop": "stop_strings",
 }  # fmt: skip
+HEAD_AND_EMBEDDING = ("lm_head.weight", "wte.weight", "embed_tokens.weight")
 TOP_K = 50  # of transformers, where do_sample is true and nothing else is said
 # What changes a text in transformers and isn't there in fastllm, or is the caller's to say; off where 0, null or empty,
 # and these where 1.
 UNUSED = (
-    "num_beams", "guidance_scale", "encoder_repetition_penalty", "min_length", "min_new_tokens", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
-    "forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "penalty_alpha",
-    "diversity_penalty", "epsilon_cutoff", "eta_cutoff", "dola_layers", "watermarking_config",
+    "num_beams", "num_beam_groups", "guidance_scale", "encoder_repetition_penalty", "min_length", "min_new_tokens",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "suppress_tokens",
+    "begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty", "penalty_alpha", "diversity_penalty",
+    "epsilon_cutoff", "eta_cutoff", "top_h", "dola_layers", "watermarking_config", "constraints", "token_healing",
+    "max_time",
 )  # fmt: skip
-OFF_AT_ONE = UNUSED[:3]
+OFF_AT_ONE = UNUSED[:4]
+UNUSED_IDS = ("forced_bos_token_id", "forced_eos_token_id")
+# Values of these that fastllm can't take are passed over, with a warning: not every model asks for what they do.
+LENIENT = ("typical_p", "length_penalty", "early_stopping", "max_tokens", "stop")
 
 
 def holds_a_model(folder: Path) -> bool:
@@ -63,7 +67,8 @@ def open_huggingface(folder: Path) -> OpenedModel:
         )
     try:
         config, stored = config_from_huggingface(fields), _stored(folder)
-        if config.tied_head and _has_its_own_head(config, stored):
+        two = {name: stored_array(name, tensor) for name, tensor in stored.items() if name.endswith(HEAD_AND_EMBEDDING)}
+        if has_its_own_head(config, two):
             config = dataclasses.replace(config, tied_head=False)
         given = needed(config, stored)
         arrays = renamed(config, {name: stored_array(name, tensor) for name, tensor in given.items()})
@@ -80,22 +85,6 @@ def open_huggingface(folder: Path) -> OpenedModel:
         path=folder,
         generation=read_generation(folder, config.vocab_size, fields),
     )
-
-
-def _has_its_own_head(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> bool:
-    """Whether a head is stored beside the embedding, with other numbers: then it isn't tied, whatever config.json says.
-
-    So has transformers 5 it.
-    """
-    name = embedding_name(config)
-    embedding = stored.get(name) or stored.get(name.partition(".")[2])
-    head = stored.get(HEAD)
-    if head is None or embedding is None or head.shape != embedding.shape:
-        return False
-    if head.dtype == embedding.dtype:
-        return not np.array_equal(head.data, embedding.data)
-    first, second = (float32(stored_array(name, tensor)) for name, tensor in ((HEAD, head), (name, embedding)))
-    return not np.array_equal(first, second, equal_nan=True)
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:
@@ -128,10 +117,13 @@ def stored_array(
     return data.view(dtype).reshape(tensor.shape)
 
 
-def read_generation(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
+def read_generation(
+    folder: Path, vocab_size: int, config: Mapping[str, Any], top_k: int | None = TOP_K
+) -> dict[str, Any]:
     """OpenedModel.generation, from generation_config.json; without one, from config.json, as older models have it.
 
-    Tokens that generation_config.json doesn't name are config.json's. Warns of options that fastllm has no use for.
+    Tokens that generation_config.json doesn't name are config.json's. top_k is what do_sample means without one. Warns
+    of options that fastllm has no use for.
     """
     path = folder / GENERATION if (folder / GENERATION).is_file() else folder / CONFIG
     fields = read_json(path) if path.name == GENERATION else config
@@ -139,10 +131,15 @@ def read_generation(folder: Path, vocab_size: int, config: Mapping[str, Any]) ->
     options = {ours: fields.get(theirs) for ours, theirs in OPTIONS.items()}
     if fields.get("do_sample") is True:
         options["temperature"] = 1.0 if options["temperature"] is None else options["temperature"]
-        options["top_k"] = TOP_K if options["top_k"] is None else options["top_k"]
+        options["top_k"] = top_k if options["top_k"] is None else options["top_k"]
     unused = [name for name in UNUSED if fields.get(name) and not (name in OFF_AT_ONE and fields[name] == 1)]
+    unused += [name for name in UNUSED_IDS if fields.get(name) is not None]
+    for name in LENIENT:
+        if options[name] is not None and not RANGES[name][0](options[name]):
+            unused.append(OPTIONS[name])
+            options[name] = None
     if unused:
-        warnings.warn(f"{path} sets {', '.join(unused)}: fastllm generates without", stacklevel=2)
+        warnings.warn(f"{path} sets {', '.join(unused)}: fastllm generates without", stacklevel=4)
     facts = generation_facts(
         path,
         vocab_size,

@@ -110,6 +110,5 @@ def generation_facts(
         is_good, rule = RANGES[name]
         if not is_good(value):
             raise FormatError(f"{path} must give {name} as {rule}; got {brief(value)}; mend it")
-        if name != "top_k" or value > 0:  # 0: all tokens, as without it
-            facts[name] = tuple(value) if isinstance(value, list) else value
+        facts[name] = tuple(value) if isinstance(value, list) else value
     return facts

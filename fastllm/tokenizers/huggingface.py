@@ -165,9 +165,10 @@ class HuggingFaceTokenizer(Tokenizer):
             document = _read_object(folder / FILE_NAME)
         else:
             document, settings = _read_gpt2(folder, settings)
-        if (folder / ADDED).is_file() and "added_tokens_decoder" not in settings:
-            document = _with_added(document, _read_object(folder / ADDED), settings)
+        more = _read_object(folder / ADDED) if (folder / ADDED).is_file() else {}
         try:
+            if more and "added_tokens_decoder" not in settings:
+                document = _with_added(document, more, settings)
             return cls(document, settings, end_ids=_read_end_ids(folder))
         except (TypeError, ValueError) as error:
             raise FormatError(f"{path} is no tokenizer that fastllm can open: {error}") from error
@@ -328,16 +329,21 @@ def _read_text(path: Path) -> str:
 def _with_added(
     document: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """The document with added tokens, text -> id, that it doesn't have itself: special where the settings name them."""
-    given = document.get("added_tokens") or []
-    if not isinstance(given, list):
-        return document  # which is refused
-    known, special = {entry.get("content") for entry in given if isinstance(entry, dict)}, special_texts(settings)
-    more = [
-        {"id": token_id, "content": text, "normalized": text not in special}
-        for text, token_id in ids.items() if text not in known
-    ]  # fmt: skip
-    return {**document, "added_tokens": [*given, *more]}
+    """The document with added tokens, text -> id, that it doesn't have itself: special where the settings name them.
+
+    As in transformers, they get the ids that follow the document's, in the order of their own.
+    """
+    known, special = vocabulary_of(document), special_texts(settings)
+    for text, token in added_tokens(document, {}, known).items():
+        known[text] = token["id"]
+    if any(type(token_id) is not int for token_id in ids.values()):
+        raise ValueError(f"{ADDED} must map tokens to ids, whole numbers; got {brief(ids)}; copy it again")
+    more = [text for text in sorted(ids, key=ids.__getitem__) if text not in known]
+    following = max(known.values(), default=-1) + 1
+    entries = [
+        {"id": following + i, "content": text, "normalized": text not in special} for i, text in enumerate(more)
+    ]
+    return {**document, "added_tokens": [*(document.get("added_tokens") or []), *entries]}
 
 
 def _read_end_ids(folder: Path) -> list[int]:

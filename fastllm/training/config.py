@@ -45,7 +45,7 @@ from typing import Any, Self
 from ..config import PRESETS, ModelConfig, preset, reject_unknown_keys
 from ..errors import ConfigError
 from ..lora import LoRAConfig
-from ..optimizers import OPTIMIZERS, Optimizer
+from ..optimizers import EPS, OPTIMIZERS, Optimizer
 from ..schedules import KINDS, Schedule
 
 
@@ -129,7 +129,10 @@ class OptimizerConfig(_Table):
         for name in ("weight_decay", "max_norm"):
             value = getattr(self, name)
             _check(value >= 0, f"optimizer: {name} must not be negative; got {value}; 0 turns it off")
-        _check(self.eps > 0, f"optimizer: eps must be above 0; got {self.eps}; usual is 1e-8")
+        _check(
+            EPS[0] <= self.eps <= EPS[1],
+            f"optimizer: eps must be from {EPS[0]} to {EPS[1]}; got {self.eps}; usual is 1e-8",
+        )
 
     def make(self, model: Any) -> Optimizer:
         """A new optimizer for a model."""

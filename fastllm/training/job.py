@@ -39,6 +39,7 @@ from ..errors import ConfigError, DataError, FastllmError, FormatError, Training
 from ..layers.score import Score
 from ..lora import additions_of
 from ..model import Model
+from ..parameters import shapes_of
 from ..tokenizers import TOKENIZERS
 from ..tokenizers.base import Tokenizer
 from .config import JobConfig, PhaseConfig
@@ -105,6 +106,7 @@ class Job:
         self.tokenizer = tokenizer
         self.notes: list[str] = []  # what a person should know of the data
         self._checksums = [sources[phase.data].checksum for phase in self.config.phases]
+        self._base = None if self.config.lora is None else checksum_of(model)  # what an adapter is for
         self._place: tuple[str, int] | None = None  # phase and step of the checkpoint that this goes on from
         self.phases = [self._phase(phase, sources) for phase in self.config.phases]
         self._at = 0  # phase to train next
@@ -150,7 +152,7 @@ class Job:
         names = [phase.config.name for phase in job.phases]
         progress = load_progress(run.checkpoint)
         job._at, step = check_progress(progress, names)
-        job._check_data(progress.get("data", job._checksums))
+        job._check_data(progress.get("data", job._checksums), progress.get("base", job._base))
         try:
             job._sums = Sums(**progress["since_last_line"])
         except (KeyError, TypeError) as error:
@@ -235,23 +237,28 @@ class Job:
             )
         progress = {
             "phase": phase.config.name, "step": trainer.step, "since_last_line": dataclasses.asdict(self._sums),
-            "data": self._checksums,
+            "data": self._checksums, "base": self._base,
         }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
         self._place = phase.config.name, trainer.step
 
-    def _check_data(self, before: object) -> None:
+    def _check_data(self, before: object, base: object) -> None:
         """Raise DataError where files are not what they were: other batches would follow, which were in no run."""
         if not isinstance(before, list) or len(before) != len(self._checksums):
             raise FormatError(
                 f"{self.run.checkpoint}: its progress must have a checksum for each phase's data; start a new run"
             )
-        for phase, checksum, now in zip(self.config.phases, before, self._checksums, strict=True):
-            if checksum != now:
-                raise DataError(
-                    f"the data of a run must stay as it is; got {phase.data}, which has changed since the run read it; "
-                    f"bring it back, or begin a new run from this one with --model {self.run.folder}"
-                )
+        changed = [
+            phase.data for phase, checksum, now in zip(self.config.phases, before, self._checksums, strict=True)
+            if checksum != now
+        ]  # fmt: skip
+        if base != self._base:
+            changed.append(f"the model {self.config.path}")
+        if changed:
+            raise DataError(
+                f"the data of a run must stay as it is; got {changed[0]}, which has changed since the run read it; "
+                f"bring it back, or begin a new run from this one with --model {self.run.folder}"
+            )
 
     def _check_place(self) -> None:
         """Raise ConfigError where another process has trained since this job was made."""
@@ -284,6 +291,16 @@ class Job:
         if config.validation is not None:
             validation = sources[config.validation].whole(config, self)
         return Phase(config, dataset, validation)
+
+
+def checksum_of(model: Model) -> int:
+    """Of some rows of each parameter, which tell a model from another without reading it all."""
+    checksum = 0
+    for name in model.parameters:
+        rows = model.parameters.packed(name).data if len(shapes_of(model.config)[name]) == 2 else model.parameters[name]
+        for i in (0, len(rows) // 2, len(rows) - 1):
+            checksum = zlib.crc32(np.ascontiguousarray(rows[i]).tobytes(), checksum)
+    return checksum
 
 
 class Source:
