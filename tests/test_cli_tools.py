@@ -393,14 +393,36 @@ def test_bench_threads() -> None:
     assert "threads 1" in result.stdout
 
 
-def test_bench_stops_when_its_file_cannot_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("names", [["add"], ["peers"], ["generate"]])
+def test_bench_looks_where_its_file_is_to_be_before_it_measures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str]
 ) -> None:
     path = tmp_path / "missing" / "times.json"
-    assert cli.main(["bench", "add", "scale", "--quick", "--json", str(path)]) == 1
+    assert cli.main(["bench", *names, "--quick", "--json", str(path)]) == 2
     captured = capsys.readouterr()
-    assert "times.json" in captured.err
+    assert "--json must name a file in a folder that is there; got" in captured.err
+    assert captured.out == ""
+
+
+def test_bench_stops_when_its_file_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastllm.bench.write_json", full)
+    assert cli.main(["bench", "add", "scale", "--quick", "--json", str(tmp_path / "times.json")]) == 1
+    captured = capsys.readouterr()
+    assert "No space left on device" in captured.err
     assert "scale" not in captured.out, "the second was still measured"
+
+
+def test_bench_notes_more_threads_than_cores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastllm.cli.bench.usable_cores", lambda: 2)
+    assert cli.main(["bench", "generate", "one", "two", "--threads", "3"]) == 2
+    assert "fastllm: note: 3 threads on 2 cores get into each other's way" in capsys.readouterr().err
 
 
 def test_contenders_take_turns_and_start_each_block_afresh(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from fastllm import cli, preset
 from fastllm.parameters import parameter_shapes
 from fastllm.peers import race as race_module
 from fastllm.peers import report
+from fastllm.peers import worker as worker_module
 from fastllm.peers.cases import AttentionCase, TrainingCase, cases
 from fastllm.peers.race import PeerError, Race, Result, Worker, race
 from fastllm.peers.worker import read_floats, write_floats
@@ -43,15 +44,20 @@ def test_pytorch_computes_the_same(name: str) -> None:
 
 
 class FakeWorker:
-    """A contender that answers at once: a loss, gradients, and the loss after updates."""
+    """A contender that answers at once: a loss, gradients, the loss after updates, and a weight then."""
 
-    def __init__(self, name: str, loss: float = 2.0, gradient: float = 1.0, after: float = 1.5) -> None:
-        self.name, self.loss, self.gradient, self.after = name, loss, gradient, after
+    def __init__(
+        self, name: str, loss: float = 2.0, gradient: float = 1.0, after: float = 1.5, weight: float = 1.1
+    ) -> None:
+        self.name, self.loss, self.gradient, self.after, self.weight = name, loss, gradient, after, weight
 
     def __call__(self, method: str, *arguments: object) -> object:
         if method == "gradients":
             write_floats(Path(str(arguments[0])) / self.name, 0, np.array([self.gradient, 2.0, 3.0], np.float32))
             return self.loss
+        if method == "weights":
+            write_floats(Path(str(arguments[0])) / self.name, 0, np.array([self.weight, 2.0, 3.0], np.float32))
+            return True
         assert method == "steps"
         return 0.1, self.after
 
@@ -64,11 +70,14 @@ class FakeWorker:
         ({"gradient": 1.001}, "gradients"),
         ({"gradient": float("nan")}, "gradients nan"),
         ({"after": 1.6}, "after 3 updates"),
+        ({"weight": 1.102}, "what 3 updates make of the weights must agree to 5e-03 of the change; got 2.0e-02"),
+        ({"weight": float("nan")}, "make of the weights"),
     ],
     ids=str,
 )
 def test_contenders_that_differ_are_not_timed(tmp_path: Path, wrong: dict[str, float], said: str) -> None:
-    race_module._check([FakeWorker("fastllm"), FakeWorker("eager")], tmp_path)
+    write_floats(tmp_path / "weights", 0, np.array([1.0, 2.0, 3.0], np.float32))
+    race_module._check([FakeWorker("fastllm"), FakeWorker("eager", weight=1.1004)], tmp_path)
     with pytest.raises(PeerError, match=said):
         race_module._check([FakeWorker("fastllm"), FakeWorker("eager", **wrong)], tmp_path)
 
@@ -166,3 +175,36 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     assert cli.main(["bench", "peers", "large"]) == 2
     assert "'tiny, one row'" in capsys.readouterr().err
+
+
+@needs_torch
+@pytest.mark.parametrize("wrong", [{"betas": (0.5, 0.9)}, {"eps": 1e-4}, {"lr": 2e-3}, {"weight_decay": 10}], ids=str)
+def test_an_optimizer_with_other_settings_is_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    case = SMALL_CASES["gpt2"]
+    assert isinstance(case, TrainingCase)
+    race_module._weights(case).tofile(tmp_path / "weights")
+
+    def local(contender: worker_module.Contender, name: str) -> object:
+        def call(method: str, *arguments: object) -> object:
+            return getattr(contender, method)(*arguments)
+
+        call.name = name  # type: ignore[attr-defined]
+        return call
+
+    ours = worker_module.FastllmTraining(case)
+    theirs = worker_module.TorchTraining(case, compiled=False)
+    settings = [(g["lr"], g["betas"], g["eps"], g["fused"], g["weight_decay"]) for g in theirs.optimizer.param_groups]
+    shared = (worker_module.LEARNING_RATE, worker_module.BETAS, worker_module.EPS, True)
+    assert settings == [(*shared, worker_module.WEIGHT_DECAY), (*shared, 0.0)]
+    assert theirs.torch.get_num_threads() == 1
+    workers = [local(ours, "fastllm"), local(theirs, "eager")]
+    for worker in workers:
+        worker("load", tmp_path)  # type: ignore[operator]
+    race_module._check(workers, tmp_path)  # type: ignore[arg-type]
+    for group in theirs.optimizer.param_groups:
+        group.update(wrong)
+    with pytest.raises(PeerError, match="must agree to"):
+        race_module._check(workers, tmp_path)  # type: ignore[arg-type]

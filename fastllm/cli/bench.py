@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..machine import THREAD_VARIABLES, usable_cores
+from .figures import check_json
 
 if TYPE_CHECKING:
     from ..bench import Benchmark, Record
@@ -80,6 +81,11 @@ def _positive(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        check_json(Path(arguments.json))
+    if (arguments.threads or 1) > usable_cores():
+        print(f"fastllm: note: {arguments.threads} threads on {usable_cores()} cores get into each other's way, so "
+              "that times say little", file=sys.stderr)  # fmt: skip
     if arguments.names[:1] == [GENERATE]:
         return _generate(arguments)
     if arguments.cache_dtype is not None:

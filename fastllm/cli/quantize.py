@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, FastllmError
 from .convert import add_writing, check_names, progress, size_text
+from .figures import check_json
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_names(arguments.source, arguments.target)
     check_target(arguments.target, arguments.force)
     if arguments.json:
-        _check_json(Path(arguments.json), arguments.source, arguments.target, arguments.text)
+        check_json(Path(arguments.json), arguments.source, arguments.target, arguments.text)
     before = None
     if arguments.text is not None:  # first, lest a missing text is found out after the work
         before = Measure(arguments.source, Path(arguments.text), arguments.tokens)
@@ -92,18 +93,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(arguments.json, figures)
     return 0
-
-
-def _check_json(path: Path, *others: str | None) -> None:
-    """Raise ConfigError, before any work, for a file in no folder, or that is one of the others or in one."""
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise ConfigError(f"--json must name a file in a folder that is there; got {path}; choose another name")
-    whole = path.resolve()
-    for other in (Path(name).resolve() for name in others if name is not None):
-        if other == whole or (other.is_dir() and other in whole.parents):
-            raise ConfigError(
-                f"--json must name a file of its own; got {path}, which is of {other}; choose another name"
-            )
 
 
 class Measure:

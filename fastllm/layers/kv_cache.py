@@ -137,12 +137,14 @@ class KVCache:
         if not self._free:
             count = len(self._users)
             more = max(1, self.slots if not count else count // 2)
-            grown = []
-            for layer in (*self.keys, *self.values):
-                grown.append(np.empty((count + more, *layer.shape[1:]), layer.dtype))
-                grown[-1][:count] = layer[:count]
-            # All are there: a memory that was full before, or Ctrl-C, has changed nothing.
-            self.keys, self.values = grown[: len(self.keys)], grown[len(self.keys) :]
+            # One after another: all of the old and of the new together would be more than twice the memory. Those that
+            # a full memory or Ctrl-C leave larger than others serve the next time.
+            for layers in (self.keys, self.values):
+                for i, layer in enumerate(layers):
+                    if len(layer) < count + more:
+                        grown = np.empty((count + more, *layer.shape[1:]), layer.dtype)
+                        grown[:count] = layer[:count]
+                        layers[i] = grown
             self._users += [0] * more
             self._free += range(count + more - 1, count - 1, -1)
         number = self._free.pop()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 SEED = 0
+STEPS_CHECKED = 4  # tokens that are decoded before logits are compared
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,12 @@ class Generator(ABC):
         """Memory for keys and values."""
 
     def logits(self) -> np.ndarray:
-        """After the prompt, a fresh array."""
-        return np.array(self.read(self.prompt), np.float32)
+        """After the prompt, whose last tokens come one by one, as when it decodes: a fresh array."""
+        some = min(STEPS_CHECKED, len(self.prompt) - 1)
+        logits = self.read(self.prompt[: len(self.prompt) - some])
+        for token in self.prompt[len(self.prompt) - some :].tolist():
+            logits = self.step(token)
+        return np.array(logits, np.float32)
 
     def reading(self) -> float:
         """Seconds to read the long prompt, to its last token's logits."""
@@ -129,7 +134,10 @@ class Fastllm(Generator):
 
 
 class LlamaCpp(Generator):
-    """llama_cpp.Llama: eval, and the largest logit."""
+    """llama_cpp.Llama: eval, and the largest logit.
+
+    With flash attention, as llama.cpp has it unless told otherwise; its Python package tells it otherwise unless asked.
+    """
 
     def __init__(self, case: GenerationCase) -> None:
         super().__init__(case)
@@ -139,8 +147,9 @@ class LlamaCpp(Generator):
 
         with silence():
             self.llama = llama_cpp.Llama(
-                case.path, n_threads=threads(), n_threads_batch=threads(), n_ctx=case.context, verbose=False
-            )
+                case.path, n_threads=threads(), n_threads_batch=threads(), n_ctx=case.context, flash_attn=True,
+                verbose=False,
+            )  # fmt: skip
         self._get = llama_cpp.llama_get_logits_ith
 
     def _logits(self) -> np.ndarray:

@@ -26,6 +26,7 @@ TOLERANCE = 2e-5
 # After some updates: Adam divides by the root of small gradients' squares, so rounding shows there first.
 STEPS_TOLERANCE = 1e-3
 STEPS_CHECKED = 3
+WEIGHTS_TOLERANCE = 5e-3  # of what these updates change; weight decay's part of that is smaller
 BLOCK_SECONDS = 0.3  # of a contender's turn, at least one step
 PAUSE = 0.15  # seconds after each turn: threads of a pool spin for up to 100 ms before they sleep
 CACHES = 0.5  # seconds: a shorter step is done once before it is timed, to bring data and threads back
@@ -124,6 +125,8 @@ def race(
         stack.enter_context(threads_of_processes(threads))
         if isinstance(case, TrainingCase):
             _weights(case).tofile(folder / "weights")
+        if "fastllm" in contenders:
+            _compile(case, folder)
         workers = []
         for contender in contenders:
             workers.append(Worker(contender, case))
@@ -151,6 +154,16 @@ def race(
     return Race(name, target, case.flops, results, limits)
 
 
+def _compile(case: Case, folder: Path) -> None:
+    """Have the kernels on disk: the compiler's memory and time are no part of what is measured."""
+    worker = Worker("fastllm", case)
+    try:
+        worker("load", folder)
+        worker("steps", 1)
+    finally:
+        worker.close()
+
+
 def _weights(case: TrainingCase) -> np.ndarray:
     """Random weights, biases and norms too: with those at 0 and 1, a forgotten one would not show."""
     parameters = Parameters(case.config)
@@ -170,7 +183,7 @@ def _start(worker: Worker, folder: Path) -> Result:
 
 
 def _check(workers: list[Worker], folder: Path) -> None:
-    """Raise PeerError unless losses and gradients agree, and losses after some updates."""
+    """Raise PeerError unless losses and gradients agree, losses of some updates, and what these make of the weights."""
     losses = [worker("gradients", folder) for worker in workers]
     expected = np.fromfile(folder / workers[0].name, np.float32)
     size = np.linalg.norm(expected)
@@ -187,4 +200,16 @@ def _check(workers: list[Worker], folder: Path) -> None:
             raise PeerError(
                 f"losses after {STEPS_CHECKED} updates must agree to {STEPS_TOLERANCE:.0e}; got {loss:.6f} from "
                 f"{worker.name} and {after[0]:.6f} from {workers[0].name}; nothing was timed"
+            )
+    have_weights = [worker("weights", folder) for worker in workers]
+    if not all(have_weights):
+        return  # attention alone has none
+    made = np.fromfile(folder / workers[0].name, np.float32)
+    change = np.linalg.norm(made - np.fromfile(folder / "weights", np.float32))
+    for worker in workers[1:]:
+        error = float(np.linalg.norm(np.fromfile(folder / worker.name, np.float32) - made) / change)
+        if not error <= WEIGHTS_TOLERANCE:
+            raise PeerError(
+                f"what {STEPS_CHECKED} updates make of the weights must agree to {WEIGHTS_TOLERANCE:.0e} of the "
+                f"change; got {error:.1e} between {worker.name} and {workers[0].name}; nothing was timed"
             )

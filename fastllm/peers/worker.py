@@ -7,6 +7,7 @@ with the exception's text. Between two requests it sleeps on the pipe and takes 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -30,6 +31,10 @@ class Contender(ABC):
     @abstractmethod
     def gradients(self, folder: Path) -> float:
         """Write the gradients of the case's batch to the folder, flat and in our order; return the loss."""
+
+    def weights(self, folder: Path) -> bool:
+        """Write the parameters likewise; whether there are any."""
+        return False
 
     @abstractmethod
     def step(self) -> float:
@@ -104,13 +109,16 @@ class FastllmTraining(Contender):
         write_floats(folder / "fastllm", 0, self.model.gradients.flat)
         return loss
 
+    def weights(self, folder: Path) -> bool:
+        write_floats(folder / "fastllm", 0, self.model.unfreeze().flat)
+        return True
+
     def step(self) -> float:
         self.trainer.train(until=self.trainer.step + 1)
         return self._loss
 
     def _note(self, done: Any) -> None:
         self._loss = done.score.loss
-
 
 
 class TorchTraining(Contender):
@@ -154,6 +162,11 @@ class TorchTraining(Contender):
         for parameter, start in self._placed():
             write_floats(folder / self.name, start, parameter.grad.numpy())
         return loss.item()
+
+    def weights(self, folder: Path) -> bool:
+        for parameter, start in self._placed():
+            write_floats(folder / self.name, start, parameter.detach().numpy())
+        return True
 
     def _placed(self) -> list[tuple[Any, int]]:
         """Each parameter with its place in our flat buffer. Ours that are one of theirs are neighbours there."""
@@ -295,7 +308,8 @@ def make(name: str, case: Case | GenerationCase | None) -> Any:
 
 
 def serve(connection: Connection, name: str, case: Case | GenerationCase | None) -> None:
-    """Answer requests until the other side hangs up."""
+    """Answer requests until the other side hangs up: Ctrl-C is for the other side."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = None
     while True:
         try:
@@ -304,6 +318,10 @@ def serve(connection: Connection, name: str, case: Case | GenerationCase | None)
             return
         try:
             worker = worker or make(name, case)
-            connection.send((True, getattr(worker, method)(*arguments)))
+            answer = True, getattr(worker, method)(*arguments)
         except Exception as error:  # whatever it is, the race reports it and goes on with the next case
-            connection.send((False, f"{type(error).__name__}: {error}"))
+            answer = False, f"{type(error).__name__}: {error}"
+        try:
+            connection.send(answer)
+        except OSError:  # nobody is there any more
+            return
