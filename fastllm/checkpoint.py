@@ -44,6 +44,7 @@ from .formats.huggingface_folder import (
     CONFIG,
     DTYPES,
     GENERATION,
+    TOP_K,
     WEIGHTS,
     holds_a_model,
     read_generation,
@@ -236,9 +237,9 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
             raise ValueError(
                 f"{config.layers} layers have more parameters than the {len(arrays)} here; use another checkpoint"
             )
-        if own.has_their_names and has_its_own_head(config, arrays):  # since transformers has saved it
-            config = dataclasses.replace(config, tied_head=False)
         if own.has_their_names:
+            if has_its_own_head(config, arrays):  # since transformers has saved it
+                config = dataclasses.replace(config, tied_head=False)
             arrays = from_huggingface(config, arrays)
         check_shapes(shapes_of(config), arrays)
     model = Model(config, backend=backend)
@@ -292,16 +293,17 @@ def _own(folder: Path) -> _Own | None:
         if own is not theirs and version > 2:  # what has no words there is here
             said = config_from_huggingface(theirs)
             fields = {**said.to_dict(), **fields}
-            top_k = {} if version > 3 else {"top_k": None}
-            generation = {**_said_of_generation(folder, theirs, said, **top_k), **generation}
+            generation = {**_said_of_generation(folder, theirs, said, TOP_K if version > 3 else None), **generation}
         GenerationConfig.of(None, generation)
         return _Own(ModelConfig.from_dict(fields), generation, own is not theirs)
     except (ConfigError, FormatError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from None
 
 
-def _said_of_generation(folder: Path, theirs: Mapping[str, Any], config: ModelConfig, **top_k: Any) -> dict[str, Any]:
-    facts = read_generation(folder, config.vocab_size, theirs, **top_k)
+def _said_of_generation(
+    folder: Path, theirs: Mapping[str, Any], config: ModelConfig, top_k: int | None = TOP_K
+) -> dict[str, Any]:
+    facts = read_generation(folder, config.vocab_size, theirs, top_k)
     return {name: value for name, value in facts.items() if name != "begin_id" and value != ()}
 
 

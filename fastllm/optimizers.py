@@ -11,14 +11,13 @@ import numpy as np
 
 from .model import Model
 
+EPS = (1e-30, 1e30)  # of Adam: neither 0 nor infinite as float32
+
 
 def gradient_norm(model: Model) -> float:
     """The L2 norm of all gradients together."""
     backend = model._backend
     return math.sqrt(backend.kernels.squared_norm(backend.norm_partials, model.gradients.flat))
-
-
-EPS = (1e-30, 1e30)  # of Adam: neither 0 nor infinite as float32
 
 
 def clip_scale(norm: float, max_norm: float) -> float:

@@ -13,7 +13,7 @@ import fastllm
 from fastllm import cli
 from fastllm.formats import open_model, write_gguf, write_huggingface
 from fastllm.parameters import Parameters, initialise
-from fastllm.peers import generation_race
+from fastllm.peers import generation_race, race
 from fastllm.peers import generation_report as report
 from fastllm.peers.generation import GENERATORS, GenerationCase, size_of
 from fastllm.peers.generation_race import KINDS, TOLERANCES, Outcome, Rounds, case_of, check, random_config
@@ -137,7 +137,8 @@ WRONG: dict[str, float] = {}
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, GenerationCase]:
-    monkeypatch.setattr(generation_race, "Worker", FakeWorker)
+    for module in generation_race, race:
+        monkeypatch.setattr(module, "Worker", FakeWorker)
     monkeypatch.setattr(generation_race, "PAUSE", 0)
     CALLS.clear()
     WRONG.clear()

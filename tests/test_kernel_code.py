@@ -93,23 +93,23 @@ print(out.tolist())
 """
 
 
+def run_small(cache, script=SMALL):
+    """A process with this folder for kernels, which ends well; what it says on stderr."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[[0.25, 0.25, 0.25, 0.25]]\n"), done.stderr
+    return done.stderr
+
+
 def test_a_damaged_cache_is_compiled_anew(tmp_path):
     """As a power cut leaves it. Whoever comes then has it from the disk again."""
 
-    def run():
-        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(
-            [sys.executable, "-c", SMALL], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stdout) == (0, "[[0.25, 0.25, 0.25, 0.25]]\n"), done.stderr
-        return done.stderr
-
-    assert run() == ""
+    assert run_small(tmp_path) == ""
     for ending, size in (("nbi", 0), ("nbi", 100), ("nbc", 0), ("nbc", 2000)):
         for path in tmp_path.rglob(f"*.{ending}"):
             os.truncate(path, size)
-        assert "a compiled kernel on disk is damaged" in run()
-    assert run() == ""
+        assert "a compiled kernel on disk is damaged" in run_small(tmp_path)
+    assert run_small(tmp_path) == ""
 
 
 READ_ONLY = """
@@ -123,24 +123,16 @@ tempfile.TemporaryFile = refuse
 def test_a_cache_that_can_only_be_read_serves(tmp_path):
     """As in a container whose image holds the kernels."""
 
-    def run(script):
-        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stdout) == (0, "[[0.25, 0.25, 0.25, 0.25]]\n"), done.stderr
-        return done.stderr
-
     def files():
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    assert "compiled kernels can't be kept on disk" in run(READ_ONLY + SMALL)  # there is nothing to read
-    assert run(SMALL) == ""
+    assert "compiled kernels can't be kept on disk" in run_small(tmp_path, READ_ONLY + SMALL)  # there is nothing to read
+    assert run_small(tmp_path) == ""
     before = files()
     assert before
-    assert run(READ_ONLY + SMALL) == ""
+    assert run_small(tmp_path, READ_ONLY + SMALL) == ""
     other = SMALL.replace("import softmax_forward", "import softmax_forward, relu_forward as relu")
-    said = run(READ_ONLY + other + "relu(out, out)")
+    said = run_small(tmp_path, READ_ONLY + other + "relu(out, out)")
     assert said.count("RuntimeWarning: kernels that aren't in ") == 1
     assert files() == before
 

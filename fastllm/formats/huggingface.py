@@ -93,7 +93,7 @@ def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[
 
 def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
     """A checkpoint's tensors, of whatever kind, by their full names and without those a model has no use for."""
-    embedding = _embedding_name(config)
+    _, embedding, _ = head_and_embedding(config)
     prefix = embedding.partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {
@@ -111,8 +111,8 @@ def has_its_own_head(config: ModelConfig, tensors: Arrays) -> bool:
 
     So has transformers 5 it.
     """
-    name = _embedding_name(config)
-    head, embedding = tensors.get(HEAD), tensors.get(name, tensors.get(name.partition(".")[2]))
+    head, *embeddings = map(tensors.get, head_and_embedding(config))
+    embedding = next((array for array in embeddings if array is not None), None)
     if not config.tied_head or head is None or embedding is None or head.shape != embedding.shape:
         return False
     if head.dtype != embedding.dtype:
@@ -120,9 +120,10 @@ def has_its_own_head(config: ModelConfig, tensors: Arrays) -> bool:
     return not np.array_equal(head, embedding, equal_nan=head.dtype.kind == "f")
 
 
-def _embedding_name(config: ModelConfig) -> str:
-    """The tensor that a tied head is."""
-    return f"{MODULES[model_type(config)][0].theirs}.weight"
+def head_and_embedding(config: ModelConfig) -> tuple[str, str, str]:
+    """The names of a head and of the embedding that a tied one is, this also as it is where prefixes are missing."""
+    embedding = f"{MODULES[model_type(config)][0].theirs}.weight"
+    return HEAD, embedding, embedding.partition(".")[2]
 
 
 def renamed(config: ModelConfig, given: Arrays) -> dict[str, NDArray[Any]]:

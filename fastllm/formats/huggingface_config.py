@@ -226,7 +226,7 @@ def _windowed_qwen(config: Json) -> Json:
         raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; mend config.json")
     kinds = config.get("layer_types")
     if kinds is None:  # the last layers
-        unwindowed = _whole(config, "max_window_layers", QWEN_UNWINDOWED)
+        unwindowed = _size(config, "max_window_layers", QWEN_UNWINDOWED, least=0)
         kinds = ["sliding_attention" if unwindowed < _size(config, "num_hidden_layers") else "full_attention"]
     if not isinstance(kinds, list):
         raise FormatError(f"layer_types must be a list; got {brief(kinds)}; mend config.json")
@@ -267,19 +267,13 @@ def _read_rope(config: Json) -> Json:
     return {"rope_theta": _number(rope, "rope_theta", 10000.0), "rope_scaling": scaling}
 
 
-def _size(config: Json, key: str, default: int | None = None) -> int:
+def _size(config: Json, key: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number from least, 0 or 1, on."""
     value = config.get(key)
     value = default if value is None else value  # null, too, asks for the default
-    if not isinstance(value, int) or value < 1:
-        raise FormatError(f"{key} must be a whole number > 0; got {brief(value)}; mend config.json")
-    return value
-
-
-def _whole(config: Json, key: str, default: int) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or value < 0:
-        raise FormatError(f"{key} must be a whole number >= 0; got {brief(value)}; mend config.json")
+    if not isinstance(value, int) or value < least:
+        rule = f"a whole number {'>' if least else '>='} 0"
+        raise FormatError(f"{key} must be {rule}; got {brief(value)}; mend config.json")
     return value
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief, read_json
-from fastllm.formats.huggingface import has_its_own_head, needed, renamed
+from fastllm.formats.huggingface import has_its_own_head, head_and_embedding, needed, renamed
 from fastllm.formats.huggingface_config import config_from_huggingface
 from fastllm.formats.opened import RANGES, OpenedModel, float32, generation_facts, packed
 from fastllm.formats.safetensors_file import StoredTensor, read_safetensors, read_shards
@@ -30,7 +30,6 @@ OPTIONS = {
     "max_tokens": "max_new_tokens",
     "stop": "stop_strings",
 }  # fmt: skip
-HEAD_AND_EMBEDDING = ("lm_head.weight", "wte.weight", "embed_tokens.weight")
 TOP_K = 50  # of transformers, where do_sample is true and nothing else is said
 # What changes a text in transformers and isn't there in fastllm, or is the caller's to say; off where 0, null or empty,
 # and these where 1.
@@ -67,7 +66,7 @@ def open_huggingface(folder: Path) -> OpenedModel:
         )
     try:
         config, stored = config_from_huggingface(fields), _stored(folder)
-        two = {name: stored_array(name, tensor) for name, tensor in stored.items() if name.endswith(HEAD_AND_EMBEDDING)}
+        two = {name: stored_array(name, stored[name]) for name in head_and_embedding(config) if name in stored}
         if has_its_own_head(config, two):
             config = dataclasses.replace(config, tied_head=False)
         given = needed(config, stored)

@@ -18,7 +18,7 @@ from ..errors import FormatError
 from ..formats import open_model, write_gguf, write_huggingface
 from ..parameters import Parameters, initialise
 from .generation import GENERATORS, NEEDS, PACKAGES, SEED, GenerationCase, size_of
-from .race import PAUSE, PeerError, Worker, threads_of_processes
+from .race import PAUSE, PeerError, Worker, compile_kernels, threads_of_processes
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_0")
 QUICK_KINDS = ("F32", "Q4_0")
@@ -165,7 +165,8 @@ def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rou
         workers: dict[str, Worker] = {}
         outcomes: dict[str, Outcome] = {}
         expected: np.ndarray | None = None
-        _compile(cases["fastllm"])
+        ours = cases["fastllm"]
+        compile_kernels(ours, ("decoding",), ("reading",), ("together", ours.together))
         for name, case in cases.items():
             began = time.perf_counter()
             worker = Worker(name, case)
@@ -194,25 +195,14 @@ def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rou
                 outcomes[name].reading.append(worker("reading"))
         for name, worker in workers.items():
             outcomes[name].memory |= worker("memory")
-        ours = workers["fastllm"]
-        for count in (1, cases["fastllm"].together):
-            ours("together", count)
+        fastllm = workers["fastllm"]
+        for count in (1, ours.together):
+            fastllm("together", count)
         for _ in range(rounds.together):
             time.sleep(PAUSE)
-            outcomes["fastllm"].alone.append(ours("together", 1))
-            outcomes["fastllm"].together.append(ours("together", cases["fastllm"].together))
+            outcomes["fastllm"].alone.append(fastllm("together", 1))
+            outcomes["fastllm"].together.append(fastllm("together", ours.together))
     return list(outcomes.values())
-
-
-def _compile(case: GenerationCase) -> None:
-    """Have the kernels on disk: the compiler's memory and time are no part of what is measured."""
-    worker = Worker("fastllm", case)
-    try:
-        worker("decoding")
-        worker("reading")
-        worker("together", case.together)
-    finally:
-        worker.close()
 
 
 def check(logits: np.ndarray, expected: np.ndarray, kind: str, name: str) -> float:

@@ -126,7 +126,7 @@ def race(
         if isinstance(case, TrainingCase):
             _weights(case).tofile(folder / "weights")
         if "fastllm" in contenders:
-            _compile(case, folder)
+            compile_kernels(case, ("load", folder), ("steps", 1))
         workers = []
         for contender in contenders:
             workers.append(Worker(contender, case))
@@ -154,12 +154,15 @@ def race(
     return Race(name, target, case.flops, results, limits)
 
 
-def _compile(case: Case, folder: Path) -> None:
-    """Have the kernels on disk: the compiler's memory and time are no part of what is measured."""
+def compile_kernels(case: Case | GenerationCase, *requests: tuple[Any, ...]) -> None:
+    """Have the kernels on disk that some requests, methods with arguments, take.
+
+    The compiler's memory and time are no part of what is measured.
+    """
     worker = Worker("fastllm", case)
     try:
-        worker("load", folder)
-        worker("steps", 1)
+        for method, *arguments in requests:
+            worker(method, *arguments)
     finally:
         worker.close()
 
