@@ -1,15 +1,17 @@
 """Fixtures of several test files."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from tiny_tokenizers import SETTINGS, byte_level
 
 import fastllm
-from fastllm.tokenizers import WordTokenizer
+from fastllm.tokenizers import HuggingFaceTokenizer, WordTokenizer
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -66,3 +68,17 @@ def rng():
 def path(tmp_path):
     """Where a GGUF file is to be."""
     return tmp_path / "model.gguf"
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_model, tokenizer):
+    """A folder with a checkpoint."""
+    fastllm.save(tmp_path / "model", tiny_model, tokenizer)
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """A tokenizer of Hugging Face's, byte-level, as we open it."""
+    pytest.importorskip("tokenizers")
+    return HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS)

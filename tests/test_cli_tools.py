@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
 import runpy
-import shlex
 import subprocess
 import sys
 import time
@@ -185,40 +183,6 @@ def test_machine() -> None:
     total, available = machine.memory()
     assert total is None or total > 2**20
     assert available is None or available <= total
-
-
-# streams
-
-
-def test_pipes_are_utf_8_whatever_the_system_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As files are. On Windows, a pipe would have the letters of one language."""
-    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
-    streams = {name: io.TextIOWrapper(io.BytesIO("好".encode()), encoding="cp1252") for name in
-               ("stdin", "stdout", "stderr")}  # fmt: skip
-    for name, stream in streams.items():
-        monkeypatch.setattr(sys, name, stream)
-    cli._prepare_streams()
-    assert streams["stdin"].read() == "好"
-    for name in "stdout", "stderr":
-        streams[name].seek(0, io.SEEK_END)
-        streams[name].write("你")
-        streams[name].flush()
-        assert streams[name].buffer.getvalue().decode() == "好你"  # type: ignore[attr-defined]
-    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
-    cli._prepare_streams()
-    assert sys.stdout.encoding == "cp1252"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no shell that closes streams")
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_closed_streams_end_nothing(tmp_path: Path, closed: str) -> None:
-    lines = [json.dumps({"phase": "a", "step": step, "loss": 1 / step}) + "\n" for step in (1, 2)]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    words = [sys.executable, "-m", "fastllm", "plot", str(tmp_path), "--svg", str(tmp_path / "loss.svg")]
-    result = subprocess.run(f"{shlex.join(words)} {closed}", shell=True, cwd=ROOT, check=False)
-    assert result.returncode == 0
-    assert "<svg" in (tmp_path / "loss.svg").read_text()
 
 
 def test_where_the_compiler_is_switched_off() -> None:

@@ -1,29 +1,33 @@
 """Hugging Face's tokenizer.json: the ids and texts of `tokenizers` and transformers, and no control token by typing."""
 
-import contextlib
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refusal
-from tiny_tokenizers import CONTROL, HARD_TEXTS, TEMPLATE, TEXTS, begins_with, byte_fallback, byte_level, write_folder
+from tiny_tokenizers import (
+    CONTROL,
+    HARD_TEXTS,
+    LLAMA,
+    SETTINGS,
+    TEMPLATE,
+    TEXTS,
+    added,
+    begins_with,
+    byte_fallback,
+    byte_level,
+    write_folder,
+)
 
-import fastllm
-from fastllm import DataError, FastllmError, FormatError
-from fastllm.dialogue import check_speakers
+from fastllm import FastllmError
 from fastllm.tokenizers import HuggingFaceTokenizer, load_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
-SETTINGS = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": TEMPLATE}
-LLAMA = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
 KINDS = {
     "byte-level": (byte_level, SETTINGS),
     "fallback": (byte_fallback, LLAMA),
@@ -35,11 +39,6 @@ KINDS = {
 def kind(request):
     build, said = KINDS[request.param]
     return build(), HuggingFaceTokenizer(json.loads(build().to_str()), said)
-
-
-@pytest.fixture(scope="module")
-def ours():
-    return HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS)
 
 
 def plain(original, text):
@@ -190,11 +189,6 @@ def test_a_control_token_that_is_a_whole_word():
     assert tokenizer.decode([2, 2]) == tokenizers.Tokenizer.from_str(json.dumps(document)).decode([2, 2]) == "go go"
 
 
-def added(token_id, text, special=False, **flags):
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False} | flags
-    return {"id": token_id, "content": text, "special": special, **flags}
-
-
 def test_added_tokens_that_are_not_special_are_text(tmp_path):
     document = json.loads(byte_level().to_str())
     document["added_tokens"] += [added(380, "<think>"), added(381, "<|im_end|>x"), added(382, "  ", rstrip=True)]
@@ -244,270 +238,6 @@ def test_truncation_padding_and_dropout_of_a_file_do_nothing():
     tokenizer = HuggingFaceTokenizer(document, SETTINGS)
     text = "The cat sat on the mat"
     assert tokenizer.encode(text).tolist() == byte_level().encode(text).ids
-
-
-# Files
-
-
-def test_gpt2(shared_data):
-    transformers = pytest.importorskip("transformers")
-    folder = shared_data / "gpt2-tokenizer"
-    tokenizer = load_tokenizer(folder)
-    original = transformers.GPT2Tokenizer(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
-    assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.begin_id) == (50257, 50256, None)
-    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
-    for text in HARD_TEXTS:
-        assert tokenizer.encode_template(text).tolist() == original(text).input_ids
-        ids = tokenizer.encode(text)
-        assert 50256 not in ids
-        assert tokenizer.decode(ids) == text
-
-
-def test_gpt2_with_a_begin_token(shared_data, tmp_path):
-    for name in ("encoder.json", "vocab.bpe"):
-        shutil.copy(shared_data / "gpt2-tokenizer" / name, tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
-    assert load_tokenizer(tmp_path).begin_id == 50256
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
-    with pytest.raises(FormatError, match=r"got 'Qwen2Tokenizer'; add its tokenizer\.json"):
-        load_tokenizer(tmp_path)
-
-
-def test_save_into_a_folder_that_transformers_opens(ours, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    ours.save_into(tmp_path)
-    loaded = load_tokenizer(tmp_path)
-    assert isinstance(loaded, HuggingFaceTokenizer)
-    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert original.chat_template == loaded.chat_template == TEMPLATE
-    assert (original.eos_token_id, original.bos_token_id) == (loaded.end_id, 1) == (2, 1)
-    for text in HARD_TEXTS:
-        assert loaded.encode(text).tolist() == ours.encode(text).tolist()
-        assert original(text).input_ids == ours.encode_template(text).tolist()
-    assert sorted(os.listdir(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
-
-
-def test_the_begin_token_keeps_its_name_though_it_stands_before_no_text(ours, tmp_path):
-    assert (ours.begin_id, ours.bos_id) == (None, 1)
-    config = fastllm.ModelConfig(vocab_size=ours.vocab_size, width=8, hidden=8, layers=1, heads=2, context=8)
-    fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy"), ours)
-    for name in "config.json", "generation_config.json":
-        assert json.loads((tmp_path / "model" / name).read_text())["bos_token_id"] == 1
-    assert "begin_id" not in fastllm.load(tmp_path / "model", backend="numpy")[0].generation_options
-
-
-def test_save_writes_the_file_that_was_read(ours, tmp_path):
-    ours.save(tmp_path / "tokenizer.json")
-    again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert json.loads(again.to_str()) == json.loads(byte_level().to_str())
-
-
-def test_end_ids_of_generation_config_are_kept(tmp_path):
-    document = json.loads(byte_level().to_str())
-    document["added_tokens"].append(added(380, "<over>", special=True))
-    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [380, 2, 379]}')  # 379 is text
-    tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.end_ids == {0, 2, 380}
-    (tmp_path / "again").mkdir()
-    tokenizer.save_into(tmp_path / "again")
-    assert load_tokenizer(tmp_path / "again").end_ids == {0, 2, 380}
-
-
-@pytest.mark.parametrize(
-    ("files", "template"),
-    [
-        ({"tokenizer_config.json": {"chat_template": "A"}}, "A"),
-        ({"tokenizer_config.json": {"chat_template": [{"name": "tool", "template": "B"},
-                                                      {"name": "default", "template": "A"}]}}, "A"),
-        ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, "B"),
-        ({"tokenizer_config.json": {}, "chat_template.json": {"chat_template": "C"}}, "C"),
-        ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.json": {"chat_template": "C"}}, "A"),
-        ({"additional_chat_templates/default.jinja": "A", "additional_chat_templates/tool.jinja": "B"}, "A"),
-        ({"tokenizer_config.json": {}}, None),
-        ({}, None),
-    ],
-)  # fmt: skip
-def test_where_a_chat_template_stands(files, template, tmp_path):
-    byte_level().save(str(tmp_path / "tokenizer.json"))
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
-    assert tokenizer.chat_template == template
-    assert tokenizer.end_token == "<|endoftext|>"  # nothing names another: known by its name
-
-
-def test_several_chat_templates_none_of_them_the_default():
-    templates = [{"name": "tool", "template": "B"}, {"name": "rag", "template": "C"}]
-    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})
-    with pytest.raises(DataError, match='must be called "default"; got rag, tool; call one so'):
-        check_speakers(made)
-
-
-def test_added_tokens_json(tmp_path):
-    """Of older folders: ids, where the settings only have names."""
-    byte_level().save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({**SETTINGS, "pad_token": "<pad>"}))
-    ids = {"<sep>": 381, "<pad>": 380, "<|im_end|>": 2}
-    (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
-    tokenizer = load_tokenizer(tmp_path)
-    assert {text: tokenizer.id_of(text) for text in ids} == ids
-    assert 380 in tokenizer.control_ids
-    assert 381 not in tokenizer.control_ids
-    original = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
-    text = "The<sep>cat<pad>"
-    assert tokenizer.encode_template(text).tolist() == original(text).input_ids
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"cat": 300, "<sep>": 900, "<pad>": 64}))  # no such ids
-    tokenizer, original = load_tokenizer(tmp_path), type(original).from_pretrained(tmp_path)
-    assert tokenizer.encode_template(text).tolist() == original(text).input_ids
-    assert (tokenizer.id_of("<pad>"), tokenizer.id_of("cat"), tokenizer.id_of("<sep>")) == (380, 381, 382)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": 5}))
-    with pytest.raises(FormatError, match="a special token must be a text; got 5"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer_config.json").unlink()
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"<sep>": "381"}))
-    with pytest.raises(FormatError, match="must map tokens to ids, whole numbers"):
-        load_tokenizer(tmp_path)
-
-
-def test_special_tokens_map(tmp_path):
-    byte_level().save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
-    assert load_tokenizer(tmp_path).end_id == 2
-
-
-def test_load_tokenizer_opens_folders_of_ours_and_of_llama2c(tmp_path, shared_data):
-    fastllm.ByteTokenizer().save_into(tmp_path)
-    assert isinstance(load_tokenizer(tmp_path), fastllm.ByteTokenizer)
-    assert load_tokenizer(shared_data / "stories260K" / "tok512.bin").vocab_size == 512
-
-
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_a_folder_without_its_files(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match="got neither"):
-        load_tokenizer(tmp_path)
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(FileNotFoundError, match="got neither"):
-        load_tokenizer(tmp_path)
-
-
-GOOD = {
-    "version": "1.0",
-    "added_tokens": [added(2, "</s>", special=True)],
-    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "</s>": 2, "ab": 3}, "merges": ["a b"]},
-}
-
-
-def with_model(**fields):
-    return {**GOOD, "model": {**GOOD["model"], **fields}}
-
-
-@pytest.mark.parametrize(
-    ("document", "said"),
-    [
-        (with_model(vocab=5), '"vocab" must map'),
-        (with_model(vocab={}), '"vocab" must map'),
-        (with_model(vocab={"a": -1, "</s>": 2}), "got -1"),
-        (with_model(vocab={"a": 2**40, "</s>": 2}), "got 1099511627776"),
-        (with_model(vocab={"a": "0", "</s>": 2}), "got '0'"),
-        (with_model(vocab={"a": True, "</s>": 2}), "got True"),
-        (with_model(vocab={"a": 0, "b": 0, "</s>": 2}), "got 'a' and 'b' for 0"),
-        (with_model(vocab=[["a"], ["b"]]), "pairs"),
-        (with_model(vocab={"\ud800": 0, "</s>": 2}), "U+D800"),
-        (with_model(merges=["a x"]), "`x` out of vocabulary"),
-        (with_model(merges=["abc"]), "got 'abc'"),
-        (with_model(merges=[5]), "got 5"),
-        (with_model(type="Nonsense"), "tokenizers"),
-        ({**GOOD, "added_tokens": []}, "end"),
-        ({**GOOD, "added_tokens": 5}, "must be a list"),
-        ({**GOOD, "added_tokens": [5]}, "got 5"),
-        ({**GOOD, "added_tokens": [{"id": 2, "content": ""}]}, "content"),
-        ({**GOOD, "added_tokens": [added(7, "a", special=True)]}, "got 0 and 7"),
-        ({**GOOD, "decoder": {"type": "CTC"}}, "got 'CTC'"),
-        ({**GOOD, "decoder": {"type": "Sequence", "decoders": 5}}, "without decoders"),
-        ({**GOOD, "decoder": {"type": "Strip", "content": "ab", "start": 1, "stop": 0}}, "Strip"),
-        ({**GOOD, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated",
-                                    "invert": False}}, "tokenizers"),
-        ({**GOOD, "normalizer": {"type": "Nothing"}}, "tokenizers"),
-        ({**GOOD, "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}]}},
-         "post-processor"),
-    ],
-)  # fmt: skip
-def test_damaged_documents(document, said, tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(document))
-    assert said in refusal(path, load_tokenizer)
-
-
-def test_the_document_that_is_not_damaged(tmp_path):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
-    assert load_tokenizer(tmp_path).encode("ab").tolist() == [3]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("tokenizer_config.json", "{", "whole JSON"),
-        ("tokenizer_config.json", "[]", "JSON object"),
-        ("tokenizer_config.json", '{"eos_token": 5}', "special token must be a text"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": [5]}', "must be a list"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}', "ids must be whole numbers"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"9": {"content": "a"}}}', "got 0 and 9"),
-        ("tokenizer_config.json", '{"chat_template": 5}', "chat_template must be a text"),
-        ("special_tokens_map.json", "[" * 10**5, "whole JSON"),
-        ("chat_template.jinja", b"\xff", "UTF-8"),
-        ("generation_config.json", "no", "whole JSON"),
-    ],
-)
-def test_damaged_files_beside_it(name, content, said, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(FormatError) as caught:
-        load_tokenizer(tmp_path)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@settings(max_examples=30)
-@given(data=st.data())
-def test_no_damage_breaks_the_reader(data, tmp_path_factory):
-    """Any value of the document replaced by another: a tokenizer or one error."""
-    document = json.loads(json.dumps({**GOOD, "pre_tokenizer": GOOD["decoder"], "normalizer": {"type": "NFC"}}))
-    places = [(holder, key) for holder in _holders(document) for key in _keys(holder)]
-    holder, key = data.draw(st.sampled_from(places))
-    holder[key] = data.draw(st.sampled_from([None, -1, 5, 10**30, 0.5, "x", "", [], {}, ["a"], {"type": "x"}, True]))
-    path = tmp_path_factory.mktemp("damaged") / "tokenizer.json"
-    path.write_text(json.dumps(document))
-    try:
-        tokenizer = load_tokenizer(path)
-    except FormatError:
-        return
-    with contextlib.suppress(DataError):  # of a vocabulary that can't write the text
-        tokenizer.decode(tokenizer.encode("ab a"))
-
-
-def _keys(holder):
-    return list(holder) if isinstance(holder, dict) else range(len(holder))
-
-
-def _holders(value):
-    if isinstance(value, (dict, list)):
-        yield value
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _holders(inner)
-
-
-def test_a_split_that_never_ends_is_one_error(tmp_path):
-    """The package gives up, in a panic that is no Exception."""
-    split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**GOOD, "pre_tokenizer": split}))
-    tokenizer = load_tokenizer(tmp_path)
-    with pytest.raises(DataError, match="a text must be one that the tokenizer can write; got the error"):
-        tokenizer.encode("a" * 100)
-    assert tokenizer.encode("ab").tolist() == [3]
 
 
 def test_without_the_package_one_error_says_what_to_install():

@@ -126,7 +126,8 @@ def test_a_cache_that_can_only_be_read_serves(tmp_path):
     def files():
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    assert "compiled kernels can't be kept on disk" in run_small(tmp_path, READ_ONLY + SMALL)  # there is nothing to read
+    said = run_small(tmp_path, READ_ONLY + SMALL)
+    assert "compiled kernels can't be kept on disk" in said  # there is nothing to read
     assert run_small(tmp_path) == ""
     before = files()
     assert before

@@ -28,6 +28,10 @@ PIECES = [*HARD_TEXTS[:-2], " ", "\n", "the", "cat", "1", "'s", "<|", "|>", "im_
 TEXTS = st.text() | st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 
 
+SETTINGS = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "chat_template": TEMPLATE}
+LLAMA = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
+
+
 @functools.cache
 def byte_level():
     """A `tokenizers.Tokenizer` of GPT-2's kind: 380 tokens, all bytes among them; control tokens are 0, 1 and 2."""
@@ -94,3 +98,8 @@ def gguf_metadata(path):
     gguf = pytest.importorskip("gguf")
     fields = gguf.GGUFReader(path).fields
     return {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+
+
+def added(token_id, text, special=False, **flags):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False} | flags
+    return {"id": token_id, "content": text, "special": special, **flags}
