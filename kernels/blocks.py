@@ -35,13 +35,13 @@ from .llvm import CACHE_LINE, FLOAT, INT16, INT32, INT64, LANES, VECTOR
 __all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "block_of_each", "for_each_block", "one_weight", "vectors"]
 
 PIECE = 16  # weights of one vector of bytes
-# Bytes that weights are asked for ahead of their use. CPUs do that by themselves for one stretch of memory; of several
-# rows at once they make less: 17 GB/s in place of 57. With 4096, eight rows of x took 1.2 times as long on an AMD core.
+# Bytes that weights are asked for ahead of the last of the rows that are read together. CPUs do that by themselves for
+# one stretch of memory; of several rows at once they make less: 17 GB/s in place of 57. With 4096, eight rows of x took
+# 1.2 times as long on an AMD core.
 AHEAD = 5120
 
 _BYTE = ir.IntType(8)
-_SHORTS, _LONGS = ir.VectorType(INT16, LANES), ir.VectorType(INT32, LANES)
-_PIECE = ir.VectorType(_BYTE, PIECE)
+_LONGS = ir.VectorType(INT32, LANES)
 
 Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, and LANES of them
 
@@ -53,7 +53,7 @@ class Part(NamedTuple):
     """
 
     first: int  # number of the first weight
-    pieces: list[ir.Value]  # of PIECE numbers each, 0 to 255
+    pieces: list[ir.Value]  # of PIECE numbers of each row, 0 to 255
     scale: ir.Value
     middle: int  # of the numbers
     shift: ir.Value | None = None
@@ -63,91 +63,110 @@ Parts = Iterator[Part]
 
 
 class Block:
-    """One block at an address, and the code that takes it apart; numbers for all weights come in so many lanes."""
+    """A block of each of a few rows, all at once, and the code that takes them apart.
 
-    def __init__(self, builder: ir.IRBuilder, address: ir.Value, lanes: int = LANES) -> None:
+    rows   addresses of the blocks; of 16 numbers of each a vector is made, those of one row after those of another
+    lanes  of vectors of float32: each row has as many for its scales and shifts
+    """
+
+    def __init__(self, builder: ir.IRBuilder, rows: list[ir.Value], lanes: int = LANES) -> None:
         self.builder = builder
-        self.address = address
+        self.rows = rows
         self.lanes = lanes
 
-    def _load(self, offset: int, kind: ir.Type) -> ir.Value:
-        place = llvm.at(self.builder, self.address, ir.Constant(INT64, offset))
-        return llvm.load(self.builder, place, kind, align=1)
+    def load(self, offset: int, kind: ir.Type, count: int = 1) -> ir.Value:
+        """`count` values of a kind, from an offset on, of each row: one vector."""
+        vectors = []
+        for row in self.rows:
+            place = llvm.at(self.builder, row, ir.Constant(INT64, offset))
+            vectors.append(llvm.load(self.builder, place, ir.VectorType(kind, count), align=1))
+        while len(vectors) > 1:
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [llvm.shuffle(self.builder, a, range(2 * a.type.count), b) for a, b in pairs]
+        return vectors[0]
 
     def piece(self, offset: int) -> ir.Value:
         """PIECE bytes from an offset on."""
-        return self._load(offset, _PIECE)
+        return self.load(offset, _BYTE, PIECE)
 
     def low(self, numbers: ir.Value) -> ir.Value:
         """The lower four bits of each number."""
-        return self.builder.and_(numbers, _all(15))
+        return self.builder.and_(numbers, _all(numbers, 15))
 
     def high(self, numbers: ir.Value) -> ir.Value:
         """What stands above the lower four bits."""
-        return self.builder.lshr(numbers, _all(4))
+        return self.builder.lshr(numbers, _all(numbers, 4))
 
     def bits(self, numbers: ir.Value, first: int, mask: int) -> ir.Value:
         """The bits from `first` on, by a mask, moved to the place above the lower four."""
-        there = self.builder.and_(self.builder.lshr(numbers, _all(first)), _all(mask))
-        return self.builder.shl(there, _all(4))
+        there = self.builder.and_(self.builder.lshr(numbers, _all(numbers, first)), _all(numbers, mask))
+        return self.builder.shl(there, _all(numbers, 4))
 
     def fifth(self, offset: int) -> ir.Value:
         """PIECE bits from two bytes on, each worth 16."""
-        bits = self.builder.bitcast(self._load(offset, INT16), ir.VectorType(ir.IntType(1), PIECE))
-        return self.builder.shl(self.builder.zext(bits, _PIECE), _all(4))
+        count = PIECE * len(self.rows)
+        bits = self.builder.bitcast(self.load(offset, INT16), ir.VectorType(ir.IntType(1), count))
+        return self.builder.select(bits, llvm.same(_BYTE, count, 16), llvm.same(_BYTE, count, 0))
 
     def byte(self, offset: int) -> ir.Value:
-        """One byte as a whole number 0 to 255."""
-        return self.builder.zext(self._load(offset, _BYTE), INT32)
+        """One byte of each row as a whole number 0 to 255."""
+        return self.builder.zext(self.load(offset, _BYTE), self._whole)
+
+    def signed(self, offset: int) -> ir.Value:
+        """One byte of each row as a whole number -128 to 127."""
+        return self.builder.sext(self.load(offset, _BYTE), self._whole)
+
+    @property
+    def _whole(self) -> ir.Type:
+        return ir.VectorType(INT32, len(self.rows))
 
     def half(self, offset: int) -> ir.Value:
-        """A float16, in all lanes as a float32."""
-        return llvm.from_half(self.builder, llvm.broadcast(self.builder, self._load(offset, INT16), self.lanes))
+        """A float16 of each row, in its lanes as a float32."""
+        return self._spread(llvm.from_half(self.builder, self.load(offset, INT16)))
 
-    def halves(self, offset: int) -> ir.Value:
-        """LANES float16 as float32."""
-        return llvm.from_half(self.builder, self._load(offset, _SHORTS))
+    def whole(self, numbers: ir.Value) -> ir.Value:
+        """A whole number of each row, in its lanes as a float32."""
+        return self._spread(self.builder.sitofp(numbers, ir.VectorType(FLOAT, len(self.rows))))
 
-    def brain(self, offset: int) -> ir.Value:
-        """LANES bfloat16 as float32."""
-        wide = self.builder.zext(self._load(offset, ir.VectorType(INT16, LANES)), _LONGS)
-        return self.builder.bitcast(self.builder.shl(wide, llvm.same(INT32, LANES, 16)), VECTOR)
-
-    def floats(self, offset: int) -> ir.Value:
-        """LANES float32."""
-        return self._load(offset, VECTOR)
+    def _spread(self, vector: ir.Value) -> ir.Value:
+        """One value of each row in all of its lanes."""
+        return llvm.shuffle(self.builder, vector, [lane * len(self.rows) // self.lanes for lane in range(self.lanes)])
 
     def times(self, vector: ir.Value, factor: float) -> ir.Value:
         """factor * vector."""
         return self.builder.fmul(vector, ir.Constant(vector.type, [factor] * self.lanes))
 
-    def whole(self, number: ir.Value) -> ir.Value:
-        """A whole number of 32 bits, in all lanes as a float32."""
-        return llvm.broadcast(self.builder, self.builder.sitofp(number, FLOAT), self.lanes)
 
-
-def _all(number: int) -> ir.Constant:
-    """PIECE times the same byte."""
-    return llvm.same(_BYTE, PIECE, number)
+def _all(numbers: ir.Value, number: int) -> ir.Constant:
+    """The same byte as often as there are numbers."""
+    return llvm.same(_BYTE, numbers.type.count, number)
 
 
 def _f32(block: Block) -> Vectors:
     for j in range(0, 32, LANES):
-        yield j, block.floats(4 * j)
+        yield j, block.load(4 * j, FLOAT, LANES)
 
 
 def _f16(block: Block) -> Vectors:
     for j in range(0, 32, LANES):
-        yield j, block.halves(2 * j)
+        yield j, llvm.from_half(block.builder, block.load(2 * j, INT16, LANES))
 
 
 def _bf16(block: Block) -> Vectors:
     for j in range(0, 32, LANES):
-        yield j, block.brain(2 * j)
+        yield j, _from_brain(block.builder, block.load(2 * j, INT16, LANES))
+
+
+def _from_brain(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """float32 from the bits of bfloat16, lane by lane."""
+    lanes = bits.type.count
+    wide = builder.zext(bits, ir.VectorType(INT32, lanes))
+    return builder.bitcast(builder.shl(wide, llvm.same(INT32, lanes, 16)), ir.VectorType(FLOAT, lanes))
 
 
 def _q8_0(block: Block) -> Parts:
-    numbers = [block.builder.xor(block.piece(2 + j), _all(128)) for j in (0, 16)]  # of -128 makes 0, of 127 255
+    pieces = [block.piece(2 + j) for j in (0, 16)]
+    numbers = [block.builder.xor(piece, _all(piece, 128)) for piece in pieces]  # of -128 makes 0, of 127 255
     yield Part(0, numbers, block.half(0), middle=128)
 
 
@@ -185,7 +204,7 @@ def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple
     b = block.builder
 
     def number(value: int) -> ir.Constant:
-        return ir.Constant(INT32, value)
+        return llvm.same(INT32, len(block.rows), value)
 
     if part < 4:
         s = b.and_(block.byte(4 + part), number(63))
@@ -228,8 +247,7 @@ def _q6_k(block: Block) -> Parts:
         for j in (0, 16):
             numbers = half(block.piece(64 * (part // 4) + 32 * (part % 2) + j))
             above = block.bits(block.piece(128 + 32 * (part // 4) + j), 2 * (part % 4), 3)
-            s = block.builder.sext(block._load(192 + 2 * part + j // 16, _BYTE), INT32)
-            scale = block.builder.fmul(d, block.whole(s))
+            scale = block.builder.fmul(d, block.whole(block.signed(192 + 2 * part + j // 16)))
             yield Part(32 * part + j, [block.builder.or_(numbers, above)], scale, middle=32)
 
 
@@ -270,20 +288,20 @@ def vectors(layout: Layout, block: Block) -> Vectors:
         shift = block.times(part.scale, -part.middle) if part.shift is None else part.shift
         for i, piece in enumerate(part.pieces):
             for j in range(0, PIECE, LANES):
-                lanes = ir.Constant(ir.VectorType(INT32, LANES), list(range(j, j + LANES)))
-                numbers = builder.zext(builder.shuffle_vector(piece, piece, lanes), _LONGS)
+                numbers = builder.zext(llvm.shuffle(builder, piece, range(j, j + LANES)), _LONGS)
                 yield part.first + i * PIECE + j, llvm.fma(builder, builder.sitofp(numbers, VECTOR), part.scale, shift)
 
 
 def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
     """A lone weight of F32, F16 or BF16."""
-    block = Block(builder, address)
+    block = Block(builder, [address], lanes=1)
     if kind == 0:
-        return block._load(0, FLOAT)
-    if kind == 1:
-        return builder.extract_element(block.half(0), ir.Constant(INT32, 0))
-    bits = builder.zext(block._load(0, INT16), INT32)
-    return builder.bitcast(builder.shl(bits, ir.Constant(INT32, 16)), FLOAT)
+        number = block.load(0, FLOAT)
+    elif kind == 1:
+        number = block.half(0)
+    else:
+        number = _from_brain(builder, block.load(0, INT16))
+    return builder.extract_element(number, ir.Constant(INT32, 0))
 
 
 def for_each_block(builder, layout, columns, body, last):
@@ -302,9 +320,12 @@ def for_each_block(builder, layout, columns, body, last):
 
 
 def block_of_each(builder: ir.IRBuilder, layout: Layout, rows: list[ir.Value], byte: ir.Value) -> list[ir.Value]:
-    """The addresses of the rows' blocks that begin at a byte; those that follow so much later are asked for."""
-    starts = [llvm.at(builder, row, byte) for row in rows]
-    for start in starts:
-        for line in range(0, layout.size, CACHE_LINE):
-            llvm.prefetch(builder, llvm.at(builder, start, ir.Constant(INT64, AHEAD + line)))
-    return starts
+    """The addresses of the rows' blocks that begin at a byte.
+
+    As many bytes as these blocks have are asked for, further on in memory, where the next rows stand one after another.
+    """
+    count = ir.Constant(INT64, len(rows))
+    ahead = llvm.at(builder, rows[-1], builder.mul(byte, count), ir.Constant(INT64, AHEAD))
+    for line in range(0, layout.size * len(rows), CACHE_LINE):
+        llvm.prefetch(builder, llvm.at(builder, ahead, ir.Constant(INT64, line)))
+    return [llvm.at(builder, row, byte) for row in rows]

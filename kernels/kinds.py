@@ -18,7 +18,7 @@ from . import llvm
 from .blocks import LAYOUTS, Block, block_of_each, for_each_block, one_weight, vectors
 from .jit import Deferred, deferred, inline, literally
 from .llvm import FLOAT, INT32, INT64, LANES, VECTOR
-from .rounded import ROUNDED, SPAN, SPAN_BYTES, round_row, rounded_sums
+from .rounded import ROUNDED, ROWS, SPAN, SPAN_BYTES, round_row, rounded_sums
 from .row_group import sums_of_each
 from .simd import BYTES, FLOATS, advance
 
@@ -50,7 +50,7 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
     rests = {pair: cgutils.alloca_once_value(builder, zero) for pair in pairs}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
-        blocks = [vectors(layout, Block(builder, start)) for start in block_of_each(builder, layout, weights, byte)]
+        blocks = [vectors(layout, Block(builder, [start])) for start in block_of_each(builder, layout, weights, byte)]
         for ones in zip(*blocks, strict=True):
             place = builder.add(first, ir.Constant(INT64, ones[0][0]))
             for r, row in enumerate(rows):  # one after another: all of them would not stay in the registers
@@ -121,7 +121,7 @@ def unpack_row(typingctx, kind, out, weight, columns):
         layout = LAYOUTS[number]
 
         def body(byte, first):
-            for offset, values in vectors(layout, Block(builder, llvm.at(builder, weight, byte))):
+            for offset, values in vectors(layout, Block(builder, [llvm.at(builder, weight, byte)])):
                 place = llvm.at(builder, out, builder.add(first, ir.Constant(INT64, offset)))
                 llvm.store(builder, values, place)
 
@@ -165,6 +165,8 @@ def outputs_together(typingctx, kind, rows):
 
 def _outputs(kind: int, rows: int) -> int:
     if kind in ROUNDED:
+        if rows == 1:
+            return 2 * ROWS  # two vectors full of rows of weights
         # Four rows of a long block's parts take half a second longer to compile, for 1 to 4%.
         return 4 if rows >= HALF and LAYOUTS[kind].weights == SPAN else 2
     return 1 if rows <= 2 and kind in WAITING[rows - 1] else 2

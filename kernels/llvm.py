@@ -70,6 +70,12 @@ def broadcast(builder, scalar, lanes=LANES):
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes))
 
 
+def shuffle(builder, vector, lanes, other=None):
+    """Some lanes of a vector, in this order; those of another vector are counted on from its own."""
+    index = ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(vector, vector if other is None else other, index)
+
+
 def call(builder, name, result, arguments):
     """Call a function of LLVM's by its name; result is its type."""
     function_type = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -215,7 +221,6 @@ def reduce(builder, vector, combine):
     width = LANES
     while width > 1:
         width //= 2
-        index = ir.VectorType(INT32, width)
-        low, high = (ir.Constant(index, list(range(start, start + width))) for start in (0, width))
-        vector = combine(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+        halves = (shuffle(builder, vector, range(start, start + width)) for start in (0, width))
+        vector = combine(*halves)
     return builder.extract_element(vector, ir.Constant(INT32, 0))

@@ -17,6 +17,13 @@ A vector holds 1, 2 or 4 rows of x, each in four lanes (16 bytes); a piece of we
     x[0, 0..3]        x[0, 4..7]   x[0, 8..11]  x[0, 12..15]  x[1, 0..3] ...
     w[0..3]           w[4..7]      w[8..11]     w[12..15]     w[0..3]    ...
 
+A row of x alone would fill a quarter of the widest vector. It stands there once for each of as many rows of weights,
+which so get to the same lanes:
+
+    lane 0            1            2            3             4          ...
+    x[0..3]           x[4..7]      x[8..11]     x[12..15]     x[0..3]
+    w[0, 0..3]        w[0, 4..7]   w[0, 8..11]  w[0, 12..15]  w[1, 0..3] ...
+
 SPAN numbers, two such pieces, are taken together; a lane's eight have one scale. So a row is added up in the same order
 whatever rows stand beside it, and has the same bits.
 """
@@ -53,14 +60,9 @@ SPAN_BYTES = PIECE * VECTORS  # for each row of x
 _BYTE = ir.IntType(8)
 
 
-def _pick(builder: ir.IRBuilder, vector: ir.Value, lanes: list[int]) -> ir.Value:
-    """Some lanes of a vector, in this order."""
-    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(INT32, len(lanes)), lanes))
-
-
 def _of_lanes(builder: ir.IRBuilder, span: ir.Value, i: int) -> list[ir.Value]:
     """The four numbers of each lane in piece i of a span, as four vectors of lanes."""
-    return [_pick(builder, span, list(range(i * PIECE + k, (i + 1) * PIECE, 4))) for k in range(4)]
+    return [llvm.shuffle(builder, span, range(i * PIECE + k, (i + 1) * PIECE, 4)) for k in range(4)]
 
 
 def _sum(add: Callable, vectors: list[ir.Value]) -> ir.Value:
@@ -80,7 +82,7 @@ def _round_span(builder: ir.IRBuilder, floats: ir.Value) -> tuple[ir.Value, ir.V
     largest = builder.bitcast(largest, ir.VectorType(FLOAT, 4))
     is_more = builder.fcmp_ordered(">", largest, llvm.same(FLOAT, 4, SMALLEST))
     inverses = builder.select(is_more, builder.fdiv(llvm.same(FLOAT, 4, LARGEST), largest), llvm.same(FLOAT, 4, 0.0))
-    scaled = builder.fmul(floats, _pick(builder, inverses, [k % PIECE // 4 for k in range(SPAN)]))
+    scaled = builder.fmul(floats, llvm.shuffle(builder, inverses, [k % PIECE // 4 for k in range(SPAN)]))
     whole = llvm.call(builder, f"llvm.rint.v{SPAN}f32", floats.type, [scaled])
     numbers = llvm.call(builder, f"llvm.fptosi.sat.v{SPAN}i32.v{SPAN}f32", magnitudes.type, [whole])  # of NaN, 0
     return numbers, builder.fmul(largest, llvm.same(FLOAT, 4, 1.0 / LARGEST))
@@ -112,7 +114,7 @@ def round_row(typingctx, to, x, columns, number, count):
             for first, part in ((HIGH, high), (LOW, numbers)):  # of a number, the lower 8 bits are kept
                 narrow = builder.trunc(part, ir.VectorType(_BYTE, SPAN))
                 for i in range(2):
-                    put(first + i, _pick(builder, narrow, list(range(i * PIECE, (i + 1) * PIECE))))
+                    put(first + i, llvm.shuffle(builder, narrow, range(i * PIECE, (i + 1) * PIECE)))
             first_sums = _sum(builder.add, _of_lanes(builder, numbers, 0))
             put(FIRST_SUMS, first_sums)
             put(SUMS, builder.add(first_sums, _sum(builder.add, _of_lanes(builder, numbers, 1))))
@@ -131,14 +133,24 @@ def _add_products(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: 
 
 
 class _Span:
-    """What is known of a span of some rows of x, and what it adds to a dot product."""
+    """What is known of a span of some rows of x, and what it adds to dot products with rows of weights."""
 
-    def __init__(self, builder: ir.IRBuilder, address: ir.Value, rows: int) -> None:
-        self._builder, self._address, self._lanes = builder, address, 4 * rows
+    def __init__(self, builder: ir.IRBuilder, address: ir.Value, rows: int, outputs: int) -> None:
+        self._builder, self._address, self._rows, self._outputs = builder, address, rows, outputs
+        self._lanes = 4 * rows * outputs
 
     def _vector(self, number: int, kind: ir.Type) -> ir.Value:
-        place = llvm.at(self._builder, self._address, ir.Constant(INT64, number * self._lanes * 4))
-        return llvm.load(self._builder, place, ir.VectorType(kind, self._lanes))
+        """One of the span's vectors, once for each row of weights."""
+        lanes = 4 * self._rows
+        place = llvm.at(self._builder, self._address, ir.Constant(INT64, number * lanes * 4))
+        vector = llvm.load(self._builder, place, ir.VectorType(kind, lanes))
+        return llvm.shuffle(self._builder, vector, list(range(lanes)) * self._outputs)
+
+    def _words(self, piece: ir.Value) -> ir.Value:
+        """A piece of each row of weights, once for each row of x."""
+        words = self._builder.bitcast(piece, ir.VectorType(INT32, 4 * self._outputs))
+        lanes = [4 * output + lane for output in range(self._outputs) for _ in range(self._rows) for lane in range(4)]
+        return llvm.shuffle(self._builder, words, lanes)
 
     def _sums(self, pieces: range) -> ir.Value:
         """Sums of the numbers that lanes are multiplied with."""
@@ -148,15 +160,14 @@ class _Span:
         return both if len(pieces) == 2 else self._builder.sub(both, self._vector(FIRST_SUMS, INT32))
 
     def add(self, total: ir.Value, part: Part) -> ir.Value:
-        """total + the products of the rows with a part of a row of weights, which this span has."""
+        """total + the products of the rows with a part of each row of weights, which this span has."""
         builder, lanes = self._builder, self._lanes
         first = part.first % SPAN // PIECE
         there = range(first, first + len(part.pieces))
         high = llvm.same(INT32, lanes, 0)
         low = builder.mul(self._sums(there), llvm.same(INT32, lanes, -part.middle))
         for i, piece in zip(there, part.pieces, strict=True):
-            words = builder.bitcast(piece, ir.VectorType(INT32, 4))
-            weights = _pick(builder, words, [lane % 4 for lane in range(lanes)])
+            weights = self._words(piece)
             high = _add_products(builder, high, weights, self._vector(HIGH + i, INT32))
             low = _add_products(builder, low, weights, self._vector(LOW + i, INT32))
         sums = builder.add(low, builder.shl(high, llvm.same(INT32, lanes, 8)))
@@ -170,31 +181,36 @@ class _Span:
 
 
 def _totals(builder: ir.IRBuilder, total: ir.Value) -> list[ir.Value]:
-    """The sums of each row's four lanes."""
+    """The sums of four lanes each."""
     for _ in range(2):
         lanes = range(total.type.count)
-        total = builder.fadd(_pick(builder, total, list(lanes[::2])), _pick(builder, total, list(lanes[1::2])))
-    return [builder.extract_element(total, ir.Constant(INT32, row)) for row in range(total.type.count)]
+        total = builder.fadd(llvm.shuffle(builder, total, lanes[::2]), llvm.shuffle(builder, total, lanes[1::2]))
+    return [builder.extract_element(total, ir.Constant(INT32, i)) for i in range(total.type.count)]
 
 
 def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: ir.Value, rows: int, columns) -> dict:
     """The dot product of each row of weights with each of so many rows of x, by their numbers; x from round_row."""
     layout, wide = LAYOUTS[kind], min(rows, ROWS)
+    beside = min(ROWS, len(weights)) if rows == 1 else 1
     assert layout.parts is not None
-    zeros = llvm.same(FLOAT, 4 * wide, 0.0)
-    pairs = [(o, r) for r in range(0, rows, wide) for o in range(len(weights))]
-    sums = {pair: cgutils.alloca_once_value(builder, zeros) for pair in pairs}
+    zeros = llvm.same(FLOAT, 4 * wide * beside, 0.0)
+    firsts = [(o, r) for r in range(0, rows, wide) for o in range(0, len(weights), beside)]
+    sums = {pair: cgutils.alloca_once_value(builder, zeros) for pair in firsts}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
         starts = block_of_each(builder, layout, weights, byte)
         spans = builder.mul(builder.sdiv(first, ir.Constant(INT64, SPAN)), ir.Constant(INT64, rows * SPAN_BYTES))
         here = llvm.at(builder, x, spans)
-        for parts in zip(*[layout.parts(Block(builder, start, 4 * wide)) for start in starts], strict=True):
+        together = range(0, len(weights), beside)
+        blocks = [Block(builder, starts[o : o + beside], 4 * wide * beside) for o in together]
+        for parts in zip(*map(layout.parts, blocks), strict=True):
             number = parts[0].first // SPAN
-            for o, r in pairs:
+            for o, r in firsts:
                 place = llvm.at(builder, here, ir.Constant(INT64, (number * rows + r) * SPAN_BYTES))
-                added = _Span(builder, place, wide).add(builder.load(sums[o, r]), parts[o])
+                added = _Span(builder, place, wide, beside).add(builder.load(sums[o, r]), parts[o // beside])
                 builder.store(added, sums[o, r])
 
     for_each_block(builder, layout, columns, body, last=None)
-    return {(o, r + i): total for o, r in pairs for i, total in enumerate(_totals(builder, builder.load(sums[o, r])))}
+    each = [(o + i // wide, r + i % wide) for o, r in firsts for i in range(beside * wide)]
+    totals = [total for pair in firsts for total in _totals(builder, builder.load(sums[pair]))]
+    return dict(zip(each, totals, strict=True))

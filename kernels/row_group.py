@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import llvm
-from .llvm import INT32, INT64, LANES
+from .llvm import INT64, LANES
 from .simd import FLOATS
 
 __all__ = ["transpose", "transpose_part"]
@@ -45,13 +45,9 @@ def _pair(builder, a, b, width):
     for start in range(0, LANES, width):
         low += range(start, start + half)
         high += range(start + half, start + width)
-    index = ir.VectorType(INT32, LANES)
     order = [lane + source for source in (0, LANES) for lane in low]
     other = [lane + source for source in (0, LANES) for lane in high]
-    return builder.fadd(
-        builder.shuffle_vector(a, b, ir.Constant(index, order)),
-        builder.shuffle_vector(a, b, ir.Constant(index, other)),
-    )
+    return builder.fadd(llvm.shuffle(builder, a, order, b), llvm.shuffle(builder, a, other, b))
 
 
 def sums_of_each(builder, vectors):
@@ -67,9 +63,9 @@ def perfect_shuffle(builder, rows):
     """Interleave the first half of some vectors with the second: i with i + half, one pair after another."""
     low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
     high = [LANES // 2 + i for i in low]
-    index, half = ir.VectorType(INT32, LANES), len(rows) // 2
+    half = len(rows) // 2
     return [
-        builder.shuffle_vector(first, second, ir.Constant(index, order))
+        llvm.shuffle(builder, first, order, second)
         for first, second in zip(rows[:half], rows[half:], strict=True)
         for order in (low, high)
     ]

@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import llvm
-from .llvm import FLOAT, INT32, INT64, LANES, VECTOR
+from .llvm import FLOAT, INT64, LANES, VECTOR
 from .row_group import perfect_shuffle
 from .simd import FLOATS
 
@@ -45,7 +45,7 @@ COLUMNS_TOGETHER = 16  # of `copy_columns` and `add_columns`, a power of two
 
 _COLUMN = ir.VectorType(FLOAT, TILE_ROWS)
 _MASK, _IN_COLUMN = ir.VectorType(ir.IntType(1), LANES), [int(lane < TILE_ROWS) for lane in range(LANES)]
-_EIGHT, _EIGHT_LONGS = ir.VectorType(FLOAT, 8), ir.VectorType(INT32, 8)
+_EIGHT = ir.VectorType(FLOAT, 8)
 
 
 def _load_column(builder, source):
@@ -354,15 +354,8 @@ def _columns_of_eight(builder, rows):
     for _ in range(3):
         rows = perfect_shuffle(builder, rows)
     if LANES == 4:  # two make a column
-        return [
-            builder.shuffle_vector(*rows[2 * lane : 2 * lane + 2], ir.Constant(_EIGHT_LONGS, list(range(8))))
-            for lane in range(LANES)
-        ]
-    return [
-        builder.shuffle_vector(row, row, ir.Constant(_EIGHT_LONGS, list(range(start, start + 8))))
-        for row in rows
-        for start in range(0, LANES, 8)
-    ]
+        return [llvm.shuffle(builder, rows[2 * lane], range(8), rows[2 * lane + 1]) for lane in range(LANES)]
+    return [llvm.shuffle(builder, row, range(start, start + 8)) for row in rows for start in range(0, LANES, 8)]
 
 
 class _End(NamedTuple):
