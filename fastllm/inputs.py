@@ -19,7 +19,7 @@ def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | N
         raise ValueError(f"tokens must be (N,) or (B, T) with at least one token; got shape {tokens.shape}; "
                          "give at least one token")  # fmt: skip
     flat = int32_of(tokens, "tokens")
-    if flat.min() < 0 or flat.max() >= config.vocab_size:
+    if flat.view(np.uint32).max() >= config.vocab_size:  # negative numbers are the largest there
         at = int(np.flatnonzero((flat < 0) | (flat >= config.vocab_size))[0])
         raise ValueError(
             f"tokens must be from 0 to vocab_size - 1 = {config.vocab_size - 1}; got {flat[at]} at position "
@@ -32,7 +32,7 @@ def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | N
         raise ValueError("starts goes with packed tokens (N,); got (B, T) tokens; leave starts out")
     else:
         bounds = int32_of(np.asarray(starts), "starts")
-    lengths = np.diff(bounds)
+    lengths = bounds[1:] - bounds[:-1]
     if bounds.size < 2 or bounds[0] != 0 or bounds[-1] != flat.size or lengths.min() < 1:
         raise ValueError(
             f"starts must rise from 0 to the number of tokens, {flat.size}; got {bounds[:8].tolist()}; "
@@ -91,7 +91,7 @@ def checked_seed(seed: int, what: str) -> int:
 
 def int32_of(array: np.ndarray, what: str) -> np.ndarray:
     """The whole numbers of an array, flat."""
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise TypeError(f"{what} must be whole numbers; got {array.dtype}; give an array of int32")
     flat = array.reshape(-1)
     ids = np.ascontiguousarray(flat, np.int32)

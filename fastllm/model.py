@@ -302,12 +302,12 @@ class Model:
     def _zero_sums(self, gradients: FlatParameters) -> None:
         """Set the gradients to 0 that are always added to: norms', embeddings' but for a tied head's, adapters'."""
         if self.adapter is not None:
-            gradients.flat.fill(0)
+            self._backend.kernels.zero(gradients.flat)
             return
         begin = gradients.decayed
         if self.config.tied_head:
             begin += gradients["embedding.token.weight"].size
-        gradients.flat[begin:] = 0
+        self._backend.kernels.zero(gradients.flat[begin:])
 
     def _score_and_gradients(self, batch: Batch, targets: np.ndarray, normalizer: float) -> Score:
         """Forward and backward of a part of a batch, at least one of whose tokens has a target."""
@@ -333,7 +333,7 @@ class Model:
 
     def zero_gradients(self) -> None:
         """Set all gradients to 0."""
-        self.gradients.flat.fill(0)
+        self._backend.kernels.zero(self.gradients.flat)
 
     @property
     def cache_dtype(self) -> np.dtype:

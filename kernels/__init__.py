@@ -31,7 +31,7 @@ from .attention import attention_backward, attention_forward, attention_prefill,
 from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
-from .gradient_norm import scale, squared_norm
+from .gradient_norm import scale, squared_norm, zero
 from .head_norm import head_norm_backward, head_norm_forward
 from .jit import MAX_CHUNKS as MAX_CHUNKS
 from .jit import cache_directory, keeps_kernels, watch_compilation
@@ -111,4 +111,5 @@ __all__ = [
     "swiglu_backward",
     "swiglu_forward",
     "watch_compilation",
+    "zero",
 ]

@@ -1,11 +1,13 @@
-"""The global norm of all gradients, and scaling to clip it (Pascanu et al. 2012, arXiv:1211.5063).
+"""All gradients at once: their global norm, scaling to clip it (Pascanu et al. 2012, arXiv:1211.5063), zeros.
 
     norm = sqrt(sum x^2)          x *= max_norm / norm where norm > max_norm
 """
 
 import numpy as np
 
+from .claim import claim
 from .jit import chunk_count, inline, kernel, piece, prange
+from .simd import pointer
 
 
 @inline
@@ -52,3 +54,22 @@ def scale(x, factor):
         return
     for chunk in prange(chunks):
         _scale(x, factor, chunk, chunks)
+
+
+@inline
+def _zero(x, chunk, chunks):
+    mine = piece(x, chunk, chunks)
+    claim(pointer(mine), mine.shape[0])
+    for i in range(mine.shape[0]):
+        mine[i] = np.float32(0)
+
+
+@kernel(parallel=True)
+def zero(x):
+    """x (P,) = 0: each thread in the part that it will update."""
+    chunks = chunk_count(x.shape[0])
+    if chunks == 1:
+        _zero(x, 0, 1)
+        return
+    for chunk in prange(chunks):
+        _zero(x, chunk, chunks)

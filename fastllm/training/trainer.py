@@ -107,7 +107,8 @@ class Trainer:
     def _update(self, batch: PackedBatch) -> tuple[Score, float, float]:
         """Score and gradient norm before the update, and the learning rate of the update."""
         score = Score()
-        if not batch.target_count:
+        targets = batch.target_count
+        if not targets:
             raise ValueError(
                 f"a batch needs at least one target >= 0; got none for step {self.step + 1}; leave such examples out"
             )
@@ -116,7 +117,7 @@ class Trainer:
                 part.tokens,
                 part.targets,
                 part.starts,
-                batch.target_count,
+                targets,
                 self._dropout_seed(number),
                 accumulate=number > 0,
             )

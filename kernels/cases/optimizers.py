@@ -22,6 +22,11 @@ def scale(rng, parameters):
     return {"x": normal(rng, parameters), "factor": 0.9}
 
 
+@case(FLAT, FLAT_REALISTIC, flops=lambda s: 0, updated=("x",))
+def zero(rng, parameters):
+    return {"x": normal(rng, parameters)}
+
+
 @case(
     FLAT,
     FLAT_REALISTIC,

@@ -19,7 +19,7 @@ from .attention import attention_backward, attention_forward, attention_prefill
 from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
-from .gradient_norm import scale, squared_norm
+from .gradient_norm import scale, squared_norm, zero
 from .head_norm import head_norm_backward, head_norm_forward
 from .kv_cache import attention_decode, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
@@ -85,4 +85,5 @@ __all__ = [
     "squared_norm",
     "swiglu_backward",
     "swiglu_forward",
+    "zero",
 ]

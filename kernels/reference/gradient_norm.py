@@ -1,6 +1,6 @@
 """Norm of the flat gradient, for clipping (Pascanu et al. 2012, arXiv:1211.5063).
 
-    squared_norm = sum(x^2)        scale: x *= factor
+    squared_norm = sum(x^2)        scale: x *= factor        zero: x = 0
 """
 
 import numpy as np
@@ -14,3 +14,8 @@ def squared_norm(partials, x):
 def scale(x, factor):
     """Multiply x (P,) in place."""
     x *= factor
+
+
+def zero(x):
+    """Set x (P,) to 0."""
+    x[...] = 0
