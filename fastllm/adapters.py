@@ -37,14 +37,14 @@ from .formats.huggingface import MODULES
 from .formats.huggingface_config import model_type
 from .formats.huggingface_folder import holds_a_model, stored_array
 from .formats.opened import float32
-from .formats.peft import CONFIG, Rules
+from .formats.peft import CONFIG, WEIGHTS, Rules
 from .formats.rows import row_order
 from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
 from .hub import download, is_hub_name
 from .lora import AdapterParameters, Addition, linear_maps
 from .model import Model
 
-WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+PICKLE = "adapter_model.bin"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 Arrays = dict[str, NDArray[np.float32]]
 

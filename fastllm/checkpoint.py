@@ -6,25 +6,14 @@ them, so that it opens the folder, and what is changed there counts; config.json
 have no words for. Other models have our names.
 
 The checkpoint of a model with an adapter holds the adapter instead, as PEFT has it, and names the model it adds to.
-
-It is written whole beside the old one and then takes its place, so that at any moment one of the two is
-complete: `.checkpoint.new` becomes `checkpoint` after that has become `.checkpoint.old`. Files of others in the folder
-come along.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import itertools
 import json
 import os
-import re
-import shutil
-import sys
-import time
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import adapters
-from .atomic import make_parent
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
@@ -46,9 +34,17 @@ from .formats.huggingface_folder import (
     GENERATION,
     TOP_K,
     WEIGHTS,
-    holds_a_model,
     read_generation,
     stored_array,
+)
+from .formats.model_folder import (
+    OPTIMIZER,
+    PROGRESS,
+    TOKENIZER,
+    is_checkpoint,
+    is_set_aside,
+    replacing_folder,
+    restore,
 )
 from .formats.opened import float32
 from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
@@ -60,22 +56,10 @@ from .parameters import check_shapes, shapes_of
 from .tokenizers import load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 
-TOKENIZER = "tokenizer.json"
-OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
 # Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
 FORMAT, VERSION = "fastllm", 4
-# At taking an old checkpoint's place, into which a reader may be putting it back; on Windows, no folder can be renamed
-# in which a file is open, be it for a scanner's moment.
-ATTEMPTS, WAIT = 10, 0.1
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
-# What we and transformers write of a model, beside its weights (see is_of_a_model), and what only a checkpoint has.
-MODEL_FILES = {
-    CONFIG, GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
-}  # fmt: skip
-SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, adapters.CONFIG, adapters.WEIGHTS}
 
 
 def save(
@@ -111,14 +95,9 @@ def save_tuned(
     """
     GenerationConfig.of(None, model.generation_options)  # raises for what load would refuse
     target = Path(directory).resolve()
-    if target.exists() and not _is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
+    if target.exists() and not is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
-    new, old = _beside(target, "new"), _beside(target, "old")
-    make_parent(target)
-    restore(target)
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
+    with replacing_folder(target) as new:
         if model.adapter is not None:
             adapters.write_adapter(new, model.config, model.adapter, model.origin)
         else:
@@ -128,37 +107,6 @@ def save_tuned(
             _write_arrays(new / OPTIMIZER, optimizer.state())
         if progress is not None:
             _write_json(new / PROGRESS, dict(progress))
-        _flush(new)
-        _take_place(new, target, old)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            restore(target)
-        raise
-    _move_others(old, target)
-
-
-def _take_place(new: Path, target: Path, old: Path) -> None:
-    """Rename: the target, where there is one, gets the old name, and the new folder the target's."""
-    for attempt in range(ATTEMPTS):
-        try:
-            _move_others(old, target)
-            if target.exists():
-                os.replace(target, old)
-            os.replace(new, target)
-            return
-        except OSError as error:
-            reason = error
-            is_held = isinstance(error, PermissionError) and sys.platform == "win32"
-            if not is_held and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            if is_held:
-                time.sleep(attempt * WAIT)
-    raise OSError(
-        errno.EBUSY,
-        f"{target} could not be replaced, as its files were in use each time: {reason.strerror or reason}; close what "
-        "reads it (a model that was opened there does until unfreeze()), or choose another folder",
-    )
 
 
 def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, Tokenizer]:
@@ -190,7 +138,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
 def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """Where a model is on the disk, downloaded if need be, and what its origin is."""
     given = Path(path)
-    if not given.exists() and not _beside(given.resolve(), "old").exists() and is_hub_name(os.fspath(path)):
+    if not given.exists() and not is_set_aside(given.resolve()) and is_hub_name(os.fspath(path)):
         return download(os.fspath(path)), os.fspath(path)
     return given, os.path.abspath(path)
 
@@ -224,7 +172,7 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
 
 def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     """A model without an adapter: ours or another project's."""
-    own = _own(folder) if _is_checkpoint(folder) else None
+    own = _own(folder) if is_checkpoint(folder) else None
     if own is None:
         return _open_foreign(folder, backend)
     tokenizer = load_tokenizer(folder / TOKENIZER)
@@ -376,7 +324,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 def _find(path: Path) -> Path | None:
     for folder in (path, path / "checkpoint"):
         restore(folder)
-        if _is_checkpoint(folder):
+        if is_checkpoint(folder):
             return folder
     return None
 
@@ -431,53 +379,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: float32(array) if stored[name].dtype == "BF16" else array for name, array in arrays.items()}
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    return any(
-        (folder / config).is_file() and (folder / weights).is_file()
-        for config, weights in ((CONFIG, WEIGHTS), (adapters.CONFIG, adapters.WEIGHTS))
-    )
-
-
-def is_of_a_model(path: Path) -> bool:
-    """Whether a file in a model's folder is a part of the model, which a new one replaces."""
-    return path.is_file() and (path.name in MODEL_FILES or SHARD.fullmatch(path.name) is not None)
-
-
-def _move_others(old: Path, folder: Path) -> None:
-    """What is no part of the model in an old folder, a user's notes say, goes to the new one; the rest is removed.
-
-    What can't be moved, as it is another user's say, stays in a folder beside, of which a warning tells.
-    """
-    if not old.is_dir() or not folder.is_dir():
-        return
-    for entry in old.iterdir():
-        target = folder / entry.name
-        if is_of_a_model(entry) or (entry.name in CHECKPOINT_FILES and entry.is_file()):
-            entry.unlink(missing_ok=True)
-        elif not target.exists():
-            with contextlib.suppress(OSError):
-                os.replace(entry, target)
-    try:
-        old.rmdir()
-    except OSError:
-        paths = (folder.with_name(f"{folder.name}.kept-{number}") for number in itertools.count(1))
-        kept = next(path for path in paths if not path.exists())
-        os.replace(old, kept)
-        warnings.warn(f"not all that stood beside the model in {folder} could be moved; it is in {kept}", stacklevel=3)
-
-
-def restore(folder: Path) -> None:
-    """Put the old folder back if the writer of a new one was killed between the two renames."""
-    old = _beside(folder, "old")
-    if not folder.exists() and (_is_checkpoint(old) or holds_a_model(old)):
-        os.replace(old, folder)
-
-
-def _beside(folder: Path, state: str) -> Path:
-    """The name of the new or the old checkpoint while one takes the other's place; hidden, so that it is ours."""
-    return folder.parent / f".{folder.name}.{state}"
-
-
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}
 
@@ -508,10 +409,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(f"{path} must hold a JSON object; got {type(value).__name__}; use another checkpoint")
     return value
-
-
-def _flush(folder: Path) -> None:
-    """Have the files on the disk before their folder gets its name."""
-    for path in folder.iterdir():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from .adapters import is_adapter
-from .atomic import make_parent, work_path
-from .checkpoint import is_of_a_model, load, restore
+from .atomic import make_parent
+from .checkpoint import load
 from .config import ModelConfig
 from .dialogue import end_ids
 from .errors import ConfigError, FormatError
@@ -28,6 +26,7 @@ from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
 from .formats.gguf import OPTIONS
 from .formats.huggingface_folder import CONFIG
+from .formats.model_folder import is_of_a_model, restore
 from .formats.opened import Weights
 from .formats.rows import Progress
 from .model import Model
@@ -177,11 +176,10 @@ def write(
         else:
             assert kind is not None
             files = {} if source.tokenizer is None else _tokenizer_files(source.tokenizer)
-            with _replacing_folder(path.resolve()) as new:
-                write_huggingface(
-                    new, source.config, source.weights, dtype=FOLDER_TYPES[kind], generation=_generation(source),
-                    files=files, progress=progress,
-                )  # fmt: skip
+            write_huggingface(
+                path, source.config, source.weights, dtype=FOLDER_TYPES[kind],
+                generation=_generation(source), files=files, replace=force, progress=progress,
+            )  # fmt: skip
     except FileExistsError:
         raise
     except OSError as error:
@@ -235,30 +233,6 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
         )
     if not force:
         raise FileExistsError(f"{target} must not be there yet; got a model's folder; --force replaces it")
-
-
-@contextlib.contextmanager
-def _replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield the path of a folder to be made, which then takes the place of what is there."""
-    if not path.exists() or not any(path.iterdir()):
-        yield path
-        return
-    room = work_path(path)
-    new = room / path.name
-    old = path.with_name(f".{path.name}.old")  # from where fastllm.load fetches it, were we killed in between
-    try:
-        room.mkdir()
-        yield new
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(path, old)
-        try:
-            os.replace(new, path)
-        except BaseException:
-            os.replace(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
 
 
 # Generation and tokenizers, in their words

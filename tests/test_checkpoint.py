@@ -11,8 +11,10 @@ from saved_models import load, rewrite_config, rewrite_model, rewrite_theirs
 
 import fastllm
 from fastllm import checkpoint
+from fastllm.atomic import work_path
 from fastllm.checkpoint import CONFIG, GENERATION, OPTIMIZER, PROGRESS, TOKENIZER, WEIGHTS, load_progress
 from fastllm.errors import FormatError
+from fastllm.formats import model_folder
 
 
 def weights_of(path):
@@ -108,7 +110,15 @@ def test_training_goes_on_with_the_same_bits_where_rope_is_on_pairs(tmp_path, to
 # Failures while it is written
 
 
-@pytest.mark.parametrize("place", ["_write_arrays", "_write_json", "_flush", "os.mkdir"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "checkpoint._write_arrays",
+        "checkpoint._write_json",
+        "formats.model_folder._flush",
+        "formats.model_folder.os.mkdir",
+    ],
+)
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "key"])
 def test_a_failing_write_leaves_the_old_checkpoint(saved, tiny_model, tokenizer, monkeypatch, place, failure):
     before = weights_of(saved)
@@ -116,7 +126,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(saved, tiny_model, tokenizer,
     def fail(*arguments, **options):
         raise failure
 
-    monkeypatch.setattr(f"fastllm.checkpoint.{place}", fail)
+    monkeypatch.setattr(f"fastllm.{place}", fail)
     with pytest.raises(type(failure)):
         fastllm.save(saved, changed(tiny_model), tokenizer)
     monkeypatch.undo()
@@ -165,11 +175,11 @@ def test_killed_around_the_renames(saved, tiny_model, tokenizer, monkeypatch, re
             raise Killed
         return move_others(old_folder, folder)
 
-    move_others = checkpoint._move_others
+    move_others = model_folder._move_others
     changed(tiny_model)
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", dying)
-        patch.setattr(checkpoint, "_move_others", dying_removal)
+        patch.setattr(model_folder, "_move_others", dying_removal)
         with pytest.raises(Killed):
             fastllm.save(saved, tiny_model, tokenizer)
     if reader:
@@ -193,7 +203,7 @@ def test_a_file_that_windows_holds_open(saved, tiny_model, tokenizer, monkeypatc
                 raise PermissionError(13, "Access is denied")
         return replace(source, target)
 
-    monkeypatch.setattr(checkpoint, "WAIT", 0.0)
+    monkeypatch.setattr(model_folder, "WAIT", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", held)
         patch.setattr("sys.platform", "win32")
@@ -208,7 +218,7 @@ def test_a_file_that_windows_holds_open(saved, tiny_model, tokenizer, monkeypatc
 
 def test_a_half_written_checkpoint_beside_it_is_no_matter(saved, tiny_model, tokenizer):
     """As kill -9 leaves it."""
-    new = saved.with_name(".model.new")
+    new = work_path(saved)
     new.mkdir()
     (new / WEIGHTS).write_bytes(b"half")
     before = weights_of(saved)
@@ -290,7 +300,7 @@ def test_a_reader_between_the_renames_is_no_failure(saved, tiny_model, tokenizer
     replace, calls = os.replace, []
 
     def disturbed(source, target):
-        if str(source).endswith(".new") and len(calls) < 2:
+        if str(source).endswith(".work.tmp") and len(calls) < 2:
             calls.append(weights_of(saved))  # which restores
         return replace(source, target)
 
@@ -443,9 +453,7 @@ def whole(tmp_path_factory, tokenizer):
     return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@settings(
-    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, PROGRESS])
 def test_damaged_bytes_never_raise_another_error(whole, name, data):

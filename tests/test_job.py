@@ -301,7 +301,7 @@ def test_killed_while_the_checkpoint_is_written(tmp_path, config, uninterrupted,
     def dying(*arguments):
         calls.append(arguments)
         if len(calls) == 3:
-            monkeypatch.setattr("fastllm.checkpoint._flush", die)
+            monkeypatch.setattr("fastllm.formats.model_folder._flush", die)
         save(*arguments)
 
     def die(folder):

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 from gguf_bytes import LLAMA as GGUF_LLAMA
 from gguf_bytes import model_file, tensors
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mutations import Memory, damaged
 
@@ -453,6 +453,12 @@ ANY = SINGLE | SINGLE.flatmap(
     fields=st.dictionaries(st.sampled_from(KEYS), ANY, max_size=3),
     others=st.dictionaries(st.sampled_from(OTHER_KEYS), ANY, max_size=1),
     factors=st.none() | st.lists(st.floats(width=32) | st.floats(1, 8, width=32), min_size=2, max_size=2),
+)
+@example(
+    architecture="llama",
+    fields={"rope.scaling.factor": ("f64", 1e308)},
+    others={},
+    factors=[1.0, 2.0],  # together more than a float
 )
 @settings(max_examples=300)
 def test_no_metadata_break_the_reader(file, architecture, fields, others, factors):

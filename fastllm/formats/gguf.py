@@ -240,7 +240,7 @@ def _rope_scaling(fields: _Fields, config: ModelConfig, stored: StoredTensor | N
         )
     factors = stored.data.view("<f4").astype(np.float64)
     llama3 = _llama3_scaling(factors, config) if factor == 1.0 else None
-    return llama3 or {"type": "factors", "factors": (factors * factor).tolist()}
+    return llama3 or {"type": "factors", "factors": [number * factor for number in factors.tolist()]}
 
 
 def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:

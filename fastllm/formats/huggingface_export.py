@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import make_parent, work_path
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.huggingface import MODULES
 from fastllm.formats.huggingface_config import config_to_huggingface, model_type
 from fastllm.formats.huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
+from fastllm.formats.model_folder import replacing_folder
 from fastllm.formats.modules import Tensor, check, layout_of
 from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
@@ -37,6 +36,7 @@ def write_huggingface(
     dtype: str = "float32",
     generation: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write a folder that transformers opens: config.json, generation_config.json and model.safetensors.
@@ -45,18 +45,20 @@ def write_huggingface(
     dtype       of the file: "float32", "float16" or "bfloat16"
     generation  as OpenedModel.generation
     files       others to stand in the folder, such as tokenizer.json: name -> content
+    replace     take the place of a model that stands there; files of others in its folder come along
     progress    called with the bytes of tensors written so far, and those there are in all
 
-    All is written in a new folder beside, which then gets the name: the folder is whole or not there. A matrix is
-    in memory for a piece at a time, GPT-2's one as a whole.
+    All is written in a new folder beside, which then gets the name: a folder is whole or not there. A matrix is in
+    memory for a piece at a time, GPT-2's one as a whole.
 
     Raises FormatError for a model that Hugging Face has no name for, weights of another model and numbers that dtype
-    can't hold, FileExistsError where something stands in the folder already, OSError where it can't be written.
+    can't hold, FileExistsError where a file stands in the folder's place or, unless replace, in it, OSError where it
+    can't be written.
     """
     if dtype not in KINDS_OF_DTYPE:
         raise ValueError(f"dtype must be one of {', '.join(KINDS_OF_DTYPE)}; got {dtype!r}; choose one of them")
-    target = Path(folder).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    target = Path(folder).resolve()
+    if target.exists() and not (target.is_dir() and (replace or not any(target.iterdir()))):
         raise FileExistsError(f"{folder} must be a new or an empty folder; got one with files in it; choose another")
     fields, facts = config_files(config, dtype, generation or {})
     contents = {CONFIG: _json(fields), GENERATION: _json(facts)}
@@ -65,22 +67,10 @@ def write_huggingface(
             raise ValueError(f"files must have names of their own in the folder; got {name!r}; choose another name")
     contents |= files or {}
     layout = _tensors(config, weights, KINDS_OF_DTYPE[dtype])
-    make_parent(target)
-    new = work_path(target)
-    try:
-        new.mkdir()
+    with replacing_folder(target) as new:
         write_safetensors(new / WEIGHTS, layout, progress)
         for name, content in contents.items():
             (new / name).write_bytes(content)
-        for path in new.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
-        if target.exists():
-            target.rmdir()
-        os.replace(new, target)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
 
 
 def _tensors(

@@ -16,7 +16,7 @@ from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.patterns import Matcher
 from fastllm.lora import Addition
 
-CONFIG = "adapter_config.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_RANK = (1 << 16) - 1
 MOST_PATTERNS = 10_000
 

@@ -1,0 +1,142 @@
+"""Which files make a model's folder, and how a new folder takes the place of one.
+
+It is written whole beside the old one, so that at any moment one of the two is complete: `.model.<process>.work.tmp`
+becomes `model` after that has become `.model.old`. Files of others in the folder come along.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fastllm.atomic import make_parent, work_path
+from fastllm.formats import peft
+from fastllm.formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
+
+TOKENIZER = "tokenizer.json"
+OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
+# What we and transformers write of a model, beside its weights (see is_of_a_model), and what only a checkpoint has.
+MODEL_FILES = {
+    CONFIG, GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+}  # fmt: skip
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, peft.CONFIG, peft.WEIGHTS}
+# At taking an old folder's place, into which a reader may be putting it back; on Windows, no folder can be renamed in
+# which a file is open, be it for a scanner's moment.
+ATTEMPTS, WAIT = 10, 0.1
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a model or an adapter is there whose weights are in one file, as those of ours are."""
+    return any(
+        (folder / config).is_file() and (folder / weights).is_file()
+        for config, weights in ((CONFIG, WEIGHTS), (peft.CONFIG, peft.WEIGHTS))
+    )
+
+
+def is_of_a_model(path: Path) -> bool:
+    """Whether a file in a model's folder is a part of the model, which a new one replaces."""
+    return path.is_file() and (path.name in MODEL_FILES or SHARD.fullmatch(path.name) is not None)
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends, it stands at `target`, in place of the model that was there.
+
+    When the block raises, the folder goes and what was there stays. Raises OSError where it can't be written, or the
+    old one is in use.
+    """
+    make_parent(target)
+    restore(target)
+    new, old = work_path(target), _set_aside(target)
+    try:
+        new.mkdir()
+        yield new
+        _flush(new)
+        _take_place(new, target, old)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):
+            restore(target)
+        raise
+    _move_others(old, target)
+
+
+def restore(folder: Path) -> None:
+    """Put the old folder back if the writer of a new one was killed between the two renames."""
+    old = _set_aside(folder)
+    if not folder.exists() and (is_checkpoint(old) or holds_a_model(old)):
+        os.replace(old, folder)
+
+
+def is_set_aside(folder: Path) -> bool:
+    """Whether the writer of a new folder has renamed the old one, and may have been killed before it could go on."""
+    return _set_aside(folder).exists()
+
+
+def _set_aside(folder: Path) -> Path:
+    """The name of the old folder while a new one takes its place; hidden, so that it is ours."""
+    return folder.parent / f".{folder.name}.old"
+
+
+def _flush(folder: Path) -> None:
+    """Have the files on the disk before their folder gets its name."""
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _take_place(new: Path, target: Path, old: Path) -> None:
+    """Rename: the target, where there is one, gets the old name, and the new folder the target's."""
+    for attempt in range(ATTEMPTS):
+        try:
+            _move_others(old, target)
+            if target.exists():
+                os.replace(target, old)
+            os.replace(new, target)
+            return
+        except OSError as error:
+            reason = error
+            is_held = isinstance(error, PermissionError) and sys.platform == "win32"
+            if not is_held and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if is_held:
+                time.sleep(attempt * WAIT)
+    raise OSError(
+        errno.EBUSY,
+        f"{target} could not be replaced, as its files were in use each time: {reason.strerror or reason}; close what "
+        "reads it (a model that was opened there does until unfreeze()), or choose another folder",
+    )
+
+
+def _move_others(old: Path, folder: Path) -> None:
+    """What is no part of the model in an old folder, a user's notes say, goes to the new one; the rest is removed.
+
+    What can't be moved, as it is another user's say, stays in a folder beside, of which a warning tells.
+    """
+    if not old.is_dir() or not folder.is_dir():
+        return
+    for entry in old.iterdir():
+        target = folder / entry.name
+        if is_of_a_model(entry) or (entry.name in CHECKPOINT_FILES and entry.is_file()):
+            entry.unlink(missing_ok=True)
+        elif not target.exists():
+            with suppress(OSError):
+                os.replace(entry, target)
+    try:
+        old.rmdir()
+    except OSError:
+        paths = (folder.with_name(f"{folder.name}.kept-{number}") for number in itertools.count(1))
+        kept = next(path for path in paths if not path.exists())
+        os.replace(old, kept)
+        warnings.warn(f"not all that stood beside the model in {folder} could be moved; it is in {kept}", stacklevel=3)
