@@ -5,6 +5,7 @@
     python ../limits.py --json limits.json
     python ../original_job.py --json original.json
     fastllm bench generate --json generate.json
+    fastllm bench generate --cache-dtype float16 --json generate-float16.json
     python ../quantization_loss.py MODEL TEXT --json quantization.json
     python ../make_performance_page.py
 
@@ -106,18 +107,20 @@ Machines are shared, and their clocks and their cores' distances change: compare
 
 
 ORIGINAL_BOUNDS = """\
-On Intel an update takes 1.0 to 1.2 ms, 0.2 of them multiply-adds at the peak: the products of the backward pass 0.31,
-AdamW, whose four arrays come from the last cache, 0.26, those of the forward pass 0.15, Python and calls 0.24, all else
-0.2. On an AMD machine it depended on where the two cores were. While they share a cache, a region starts in 1.5 to 2.2
-us and an update takes 0.65 to 1.1 ms. A shared host moves them, for seconds at a time, to where they share none: then a
-region starts in 3 to 4 us, a line that both have read is written to 6 to 8 times more slowly, and an update took 2.6 to
-3.4 ms, a third of it Adam's. Tried. Kept: Adam takes over the lines of the parameters before it writes them (there 1.1
-ms become 0.4; where a cache is shared, nothing is lost); small steps run on one thread while that is faster, which is
-measured meanwhile (there 1.3 to 1.5 ms become 0.8 to 0.9 in the facts, 1.7 to 2.0 become 1.2 to 1.5 in the dialogues;
-elsewhere it costs 2%). Eight whole jobs by turns without and with that: 6.6 to 14.8 s, 9.1 in the mean, became 6.8 to
-8.7 s, 7.5 in the mean. Dropped: Adam's and the norm's chunks in the order in which the products cut the matrices (where
-no cache is shared 3% of an update, else nothing), asking for the lines to be written (1.2x, where one store to each
-gives 3x).
+By itself, not by turns with the twins, whose arrays then push these out of the caches, the job took 5.6 to 5.8 s. There
+an update of a dialogue takes 0.8 ms: products 0.43, of which 0.3 are multiply-adds at the peak, AdamW, whose four
+arrays come from the last cache, 0.16, Python and calls 0.15, attention 0.06. On Intel it takes 1.0 to 1.2 ms, 0.2 of
+them multiply-adds at the peak. On another AMD machine it depended on where the two cores were. While they share a
+cache, a region starts in 1.5 to 2.2 us and an update takes 0.65 to 1.1 ms. A shared host moves them, for seconds at a
+time, to where they share none: then a region starts in 3 to 4 us, a line that both have read is written to 6 to 8 times
+more slowly, and an update took 2.6 to 3.4 ms, a third of it Adam's. Tried. Kept: Adam takes over the lines of the
+parameters before it writes them (there 1.1 ms become 0.4; where a cache is shared, nothing is lost), and so does what
+sets gradients to zero, on all threads (0.033 ms become 0.013); small steps run on one thread while that is faster,
+which is measured meanwhile (there 1.3 to 1.5 ms become 0.8 to 0.9 in the facts, 1.7 to 2.0 become 1.2 to 1.5 in the
+dialogues; elsewhere it costs 2%). Eight whole jobs by turns without and with that: 6.6 to 14.8 s, 9.1 in the mean,
+became 6.8 to 8.7 s, 7.5 in the mean. Dropped: Adam's and the norm's chunks in the order in which the products cut the
+matrices (where no cache is shared 3% of an update, else nothing), asking for the lines to be written (1.2x, where one
+store to each gives 3x).
 """
 
 GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
@@ -131,42 +134,40 @@ Python, NumPy and the compiler's library alone are 90 MB of it.
 """
 
 GENERATION_BOUNDS = """\
-What is missed (bold), and what bounds it. One text waits for memory most of the time, F32, F16 and Q8_0 on both sides;
-the rest is about 0.2 ms a token of Python and calls, and attention, which reads its own memory. Eight texts take eight
-times the multiply-adds of one, and read eight caches: with weights of 8 or 4 bits one text takes so little time that
-eight take more than twice that. *At the peak* is what eight would reach if these multiply-adds, at the peak in float32,
-were all there is to do. In a run by themselves on AMD, eight texts of Q8_0 took 12.6 ms a token each: 8.6 products, 3.5
-attention, at the speed of memory. One text took 5.0: for four times as much, the products would have to take 6. They
+What is missed (bold), and what bounds it. One text waits for memory most of the time, on both sides; the rest is about
+0.2 ms a token of Python and calls, and attention, which reads its own memory. Eight texts take eight times the
+multiply-adds of one, and read eight caches: with weights of 8 or 4 bits one text takes so little time that eight take
+more than twice that. *At the peak* is what eight would reach if these multiply-adds, at the peak in float32, were all
+there is to do. In a run by themselves on AMD, eight texts of Q8_0 took 12.6 ms a token each: 8.6 products, 3.5
+attention, at the speed of memory. One text takes 4.6: for four times as much, the products would have to take 5. They
 are done in bytes, for 32 weights and eight texts 8 multiply-adds of 512 bits, 4 more of the scales, and as many
 conversions and shifts: 12 cycles where they are bound by multiplying alone, 16 as measured. In float32 it would be 16
 multiply-adds and the unpacking, 22 cycles. How many times transformers' speed one text has in F32 depends on memory
 alone: on Intel transformers reads 19 GB/s of the 28 there are, so that none can decode three times as fast; on AMD it
 reads 11, and fastllm what there is, 27 GB/s on one day and 39 on another, which was 3.44 times.
 
-On AMD, one text of Q4_0 took 4.8 ms in kernels: 4.0 products, 0.6 attention, 0.1 the write of its keys, 0.15 all else;
-and 0.15 of Python. llama.cpp multiplies with 8 bits of x, fastllm with 16, which takes two multiply-adds for its one.
-With F16, what is left to win is outside the products, which read memory as fast as llama.cpp does as a whole.
-
-fastllm keeps keys and values in float32 here, llama.cpp in float16. With `--cache-dtype float16` (on AMD, by turns)
-eight texts of 128 tokens and more take 0.91 of the time with Q8_0 and Q4_0, and eight of 900 tokens 0.78; one text 0.96
-to 0.99 and 0.87. Logits are then off by 3 to 4 parts in ten thousand of the largest.
+On AMD, one text of Q4_0 takes 3.3 ms in kernels: 2.7 products, 0.5 attention, 0.1 the write of its keys, 0.1 all else;
+and 0.2 of Python and calls. Its products read 28 GB/s, as those of all kinds do. What is left to win is outside them:
+with F16, llama.cpp as a whole reads memory as fast as fastllm's products alone.
 
 Tried. Kept: weights of a few bits multiplied as bytes with x rounded to 16 bits, where the CPU can (one text 1.0x to
-1.3x, by kind; eight 1.1x to 1.3x); four rows of weights with four or eight of x, two otherwise (1.2x), asking for
-weights and for keys ahead (2x), and into the second cache, not the first (on AMD F32 1.25x, eight texts and attention
-1.15x; float16 keys and values four groups ahead, not one, 1.1x to 1.3x), 5 KB ahead, not 4 (eight texts of F32 1.2x on
-AMD; 2 to 16 KB make no difference on Intel), keys dimension by dimension (attention 1.1-1.3x). Not even tried, as
-logits are to be exact to a few parts in a hundred thousand: x rounded to 8 bits, and one scale for a whole row of x,
-where a few numbers are a thousand times the others. Dropped: one scale for 32 numbers of x (twice the error of one for
-eight), words of 16 bits in place of two bytes (one text 0.8x, eight the same), four weights in all lanes and a text in
-each (eight 0.75x), eight rows of weights with eight of x (0.9x), the next attention's keys and values asked for during
-the products, where memory is idle (attention takes 0.7 times as long, products 1.07 times: nothing); in float32 three
-rows of weights with eight of x (spills), one with eight (F16 0.7x), four accumulators a product (nothing), scales made
-float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the sums of sixteen outputs added up together for one
-text, and four outputs at a time (nothing); threads that take outputs as they finish, not halves (0.7-1.0x, perhaps as
-each asks ahead for what the other then takes), asking for weights as what is not read again (F32 0.55x on Intel; on AMD
-mostly 1.0x to 1.05x, where the same code twice differed by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight
-0.9x).
+1.3x, by kind; eight 1.1x to 1.3x); beside one text in a vector, four rows of weights, and two such vectors together
+(one text of Q4_0 and Q5_0 1.35x to 1.45x, Q8_0 1.0x to 1.4x, Q4_K 1.7x, Q6_K 1.4x); what is asked for ahead, line after
+line behind the last row, in place of behind each (eight texts of Q8_0 1.05x); four rows of weights with four or eight
+of x, two otherwise (1.2x), asking for weights and for keys ahead (2x), and into the second cache, not the first (on AMD
+F32 1.25x, eight texts and attention 1.15x; float16 keys and values four groups ahead, not one, 1.1x to 1.3x), 5 KB
+ahead, not 4 (eight texts of F32 1.2x on AMD; 2 to 16 KB make no difference on Intel), keys dimension by dimension
+(attention 1.1-1.3x). Not even tried, as logits are to be exact to a few parts in a hundred thousand: x rounded to 8
+bits, and one scale for a whole row of x, where a few numbers are a thousand times the others. Dropped: one scale for 32
+numbers of x (twice the error of one for eight), words of 16 bits in place of two bytes (one text 0.8x, eight the same),
+four weights in all lanes and a text in each (eight 0.75x), eight rows of weights with eight of x (0.9x), the next
+attention's keys and values asked for during the products, where memory is idle (attention takes 0.7 times as long,
+products 1.07 times: nothing); in float32 three rows of weights with eight of x (spills), one with eight (F16 0.7x),
+four accumulators a product (nothing), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the
+sums of sixteen outputs added up together for one text (nothing); rows of weights beside two texts (0.8x); threads that
+take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead for what the other then takes), asking for
+weights as what is not read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed
+by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight 0.9x).
 """
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
@@ -177,9 +178,15 @@ PROMPT_TARGET, TRANSFORMERS_TARGET, TOGETHER_TARGET, BEYOND_TARGET = 0.8, 3.0, 4
 
 
 def page(
-    peers: Record, limits: Record, original: list[Record], generate: Record, quantization: Record, others: list[Record]
+    peers: Record,
+    limits: Record,
+    original: list[Record],
+    generate: Record,
+    halves: Record,
+    quantization: Record,
+    others: list[Record],
 ) -> str:
-    """The whole text."""
+    """The whole text. halves: as generate, with keys and values in float16."""
     return "\n".join(
         [
             "# Performance\n",
@@ -200,6 +207,7 @@ def page(
             "## Generating, against llama.cpp and transformers\n",
             f"{generate['model']['name']}, {generate['threads']} threads; {generate['machine']}.\n",
             generation_table(generate, peak_of(peers)),
+            halves_text(halves),
             GENERATION_METHOD,
             GENERATION_BOUNDS,
             "## What quantising costs\n",
@@ -378,6 +386,22 @@ def generation_table(generate: Record, peak: float) -> str:
     return "\n".join([*lines, ""])
 
 
+def halves_text(halves: Record) -> str:
+    rows = {(row["kind"], row["contender"]): row for row in halves["rows"]}
+
+    def ratio(kind: str, name: str) -> str:
+        return f"{kind} {ratio_of(rows[kind, 'fastllm'], rows[kind, name], 'decode'):.2f}x"
+
+    theirs = ", ".join(ratio(kind, "llama.cpp") for kind in DECODE_TARGETS)
+    eight = ", ".join(f"{kind} {rows[kind, 'fastllm']['together']['median']:.0f}" for kind in DECODE_TARGETS)
+    return (
+        "fastllm keeps keys and values in float32 here, llama.cpp in float16. With float16 on both sides "
+        f"(`--cache-dtype float16`, a run of its own) it decodes, of llama.cpp's speed, {theirs}, of transformers' "
+        f"{ratio('F32', 'transformers')}, and eight texts at once {eight} tokens/s. Logits are then off by 3 to 4 "
+        "parts in ten thousand of the largest.\n"
+    )
+
+
 def ratio_of(ours: Record, theirs: Record, name: str) -> float:
     return ours[name]["median"] / theirs[name]["median"]
 
@@ -486,11 +510,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--measured", type=Path, default=here / "measured", help="folder of them")
     parser.add_argument("--docs", type=Path, default=here.parent / "docs")
     arguments = parser.parse_args(argv)
-    names = ("peers", "limits", "original", "generate", "quantization")
-    peers, limits, original, generate, quantization = (read(arguments.measured / f"{name}.json") for name in names)
+    names = ("peers", "limits", "original", "generate", "generate-float16", "quantization")
+    measured = [read(arguments.measured / f"{name}.json") for name in names]
+    limits = measured[1]
     others = [read(path) for path in sorted(arguments.measured.glob("other-*.json"))]
     files = {
-        "performance.md": page(peers, limits, original, generate, quantization, others),
+        "performance.md": page(*measured, others),
         "performance-sequences.svg": sequence_chart(limits),
         "performance-context.svg": context_chart(limits),
     }

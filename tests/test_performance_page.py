@@ -83,8 +83,9 @@ def measurements() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]
 
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     peers, *others = measurements()
-    names = ("peers", "other-machine", "limits", "original", "generate", "quantization")
-    for name, content in zip(names, (peers, peers, *others, generation(tmp_path), QUANTIZATION), strict=True):
+    names = ("peers", "other-machine", "limits", "original", "generate", "generate-float16", "quantization")
+    generated = generation(tmp_path)
+    for name, content in zip(names, (peers, peers, *others, generated, generated, QUANTIZATION), strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     assert script("make_performance_page")["main"](["--measured", str(tmp_path), "--docs", str(tmp_path)]) == 0
     text = (tmp_path / "performance.md").read_text()
@@ -109,6 +110,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         "| decoding F32, of transformers' at least 3x | 5.00x |",
         "| memory beyond file and cache Q8_0, at most 150 MB | **190 MB** |",
         "| Q4_0 | 77 | 15.0% | 21.5000 | +3.12% |",
+        "it decodes, of llama.cpp's speed, F32 0.80x, F16 0.80x, Q8_0 0.80x, Q4_0 0.80x, of transformers' F32 5.00x",
     ):
         assert said in text
     for chart in ("performance-sequences.svg", "performance-context.svg"):
