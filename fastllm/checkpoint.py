@@ -42,7 +42,9 @@ from .formats.model_folder import (
     PROGRESS,
     TOKENIZER,
     is_checkpoint,
+    is_free,
     is_set_aside,
+    real_path,
     replacing_folder,
     restore,
 )
@@ -94,10 +96,10 @@ def save_tuned(
     It names model.origin as what the adapter adds to, which load then opens too.
     """
     GenerationConfig.of(None, model.generation_options)  # raises for what load would refuse
-    target = Path(directory).resolve()
-    if target.exists() and not is_checkpoint(target) and not (target.is_dir() and not any(target.iterdir())):
+    target = real_path(directory)
+    if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
-    with replacing_folder(target) as new:
+    with replacing_folder(target, is_checkpoint) as new:
         if model.adapter is not None:
             adapters.write_adapter(new, model.config, model.adapter, model.origin)
         else:
@@ -138,7 +140,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
 def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """Where a model is on the disk, downloaded if need be, and what its origin is."""
     given = Path(path)
-    if not given.exists() and not is_set_aside(given.resolve()) and is_hub_name(os.fspath(path)):
+    if not given.exists() and not is_set_aside(given) and is_hub_name(os.fspath(path)):
         return download(os.fspath(path)), os.fspath(path)
     return given, os.path.abspath(path)
 

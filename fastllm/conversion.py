@@ -26,7 +26,7 @@ from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
 from .formats.gguf import OPTIONS
 from .formats.huggingface_folder import CONFIG
-from .formats.model_folder import is_of_a_model, restore
+from .formats.model_folder import is_of_a_model, one_at_a_time, real_path, restore
 from .formats.opened import Weights
 from .formats.rows import Progress
 from .model import Model
@@ -157,7 +157,7 @@ def write(
 
     type      of the matrices: f32, f16, bf16, and of a GGUF file q8_0, q4_0, q4_1; None: as the source has them,
               which is f16 for quantised ones that a folder or an adapter makes floats of
-    force     replace what is there
+    force     replace what is there; of a folder, the model: a README.md and .gitattributes stay
     progress  called with the bytes of tensors written so far, and those there are in all
 
     Raises ConfigError for a type that the target can't have, FileExistsError where something stands in its place,
@@ -214,11 +214,16 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
             what, fix = ("a folder", "choose another name") if path.is_dir() else ("a file", "--force replaces it")
             raise FileExistsError(f"{target} must not be there yet; got {what}; {fix}")
         return
-    restore(path.absolute())
+    with one_at_a_time(real_path(path).parent):
+        restore(path)
+        _check_folder(path, force)
+
+
+def _check_folder(path: Path, force: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise FileExistsError(f"{target} must be a folder, or end in {GGUF}; got a file; choose another name")
+        raise FileExistsError(f"{path} must be a folder, or end in {GGUF}; got a file; choose another name")
     names = sorted(entry.name for entry in path.iterdir())
     if not names:
         return
@@ -229,10 +234,10 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
     if CONFIG not in names or foreign:
         found = f"with {foreign[0]}" if foreign else f"without {CONFIG}"
         raise FileExistsError(
-            f"{target} must be new, or hold nothing but a model; got a folder {found}; choose another name"
+            f"{path} must be new, or hold nothing but a model; got a folder {found}; choose another name"
         )
     if not force:
-        raise FileExistsError(f"{target} must not be there yet; got a model's folder; --force replaces it")
+        raise FileExistsError(f"{path} must not be there yet; got a model's folder; --force replaces it")
 
 
 # Generation and tokenizers, in their words

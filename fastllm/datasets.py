@@ -60,16 +60,13 @@ class PackedBatch:
         """The batch in at most `parts` batches of whole sequences; those without a target are left out."""
         sequences = len(self.starts) - 1
         parts = min(parts, sequences)
-        if parts == 1:
-            yield self
-            return
         for part in range(parts):
             first, last = sequences * part // parts, sequences * (part + 1) // parts
             rows = slice(int(self.starts[first]), int(self.starts[last]))
             piece = PackedBatch(
                 self.tokens[rows], self.targets[rows], self.starts[first : last + 1] - self.starts[first]
             )
-            if piece.target_count:
+            if parts == 1 or piece.target_count:
                 yield piece
 
 

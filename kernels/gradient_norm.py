@@ -66,7 +66,7 @@ def _zero(x, chunk, chunks):
 
 @kernel(parallel=True)
 def zero(x):
-    """x (P,) = 0: each thread in the part that it will update."""
+    """x (P,) = 0."""
     chunks = chunk_count(x.shape[0])
     if chunks == 1:
         _zero(x, 0, 1)

@@ -17,7 +17,7 @@ from fastllm.errors import FormatError
 from fastllm.formats.huggingface import MODULES
 from fastllm.formats.huggingface_config import config_to_huggingface, model_type
 from fastllm.formats.huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
-from fastllm.formats.model_folder import replacing_folder
+from fastllm.formats.model_folder import holds_config, is_free, real_path, replacing_folder
 from fastllm.formats.modules import Tensor, check, layout_of
 from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
@@ -57,9 +57,11 @@ def write_huggingface(
     """
     if dtype not in KINDS_OF_DTYPE:
         raise ValueError(f"dtype must be one of {', '.join(KINDS_OF_DTYPE)}; got {dtype!r}; choose one of them")
-    target = Path(folder).resolve()
-    if target.exists() and not (target.is_dir() and (replace or not any(target.iterdir()))):
-        raise FileExistsError(f"{folder} must be a new or an empty folder; got one with files in it; choose another")
+    target, replaces = real_path(folder), holds_config if replace else _nothing
+    if not is_free(target, replaces):
+        what = "a new or an empty folder, or a model's" if replace else "a new or an empty folder"
+        found = "one with other files in it" if target.is_dir() else "a file"
+        raise FileExistsError(f"{folder} must be {what}; got {found}; choose another")
     fields, facts = config_files(config, dtype, generation or {})
     contents = {CONFIG: _json(fields), GENERATION: _json(facts)}
     for name in files or {}:
@@ -67,10 +69,14 @@ def write_huggingface(
             raise ValueError(f"files must have names of their own in the folder; got {name!r}; choose another name")
     contents |= files or {}
     layout = _tensors(config, weights, KINDS_OF_DTYPE[dtype])
-    with replacing_folder(target) as new:
+    with replacing_folder(target, replaces) as new:
         write_safetensors(new / WEIGHTS, layout, progress)
         for name, content in contents.items():
             (new / name).write_bytes(content)
+
+
+def _nothing(folder: Path) -> bool:
+    return False
 
 
 def _tensors(

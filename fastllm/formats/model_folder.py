@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,44 +49,85 @@ def is_of_a_model(path: Path) -> bool:
     return path.is_file() and (path.name in MODEL_FILES or SHARD.fullmatch(path.name) is not None)
 
 
-@contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder; when the block ends, it stands at `target`, in place of the model that was there.
+def holds_config(folder: Path) -> bool:
+    """Whether a model's config is there, with its weights or without."""
+    return (folder / CONFIG).is_file()
 
-    When the block raises, the folder goes and what was there stays. Raises OSError where it can't be written, or the
-    old one is in use.
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads to, whose links are followed."""
+    return Path(os.path.realpath(path))
+
+
+def is_free(target: Path, replaces: Callable[[Path], bool]) -> bool:
+    """Whether nothing stands at a real_path, or an empty folder, or one that may be replaced, after `restore`."""
+    with one_at_a_time(target.parent):
+        restore(target)
+        return not target.exists() or (target.is_dir() and (not any(target.iterdir()) or replaces(target)))
+
+
+@contextmanager
+def replacing_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends, it stands at `target`, a real_path that is_free.
+
+    replaces  whether a folder that stands there then may be replaced
+
+    When the block raises, the folder goes and what was there stays. Raises OSError where it can't be written or the old
+    one is in use, FileExistsError where something else has come there meanwhile.
     """
     make_parent(target)
-    restore(target)
-    new, old = work_path(target), _set_aside(target)
+    new = work_path(target)
     try:
         new.mkdir()
         yield new
         _flush(new)
-        _take_place(new, target, old)
+        with one_at_a_time(target.parent):
+            _take_place(new, target, replaces)
+            _move_others(_set_aside(target), target)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
-        with suppress(OSError):
-            restore(target)
         raise
-    _move_others(old, target)
 
 
 def restore(folder: Path) -> None:
     """Put the old folder back if the writer of a new one was killed between the two renames."""
+    folder = real_path(folder)
     old = _set_aside(folder)
     if not folder.exists() and (is_checkpoint(old) or holds_a_model(old)):
-        os.replace(old, folder)
+        try:
+            os.replace(old, folder)
+        except OSError:
+            if not folder.exists():  # or it was between the two, and has gone on
+                raise
 
 
 def is_set_aside(folder: Path) -> bool:
     """Whether the writer of a new folder has renamed the old one, and may have been killed before it could go on."""
-    return _set_aside(folder).exists()
+    return _set_aside(real_path(folder)).exists()
 
 
 def _set_aside(folder: Path) -> Path:
     """The name of the old folder while a new one takes its place; hidden, so that it is ours."""
     return folder.parent / f".{folder.name}.old"
+
+
+@contextmanager
+def one_at_a_time(parent: Path) -> Iterator[None]:
+    """A block that those who replace folders in one parent run one after another, where the system can see to it."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        yield
+        return
+    handle = None
+    with suppress(OSError):
+        handle = os.open(parent, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _flush(folder: Path) -> None:
@@ -96,19 +137,22 @@ def _flush(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _take_place(new: Path, target: Path, old: Path) -> None:
+def _take_place(new: Path, target: Path, replaces: Callable[[Path], bool]) -> None:
     """Rename: the target, where there is one, gets the old name, and the new folder the target's."""
+    old = _set_aside(target)
     for attempt in range(ATTEMPTS):
         try:
             _move_others(old, target)
-            if target.exists():
-                os.replace(target, old)
-            os.replace(new, target)
+            if target.is_dir() and not any(target.iterdir()):
+                target.rmdir()
+            elif target.exists() and not replaces(target):
+                raise FileExistsError(f"{target} was free; got something there meanwhile; choose another name")
+            _swap(new, target, old)
             return
         except OSError as error:
             reason = error
             is_held = isinstance(error, PermissionError) and sys.platform == "win32"
-            if not is_held and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if not is_held and (error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not new.exists()):
                 raise
             if is_held:
                 time.sleep(attempt * WAIT)
@@ -119,19 +163,32 @@ def _take_place(new: Path, target: Path, old: Path) -> None:
     )
 
 
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Both renames, or neither."""
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            with suppress(OSError):
+                os.replace(old, target)
+        raise
+
+
 def _move_others(old: Path, folder: Path) -> None:
     """What is no part of the model in an old folder, a user's notes say, goes to the new one; the rest is removed.
 
-    What can't be moved, as it is another user's say, stays in a folder beside, of which a warning tells.
+    What can't be, as it is another user's say, stays in a folder beside, of which a warning tells.
     """
     if not old.is_dir() or not folder.is_dir():
         return
     for entry in old.iterdir():
         target = folder / entry.name
-        if is_of_a_model(entry) or (entry.name in CHECKPOINT_FILES and entry.is_file()):
-            entry.unlink(missing_ok=True)
-        elif not target.exists():
-            with suppress(OSError):
+        with suppress(OSError):
+            if is_of_a_model(entry) or (entry.name in CHECKPOINT_FILES and entry.is_file()):
+                entry.unlink(missing_ok=True)
+            elif not target.exists():
                 os.replace(entry, target)
     try:
         old.rmdir()
@@ -139,4 +196,6 @@ def _move_others(old: Path, folder: Path) -> None:
         paths = (folder.with_name(f"{folder.name}.kept-{number}") for number in itertools.count(1))
         kept = next(path for path in paths if not path.exists())
         os.replace(old, kept)
-        warnings.warn(f"not all that stood beside the model in {folder} could be moved; it is in {kept}", stacklevel=3)
+        warnings.warn(
+            f"not all that stood in {folder} before could be moved or removed; it is in {kept}", stacklevel=2
+        )
