@@ -10,7 +10,7 @@
     python ../make_performance_page.py
 
 Measurements are kept in benchmarks/measured, so that the page can be written again; other-*.json there are the race
-against PyTorch as other machines ran it.
+against PyTorch as other machines ran it. What no run measures stands in performance_prose.md.
 """
 
 from __future__ import annotations
@@ -27,148 +27,14 @@ from fastllm.training import svg
 
 Record = dict[str, Any]
 
-# What holds a case back, beside the multiply-adds themselves. Found by profiling; no number here is measured by a run.
-BOUNDS = {
-    "tiny, one row": (
-        "24 rows leave little to multiply. On Intel the products are 42% of the time, Adam's pass, from and to the "
-        "last cache, 24%, Python and the starting of about thirty parallel regions (1 to 4 us each, as near as the two "
-        "cores are) 22%"
-    ),
-    "tiny, real lengths": "the multiply-adds; then attention over short sequences, whose blocks are mostly edges",
-    "nanoGPT CPU": "the multiply-adds; then attention over 64 tokens, GELU and LayerNorm, about a sixth together",
-    "nanoGPT char": "the multiply-adds",
-    "GPT-2 124M, short": "the multiply-adds; Adam's pass over 3.5 GB; reading each weight from memory for 256 rows",
-    "GPT-2 124M, long": "the multiply-adds",
-    "Llama-style 15M": "the multiply-adds, two thirds of them in the head of 32,000 columns",
-    "attention alone": (
-        "the multiply-adds, seven products where six are counted, since backward computes the scores again: forward "
-        "they take 75% of the time, at 97% of the peak, the softmax 14% and packing 9%; backward 80%, 4% and 5%"
-    ),
-}
 
-# What was tried where the target is missed; gains are ratios of two versions that took turns, of a step or of what is
-# named.
-TRIED = {
-    "tiny, one row": (
-        "kept: few rows packed in the weight's place, or a small weight read where it stands (products by input "
-        "1.4x), products cut only where packing is worth it (5-15%). Dropped: the embedding's gradient cleared on all "
-        "threads (NumPy is as fast), a transposed A read where it stands (small products 9% faster, large ones 11% "
-        "slower) or packed by the tile that meets it first (5% faster, 16% slower)"
-    ),
-    "tiny, real lengths": (
-        "kept: blocks transposed in registers, rows of scratch not packed, panels scaled while they are packed "
-        "(attention 1.4x), zero for what would be a subnormal probability (attention's gradient 4.5x, on Intel). "
-        "Dropped: asking for memory ahead while A is packed (nothing on Intel; on AMD products 1.03x, steps 0.97x to "
-        "1.01x)"
-    ),
-    "nanoGPT CPU": (
-        "kept: gradients of weights in blocks as deep as lets all columns fit, a transposed A packed once (4-7%), "
-        "register tiles of 12 rows, none of whose addresses waits for another (products 1.2x, on Intel). Dropped: a "
-        "second line asked for in each step of the tile (20% slower: load ports), rows packed several steps at a time, "
-        "or in parts of 8 and 4 (nothing), a transposed A read where it stands if its rows are short (5% to 13% faster "
-        "up to 512 bytes, 20% slower at 2 KB), LayerNorm that takes over lines before it writes (nothing), an erf "
-        "without exp and division (GELU 1.3x, its derivative 0.8x)"
-    ),
-    "nanoGPT char": (
-        "dropped: columns cut for products by input (5% faster alone, steps 1% slower), huge pages (nothing). On "
-        "Intel, PyTorch's products are as fast as these: 88 to 93% of the peak at 1024x768x3072"
-    ),
-    "GPT-2 124M, long": (
-        "kept: lower tiles for rows that share a set of the first cache (products by input 1.1x on AMD). Dropped: a "
-        "tile's rows copied first (half of that)"
-    ),
-    "Llama-style 15M": "dropped: memory asked for nearer or less near while packing (nothing)",
-    "attention alone": (
-        "kept: scratch at cache lines (1%), the softmax's maxima of all rows first (forward 4%), its whole vectors "
-        "without a mask (3%). Dropped: huge pages (nothing), blocks of 96 to 384 keys (nothing or slower), of 512 "
-        "queries (forward 4% faster, but short prompts would be cut unevenly among threads), backward in blocks of 48 "
-        "to 192 queries and 192 to 384 keys (nothing), a block's rows asked for during the one before it (nothing, "
-        "though to fetch them is 6% of backward on AMD)"
-    ),
-}
-
-METHOD = """## Method
-
-Each contender runs in a process of its own, with the same number of threads. All load the same random weights (biases
-and norms too) and see the same batch. Before anything is timed, losses and gradients must agree to 2e-5, the losses of
-three updates to 1e-3, and the weights after them to 5e-3 of what has changed; a case that fails is not timed. Then the
-contenders take turns, 15 rounds; a turn lasts 0.3 s or one step, with pauses so that no thread of another is still
-spinning. The figures are medians, the range is the 20th to the 80th percentile, the ratio is against the better
-PyTorch. A probe measures the multiply-add peak in each round: registers only, nothing loaded.
-
-A step is forward, loss, backward, clipping at norm 1.0 and AdamW. PyTorch is used as its users would: nanoGPT's
-modules, `scaled_dot_product_attention`, `AdamW(fused=True)`, eager and `torch.compile`. Sequences of different lengths
-are padded for it. Floating-point operations are 6 x matrix parameters x tokens, and 12 for each pair of tokens that the
-causal mask lets through and each column of attention. *At the peak* is the ratio of a step that did just these at the
-measured peak of these cores in float32, and nothing else: it bounds what any target can ask for.
-
-Machines are shared, and their clocks and their cores' distances change: compare within a table.
-"""
+def sections(text: str) -> dict[str, str]:
+    """By its heading of the first level, what stands below each."""
+    parts = (part.split("\n", 1) for part in f"\n{text}".split("\n# ")[1:])
+    return {name: content.strip("\n") + "\n" for name, content in parts}
 
 
-ORIGINAL_BOUNDS = """\
-By itself, not by turns with the twins, whose arrays then push these out of the caches, the job took 5.6 to 5.8 s. There
-an update of a dialogue takes 0.8 ms: products 0.43, of which 0.3 are multiply-adds at the peak, AdamW, whose four
-arrays come from the last cache, 0.16, Python and calls 0.15, attention 0.06. On Intel it takes 1.0 to 1.2 ms, 0.2 of
-them multiply-adds at the peak. On another AMD machine it depended on where the two cores were. While they share a
-cache, a region starts in 1.5 to 2.2 us and an update takes 0.65 to 1.1 ms. A shared host moves them, for seconds at a
-time, to where they share none: then a region starts in 3 to 4 us, a line that both have read is written to 6 to 8 times
-more slowly, and an update took 2.6 to 3.4 ms, a third of it Adam's. Tried. Kept: Adam takes over the lines of the
-parameters before it writes them (there 1.1 ms become 0.4; where a cache is shared, nothing is lost), and so does what
-sets gradients to zero, on all threads (0.033 ms become 0.013); small steps run on one thread while that is faster,
-which is measured meanwhile (there 1.3 to 1.5 ms become 0.8 to 0.9 in the facts, 1.7 to 2.0 become 1.2 to 1.5 in the
-dialogues; elsewhere it costs 2%). Eight whole jobs by turns without and with that: 6.6 to 14.8 s, 9.1 in the mean,
-became 6.8 to 8.7 s, 7.5 in the mean. Dropped: Adam's and the norm's chunks in the order in which the products cut the
-matrices (where no cache is shared 3% of an update, else nothing), asking for the lines to be written (1.2x, where one
-store to each gives 3x).
-"""
-
-GENERATION_METHOD = """Each contender is in a process of its own, with the same number of threads, and they take turns:
-15 rounds of 64 tokens after 128, and 7 of a prompt of 512. The figures are medians, the range is the 20th to the 80th
-percentile. Before anything is timed, the logits after the prompt, whose last tokens are decoded, must agree: with
-transformers to 1e-3, with llama.cpp as far as it goes, for it rounds what is multiplied with quantised weights to 8
-bits, fastllm to 16. llama.cpp has its flash attention, as it does by itself; its Python package switches that off
-unless asked, and is then slower by up to a quarter. All read the same GGUF files, which fastllm wrote; transformers has
-their weights in float32. *Beyond* is the peak of resident memory without the file and the cache of keys and values;
-Python, NumPy and the compiler's library alone are 90 MB of it.
-"""
-
-GENERATION_BOUNDS = """\
-What is missed (bold), and what bounds it. One text waits for memory most of the time, on both sides; the rest is about
-0.2 ms a token of Python and calls, and attention, which reads its own memory. Eight texts take eight times the
-multiply-adds of one, and read eight caches: with weights of 8 or 4 bits one text takes so little time that eight take
-more than twice that. *At the peak* is what eight would reach if these multiply-adds, at the peak in float32, were all
-there is to do. In a run by themselves on AMD, eight texts of Q8_0 took 12.6 ms a token each: 8.6 products, 3.5
-attention, at the speed of memory. One text takes 4.6: for four times as much, the products would have to take 5. They
-are done in bytes, for 32 weights and eight texts 8 multiply-adds of 512 bits, 4 more of the scales, and as many
-conversions and shifts: 12 cycles where they are bound by multiplying alone, 16 as measured. In float32 it would be 16
-multiply-adds and the unpacking, 22 cycles. How many times transformers' speed one text has in F32 depends on memory
-alone: on Intel transformers reads 19 GB/s of the 28 there are, so that none can decode three times as fast; on AMD it
-reads 11, and fastllm what there is, 27 GB/s on one day and 39 on another, which was 3.44 times.
-
-On AMD, one text of Q4_0 takes 3.3 ms in kernels: 2.7 products, 0.5 attention, 0.1 the write of its keys, 0.1 all else;
-and 0.2 of Python and calls. Its products read 28 GB/s, as those of all kinds do. What is left to win is outside them:
-with F16, llama.cpp as a whole reads memory as fast as fastllm's products alone.
-
-Tried. Kept: weights of a few bits multiplied as bytes with x rounded to 16 bits, where the CPU can (one text 1.0x to
-1.3x, by kind; eight 1.1x to 1.3x); beside one text in a vector, four rows of weights, and two such vectors together
-(one text of Q4_0 and Q5_0 1.35x to 1.45x, Q8_0 1.0x to 1.4x, Q4_K 1.7x, Q6_K 1.4x); what is asked for ahead, line after
-line behind the last row, in place of behind each (eight texts of Q8_0 1.05x); four rows of weights with four or eight
-of x, two otherwise (1.2x), asking for weights and for keys ahead (2x), and into the second cache, not the first (on AMD
-F32 1.25x, eight texts and attention 1.15x; float16 keys and values four groups ahead, not one, 1.1x to 1.3x), 5 KB
-ahead, not 4 (eight texts of F32 1.2x on AMD; 2 to 16 KB make no difference on Intel), keys dimension by dimension
-(attention 1.1-1.3x). Not even tried, as logits are to be exact to a few parts in a hundred thousand: x rounded to 8
-bits, and one scale for a whole row of x, where a few numbers are a thousand times the others. Dropped: one scale for 32
-numbers of x (twice the error of one for eight), words of 16 bits in place of two bytes (one text 0.8x, eight the same),
-four weights in all lanes and a text in each (eight 0.75x), eight rows of weights with eight of x (0.9x), the next
-attention's keys and values asked for during the products, where memory is idle (attention takes 0.7 times as long,
-products 1.07 times: nothing); in float32 three rows of weights with eight of x (spills), one with eight (F16 0.7x),
-four accumulators a product (nothing), scales made float32 in a pass of their own (Q4_1 1.1x, Q4_0 and Q8_0 0.9x), the
-sums of sixteen outputs added up together for one text (nothing); rows of weights beside two texts (0.8x); threads that
-take outputs as they finish, not halves (0.7-1.0x, perhaps as each asks ahead for what the other then takes), asking for
-weights as what is not read again (F32 0.55x on Intel; on AMD mostly 1.0x to 1.05x, where the same code twice differed
-by 5 to 8%), 1 KB ahead (one text of F16 1.0x to 1.1x, eight 0.9x).
-"""
+PROSE = sections(Path(__file__).with_name("performance_prose.md").read_text(encoding="utf-8"))
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
 DECODE_TARGETS = {"F32": 1.0, "F16": 1.0, "Q8_0": 1.0, "Q4_0": 0.8}
@@ -195,7 +61,7 @@ def page(
             "## Against PyTorch\n",
             race_table(peers),
             *[line for other in others for line in other_text(other)],
-            METHOD,
+            PROSE["Method"],
             "## What bounds each case\n",
             *(bound(case) for case in peers["cases"]),
             "\n## Memory\n",
@@ -208,8 +74,8 @@ def page(
             f"{generate['model']['name']}, {generate['threads']} threads; {generate['machine']}.\n",
             generation_table(generate, peak_of(peers)),
             halves_text(halves),
-            GENERATION_METHOD,
-            GENERATION_BOUNDS,
+            PROSE["Generating: method"],
+            PROSE["Generating: bounds"],
             "## What quantising costs\n",
             quantization_table(quantization),
             "## Growth\n",
@@ -249,9 +115,10 @@ def ratio_text(case: Record) -> str:
 
 def bound(case: Record) -> str:
     """What holds a case back and, where it misses its target, what was tried."""
-    text = f"- **{case['case']}**: {BOUNDS[case['case']]}."
-    if case["ratio"] < case["target"] and case["case"] in TRIED:
-        text += f" Tried: {TRIED[case['case']]}."
+    name = case["case"]
+    text = f"- **{name}**: {' '.join(PROSE[f'Bounds: {name}'].split())}."
+    if case["ratio"] < case["target"] and f"Tried: {name}" in PROSE:
+        text += f" Tried: {' '.join(PROSE[f'Tried: {name}'].split())}."
     return text
 
 
@@ -473,7 +340,7 @@ def original_text(original: list[Record]) -> str:
             f"- {record['backend']}: {seconds} for {record['updates']} updates, each {middle:.2f} ms "
             f"({low:.2f}-{high:.2f}), the median of the turns and its range"
         )
-    return "\n".join([*lines, "", ORIGINAL_BOUNDS])
+    return "\n".join([*lines, "", PROSE["The original's job"]])
 
 
 def sequence_chart(limits: Record) -> str:

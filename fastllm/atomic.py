@@ -43,6 +43,12 @@ def work_path(target: Path) -> Path:
     return path
 
 
+def flush(path: Path) -> None:
+    """Have a file on the disk: a rename may reach it before the bytes do."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -80,8 +86,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = work_path(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

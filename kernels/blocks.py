@@ -110,14 +110,14 @@ class Block:
 
     def byte(self, offset: int) -> ir.Value:
         """One byte of each row as a whole number 0 to 255."""
-        return self.builder.zext(self.load(offset, _BYTE), self._whole)
+        return self.builder.zext(self.load(offset, _BYTE), self._longs)
 
     def signed(self, offset: int) -> ir.Value:
         """One byte of each row as a whole number -128 to 127."""
-        return self.builder.sext(self.load(offset, _BYTE), self._whole)
+        return self.builder.sext(self.load(offset, _BYTE), self._longs)
 
     @property
-    def _whole(self) -> ir.Type:
+    def _longs(self) -> ir.Type:
         return ir.VectorType(INT32, len(self.rows))
 
     def half(self, offset: int) -> ir.Value:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastllm.atomic import make_parent, work_path
+from fastllm.atomic import flush, make_parent, work_path
 from fastllm.formats import peft
 from fastllm.formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
 
@@ -63,7 +63,11 @@ def is_free(target: Path, replaces: Callable[[Path], bool]) -> bool:
     """Whether nothing stands at a real_path, or an empty folder, or one that may be replaced, after `restore`."""
     with one_at_a_time(target.parent):
         restore(target)
-        return not target.exists() or (target.is_dir() and (not any(target.iterdir()) or replaces(target)))
+        return not target.exists() or _is_empty(target) or replaces(target)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 @contextmanager
@@ -133,8 +137,7 @@ def one_at_a_time(parent: Path) -> Iterator[None]:
 def _flush(folder: Path) -> None:
     """Have the files on the disk before their folder gets its name."""
     for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(path)
 
 
 def _take_place(new: Path, target: Path, replaces: Callable[[Path], bool]) -> None:
@@ -143,7 +146,7 @@ def _take_place(new: Path, target: Path, replaces: Callable[[Path], bool]) -> No
     for attempt in range(ATTEMPTS):
         try:
             _move_others(old, target)
-            if target.is_dir() and not any(target.iterdir()):
+            if _is_empty(target):
                 target.rmdir()
             elif target.exists() and not replaces(target):
                 raise FileExistsError(f"{target} was free; got something there meanwhile; choose another name")
