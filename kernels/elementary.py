@@ -14,6 +14,7 @@ Numba's own call the C library once for each element (2.6 ns against 0.35 ns for
 import numpy as np
 
 from .jit import inline
+from .llvm import HAS_FMA
 from .simd import (
     bits_of_float,
     broadcast,
@@ -47,6 +48,14 @@ def _scaled(n, r):
 
 
 @inline
+def _rest(x, n):
+    """x / ln 2 - n for a whole n near it, from the exact product."""
+    if HAS_FMA:
+        return fma(x, LOG2_E_REST, fma(x, LOG2_E, -n))
+    return F(np.float64(x) * np.float64(1.4426950408889634) - np.float64(n))
+
+
+@inline
 def exp2(x):
     bounded = EXPONENT_OF_ZERO if x < LOWEST_EXPONENT else x
     n = nearest(bounded)
@@ -72,9 +81,7 @@ def exp(x):
     bounded = LOWEST if x < LOWEST else x
     bounded = HIGHEST if bounded > HIGHEST else bounded
     n = nearest(bounded * LOG2_E)
-    r = fma(bounded, LOG2_E, -n)
-    r = fma(bounded, LOG2_E_REST, r)
-    power = _scaled(n, r)
+    power = _scaled(n, _rest(bounded, n))
     power = F(np.inf) if x > HIGHEST else power
     return F(0) if x < LOWEST else power
 

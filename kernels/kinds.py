@@ -1,7 +1,7 @@
 """What is done with rows of weights in blocks (blocks.py), a vector of them at a time:
 
     dot_rows    multiplies them with rows of x while they are in registers: as float32, or, where they are of a few bits
-                and the CPU can, as bytes with x rounded to 16 bits (rounded.py)
+                and the CPU can, as whole numbers with x rounded to 16 bits (rounded.py)
     unpack_row  stores them
 
 A function for each kind (`dot_q4_0`, ...) is compiled when a model first needs it; kernels call it by its address.
@@ -63,8 +63,7 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
         factors = [builder.load(llvm.at(builder, row, number)) for row in rows]
         for o, r in pairs:
             rest = rests[o, r]
-            product = llvm.call(builder, "llvm.fma.f32", FLOAT, [values[o], factors[r], builder.load(rest)])
-            builder.store(product, rest)
+            builder.store(llvm.fma(builder, values[o], factors[r], builder.load(rest)), rest)
 
     for_each_block(builder, layout, columns, body, last)
     lanes = [builder.load(total) for total in sums.values()]

@@ -1,7 +1,8 @@
 """What kernels are made of where LLVM's instructions are written by hand: widths, types, and what builds code.
 
 Functions take llvmlite's builder and LLVM's values. simd.py makes of them what Numba code calls; tile.py, blocks.py and
-cached_rows.py whole loops. LLVM lowers the generic vectors to AVX-512, AVX2, SSE or NEON alike; nothing here is x86's.
+cached_rows.py whole loops. LLVM lowers the generic vectors to AVX-512, AVX2, SSE or NEON alike; only rounded.py names
+instructions, and those are x86's.
 
     LANES  floats in a vector: 16 with AVX-512, 8 with AVX, else 4
     LINE   floats in a cache line
@@ -31,8 +32,13 @@ FEATURES = _features()
 LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of the widest vectors
 # Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
 HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
+# Whether an instruction multiplies and adds, rounding once. Elsewhere LLVM would call a function for each number.
+IS_X86 = llvmlite.binding.get_process_triple().startswith(("x86_64", "i386", "i686"))
+HAS_FMA = bool(FEATURES.get("fma") or FEATURES.get("fma4") or not IS_X86)
 # Whether an instruction multiplies bytes with bytes and adds four products to a whole number.
 HAS_BYTE_PRODUCTS = bool(FEATURES.get("avxvnni") or (FEATURES.get("avx512vnni") and FEATURES.get("avx512vl")))
+# Whether an instruction multiplies words of 16 bits with others, as many as a vector holds, and adds two products up.
+HAS_WORD_PRODUCTS = IS_X86 and bool(FEATURES.get({16: "avx512bw", 8: "avx2", 4: "sse2"}[LANES]))
 
 CACHE_LINE = 64  # bytes
 LINE = CACHE_LINE // 4  # floats
@@ -184,8 +190,9 @@ def write(builder, vector, pointer, mask=None):
 
 
 def fma(builder, a, b, c):
-    """a * b + c, lane by lane, rounded once."""
-    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
+    """a * b + c, of floats or lane by lane; rounded once where HAS_FMA, else twice."""
+    kind = f"v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "f32"
+    return call(builder, f"llvm.{'fma' if HAS_FMA else 'fmuladd'}.{kind}", a.type, [a, b, c])
 
 
 def lanes_below(builder, count, width=LANES):

@@ -1,15 +1,21 @@
 """Dot products of weights of a few bits with rows of x that are rounded to 16 bits.
 
-To make float32 of a weight takes longer than to multiply with it. Where the CPU multiplies bytes (HAS_BYTE_PRODUCTS)
-nothing has to be made: x becomes, eight numbers at a time, whole numbers of 16 bits and one scale, so that
+To make float32 of a weight takes longer than to multiply with it. Where whole numbers can be multiplied nothing has to
+be made: x becomes, eight numbers at a time, whole numbers of 16 bits and one scale, so that
 
     sum over c of weight[c] x[c]  =  sum over eights of  scale_w scale_x sum over c in the eight of n_w[c] n_x[c]
 
-and the inner sum is exact. n_x = 256 high + low, both of 8 bits and signed; n_w is of 8 bits and not: an instruction
-multiplies four neighbours of the one with four of the other and adds the products up. That n_w is not signed, and that
-a kind may add a shift to its weights, is mended by the sums of the n_x and of the x. A number of x is thereby off by at
-most 1 / 65278 of the largest of the eight with its scale: as good as random, 1.3e-5 of a result. Eight numbers that
-add up to more than float32 holds are infinite to a kind that adds a shift.
+and the inner sum is exact, whichever of two ways a CPU has to it:
+
+    bytes  n_x = 256 high + low, both of 8 bits and signed; n_w is of 8 bits and not. An instruction multiplies four
+           neighbours of the one with four of the other and adds the products up (HAS_BYTE_PRODUCTS)
+    words  n_w is made of 16 bits, those at even places in one vector and those at odd ones in another. An instruction
+           multiplies two neighbours with two of x and adds the products up (HAS_WORD_PRODUCTS). With bytes, which save
+           making words, one to four rows of x take 0.8 to 0.9 times as long
+
+That n_w is not signed, and that a kind may add a shift to its weights, is mended by the sums of the n_x and of the x. A
+number of x is thereby off by at most 1 / 65278 of the largest of the eight with its scale: as good as random, 1.3e-5 of
+a result. Eight numbers that add up to more than float32 holds are infinite to a kind that adds a shift.
 
 A vector holds 1, 2 or 4 rows of x, each in four lanes (16 bytes); a piece of weights is broadcast to all rows:
 
@@ -39,21 +45,22 @@ from numba.extending import intrinsic
 
 from . import llvm
 from .blocks import LAYOUTS, PIECE, Block, Part, block_of_each, for_each_block
-from .llvm import FLOAT, HAS_BYTE_PRODUCTS, INT32, INT64, LANES
+from .llvm import FLOAT, HAS_BYTE_PRODUCTS, HAS_WORD_PRODUCTS, INT16, INT32, INT64, LANES
 from .simd import BYTES, FLOATS
 
 __all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_row", "rounded_sums"]
 
-ROUNDED = tuple(kind for kind, layout in LAYOUTS.items() if layout.parts is not None and HAS_BYTE_PRODUCTS)
+CAN_ROUND = HAS_BYTE_PRODUCTS or HAS_WORD_PRODUCTS
+ROUNDED = tuple(kind for kind, layout in LAYOUTS.items() if layout.parts is not None and CAN_ROUND)
 
 SPAN = 2 * PIECE  # numbers of x that are taken together
 LARGEST = 32639.0  # of a rounded number: 256 * 127 + 127
 SMALLEST = 1e-30  # eight numbers that are all below are taken for zeros: 1 / scale would be infinite
 ROWS = LANES // 4  # rows of x in the widest vector
 
-# A span is eight vectors: high and low bytes, of the first and of the second piece; the lanes' scales; the sums of a
-# lane's numbers, of both pieces and of the first alone; the sums of the floats that they were.
-HIGH, LOW, SCALES, SUMS, FIRST_SUMS, FLOAT_SUMS = 0, 2, 4, 5, 6, 7
+# A span is eight vectors: two of the first piece's numbers and two of the second's, by bytes or by words; the lanes'
+# scales; the sums of a lane's numbers, of both pieces and of the first alone; the sums of the floats that they were.
+PIECES, SCALES, SUMS, FIRST_SUMS, FLOAT_SUMS = 0, 4, 5, 6, 7
 VECTORS = 8
 SPAN_BYTES = PIECE * VECTORS  # for each row of x
 
@@ -109,12 +116,10 @@ def round_row(typingctx, to, x, columns, number, count):
             column = builder.mul(loop.index, ir.Constant(INT64, SPAN))
             floats = llvm.load(builder, llvm.at(builder, x, column), ir.VectorType(FLOAT, SPAN))
             numbers, scales = _round_span(builder, floats)
-            high = builder.add(numbers, llvm.same(INT32, SPAN, 128))
-            high = builder.ashr(high, llvm.same(INT32, SPAN, 8))
-            for first, part in ((HIGH, high), (LOW, numbers)):  # of a number, the lower 8 bits are kept
-                narrow = builder.trunc(part, ir.VectorType(_BYTE, SPAN))
-                for i in range(2):
-                    put(first + i, llvm.shuffle(builder, narrow, range(i * PIECE, (i + 1) * PIECE)))
+            for i in range(2):
+                piece = llvm.shuffle(builder, numbers, range(i * PIECE, (i + 1) * PIECE))
+                for half, vector in enumerate(_split(builder, piece)):
+                    put(PIECES + 2 * i + half, vector)
             first_sums = _sum(builder.add, _of_lanes(builder, numbers, 0))
             put(FIRST_SUMS, first_sums)
             put(SUMS, builder.add(first_sums, _sum(builder.add, _of_lanes(builder, numbers, 1))))
@@ -126,10 +131,53 @@ def round_row(typingctx, to, x, columns, number, count):
     return types.void(BYTES, FLOATS, types.int64, types.int64, types.int64), codegen
 
 
-def _add_products(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
-    """total + the sums of four neighbouring products each: weights 0 to 255, x -128 to 127."""
-    name = f"llvm.x86.avx512.vpdpbusd.{32 * total.type.count}"
-    return llvm.call(builder, name, total.type, [total, weights, x])
+def _bytes(builder: ir.IRBuilder, numbers: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """A piece of rounded numbers as high and low bytes."""
+    above = builder.add(numbers, llvm.same(INT32, PIECE, 128))
+    above = builder.ashr(above, llvm.same(INT32, PIECE, 8))
+    high, low = (builder.trunc(part, ir.VectorType(_BYTE, PIECE)) for part in (above, numbers))
+    return high, low
+
+
+def _words(builder: ir.IRBuilder, numbers: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """A piece of rounded numbers as words: those at even places and those at odd ones."""
+    words = builder.trunc(numbers, ir.VectorType(INT16, PIECE))
+    return llvm.shuffle(builder, words, range(0, PIECE, 2)), llvm.shuffle(builder, words, range(1, PIECE, 2))
+
+
+Halves = tuple[ir.Value, ir.Value]  # of a piece of each row of x
+
+
+def _sums_of_bytes(builder: ir.IRBuilder, total: ir.Value, pieces: list[ir.Value], x: list[Halves]) -> ir.Value:
+    """total + the sums of each lane's products of pieces of weights with pieces of x, by bytes."""
+    lanes = total.type.count
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    above = llvm.same(INT32, lanes, 0)
+    for piece, (high, low) in zip(pieces, x, strict=True):
+        above = llvm.call(builder, name, total.type, [above, piece, high])
+        total = llvm.call(builder, name, total.type, [total, piece, low])
+    return builder.add(total, builder.shl(above, llvm.same(INT32, lanes, 8)))
+
+
+_MULTIPLY_WORDS = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}  # by lanes of the sums
+
+
+def _sums_of_words(builder: ir.IRBuilder, total: ir.Value, pieces: list[ir.Value], x: list[Halves]) -> ir.Value:
+    """The same by words."""
+    lanes = total.type.count
+    words = ir.VectorType(INT16, 2 * lanes)
+    for piece, halves in zip(pieces, x, strict=True):
+        both = builder.bitcast(piece, words)
+        even = builder.and_(both, llvm.same(INT16, 2 * lanes, 255))
+        odd = builder.lshr(both, llvm.same(INT16, 2 * lanes, 8))
+        for weights, half in zip((even, odd), halves, strict=True):
+            arguments = [weights, builder.bitcast(half, words)]
+            products = llvm.call(builder, f"llvm.x86.{_MULTIPLY_WORDS[lanes]}", total.type, arguments)
+            total = builder.add(total, products)
+    return total
+
+
+_split, _add_products = (_bytes, _sums_of_bytes) if HAS_BYTE_PRODUCTS else (_words, _sums_of_words)
 
 
 class _Span:
@@ -146,7 +194,11 @@ class _Span:
         vector = llvm.load(self._builder, place, ir.VectorType(kind, lanes))
         return llvm.shuffle(self._builder, vector, list(range(lanes)) * self._outputs)
 
-    def _words(self, piece: ir.Value) -> ir.Value:
+    def _halves(self, i: int) -> Halves:
+        """Both vectors of each row's numbers in piece i."""
+        return self._vector(PIECES + 2 * i, INT32), self._vector(PIECES + 2 * i + 1, INT32)
+
+    def _spread(self, piece: ir.Value) -> ir.Value:
         """A piece of each row of weights, once for each row of x."""
         words = self._builder.bitcast(piece, ir.VectorType(INT32, 4 * self._outputs))
         lanes = [4 * output + lane for output in range(self._outputs) for _ in range(self._rows) for lane in range(4)]
@@ -164,13 +216,9 @@ class _Span:
         builder, lanes = self._builder, self._lanes
         first = part.first % SPAN // PIECE
         there = range(first, first + len(part.pieces))
-        high = llvm.same(INT32, lanes, 0)
-        low = builder.mul(self._sums(there), llvm.same(INT32, lanes, -part.middle))
-        for i, piece in zip(there, part.pieces, strict=True):
-            weights = self._words(piece)
-            high = _add_products(builder, high, weights, self._vector(HIGH + i, INT32))
-            low = _add_products(builder, low, weights, self._vector(LOW + i, INT32))
-        sums = builder.add(low, builder.shl(high, llvm.same(INT32, lanes, 8)))
+        sums = builder.mul(self._sums(there), llvm.same(INT32, lanes, -part.middle))
+        weights = [self._spread(piece) for piece in part.pieces]
+        sums = _add_products(builder, sums, weights, [self._halves(i) for i in there])
         scales = self._vector(SCALES, FLOAT)
         factor = builder.fmul(scales, part.scale)
         total = llvm.fma(builder, builder.sitofp(sums, scales.type), factor, total)

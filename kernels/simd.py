@@ -70,12 +70,9 @@ BYTES = types.CPointer(types.uint8)
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c for scalars, rounded once; the compiler may vectorise it but not reorder it."""
-
-    def codegen(context, builder, signature, arguments):
-        return llvm.call(builder, "llvm.fma.f32", FLOAT, arguments)
-
-    return types.float32(types.float32, types.float32, types.float32), codegen
+    """a * b + c for scalars, rounded once where HAS_FMA; the compiler may vectorise it but not reorder it."""
+    floats = types.float32, types.float32, types.float32
+    return types.float32(*floats), lambda context, builder, signature, arguments: llvm.fma(builder, *arguments)
 
 
 @intrinsic
@@ -297,7 +294,7 @@ def multiply(typingctx, a, b):
 
 @intrinsic
 def multiply_add(typingctx, a, b, c):
-    """a * b + c, lane by lane, rounded once."""
+    """a * b + c, lane by lane, rounded once where HAS_FMA."""
     return VECTOR(VECTOR, VECTOR, VECTOR), lambda context, builder, signature, arguments: llvm.fma(builder, *arguments)
 
 
