@@ -45,6 +45,7 @@ from .lora import AdapterParameters, Addition, linear_maps
 from .model import Model
 
 PICKLE = "adapter_model.bin"
+OUTSIDE = frozenset(("lm_head", "embed_tokens", "wte", "wpe"))  # of the blocks
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -142,7 +143,13 @@ def read_adapter(
         for place, name, a, b in _pairs(config, folder):
             addition = rules.addition(name, len(a))
             given = None if additions is None else [(ours, additions[ours]) for ours in place.ours if ours in additions]
-            for ours, a_part, b_part in _split(config, place, a, b, given):
+            parts = _split(config, place, a, b, given)
+            if given and not math.isclose(addition.scale, given[0][1].scale, rel_tol=1e-5):
+                raise FormatError(
+                    f"{name} must have the scale {given[0][1].scale:g}, by the job's alpha; got {addition.scale:g}; "
+                    "start anew"
+                )
+            for ours, a_part, b_part in parts:
                 found[ours] = Addition(len(a_part), addition.scale) if additions is None else additions[ours]
                 arrays[f"{ours}.lora_a"], arrays[f"{ours}.lora_b"] = a_part, b_part
         if additions is not None and found.keys() != additions.keys():
@@ -195,6 +202,11 @@ def _pairs(
         )
         module = name.removeprefix(PREFIX)
         if not name.startswith(PREFIX) or (module if has_body else body + module) not in places:
+            if any(part in OUTSIDE for part in tensor_name.split(".")):
+                raise FormatError(
+                    f"an adapter must add to linear maps in the model's blocks; got {brief(tensor_name)} too, of its "
+                    "embedding or head; merge the adapter with PEFT and open the model"
+                )
             raise FormatError(
                 f"an adapter must have lora_A and lora_B of linear maps in the model's blocks, such as "
                 f"{PREFIX}{next(iter(places))}{A}; got {brief(tensor_name)}; use an adapter made for this model"

@@ -14,6 +14,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -61,6 +63,7 @@ from .tokenizers.base import Tokenizer
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
 # Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
 FORMAT, VERSION = "fastllm", 4
+JOB = "config.toml"  # a run's, beside its checkpoint
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
 
@@ -129,6 +132,11 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     """
     given, origin = _located(path)
     folder = _find(given) or given
+    if (folder / JOB).is_file() and not (folder / CONFIG).exists():
+        raise FormatError(
+            f"{path} must hold a model; got a run that has no checkpoint yet; train it first: `fastllm train --run "
+            f"{path} --resume`"
+        )
     if adapters.is_adapter(folder):
         model, tokenizer = _open_tuned(folder, backend)
     else:
@@ -168,8 +176,20 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
         tokenizer = load_tokenizer(folder / TOKENIZER)
         _check_vocabulary(folder, tokenizer, model.config)
     model.origin = origin
+    _check_base(folder, model, name)
     model.set_adapter(adapters.read_adapter(model.config, folder))
     return model, tokenizer
+
+
+def _check_base(folder: Path, model: Model, name: str) -> None:
+    """Warn where a run of ours has trained the adapter beside another model of that name."""
+    then = _read_object(folder / PROGRESS).get("base") if (folder / PROGRESS).is_file() else None
+    if isinstance(then, int) and then != checksum_of(model):
+        warnings.warn(
+            f"{folder}: the adapter was trained on {name} as it was, which has changed since: bring it back, or train "
+            "anew",
+            stacklevel=4,
+        )
 
 
 def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
@@ -294,6 +314,16 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
             f"{path}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
             f"vocab_size {config.vocab_size}; the files are of two models"
         )
+
+
+def checksum_of(model: Model) -> int:
+    """Of some rows of each parameter, which tell a model from another without reading it all."""
+    checksum = 0
+    for name in model.parameters:
+        rows = model.parameters.packed(name).data if len(shapes_of(model.config)[name]) == 2 else model.parameters[name]
+        for i in (0, len(rows) // 2, len(rows) - 1):
+            checksum = zlib.crc32(np.ascontiguousarray(rows[i]).tobytes(), checksum)
+    return checksum
 
 
 def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> dict[str, Any]:

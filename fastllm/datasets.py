@@ -4,19 +4,21 @@ Two kinds of data. Examples are texts or dialogues, each a sequence of its own (
 one long text cut into windows (plain text files). Both answer `batch(step)`: what step number `step` trains
 on follows from the seed and the step alone, so a run can stop anywhere and go on.
 
-JSON Lines (.jsonl), an object a line, or JSON (.json), an array of them:
+JSON Lines (.jsonl, .ndjson), an object a line, or JSON (.json), an array of them:
 
     {"text": "Mountains form when plates meet."}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"instruction": "Translate into French.", "input": "mountain", "output": "montagne"}
 
 An instruction with its output is a dialogue of one turn. Its question is the instruction, and where there is an input
-that isn't empty, an empty line and the input after it. A dialogue may begin with a message of the role "system", for
-models whose chat template takes one.
+that isn't empty, an empty line and the input after it; a "history" of [question, answer] pairs goes before. A dialogue
+may begin with a message of the role "system", or its record have a "system" text, for models whose chat template takes
+one.
 
 A text is `tokens <end>`, behind the token that the model expects before a text if it does so, and every token but the
 first is a target. A dialogue is laid out by the tokenizer's chat template, or without one it is
-`<user> question <assistant> answer <end> <user> ...`; only answers and the tokens that end them are targets.
+`<user> question <assistant> answer <end> <user> ...`; only answers and the tokens that end them are targets. What is
+not in the vocabulary is never a target: a model would learn to say "<unk>".
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ from .tokenizers.base import Tokenizer, check_text
 
 NO_TARGET = -1
 TEXT_SUFFIXES = (".txt", ".md", ".text")
-RECORD_SUFFIXES = (".jsonl", ".json")
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PIECE = 1 << 20  # characters encoded at a time
+TRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +155,20 @@ class TokenStream:
     tokens           (L,) ids, any integer type that their values fit with int32; may be memory-mapped
     length           tokens in a window; cut to what there is
     rows_per_update  windows in a batch
+    missing          id that is no target: the tokenizer's missing_id
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, rows_per_update: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, tokens: np.ndarray, length: int, rows_per_update: int = 16, seed: int = 0, missing: int | None = None
+    ) -> None:
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise TypeError(
                 f"tokens must be a row of whole numbers; got shape {tokens.shape}, {tokens.dtype}; encode the text"
             )
         if len(tokens) < 2:
             raise DataError(f"a text needs at least two tokens to train on; got {len(tokens)}; give a longer text")
+        if missing is not None and not (tokens[1:] != missing).any():
+            raise DataError("a text must hold tokens of the vocabulary; got none; train a model of its own on it")
         if length < 1 or rows_per_update < 1:
             raise ValueError(
                 f"length and rows_per_update must be 1 or more; got {length} and {rows_per_update}; raise them"
@@ -169,6 +177,7 @@ class TokenStream:
         self.length = min(length, len(tokens) - 1)
         self.rows_per_update = rows_per_update
         self.seed = seed
+        self.missing = missing
 
     @property
     def steps_per_epoch(self) -> int:
@@ -176,7 +185,15 @@ class TokenStream:
 
     def batch(self, step: int) -> PackedBatch:
         rng = np.random.default_rng((self.seed, step))
-        return self._windows(rng.integers(0, len(self.tokens) - self.length, self.rows_per_update), self.length)
+        for _ in range(TRIES):
+            first = rng.integers(0, len(self.tokens) - self.length, self.rows_per_update)
+            batch = self._windows(first, self.length)
+            if self.missing is None or batch.target_count:
+                return batch
+        raise DataError(
+            f"a text must mostly hold tokens of the vocabulary; got none in {TRIES} batches, taken at random; train a "
+            "model of its own on it"
+        )
 
     def in_order(self) -> Iterator[PackedBatch]:
         whole = (len(self.tokens) - 1) // self.length * self.length
@@ -190,7 +207,21 @@ class TokenStream:
         rows = first[:, None] + np.arange(length + 1)
         windows = int32_of(self.tokens[rows], "tokens").reshape(rows.shape)
         starts = np.arange(0, (len(first) + 1) * length, length, dtype=np.int32)
-        return PackedBatch(windows[:, :-1].reshape(-1), windows[:, 1:].reshape(-1), starts)
+        targets = _without(self.missing, windows[:, 1:].reshape(-1))
+        return PackedBatch(windows[:, :-1].reshape(-1), targets, starts)
+
+
+def _without(missing: int | None, targets: np.ndarray) -> np.ndarray:
+    """The targets, NO_TARGET where they are missing."""
+    return targets if missing is None else np.where(targets == missing, np.int32(NO_TARGET), targets)
+
+
+def count_missing(dataset: Dataset, tokenizer: Tokenizer) -> tuple[int, int]:
+    """How many of a data set's tokens stand for what isn't in the vocabulary, and how many tokens there are."""
+    if tokenizer.missing_id is None:
+        return 0, 0
+    counts = [(int((b.tokens == tokenizer.missing_id).sum()), len(b.tokens)) for b in dataset.in_order()]
+    return sum(missing for missing, _ in counts), sum(tokens for _, tokens in counts)
 
 
 def join(examples: list[Example], length: int) -> list[Example]:
@@ -247,7 +278,9 @@ def _read_lines(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
             try:
                 yield _checked(json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: {error}") from None
+                is_array = text.lstrip().startswith("[")
+                advice = "; call it .json, as it holds an array" if is_array else ""
+                raise DataError(f"{path}, line {number}: {error}{advice}") from None
 
 
 def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
@@ -269,6 +302,7 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
 def _checked(given: object) -> Record:
     """A record, of an instruction its dialogue. Raises DataError."""
     record: Record = dict(given) if isinstance(given, dict) else {}
+    check_plain(record)
     messages = record.get("messages")
     if not messages and {"instruction", "output"} <= record.keys():
         return _valid({"messages": _dialogue_of(record)})
@@ -288,9 +322,12 @@ def _checked(given: object) -> Record:
             raise DataError(f'message {turn + 1} must be {{"role": "{role}", "content": "..."}}; got {message!r:.80}; '
                             "roles alternate and begin with user")  # fmt: skip
         check_plain(message)
-    check_plain(record)
     if role != "assistant":
         raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
+    if said := _system_of(record):
+        if begin and messages[0]["content"] != said[0]["content"]:
+            raise DataError("a dialogue has one system text; got another in its messages; drop one of them")
+        record["messages"] = [*said, *messages[begin:]]
     return _valid(record)
 
 
@@ -309,17 +346,34 @@ def _dialogue_of(record: Record) -> list[dict[str, str]]:
     question = "\n\n".join(part for part in (instruction, given) if part)
     if not question:
         raise DataError("an instruction or its input must say something; got neither; leave the record out")
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
+    turns = record.get("history") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise DataError(f"history must be an array of [question, answer] pairs; got {turns!r:.80}; mend it")
+    dialogue = _system_of(record)
+    for said in [*turns, [question, output]]:
+        for role, content in zip(("user", "assistant"), said, strict=True):
+            if not isinstance(content, str):
+                raise DataError(f"history must hold texts; got {content!r:.80}; write it in quotes")
+            dialogue.append({"role": role, "content": content})
+    return dialogue
+
+
+def _system_of(record: Record) -> list[dict[str, str]]:
+    """The system message of a record that has its text beside the dialogue; none where it is missing or empty."""
+    text = record.get("system") or ""
+    if not isinstance(text, str):
+        raise DataError(f"system must be a text; got {text!r:.80}; write it in quotes")
+    return [{"role": "system", "content": text}] if text else []
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A UTF-8 text file, or all text files of a folder in the order of their names, a blank line between.
+    """A UTF-8 text file, or those of `text_files` of a folder in the order of their names, a blank line between.
 
     Raises DataError for text that is not UTF-8 or a folder without text, OSError for what can't be read.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file())
+        files = files_of(path, TEXT_SUFFIXES)
         if not files:
             raise DataError(f"a folder must hold {', '.join(TEXT_SUFFIXES)} files; got none in {path}; name another")
         return "\n\n".join(read_text(file) for file in files)
@@ -332,6 +386,27 @@ def read_text(path: str | os.PathLike[str]) -> str:
             f"{path} must be UTF-8 text; got byte 0x{error.object[error.start]:02x} at position {error.start}; "
             "convert it"
         ) from None
+
+
+def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files in a folder and those in it whose names end so, by their names; none that is hidden (".git")."""
+    return sorted(
+        path for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )  # fmt: skip
+
+
+def check_is_text(path: str | os.PathLike[str], text: str) -> None:
+    """Raise DataError for what was read as text but begins with a record: its braces and quotes would be learnt."""
+    first = next((line for line in text[:PIECE].split("\n", 1) if line.strip()), "")
+    if not first.lstrip().startswith("{"):
+        return
+    try:
+        _checked(json.loads(first))
+    except (ValueError, RecursionError):
+        return
+    raise DataError(f"{path} must hold text, by its name; got a record in its first line; call it .jsonl")
 
 
 def record_texts(records: Iterable[Record]) -> Iterator[str]:
@@ -349,15 +424,15 @@ def make_examples(records: Iterable[Record], tokenizer: Tokenizer, context: int)
     Records of fewer than two tokens, and turns that don't fit at all, give nothing.
     Raises DataError for dialogues where the tokenizer can't mark who speaks, or that its chat template refuses.
     """
-    examples: list[Example] = []
-    for record in records:
-        if "text" in record:
-            examples += _encode_text(record["text"], tokenizer, context)
-        elif tokenizer.chat_template is not None:
-            examples += _encode_by_template(record["messages"], tokenizer, context)
-        else:
-            examples += _encode_dialogue(record["messages"], tokenizer, context)
-    return examples
+    return [example for record in records for example in encode_record(record, tokenizer, context)[0]]
+
+
+def encode_record(record: Record, tokenizer: Tokenizer, context: int) -> tuple[list[Example], int]:
+    """The examples that a record gives, and how many of a dialogue's answers are in none. Raises as make_examples."""
+    if "text" in record:
+        return list(_encode_text(record["text"], tokenizer, context)), 0
+    encode = _encode_dialogue if tokenizer.chat_template is None else _encode_by_template
+    return encode(record["messages"], tokenizer, context)
 
 
 def _encode_text(text: str, tokenizer: Tokenizer, context: int) -> Iterator[Example]:
@@ -366,10 +441,14 @@ def _encode_text(text: str, tokenizer: Tokenizer, context: int) -> Iterator[Exam
         tokens = np.append(np.int32(tokenizer.begin_id), tokens)
     for at in range(0, len(tokens) - 1, context):
         piece = tokens[at : at + context + 1]
-        yield Example(piece[:-1], piece[1:])
+        targets = _without(tokenizer.missing_id, piece[1:])
+        if (targets >= 0).any():
+            yield Example(piece[:-1], targets)
 
 
-def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, context: int) -> Iterator[Example]:
+def _encode_dialogue(
+    messages: list[dict[str, str]], tokenizer: Tokenizer, context: int
+) -> tuple[list[Example], int]:
     try:
         check_speakers(tokenizer)
     except DataError as error:
@@ -378,6 +457,7 @@ def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, conte
         prompt_tokens(tokenizer, messages)  # says what is wrong
     tokens: list[int] = []
     targets: list[int] = []
+    left = len(messages) // 2
     for question, answer in zip(messages[-2::-2], messages[-1::-2], strict=True):  # the last turn first
         prompt = question_tokens(tokenizer, question["content"])
         reply = answer_tokens(tokenizer, answer["content"])
@@ -385,13 +465,15 @@ def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, conte
             break
         tokens = [*prompt, *reply, *tokens]
         targets = [*[NO_TARGET] * len(prompt), *reply, *targets]
-    if tokens:
-        yield _example(tokens, targets)
+        left -= 1
+    return [_example(tokens, targets, tokenizer)] if tokens else [], left
 
 
-def _encode_by_template(messages: list[dict[str, str]], tokenizer: Tokenizer, context: int) -> Iterator[Example]:
+def _encode_by_template(
+    messages: list[dict[str, str]], tokenizer: Tokenizer, context: int
+) -> tuple[list[Example], int]:
     system = messages[:1] if messages[0]["role"] == "system" else []
-    turns = (len(messages) - len(system)) // 2
+    turns = there = (len(messages) - len(system)) // 2
 
     def last(count: int) -> list[dict[str, str]]:
         return system + messages[len(messages) - 2 * count :]
@@ -407,15 +489,21 @@ def _encode_by_template(messages: list[dict[str, str]], tokenizer: Tokenizer, co
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         turns = low
-    for tokens, said in lessons(tokenizer, last(turns)) if turns else []:
-        if len(tokens) <= context + 1:
-            yield _example(tokens, [token if mine else NO_TARGET for token, mine in zip(tokens, said, strict=True)])
+    given = lessons(tokenizer, last(turns)) if turns else []
+    fitting = [lesson for lesson in given if len(lesson[0]) <= context + 1]
+    examples = [
+        _example(tokens, [token if mine else NO_TARGET for token, mine in zip(tokens, said, strict=True)], tokenizer)
+        for tokens, said in fitting
+    ]
+    answers = turns if len(given) == 1 == len(fitting) else len(fitting)  # one lesson for all, or one for each
+    return examples, there - answers
 
 
-def _example(tokens: list[int], targets: list[int]) -> Example:
+def _example(tokens: list[int], targets: list[int], tokenizer: Tokenizer) -> Example:
     """targets: for each token, itself if the model is to say it."""
     # What follows token t is token t + 1; the last token has no successor.
-    return Example(np.array(tokens[:-1], np.int32), np.array(targets[1:], np.int32))
+    said = _without(tokenizer.missing_id, np.array(targets[1:], np.int32))
+    return Example(np.array(tokens[:-1], np.int32), said)
 
 
 def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -435,10 +523,13 @@ def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces that end at line ends, so that no word is cut."""
+    """The text in pieces that end at line ends, so that no word is cut; in a line of many pieces, before a space."""
     at = 0
     while at < len(text):
-        stop = text.find("\n", at + PIECE)
-        stop = len(text) if stop < 0 else stop + 1
+        stop = text.find("\n", at + PIECE, at + 4 * PIECE) + 1
+        if not stop:
+            stop = text.find(" ", at + PIECE)
+        if stop < 0:
+            stop = len(text)
         yield text[at:stop]
         at = stop

@@ -96,7 +96,7 @@ def test_other_configurations(tmp_path, changes):
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 WRONG_WEIGHTS = {
     "embedding": (lambda t: t.update({"base_model.model.model.embed_tokens.weight": t[f"{Q}.lora_A.weight"]}),
-                  "got 'base_model.model.model.embed_tokens.weight'; use an adapter made for this model"),
+                  "got 'base_model.model.model.embed_tokens.weight' too, of its embedding or head; merge the adapter"),
     "embedding adapter": (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": np.ones(3)}),
                           "got 'base_model.model.model.embed_tokens.lora_embedding_A'"),
     "magnitudes": (lambda t: t.update({f"{Q}.lora_magnitude_vector": np.ones(3, np.float32)}), "lora_magnitude_vec"),

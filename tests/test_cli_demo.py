@@ -9,7 +9,7 @@ from test_cli_train import run, run_here
 import fastllm
 from fastllm.cli.demo import QUESTIONS, demo_job
 from fastllm.training.config import JobConfig
-from fastllm.training.job import resolve
+from fastllm.training.source import resolve
 
 EPOCHS = 2
 

@@ -155,7 +155,7 @@ def test_nothing_of_others_goes_with_a_run_that_fails(tmp_path, monkeypatch, cap
         def interrupt(*arguments):
             raise failure
 
-        monkeypatch.setattr("fastllm.training.job.write_token_file", interrupt)
+        monkeypatch.setattr("fastllm.training.source.write_token_file", interrupt)
     status, _, err = run_here(capsys, "train", *words, "--steps", 1, "--preset", "rustgpt")
     assert (here / "thesis.txt").read_text() == "precious words, and more of them"
     assert (tmp_path / "one.txt").read_text() == "a"

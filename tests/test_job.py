@@ -18,8 +18,10 @@ from fastllm.datasets import TokenStream
 from fastllm.errors import ConfigError, DataError, FormatError, TrainingError
 from fastllm.layers.score import Score
 from fastllm.training import job as job_module
+from fastllm.training import source
 from fastllm.training.config import JobConfig
-from fastllm.training.job import Interrupted, Job, resolve
+from fastllm.training.job import Interrupted, Job
+from fastllm.training.source import resolve
 
 FACTS, DIALOGUE_STEPS = 16, 8
 
@@ -82,8 +84,8 @@ def test_when_metrics_and_validation_are_due():
 def test_a_text_that_several_phases_read_is_encoded_once(tmp_path, monkeypatch):
     """Its file is mapped: on Windows, it could not be written again."""
     (tmp_path / "text.txt").write_text("the sun is far. " * 40, encoding="utf-8")
-    written, write = [], job_module.write_token_file
-    monkeypatch.setattr(job_module, "write_token_file", lambda path, *rest: written.append(path) or write(path, *rest))
+    written, write = [], source.write_token_file
+    monkeypatch.setattr(source, "write_token_file", lambda path, *rest: written.append(path) or write(path, *rest))
     phase = {"data": str(tmp_path / "text.txt"), "steps": 1, "rows_per_update": 2, "learning_rate": 1e-3}
     second = {**phase, "name": "b", "validation": str(tmp_path / "text.txt")}
     Job.start(tmp_path / "run", make_job(tmp_path, phases=[{**phase, "name": "a"}, second])).train(Recorder())

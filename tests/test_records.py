@@ -88,6 +88,37 @@ def test_instructions_are_dialogues(tmp_path):
     assert not holds_records(tmp_path / "data.txt")
 
 
+def test_a_system_text_and_a_history_are_in_the_dialogue(tmp_path):
+    system, turn = {"role": "system", "content": "Be brief"}, [USER, ANSWER]
+    question = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    cases = [
+        ({"system": "Be brief", "instruction": "q", "output": "a"}, [system, *question]),
+        ({"system": "", "instruction": "q", "output": "a", "history": []}, question),
+        ({"instruction": "q", "output": "a", "history": [[USER["content"], ANSWER["content"]]]}, [*turn, *question]),
+        ({"system": "Be brief", "messages": turn}, [system, *turn]),
+        ({"system": "Be brief", "messages": [system, *turn]}, [system, *turn]),
+    ]
+    for given, expected in cases:
+        (record,) = read_records(write(tmp_path / "data.ndjson", given))
+        assert record["messages"] == expected
+    for given, message in (
+        ({"system": "Another", "messages": [system, *turn]}, "has one system text"),
+        ({"system": 3, "messages": turn}, "system must be a text; got 3"),
+        ({"instruction": "q", "output": "a", "history": ["x"]}, "history must be an array of"),
+        ({"instruction": "q", "output": "a", "history": [["x", 1]]}, "history must hold texts; got 1"),
+        ({"instruction": "q", "output": "a", "reasoning_content": "b"}, "got reasoning_content too"),
+        ({"instruction": "q", "output": "a", "tools": [1]}, "got tools too"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_records(write(tmp_path / "data.jsonl", given))
+
+
+def test_an_array_that_is_called_lines(tmp_path):
+    (tmp_path / "data.jsonl").write_text('[\n  {"text": "x"},\n  {"text": "y"}\n]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1: .*; call it \.json, as it holds an array"):
+        read_records(tmp_path / "data.jsonl")
+
+
 def test_published_instructions(shared_data):
     records = read_records(shared_data / "instruction-data.json")
     given = json.loads((shared_data / "instruction-data.json").read_text())

@@ -121,11 +121,17 @@ def test_an_adapter_goes_on_with_the_model_that_it_is_for(tmp_path, base):
     before = model.parameters["blocks.0.feed_forward.down.weight"].copy()
     model.parameters["blocks.0.feed_forward.down.weight"][...] *= 0.5
     fastllm.save(tmp_path / "mine", model, tokenizer)
-    with pytest.raises(DataError, match=r"must stay as it is; got the model .*mine, which has changed since"):
+    with (
+        pytest.warns(UserWarning, match=r"trained on .*mine as it was, which has changed since: bring it back"),
+        pytest.raises(DataError, match=r"stay as it is; got the model .*mine, which has changed .*; bring it back$"),
+    ):
         Job.resume(tmp_path / "run")
+    with pytest.warns(UserWarning, match="which has changed since"):
+        fastllm.load(tmp_path / "run", backend="numpy")
     model.parameters["blocks.0.feed_forward.down.weight"][...] = before
     fastllm.save(tmp_path / "mine", model, tokenizer)
     Job.resume(tmp_path / "run").train(Recorder())
+    fastllm.load(tmp_path / "run", backend="numpy")  # without a warning
 
 
 def test_a_checkpoint_in_which_nothing_is_learnt_yet(tmp_path, base):
@@ -233,7 +239,11 @@ def test_a_checkpoint_of_another_job(tmp_path, known):
     with pytest.raises(Interrupted):
         Job.start(tmp_path / "run", config).train(stop_after(1))
     path = tmp_path / "run" / "config.toml"
-    path.write_text(path.read_text().replace("rank = 3", "rank = 4"))
+    given = path.read_text()
+    path.write_text(given.replace("alpha = ", "alpha = 1"))
+    with pytest.raises(FormatError, match=r"must have the scale .*, by the job's alpha; got .*; start anew"):
+        Job.resume(tmp_path / "run")
+    path.write_text(given.replace("rank = 3", "rank = 4"))
     with pytest.raises(FormatError, match="must be of rank 4, by the job; got 3; start anew"):
         Job.resume(tmp_path / "run")
 

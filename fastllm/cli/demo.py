@@ -118,7 +118,7 @@ def _examine(job: Job) -> None:
     """How many questions are answered word for word: those learnt, and the same ones worded anew."""
     from ..datasets import read_records
     from ..training.answers import exact_answers
-    from ..training.job import resolve
+    from ..training.source import resolve
 
     last = job.config.phases[-1]
     for path, what in ((last.data, "training questions"), (last.validation, "questions in unseen wordings")):

@@ -50,6 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"loss        {figures['loss']:.4f}")
     print(f"perplexity  {figures['perplexity']:.4g}")
     print(f"accuracy    {figures['accuracy']:.1%}")
+    if figures["unknown_tokens"]:
+        print(f"unknown     {figures['unknown_tokens']:,} tokens, which are no words of the model's and don't count")
+    if figures["answers_left_out"]:
+        print(f"left out    {figures['answers_left_out']:,} answers: with them a dialogue is over the context's length")
     if figures["answers"]:
         right, answers = figures["exact_answers"], figures["answers"]
         print(f"exact       {right:,} of {answers:,} answers, {right / answers:.1%}")
@@ -57,13 +61,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTEXT) -> dict[str, Any]:
-    """What there is to know: targets, loss (nats), perplexity, accuracy (0 to 1), exact_answers, answers.
+    """What there is to know: targets, loss (nats), perplexity, accuracy (0 to 1), exact_answers, answers (dialogues),
+    answers_left_out of the loss (of dialogues longer than the context), unknown_tokens (no targets).
 
     context  longest window of a text, in tokens, if the model's own isn't shorter
 
     Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
     """
-    from ..datasets import Dataset, Examples, TokenStream, holds_records, make_examples, read_records, read_text
+    from ..datasets import (
+        Dataset,
+        Examples,
+        TokenStream,
+        check_is_text,
+        count_missing,
+        encode_record,
+        holds_records,
+        read_records,
+        read_text,
+    )
     from ..errors import FastllmError
     from ..training import evaluate
     from ..training.answers import exact_answers
@@ -71,13 +86,18 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
     context = min(context, model.config.context)
     records = read_records(path) if holds_records(path) else []
     dataset: Dataset
+    left_out = 0
     if records:
-        dataset = Examples(
-            example for record in records
-            for example in make_examples([record], tokenizer, context if "text" in record else model.config.context)
-        )  # fmt: skip
+        examples = []
+        for record in records:
+            made, left = encode_record(record, tokenizer, context if "text" in record else model.config.context)
+            examples += made
+            left_out += left
+        dataset = Examples(examples)
     else:
-        dataset = TokenStream(tokenizer.encode(read_text(path)), context)
+        text = read_text(path)
+        check_is_text(path, text)
+        dataset = TokenStream(tokenizer.encode(text), context, missing=tokenizer.missing_id)
     score = evaluate(model, dataset)
     if not math.isfinite(score.loss):
         raise FastllmError(f"the loss must be finite; got {score.loss}; load another checkpoint")
@@ -89,4 +109,6 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
         "accuracy": score.accuracy,
         "exact_answers": right,
         "answers": answers,
+        "answers_left_out": left_out,
+        "unknown_tokens": count_missing(dataset, tokenizer)[0],
     }

@@ -104,9 +104,10 @@ class Measure:
 
     def __init__(self, model: str, path: Path, tokens: int) -> None:
         from ..checkpoint import load
-        from ..datasets import read_text
+        from ..datasets import check_is_text, read_text
 
         text = read_text(path)[: (tokens + 1) * CHARACTERS_A_TOKEN]
+        check_is_text(path, text)
         loaded, tokenizer = load(model)
         self._ids = tokenizer.encode(text)[: tokens + 1]
         if len(self._ids) < 2:

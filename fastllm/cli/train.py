@@ -31,14 +31,15 @@ LORA = ("rank", "alpha", "targets")  # options that go with --lora
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="?", help="text file, folder of text files, .jsonl or .json file")
+    parser.add_argument("data", nargs="?", help="text file, folder of text files, .jsonl, .ndjson or .json file")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with the whole job; see docs/training.md")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/ and the data's name)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
     parser.add_argument("--preset", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
     parser.add_argument("--tokenizer", choices=("word", "character", "byte"),
-                        help="default: word for .jsonl and .json, character for text")  # fmt: skip
+                        help="default: word for .jsonl and .json in a language with spaces between words, else "
+                        "character")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
     length.add_argument("--epochs", type=int, help="times through the data (default for .jsonl and .json: 50)")
@@ -111,7 +112,7 @@ def _config(arguments: argparse.Namespace) -> Any:
     rows = (ROWS if is_tuning else 16) if arguments.rows_per_update is None else arguments.rows_per_update
     phase: dict[str, Any] = {
         "name": "train",
-        "data": str(Path(arguments.data).absolute()),
+        "data": _absolute(arguments.data),
         "learning_rate": rate,
         "schedule": "cosine",
         "warmup": WARMUP if is_tuning else 100,
@@ -123,7 +124,7 @@ def _config(arguments: argparse.Namespace) -> Any:
     if is_tuning or arguments.sequence_length is not None:
         phase["sequence_length"] = LENGTH if arguments.sequence_length is None else arguments.sequence_length
     if arguments.validation:
-        phase["validation"] = str(Path(arguments.validation).absolute())
+        phase["validation"] = _absolute(arguments.validation)
     tables: dict[str, Any] = {"seed": arguments.seed or 0, "phases": [phase]}
     if is_tuning:
         # A name on a hub stays what it is.
@@ -135,11 +136,29 @@ def _config(arguments: argparse.Namespace) -> Any:
             tables["checkpoint_seconds"] = 300.0  # three times the model's size each
     else:
         tables |= {
-            "tokenizer": {"type": arguments.tokenizer or ("word" if holds else "character")},
+            "tokenizer": {"type": arguments.tokenizer or _usual_tokenizer(arguments.data)},
             "model": {"preset": arguments.preset or "nano"},
             "optimizer": {"name": "adamw", "beta2": 0.99, "weight_decay": 0.1},
         }
     return JobConfig.from_dict(tables)
+
+
+def _absolute(path: str) -> str:
+    """A data file's path from anywhere; the name of one that comes with the library stays."""
+    from ..training.source import SHIPPED
+
+    return path if path.startswith(SHIPPED) else str(Path(path).absolute())
+
+
+def _usual_tokenizer(path: str) -> str:
+    """Words of records, where the language writes spaces between them; else characters."""
+    from ..datasets import holds_records, read_records, record_texts
+    from ..tokenizers.word import has_spaces
+    from ..training.source import resolve
+
+    if not holds_records(path):
+        return "character"
+    return "word" if has_spaces(record_texts(read_records(resolve(path)))) else "character"
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -78,7 +78,7 @@ Case = TrainingCase | AttentionCase
 
 def dialogue_lengths(count: int, context: int) -> list[int]:
     """Tokens that a model reads of the first dialogues that come along, one token a word."""
-    from ..training.job import resolve  # not above: a contender's process has no need of it
+    from ..training.source import resolve  # not above: a contender's process has no need of it
 
     records = read_records(resolve(DIALOGUES))[:count]
     tokenizer = WordTokenizer.build(record_texts(records))

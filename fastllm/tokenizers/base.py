@@ -71,6 +71,8 @@ class Tokenizer(ABC):
     end_id, user_id, assistant_id    ids of the control tokens
     end_ids         all that end an answer, end_id among them
     unknown_id      id of "<unk>", None where every text has its own ids
+    missing_id      what stands in place of text that is not in the vocabulary, and so is nothing to learn; None where
+                    nothing does: GPT-2's "<unk>" is the token that ends a text
     control_ids     tokens that no text turns into and that decode leaves out
     chat_template   Jinja source that lays out a conversation, None without one
     template_names  of chat templates, where there are several; the one called "default" is chat_template
@@ -83,6 +85,7 @@ class Tokenizer(ABC):
     """The lists that the file on disk holds, which are what the constructor takes."""
     end_token: str = END
     begin_id: int | None = None
+    missing_id: int | None = None
 
     chat_template: str | None = None
     template_names: Sequence[str] = ()

@@ -15,6 +15,7 @@ encode(decode(encode(text))) == encode(text).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,20 @@ NO_SPACE_BEFORE = frozenset(".,!?;:)]}%")
 NO_SPACE_AFTER = frozenset("([{$#~")
 INSIDE_WORDS = frozenset("'-/@_^\\")  # no space on either side...
 APART = frozenset(".,!?;:&+=<>*|`")  # ...but a space between one of these and one of INSIDE_WORDS
+# Thai, Lao, Tibetan; Burmese; Khmer; Japanese; Chinese
+WITHOUT_SPACES = re.compile(
+    r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 CONTRACTIONS = frozenset(("s", "t", "re", "ve", "ll", "d", "m"))
+
+
+def has_spaces(texts: Iterable[str]) -> bool:
+    """Whether most letters of texts are of scripts that write spaces between words, as this tokenizer needs it."""
+    letters = without = 0
+    for text in texts:
+        letters += sum(map(str.isalpha, text))
+        without += len(WITHOUT_SPACES.findall(text))
+    return 2 * without <= letters
 
 
 class WordTokenizer(VocabularyTokenizer):

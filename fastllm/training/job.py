@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import signal
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -22,32 +18,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..adapters import read_adapter
-from ..checkpoint import find_checkpoint, load, load_progress, save_tuned
-from ..datasets import (
-    Dataset,
-    Examples,
-    Record,
-    TokenStream,
-    holds_records,
-    make_examples,
-    read_records,
-    read_text,
-    record_texts,
-    write_token_file,
-)
+from ..checkpoint import checksum_of, find_checkpoint, load, load_progress, save_tuned
+from ..datasets import Dataset, Examples
 from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
 from ..layers.score import Score
 from ..lora import additions_of
 from ..model import Model
-from ..parameters import shapes_of
 from ..tokenizers import TOKENIZERS
 from ..tokenizers.base import Tokenizer
 from .config import JobConfig, PhaseConfig
-from .run import TOKENS, Run, check_progress
+from .run import Run, check_progress
+from .source import Reading, Source, resolve
 from .trainer import Step, Trainer, evaluate
-
-SHIPPED = "fastllm:"
-VALIDATION_SHARE = 10  # a text without a validation file gives its last tenth
 
 
 class Interrupted(FastllmError):
@@ -85,15 +67,6 @@ class Phase:
             return self.config.steps
         assert self.config.epochs is not None
         return self.config.epochs * self.dataset.steps_per_epoch
-
-
-def resolve(path: str) -> Path:
-    """A data file's path; "fastllm:en/facts.jsonl" is one that comes with the library."""
-    if not path.startswith(SHIPPED):
-        return Path(path)
-    shipped = Path(str(files("fastllm"))) / "data" / path.removeprefix(SHIPPED)
-    # In a checkout the data stands beside the package, not in it.
-    return shipped if shipped.exists() else Path(__file__).parents[2] / "data" / path.removeprefix(SHIPPED)
 
 
 class Job:
@@ -253,11 +226,15 @@ class Job:
             if checksum != now
         ]  # fmt: skip
         if base != self._base:
-            changed.append(f"the model {self.config.path}")
+            changed.insert(0, f"the model {self.config.path}")
         if changed:
+            anew = "begin a new run from this one with --model"
+            if self.config.lora is not None:
+                anew = "`fastllm merge` this run and begin a new one from that"
+            advice = f"bring it back, or {anew} {self.run.folder}" if base == self._base else "bring it back"
             raise DataError(
                 f"the data of a run must stay as it is; got {changed[0]}, which has changed since the run read it; "
-                f"bring it back, or begin a new run from this one with --model {self.run.folder}"
+                f"{advice}"
             )
 
     def _check_place(self) -> None:
@@ -287,85 +264,12 @@ class Job:
         )
 
     def _phase(self, config: PhaseConfig, sources: dict[str, Source]) -> Phase:
-        dataset, validation = sources[config.data].datasets(config, self)
+        reading = Reading(config, self.tokenizer, self.model.config.context, self.config.seed, self.run.folder)
+        dataset, validation = sources[config.data].datasets(reading)
         if config.validation is not None:
-            validation = sources[config.validation].whole(config, self)
+            validation = sources[config.validation].whole(reading)
+        self.notes += [note for note in reading.notes if note not in self.notes]
         return Phase(config, dataset, validation)
-
-
-def checksum_of(model: Model) -> int:
-    """Of some rows of each parameter, which tell a model from another without reading it all."""
-    checksum = 0
-    for name in model.parameters:
-        rows = model.parameters.packed(name).data if len(shapes_of(model.config)[name]) == 2 else model.parameters[name]
-        for i in (0, len(rows) // 2, len(rows) - 1):
-            checksum = zlib.crc32(np.ascontiguousarray(rows[i]).tobytes(), checksum)
-    return checksum
-
-
-class Source:
-    """A data file as it was read: records, or one text. checksum: of all it holds."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._records: list[Record] | None = None
-        self._encoded: np.ndarray | None = None
-        self._text = ""
-        if holds_records(path):
-            self._records = read_records(path)
-            self.checksum = zlib.crc32(json.dumps(self._records).encode())
-        else:
-            self._text = read_text(path)
-            if not self._text.strip():
-                raise DataError(f"a text to train on must not be empty; got none in {path}; give a longer one")
-            self.checksum = zlib.crc32(self._text.encode())
-
-    def texts(self) -> Iterator[str]:
-        """What a vocabulary is built from."""
-        if self._records is None:
-            yield self._text
-        else:
-            yield from record_texts(self._records)
-
-    def datasets(self, config: PhaseConfig, job: Job) -> tuple[Dataset, Dataset | None]:
-        """For training, and what is held back for validation if no file is named for that."""
-        if self._records is not None or config.validation is not None:
-            return self.whole(config, job), None
-        tokens = self._tokens(job)
-        cut = len(tokens) - len(tokens) // VALIDATION_SHARE
-        if len(tokens) - cut < 2:
-            return self._stream(tokens, config, job), None
-        return self._stream(tokens[:cut], config, job), self._stream(tokens[cut:], config, job)
-
-    def whole(self, config: PhaseConfig, job: Job) -> Dataset:
-        """All of it as one data set."""
-        if self._records is None:
-            return self._stream(self._tokens(job), config, job)
-        context = job.model.config.context
-        length = min(config.sequence_length or context, context)
-        made = [make_examples([record], job.tokenizer, length) for record in self._records]
-        if lost := made.count([]):
-            whose = "the context's" if length == context else "sequence_length ="
-            note = (
-                f"{lost} of {len(made)} records of {self.path} are left out: fewer than two tokens, or a last turn of "
-                f"more than {whose} {length}"
-            )
-            if lost == len(made):
-                raise DataError(f"a data set needs at least one record that fits; {note}; add shorter ones")
-            job.notes.append(note)
-        examples = [example for some in made for example in some]
-        return Examples(examples, config.rows_per_update, job.config.seed, length if config.join else 0)
-
-    def _tokens(self, job: Job) -> np.ndarray:
-        if self._encoded is None:  # once: several phases may read it, and their file stays mapped
-            name = f"{self.path.stem}-{zlib.crc32(os.fsencode(self.path)):08x}{TOKENS}"  # two may share a stem
-            self._encoded = write_token_file(job.run.folder / name, self._text, job.tokenizer)
-        return self._encoded
-
-    def _stream(self, tokens: np.ndarray, config: PhaseConfig, job: Job) -> TokenStream:
-        context = job.model.config.context
-        length = min(config.sequence_length or context, context)
-        return TokenStream(tokens, length, config.rows_per_update, job.config.seed)
 
 
 def build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Model]:

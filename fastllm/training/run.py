@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import make_parent, replacing, write_text
+from ..checkpoint import JOB
 from ..errors import ConfigError, FormatError
 from .config import JobConfig
 
@@ -20,7 +21,7 @@ try:
 except ImportError:  # Windows: nothing keeps a second process away
     fcntl = None  # type: ignore[assignment]
 
-CONFIG, METRICS, CHECKPOINT, PLOT = "config.toml", "metrics.jsonl", "checkpoint", "loss.svg"
+CONFIG, METRICS, CHECKPOINT, PLOT = JOB, "metrics.jsonl", "checkpoint", "loss.svg"
 TOKENS = ".tokens.npy"  # how names of encoded texts end
 
 

@@ -1,0 +1,186 @@
+"""The files that a job trains on: read once, and laid out for each phase that names them."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from ..datasets import (
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    Dataset,
+    Example,
+    Examples,
+    Record,
+    TokenStream,
+    check_is_text,
+    count_missing,
+    encode_record,
+    files_of,
+    holds_records,
+    read_records,
+    read_text,
+    record_texts,
+    write_token_file,
+)
+from ..errors import DataError
+from ..tokenizers import Tokenizer
+from .config import PhaseConfig
+from .run import TOKENS
+
+SHIPPED = "fastllm:"
+VALIDATION_SHARE = 10  # a text without a validation file gives its last tenth
+LONGEST_NAME = 80  # bytes of a data file's name in that of its tokens
+
+
+def resolve(path: str) -> Path:
+    """A data file's path; "fastllm:en/facts.jsonl" is one that comes with the library."""
+    if not path.startswith(SHIPPED):
+        return Path(path)
+    shipped = Path(str(files("fastllm"))) / "data" / path.removeprefix(SHIPPED)
+    # In a checkout the data stands beside the package, not in it.
+    return shipped if shipped.exists() else Path(__file__).parents[2] / "data" / path.removeprefix(SHIPPED)
+
+
+@dataclass
+class Reading:
+    """What a file is laid out for, and what a person should know of how that went.
+
+    context  the model's
+    folder   the run's, where a text's tokens are kept
+    """
+
+    phase: PhaseConfig
+    tokenizer: Tokenizer
+    context: int
+    seed: int
+    folder: Path
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Most tokens in a sequence."""
+        return min(self.phase.sequence_length or self.context, self.context)
+
+
+class Source:
+    """A data file as it was read: records, or one text. checksum: of all it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records: list[Record] | None = None
+        self._encoded: np.ndarray | None = None
+        self._text = ""
+        if holds_records(path) and not path.is_dir():
+            self._records = read_records(path)
+            self.checksum = zlib.crc32(json.dumps(self._records).encode())
+        else:
+            self._text = read_text(path)
+            if not self._text.strip():
+                raise DataError(f"a text to train on must not be empty; got none in {path}; give a longer one")
+            check_is_text(path, self._text)
+            self.checksum = zlib.crc32(self._text.encode())
+
+    def texts(self) -> Iterator[str]:
+        """What a vocabulary is built from."""
+        if self._records is None:
+            yield self._text
+        else:
+            yield from record_texts(self._records)
+
+    def datasets(self, reading: Reading) -> tuple[Dataset, Dataset | None]:
+        """For training, and what is held back for validation if no file is named for that."""
+        if self._records is not None or reading.phase.validation is not None:
+            return self.whole(reading), None
+        tokens = self._tokens(reading)
+        cut = len(tokens) - len(tokens) // VALIDATION_SHARE
+        if len(tokens) - cut < 2:
+            return self._stream(tokens, reading), None
+        return self._stream(tokens[:cut], reading), self._stream(tokens[cut:], reading)
+
+    def whole(self, reading: Reading) -> Dataset:
+        """All of it as one data set."""
+        if self._records is None:
+            return self._stream(self._tokens(reading), reading)
+        self._note_control(reading, (record["text"] for record in self._records if "text" in record))
+        join = reading.length if reading.phase.join else 0
+        dataset = Examples(self._examples(self._records, reading), reading.phase.rows_per_update, reading.seed, join)
+        self._note_missing(reading, dataset)
+        return dataset
+
+    def _examples(self, records: list[Record], reading: Reading) -> list[Example]:
+        """What records give. Notes those that are left out, and of dialogues the answers."""
+        examples: list[Example] = []
+        lost = shortened = left = 0
+        for number, record in enumerate(records, 1):
+            try:
+                made, left_here = encode_record(record, reading.tokenizer, reading.length)
+            except DataError as error:
+                raise DataError(f"{self.path}, record {number}: {error}") from None
+            lost += not made
+            shortened += bool(made and left_here)
+            left += left_here if made else 0
+            examples += made
+        most = f"{'the context' if reading.length == reading.context else 'sequence_length ='} {reading.length}"
+        if lost:
+            note = (
+                f"{lost} of {len(records)} records of {self.path} are left out: fewer than two tokens, or a last turn "
+                f"of more than {most}"
+            )
+            if not examples:
+                raise DataError(f"a data set needs at least one record that fits; {note}; add shorter ones")
+            reading.notes.append(note)
+        if left:
+            reading.notes.append(
+                f"{left} answers of {shortened} dialogues of {self.path} are left out, earlier ones: with them a "
+                f"dialogue has more tokens than {most}"
+            )
+        return examples
+
+    def _tokens(self, reading: Reading) -> np.ndarray:
+        if self._encoded is None:  # once: several phases may read it, and their file stays mapped
+            stem = self.path.stem.encode(errors="replace")[:LONGEST_NAME].decode(errors="ignore")
+            name = f"{stem}-{zlib.crc32(os.fsencode(self.path)):08x}{TOKENS}"  # two may share a stem
+            self._encoded = write_token_file(reading.folder / name, self._text, reading.tokenizer)
+            self._note_folder(reading)
+            self._note_control(reading, [self._text])
+            self._note_missing(reading, self._stream(self._encoded, reading))
+        return self._encoded
+
+    def _stream(self, tokens: np.ndarray, reading: Reading) -> TokenStream:
+        rows = reading.phase.rows_per_update
+        return TokenStream(tokens, reading.length, rows, reading.seed, reading.tokenizer.missing_id)
+
+    def _note_folder(self, reading: Reading) -> None:
+        if not self.path.is_dir():
+            return
+        texts, records = (len(files_of(self.path, suffixes)) for suffixes in (TEXT_SUFFIXES, RECORD_SUFFIXES))
+        note = f"{self.path}: {texts} text files, {len(self._text):,} characters"
+        if records:
+            note += f"; {records} files of JSON are not read: name one to train on its records"
+        reading.notes.append(note)
+
+    def _note_control(self, reading: Reading, texts: Iterator[str] | list[str]) -> None:
+        """Texts that were laid out for a model: none of their control tokens is one."""
+        tokenizer = reading.tokenizer
+        found = [part for text in texts for part in tokenizer.split_control(text) if isinstance(part, int)]
+        if found:
+            reading.notes.append(
+                f"{len(found)} times {self.path} has the text of a control token, such as "
+                f"{tokenizer.tokens[found[0]]}, which stays text: write dialogues as messages, and texts as records"
+            )
+
+    def _note_missing(self, reading: Reading, dataset: Dataset) -> None:
+        missing, tokens = count_missing(dataset, reading.tokenizer)
+        if missing:
+            reading.notes.append(
+                f"{missing} of {tokens} tokens of {self.path} ({missing / tokens:.1%}) are not in the vocabulary: the "
+                "model sees <unk> there, and does not learn to say them"
+            )

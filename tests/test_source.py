@@ -1,0 +1,170 @@
+"""What a job tells of its data: what is left out, what the vocabulary lacks, what was not read."""
+
+import json
+
+import pytest
+from training_jobs import Recorder, make_job, write_lines
+
+import fastllm
+from fastllm import cli
+from fastllm.errors import DataError
+from fastllm.training.job import Job
+
+WORDS = "the sun is a star and the sea is blue "
+
+
+def text_job(folder, data, **changes):
+    phase = {"name": "a", "data": str(data), "steps": 2, "rows_per_update": 2, "learning_rate": 1e-3}
+    return make_job(folder, phases=[{**phase, **changes.pop("phase", {})}], **changes)
+
+
+@pytest.fixture
+def known(tmp_path):
+    """A run that knows these words alone."""
+    (tmp_path / "known.txt").write_text(WORDS * 20, encoding="utf-8")
+    job = Job.start(tmp_path / "known", text_job(tmp_path, tmp_path / "known.txt", tokenizer={"type": "word"}))
+    job.train(Recorder())
+    return tmp_path / "known"
+
+
+def tune(folder, known, data, **phase):
+    return Job.start(folder / "run", text_job(folder, data, model={"path": str(known)}, phase=phase))
+
+
+def test_new_words_are_no_targets_and_are_told(tmp_path, known):
+    (tmp_path / "new.txt").write_text("the moon is a star and the sea is deep " * 20, encoding="utf-8")
+    job = tune(tmp_path, known, tmp_path / "new.txt")
+    (note,) = job.notes
+    assert note.startswith("39 of 199 tokens of ") and "(19.6%) are not in the vocabulary" in note
+    batch, unknown = job.phases[0].dataset.batch(0), job.tokenizer.unknown_id
+    assert unknown in batch.tokens and unknown not in batch.targets and -1 in batch.targets
+    assert unknown not in next(job.phases[0].validation.in_order()).targets
+    job.train(Recorder())
+
+
+def test_new_words_of_records(tmp_path):
+    records = [{"messages": [{"role": "user", "content": "is it a star"}, {"role": "assistant", "content": "no"}]}]
+    data = write_lines(tmp_path / "a.jsonl", records)
+    Job.start(tmp_path / "first", text_job(tmp_path, data, tokenizer={"type": "word"})).train(Recorder())
+    records[0]["messages"][1]["content"] = "no sun"
+    job = tune(tmp_path, tmp_path / "first", write_lines(tmp_path / "b.jsonl", records))
+    assert any("1 of 8 tokens of" in note for note in job.notes)
+    batch = job.phases[0].dataset.batch(0)
+    end = job.tokenizer.end_id
+    assert batch.targets[batch.targets >= 0].tolist() == [*job.tokenizer.encode("no"), end]
+
+
+def test_a_text_of_new_words_alone(tmp_path, known):
+    (tmp_path / "new.txt").write_text("all of these words were never seen " * 9, encoding="utf-8")
+    with pytest.raises(DataError, match="must hold tokens of the vocabulary; got none"):
+        tune(tmp_path, known, tmp_path / "new.txt")
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_have_targets_where_most_of_a_text_is_unknown(tmp_path, known):
+    (tmp_path / "new.txt").write_text("x " * 4000 + WORDS * 10, encoding="utf-8")
+    job = tune(tmp_path, known, tmp_path / "new.txt", validation=str(tmp_path / "known.txt"), rows_per_update=1)
+    dataset = job.phases[0].dataset
+    batches = [dataset.batch(step) for step in range(100)]
+    assert all(batch.target_count for batch in batches)
+    assert (dataset.batch(7).tokens == batches[7].tokens).all()
+
+
+def test_words_that_a_vocabulary_has_no_room_for(tmp_path):
+    (tmp_path / "text.txt").write_text(WORDS * 20, encoding="utf-8")
+    job = Job.start(
+        tmp_path / "run", text_job(tmp_path, tmp_path / "text.txt", tokenizer={"type": "word", "max_size": 8})
+    )
+    assert any("are not in the vocabulary" in note for note in job.notes)
+    assert (job.phases[0].dataset.batch(0).targets != job.tokenizer.unknown_id).all()
+
+
+def test_eval_says_what_it_leaves_out(tmp_path, known, capsys):
+    (tmp_path / "new.txt").write_text("the moon is a star and the sea is deep " * 20, encoding="utf-8")
+    assert cli.main(["eval", str(known), str(tmp_path / "new.txt"), "--backend", "numpy"]) == 0
+    assert "unknown     39 tokens" in capsys.readouterr().out
+    assert cli.main(["eval", str(known), str(tmp_path / "new.txt"), "--backend", "numpy", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["unknown_tokens"], figures["targets"]) == (39, 199 - 40)  # the last one is a target alone
+
+
+def test_answers_that_do_not_fit_are_told(tmp_path):
+    turn = [{"role": "user", "content": "is it blue"}, {"role": "assistant", "content": "yes it is"}]
+    data = write_lines(tmp_path / "a.jsonl", [{"messages": turn * 5}, {"messages": turn}, {"messages": turn * 2}])
+    job = Job.start(tmp_path / "run", text_job(tmp_path, data, tokenizer={"type": "word"}))
+    (note,) = job.notes  # 9 tokens a turn, a context of 16
+    assert note.startswith("5 answers of 2 dialogues of") and "has more tokens than the context 16" in note
+
+
+def test_a_record_that_a_layout_refuses_is_named(tmp_path):
+    turn = [{"role": "user", "content": "is it blue"}, {"role": "assistant", "content": "yes"}]
+    data = write_lines(tmp_path / "a.jsonl", [{"messages": turn}, {"system": "Be brief", "messages": turn}])
+    with pytest.raises(DataError, match=r"a\.jsonl, record 2: without a chat template, .* got system as message 1"):
+        Job.start(tmp_path / "run", text_job(tmp_path, data))
+
+
+def test_control_tokens_in_texts_are_told(tmp_path):
+    (tmp_path / "a.txt").write_text("<user>is it<assistant>yes<end>" * 9, encoding="utf-8")
+    job = Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "a.txt"))
+    assert any(note.startswith("27 times") and "such as <user>, which stays text" in note for note in job.notes)
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "one<end>"}, {"text": "two"}])
+    job = Job.start(tmp_path / "second", text_job(tmp_path, data))
+    assert any(note.startswith("1 times") for note in job.notes)
+
+
+def test_what_a_folder_gives_is_told(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / ".git").mkdir(parents=True)
+    for name in ("a.txt", ".hidden.txt", ".git/b.txt"):
+        (folder / name).write_text(WORDS * 3, encoding="utf-8")
+    write_lines(folder / "c.jsonl", [{"text": "one"}])
+    job = Job.start(tmp_path / "run", text_job(tmp_path, folder))
+    (note,) = job.notes
+    assert f"1 text files, {len(WORDS) * 3} characters; 1 files of JSON are not read" in note
+
+
+def test_records_under_the_name_of_a_text(tmp_path):
+    write_lines(tmp_path / "a.json.txt", [{"text": "one"}])
+    with pytest.raises(DataError, match=r"got a record in its first line; call it \.jsonl"):
+        Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "a.json.txt"))
+    (tmp_path / "b.txt").write_text('{"name": "no record"}\n' * 9, encoding="utf-8")
+    Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "b.txt"))
+
+
+def test_a_text_of_a_long_name(tmp_path):
+    path = tmp_path / ("世界" * 40 + ".txt")
+    path.write_text(WORDS * 9, encoding="utf-8")
+    job = Job.start(tmp_path / "run", text_job(tmp_path, path))
+    assert job.phases[0].dataset.tokens.size
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [(["Es regnet.", "Ja."], "word"), (["今天下雨。", "是的。"], "character"), (["ฝนตก", "ใช่"], "character"),
+     (["비가 온다.", "네."], "word"), (["3.14", "2.71"], "word")],
+)  # fmt: skip
+def test_the_usual_tokenizer_is_one_for_the_language(tmp_path, answers, kind, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = [
+        {"messages": [{"role": "user", "content": answer}, {"role": "assistant", "content": answer}]}
+        for answer in answers
+    ]
+    write_lines(tmp_path / "a.jsonl", records)
+    from fastllm.cli.train import _usual_tokenizer
+
+    assert _usual_tokenizer("a.jsonl") == kind
+
+
+def test_shipped_data_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "fastllm:zh/dialogues.jsonl", "--steps", "1", "--run", "run"]
+    assert cli.main(words) == 0
+    assert "(characters)" in capsys.readouterr().out
+    assert 'data = "fastllm:zh/dialogues.jsonl"' in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_a_run_without_a_checkpoint(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("seed = 1\n")
+    with pytest.raises(fastllm.errors.FormatError, match=r"has no checkpoint yet; train it first: .*--resume"):
+        fastllm.load(tmp_path / "run")
