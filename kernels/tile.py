@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import llvm
-from .llvm import FLOAT, INT64, LANES, VECTOR
+from .llvm import FLOAT, INT64, IS_X86, LANES, VECTOR
 from .row_group import perfect_shuffle
 from .simd import FLOATS
 
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 # The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
-# registers: 12*2+2+1 = 27 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2), 8*2+2+1 of 32 (NEON; SSE spills). The more rows,
-# the less of B is fetched for a multiply-add: where a core does two of 512 bits a cycle, 8 rows of B in the second
-# cache run at 91% of its peak, 12 at 97%. Eight accumulators hide the latency of a multiply-add.
-TILE_HEIGHTS, TILE_VECTORS = {16: ((4, 8, 12), 2), 8: ((6,), 2), 4: ((8,), 2)}[LANES]
+# registers: 12*2+2+1 = 27 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2, SSE), 8*2+2+1 of 32 (NEON). The more rows, the
+# less of B is fetched for a multiply-add: where a core does two of 512 bits a cycle, 8 rows of B in the second cache
+# run at 91% of its peak, 12 at 97%. Eight accumulators hide the latency of a multiply-add.
+TILE_HEIGHTS, TILE_VECTORS = {16: ((4, 8, 12), 2), 8: ((6,), 2), 4: ((6,) if IS_X86 else (8,), 2)}[LANES]
 TILE_ROWS = TILE_HEIGHTS[-1]
 ROW_UNIT = TILE_HEIGHTS[0]  # rows are computed, and so read, in whole units
 TURNED_ROWS = min(8, TILE_ROWS)  # of tile_transposed
