@@ -132,14 +132,14 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     """
     given, origin = _located(path)
     folder = _find(given) or given
-    if (folder / JOB).is_file() and not (folder / CONFIG).exists():
-        raise FormatError(
-            f"{path} must hold a model; got a run that has no checkpoint yet; train it first: `fastllm train --run "
-            f"{path} --resume`"
-        )
     if adapters.is_adapter(folder):
         model, tokenizer = _open_tuned(folder, backend)
     else:
+        if (folder / JOB).is_file() and not (folder / CONFIG).exists():
+            raise FormatError(
+                f"{path} must hold a model; got a run that has no checkpoint yet; train it first: `fastllm train --run "
+                f"{path} --resume`"
+            )
         model, tokenizer = _open(folder, backend)
         model.origin = origin
     return model, tokenizer
@@ -183,8 +183,10 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
 
 def _check_base(folder: Path, model: Model, name: str) -> None:
     """Warn where a run of ours has trained the adapter beside another model of that name."""
-    then = _read_object(folder / PROGRESS).get("base") if (folder / PROGRESS).is_file() else None
-    if isinstance(then, int) and then != checksum_of(model):
+    then = None
+    with contextlib.suppress(FormatError, OSError):  # another's, or none
+        then = _read_object(folder / PROGRESS).get("base")
+    if type(then) is int and then != checksum_of(model):
         warnings.warn(
             f"{folder}: the adapter was trained on {name} as it was, which has changed since: bring it back, or train "
             "anew",

@@ -26,6 +26,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ class TokenStream:
         if len(tokens) < 2:
             raise DataError(f"a text needs at least two tokens to train on; got {len(tokens)}; give a longer text")
         if missing is not None and not (tokens[1:] != missing).any():
-            raise DataError("a text must hold tokens of the vocabulary; got none; train a model of its own on it")
+            raise DataError("a text must hold tokens of the vocabulary; got none; train a model on texts like this one")
         if length < 1 or rows_per_update < 1:
             raise ValueError(
                 f"length and rows_per_update must be 1 or more; got {length} and {rows_per_update}; raise them"
@@ -192,7 +193,7 @@ class TokenStream:
                 return batch
         raise DataError(
             f"a text must mostly hold tokens of the vocabulary; got none in {TRIES} batches, taken at random; train a "
-            "model of its own on it"
+            "model on texts like this one"
         )
 
     def in_order(self) -> Iterator[PackedBatch]:
@@ -255,8 +256,8 @@ Record = dict[str, Any]
 
 
 def holds_records(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is of records, by its name; others are of plain text."""
-    return Path(path).suffix.lower() in RECORD_SUFFIXES
+    """Whether a file is of records, by its name; others, and folders, are of plain text."""
+    return Path(path).suffix.lower() in RECORD_SUFFIXES and not Path(path).is_dir()
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
@@ -278,9 +279,9 @@ def _read_lines(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
             try:
                 yield _checked(json.loads(line))
             except (ValueError, RecursionError) as error:
-                is_array = text.lstrip().startswith("[")
-                advice = "; call it .json, as it holds an array" if is_array else ""
-                raise DataError(f"{path}, line {number}: {error}{advice}") from None
+                is_array = number == 1 and line.startswith("[")
+                said = "must be an object; got an array; call the file .json if it is one" if is_array else error
+                raise DataError(f"{path}, line {number}: {said}") from None
 
 
 def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
@@ -302,9 +303,9 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
 def _checked(given: object) -> Record:
     """A record, of an instruction its dialogue. Raises DataError."""
     record: Record = dict(given) if isinstance(given, dict) else {}
-    check_plain(record)
     messages = record.get("messages")
     if not messages and {"instruction", "output"} <= record.keys():
+        check_plain(record)
         return _valid({"messages": _dialogue_of(record)})
     if isinstance(record.get("text"), str):
         if not messages:
@@ -322,10 +323,13 @@ def _checked(given: object) -> Record:
             raise DataError(f'message {turn + 1} must be {{"role": "{role}", "content": "..."}}; got {message!r:.80}; '
                             "roles alternate and begin with user")  # fmt: skip
         check_plain(message)
+    check_plain(record)
+    if _value(record, "history"):
+        raise DataError("history goes with an instruction; got it beside messages; put its turns into them")
     if role != "assistant":
         raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
     if said := _system_of(record):
-        if begin and messages[0]["content"] != said[0]["content"]:
+        if begin and messages[0]["content"] not in ("", said[0]["content"]):
             raise DataError("a dialogue has one system text; got another in its messages; drop one of them")
         record["messages"] = [*said, *messages[begin:]]
     return _valid(record)
@@ -346,7 +350,7 @@ def _dialogue_of(record: Record) -> list[dict[str, str]]:
     question = "\n\n".join(part for part in (instruction, given) if part)
     if not question:
         raise DataError("an instruction or its input must say something; got neither; leave the record out")
-    turns = record.get("history") or []
+    turns = _value(record, "history") or []
     if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
         raise DataError(f"history must be an array of [question, answer] pairs; got {turns!r:.80}; mend it")
     dialogue = _system_of(record)
@@ -360,14 +364,24 @@ def _dialogue_of(record: Record) -> list[dict[str, str]]:
 
 def _system_of(record: Record) -> list[dict[str, str]]:
     """The system message of a record that has its text beside the dialogue; none where it is missing or empty."""
-    text = record.get("system") or ""
+    text = _value(record, "system")
+    if text is None:
+        return []
     if not isinstance(text, str):
         raise DataError(f"system must be a text; got {text!r:.80}; write it in quotes")
-    return [{"role": "system", "content": text}] if text else []
+    return [{"role": "system", "content": text}]
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """A UTF-8 text file, or those of `text_files` of a folder in the order of their names, a blank line between.
+def _value(record: Record, name: str) -> Any:
+    """None for what says nothing: tables that become JSON have an empty array as a text."""
+    value = record.get(name)
+    return None if value in ("", [], "[]") else value
+
+
+def read_text(path: str | os.PathLike[str], refuse_records: bool = False) -> str:
+    """A UTF-8 text file, or all text files of a folder in the order of their names, a blank line between.
+
+    refuse_records  whether a file that begins with a record is an error: its braces and quotes would be learnt
 
     Raises DataError for text that is not UTF-8 or a folder without text, OSError for what can't be read.
     """
@@ -376,9 +390,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
         files = files_of(path, TEXT_SUFFIXES)
         if not files:
             raise DataError(f"a folder must hold {', '.join(TEXT_SUFFIXES)} files; got none in {path}; name another")
-        return "\n\n".join(read_text(file) for file in files)
+        return "\n\n".join(read_text(file, refuse_records) for file in files)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"there must be a text file or folder at {path}; got nothing; check the name") from None
     except UnicodeDecodeError as error:
@@ -386,6 +400,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
             f"{path} must be UTF-8 text; got byte 0x{error.object[error.start]:02x} at position {error.start}; "
             "convert it"
         ) from None
+    if refuse_records:
+        _check_is_text(path, text)
+    return text
 
 
 def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -397,16 +414,16 @@ def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     )  # fmt: skip
 
 
-def check_is_text(path: str | os.PathLike[str], text: str) -> None:
-    """Raise DataError for what was read as text but begins with a record: its braces and quotes would be learnt."""
-    first = next((line for line in text[:PIECE].split("\n", 1) if line.strip()), "")
-    if not first.lstrip().startswith("{"):
+def _check_is_text(path: Path, text: str) -> None:
+    begin = re.match(r"\s*(\[?)\s*(?=\{)", text)
+    if begin is None:
         return
     try:
-        _checked(json.loads(first))
+        _checked(json.JSONDecoder().raw_decode(text, begin.end())[0])
     except (ValueError, RecursionError):
         return
-    raise DataError(f"{path} must hold text, by its name; got a record in its first line; call it .jsonl")
+    name = ".json" if begin[1] else ".jsonl"
+    raise DataError(f"{path} must hold text, by its name; got records, as of JSON; call it {name}")
 
 
 def record_texts(records: Iterable[Record]) -> Iterator[str]:

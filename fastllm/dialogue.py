@@ -145,9 +145,9 @@ def _checked(message: object, position: int) -> dict[str, str]:
 def check_plain(message: Mapping[str, object]) -> None:
     """Raise DataError for a message that says more than its content, which would be lost without a word."""
     for key in NOT_PLAIN:
-        if message.get(key):
+        if message.get(key) and message[key] != "[]":
             raise DataError(
-                f"a message must be a role and a content; got {key} too, which fastllm doesn't know; write it into the "
+                f"a message must be a role and a content; got {key} too, which fastllm doesn't know; write it into a "
                 "content, or leave the dialogue out"
             )
     if "role" in message and message.get("weight", 1) not in (1, None):

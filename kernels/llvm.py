@@ -19,13 +19,14 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import config
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 
 
 def _features() -> dict[str, bool]:
-    """Of the CPU that Numba compiles for: this one's, unless NUMBA_CPU_FEATURES says otherwise."""
-    if config.CPU_FEATURES is not None:
-        return dict.fromkeys(config.CPU_FEATURES.replace("+", "").split(","), True)
-    return dict(llvmlite.binding.get_host_cpu_features())
+    """Of the CPU that Numba compiles for: this one's, without AVX where Numba does; or what NUMBA_CPU_FEATURES says."""
+    given = config.CPU_FEATURES
+    names = (get_host_cpu_features() if given is None else given).split(",")
+    return {name.lstrip("+-"): not name.startswith("-") for name in names if name}
 
 
 FEATURES = _features()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small_dialogues import ANSWER, DIALOGUE, SYSTEM
 
 import fastllm
-from fastllm.datasets import Examples, join, make_examples, record_texts
+from fastllm.datasets import Examples, encode_record, join, make_examples, record_texts
 from fastllm.dialogue import prompt_tokens
 from fastllm.errors import DataError
 from fastllm.tokenizers import CharacterTokenizer
@@ -40,6 +40,11 @@ def test_a_long_text_is_cut_without_losing_a_target(letters):
         ([7, 8, 9], [8, 9, 10]),
         ([10], [1]),
     ]
+
+
+def test_a_piece_of_unknown_letters_alone_gives_nothing(letters):
+    examples = make_examples([{"text": "abzzzzzde"}], letters, context=2)
+    assert [shown(e) for e in examples] == [([4, 5], [5, -1]), ([0, 7], [7, 8]), ([8], [1])]
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 7, 8, 80])
@@ -136,8 +141,11 @@ dialogues = st.lists(st.tuples(st.text("abc", max_size=4), st.text("de", max_siz
 def test_a_template_of_our_layout_gives_our_examples(letters, templated, messages, context):
     """What goes, what stays and what is a target."""
     expected = make_examples([{"messages": messages}], letters, context)
-    found = make_examples([{"messages": messages}], templated(OURS), context)
+    record = {"messages": messages}
+    found, left = encode_record(record, templated(OURS), context)
     assert [shown(example) for example in found] == [shown(example) for example in expected]
+    kept = sum(int((example.targets == letters.end_id).sum()) for example in found)
+    assert left == encode_record(record, letters, context)[1] == len(messages) // 2 - kept
 
 
 def test_targets_of_a_template(templated):
@@ -164,6 +172,7 @@ def test_a_template_that_shows_earlier_turns_otherwise(templated):
     first, second = make_examples([{"messages": messages}], tokenizer, 80)
     assert shown(first) == ([2, 4, 5, 3, 8, 9], [-1, -1, -1, 8, 9, 1])
     assert shown(second) == ([2, 4, 5, 3, 8, 1, 2, 7, 3, 8, 9], [-1] * 8 + [8, 9, 1])
+    assert [encode_record({"messages": messages}, tokenizer, context)[1] for context in (80, 11, 10, 6)] == [0, 0, 1, 1]
 
 
 def test_a_template_that_does_not_end_answers(templated):

@@ -97,6 +97,9 @@ def test_a_system_text_and_a_history_are_in_the_dialogue(tmp_path):
         ({"instruction": "q", "output": "a", "history": [[USER["content"], ANSWER["content"]]]}, [*turn, *question]),
         ({"system": "Be brief", "messages": turn}, [system, *turn]),
         ({"system": "Be brief", "messages": [system, *turn]}, [system, *turn]),
+        ({"system": "Be brief", "messages": [{**system, "content": ""}, *turn]}, [system, *turn]),
+        ({"system": None, "instruction": "q", "output": "a", "history": None, "tools": "[]"}, question),
+        ({"system": "", "instruction": "q", "output": "a", "history": "[]"}, question),
     ]
     for given, expected in cases:
         (record,) = read_records(write(tmp_path / "data.ndjson", given))
@@ -104,6 +107,8 @@ def test_a_system_text_and_a_history_are_in_the_dialogue(tmp_path):
     for given, message in (
         ({"system": "Another", "messages": [system, *turn]}, "has one system text"),
         ({"system": 3, "messages": turn}, "system must be a text; got 3"),
+        ({"system": False, "messages": turn}, "system must be a text; got False"),
+        ({"history": [["q", "a"]], "messages": turn}, "history goes with an instruction"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history must be an array of"),
         ({"instruction": "q", "output": "a", "history": [["x", 1]]}, "history must hold texts; got 1"),
         ({"instruction": "q", "output": "a", "reasoning_content": "b"}, "got reasoning_content too"),
@@ -115,7 +120,7 @@ def test_a_system_text_and_a_history_are_in_the_dialogue(tmp_path):
 
 def test_an_array_that_is_called_lines(tmp_path):
     (tmp_path / "data.jsonl").write_text('[\n  {"text": "x"},\n  {"text": "y"}\n]', encoding="utf-8")
-    with pytest.raises(DataError, match=r"line 1: .*; call it \.json, as it holds an array"):
+    with pytest.raises(DataError, match=r"line 1: must be an object; got an array; call the file \.json"):
         read_records(tmp_path / "data.jsonl")
 
 

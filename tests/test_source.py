@@ -1,12 +1,15 @@
 """What a job tells of its data: what is left out, what the vocabulary lacks, what was not read."""
 
 import json
+import zlib
 
 import pytest
 from training_jobs import Recorder, make_job, write_lines
 
 import fastllm
 from fastllm import cli
+from fastllm.cli.eval import measure
+from fastllm.cli.train import _usual_tokenizer
 from fastllm.errors import DataError
 from fastllm.training.job import Job
 
@@ -35,7 +38,7 @@ def test_new_words_are_no_targets_and_are_told(tmp_path, known):
     (tmp_path / "new.txt").write_text("the moon is a star and the sea is deep " * 20, encoding="utf-8")
     job = tune(tmp_path, known, tmp_path / "new.txt")
     (note,) = job.notes
-    assert note.startswith("39 of 199 tokens of ") and "(19.6%) are not in the vocabulary" in note
+    assert note.startswith("40 of 200 tokens of ") and "(20.0%) are not in the vocabulary" in note
     batch, unknown = job.phases[0].dataset.batch(0), job.tokenizer.unknown_id
     assert unknown in batch.tokens and unknown not in batch.targets and -1 in batch.targets
     assert unknown not in next(job.phases[0].validation.in_order()).targets
@@ -52,6 +55,32 @@ def test_new_words_of_records(tmp_path):
     batch = job.phases[0].dataset.batch(0)
     end = job.tokenizer.end_id
     assert batch.targets[batch.targets >= 0].tolist() == [*job.tokenizer.encode("no"), end]
+
+
+def test_a_run_whose_unknown_words_were_targets_is_not_gone_on_with(tmp_path, known):
+    """As runs of the first version were: other targets would follow."""
+    (tmp_path / "new.txt").write_text("the moon is a star and the sea is deep " * 20, encoding="utf-8")
+    job = tune(tmp_path, known, tmp_path / "new.txt")
+    job._checksums = [zlib.crc32((tmp_path / "new.txt").read_bytes())]  # as it was then
+    job.train(Recorder())
+    with pytest.raises(DataError, match="is read in another way than by the version that began it"):
+        Job.resume(tmp_path / "run")
+
+
+def test_a_last_tenth_of_unknown_words(tmp_path):
+    (tmp_path / "text.txt").write_text(WORDS * 2 + "zebra yak", encoding="utf-8")
+    config = text_job(tmp_path, tmp_path / "text.txt", tokenizer={"type": "word", "minimum_count": 2})
+    job = Job.start(tmp_path / "run", config)
+    assert job.phases[0].validation is None
+    job.train(Recorder())
+
+
+def test_validation_of_new_words_alone(tmp_path):
+    for name, text in ("text.txt", WORDS * 20), ("other.txt", "never seen before"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    phase = {"validation": str(tmp_path / "other.txt")}
+    with pytest.raises(DataError, match=r"other\.txt: a text must hold tokens of the vocabulary"):
+        Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "text.txt", tokenizer={"type": "word"}, phase=phase))
 
 
 def test_a_text_of_new_words_alone(tmp_path, known):
@@ -123,12 +152,44 @@ def test_what_a_folder_gives_is_told(tmp_path):
     assert f"1 text files, {len(WORDS) * 3} characters; 1 files of JSON are not read" in note
 
 
-def test_records_under_the_name_of_a_text(tmp_path):
-    write_lines(tmp_path / "a.json.txt", [{"text": "one"}])
-    with pytest.raises(DataError, match=r"got a record in its first line; call it \.jsonl"):
-        Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "a.json.txt"))
-    (tmp_path / "b.txt").write_text('{"name": "no record"}\n' * 9, encoding="utf-8")
-    Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "b.txt"))
+def test_records_under_the_name_of_a_text(tmp_path, known):
+    record = json.dumps({"text": "the sun " * 9})
+    (tmp_path / "folder").mkdir()
+    for name, content, advice in (
+        ("a.txt", f"{record}\n{record}\n", ".jsonl"),
+        ("b.json.txt", f"\n\n  {record}\n{record}\n", ".jsonl"),
+        ("c.txt", f"[\n  {record},\n  {record}]", ".json"),
+        ("folder/d.txt", record, ".jsonl"),
+    ):
+        path = tmp_path / name
+        path.write_text(content, encoding="utf-8")
+        for given in {path, path.parent} - {tmp_path}:
+            with pytest.raises(DataError, match=rf"{path.name} must hold text, .*; call it {advice}$"):
+                Job.start(tmp_path / "run", text_job(tmp_path, given))
+            with pytest.raises(DataError, match=rf"{path.name} must hold text"):
+                measure(*fastllm.load(known, backend="numpy"), given)
+    for content in '{"name": "no record"}\n' * 9, "{ a brace " * 9, "[1, 2, 3]\n" * 9:
+        (tmp_path / "e.txt").write_text(content, encoding="utf-8")
+        Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "e.txt")).run.discard()
+
+
+def test_a_run_goes_on_with_what_a_new_one_refuses(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 40 + WORDS * 3, encoding="utf-8")
+    job = Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "a.txt", tokenizer={"type": "byte"}))
+    content = json.dumps({"text": WORDS}) + "\n"
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    job._checksums = [zlib.crc32(content.encode())]
+    job.train(Recorder())
+    assert Job.resume(tmp_path / "run").is_done
+
+
+@pytest.mark.parametrize("name", ["texts.jsonl", "texts.json"])
+def test_a_folder_with_the_name_of_records(tmp_path, name, known):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.txt").write_text(WORDS * 9, encoding="utf-8")
+    Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / name))
+    assert measure(*fastllm.load(known, backend="numpy"), tmp_path / name)["targets"]
+    assert _usual_tokenizer(str(tmp_path / name)) == "character"
 
 
 def test_a_text_of_a_long_name(tmp_path):
@@ -141,17 +202,15 @@ def test_a_text_of_a_long_name(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "kind"),
     [(["Es regnet.", "Ja."], "word"), (["今天下雨。", "是的。"], "character"), (["ฝนตก", "ใช่"], "character"),
-     (["비가 온다.", "네."], "word"), (["3.14", "2.71"], "word")],
+     (["비가 온다.", "네."], "word"), (["A new word is 新.", "Ja."], "word")],
 )  # fmt: skip
-def test_the_usual_tokenizer_is_one_for_the_language(tmp_path, answers, kind, capsys, monkeypatch):
+def test_the_usual_tokenizer_is_one_for_the_language(tmp_path, answers, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records = [
         {"messages": [{"role": "user", "content": answer}, {"role": "assistant", "content": answer}]}
         for answer in answers
     ]
     write_lines(tmp_path / "a.jsonl", records)
-    from fastllm.cli.train import _usual_tokenizer
-
     assert _usual_tokenizer("a.jsonl") == kind
 
 
@@ -168,3 +227,6 @@ def test_a_run_without_a_checkpoint(tmp_path):
     (tmp_path / "run" / "config.toml").write_text("seed = 1\n")
     with pytest.raises(fastllm.errors.FormatError, match=r"has no checkpoint yet; train it first: .*--resume"):
         fastllm.load(tmp_path / "run")
+    (tmp_path / "run" / "adapter_config.json").write_text('{"base_model_name_or_path": "nowhere/at/all"}')
+    with pytest.raises(fastllm.errors.FormatError, match="must name the model it adds to"):
+        fastllm.load(tmp_path / "run")  # another project's, which has a config.toml of its own

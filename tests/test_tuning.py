@@ -131,7 +131,10 @@ def test_an_adapter_goes_on_with_the_model_that_it_is_for(tmp_path, base):
     model.parameters["blocks.0.feed_forward.down.weight"][...] = before
     fastllm.save(tmp_path / "mine", model, tokenizer)
     Job.resume(tmp_path / "run").train(Recorder())
-    fastllm.load(tmp_path / "run", backend="numpy")  # without a warning
+    for progress in None, "[1, 2]", "no JSON", '{"base": true}', '{"base": "x"}':  # without a warning
+        if progress is not None:
+            (tmp_path / "run" / "checkpoint" / "progress.json").write_text(progress)
+        fastllm.load(tmp_path / "run", backend="numpy")
 
 
 def test_a_checkpoint_in_which_nothing_is_learnt_yet(tmp_path, base):

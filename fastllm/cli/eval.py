@@ -30,7 +30,7 @@ CONTEXT = 1024  # of a window of text: with a model of a hundred thousand tokens
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("file", metavar="FILE", help=".jsonl or .json file, text file or folder of text files")
+    parser.add_argument("file", metavar="FILE", help=".jsonl, .ndjson or .json file, text file or folder of text files")
     parser.add_argument("--context", type=int, default=CONTEXT, metavar="N",
                         help=f"a text is cut into windows of at most N tokens, as many as the model's context at most "
                         f"(default: {CONTEXT})")  # fmt: skip
@@ -72,14 +72,13 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
         Dataset,
         Examples,
         TokenStream,
-        check_is_text,
         count_missing,
         encode_record,
         holds_records,
         read_records,
         read_text,
     )
-    from ..errors import FastllmError
+    from ..errors import DataError, FastllmError
     from ..training import evaluate
     from ..training.answers import exact_answers
 
@@ -89,15 +88,18 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
     left_out = 0
     if records:
         examples = []
-        for record in records:
-            made, left = encode_record(record, tokenizer, context if "text" in record else model.config.context)
+        for number, record in enumerate(records, 1):
+            length = context if "text" in record else model.config.context
+            try:
+                made, left = encode_record(record, tokenizer, length)
+            except DataError as error:
+                raise DataError(f"{path}, record {number}: {error}") from None
             examples += made
             left_out += left
         dataset = Examples(examples)
     else:
-        text = read_text(path)
-        check_is_text(path, text)
-        dataset = TokenStream(tokenizer.encode(text), context, missing=tokenizer.missing_id)
+        tokens = tokenizer.encode(read_text(path, refuse_records=True))
+        dataset = TokenStream(tokens, context, missing=tokenizer.missing_id)
     score = evaluate(model, dataset)
     if not math.isfinite(score.loss):
         raise FastllmError(f"the loss must be finite; got {score.loss}; load another checkpoint")

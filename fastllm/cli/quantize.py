@@ -104,10 +104,9 @@ class Measure:
 
     def __init__(self, model: str, path: Path, tokens: int) -> None:
         from ..checkpoint import load
-        from ..datasets import check_is_text, read_text
+        from ..datasets import read_text
 
-        text = read_text(path)[: (tokens + 1) * CHARACTERS_A_TOKEN]
-        check_is_text(path, text)
+        text = read_text(path, refuse_records=True)[: (tokens + 1) * CHARACTERS_A_TOKEN]
         loaded, tokenizer = load(model)
         self._ids = tokenizer.encode(text)[: tokens + 1]
         if len(self._ids) < 2:

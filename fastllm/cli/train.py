@@ -38,11 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
     parser.add_argument("--preset", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
     parser.add_argument("--tokenizer", choices=("word", "character", "byte"),
-                        help="default: word for .jsonl and .json in a language with spaces between words, else "
+                        help="default: word for JSON (Lines) in a language with spaces between words, else "
                         "character")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
-    length.add_argument("--epochs", type=int, help="times through the data (default for .jsonl and .json: 50)")
+    length.add_argument("--epochs", type=int, help="times through the data (default for JSON (Lines): 50)")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.001)")
     parser.add_argument("--rows-per-update", type=int, metavar="N", help="sequences in a batch (default: 16)")
     parser.add_argument("--sequence-length", type=int, metavar="N",

@@ -10,7 +10,7 @@ import operator
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -71,8 +71,6 @@ class Tokenizer(ABC):
     end_id, user_id, assistant_id    ids of the control tokens
     end_ids         all that end an answer, end_id among them
     unknown_id      id of "<unk>", None where every text has its own ids
-    missing_id      what stands in place of text that is not in the vocabulary, and so is nothing to learn; None where
-                    nothing does: GPT-2's "<unk>" is the token that ends a text
     control_ids     tokens that no text turns into and that decode leaves out
     chat_template   Jinja source that lays out a conversation, None without one
     template_names  of chat templates, where there are several; the one called "default" is chat_template
@@ -85,7 +83,6 @@ class Tokenizer(ABC):
     """The lists that the file on disk holds, which are what the constructor takes."""
     end_token: str = END
     begin_id: int | None = None
-    missing_id: int | None = None
 
     chat_template: str | None = None
     template_names: Sequence[str] = ()
@@ -140,6 +137,16 @@ class Tokenizer(ABC):
         """
         check_text(text)
         return self.encode_parts(self.split_control(text))
+
+    @property
+    def missing_id(self) -> int | None:
+        """What stands for text that is not in the vocabulary, and is nothing to learn; GPT-2's "<unk>" ends a text."""
+        return None if self.unknown_id in (self.begin_id, *self.end_ids) else self.unknown_id
+
+    def find_control(self, text: str) -> Iterator[int]:
+        """The ids of the control tokens whose texts a text holds."""
+        found = (self._control_texts[match.group()] for match in self._control_pattern.finditer(text))
+        return (token_id for token_id in found if token_id in self.control_ids)
 
     def split_control(self, text: str) -> list[str | int]:
         """The text in parts: the ids of control tokens whose texts it holds, and what stands between."""

@@ -25,6 +25,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Self
@@ -219,15 +220,17 @@ class HuggingFaceTokenizer(Tokenizer):
         return super().encode_parts(given)  # a normalizer has changed the names, so that they were not found
 
     def split_control(self, text: str) -> list[str | int]:
-        parts: list[str | int] = []
-        for part in super().split_control(text):  # added tokens that aren't special are text
-            if isinstance(part, int) and part not in self.control_ids:
-                part = self.tokens[part]
-            if isinstance(part, str) and parts and isinstance(parts[-1], str):
-                parts[-1] += part
+        parts = [  # added tokens that aren't special are text
+            self.tokens[part] if isinstance(part, int) and part not in self.control_ids else part
+            for part in super().split_control(text)
+        ]
+        whole: list[str | int] = []
+        for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
+            if is_text:
+                whole.append("".join(map(str, group)))
             else:
-                parts.append(part)
-        return parts
+                whole.extend(group)
+        return whole
 
     @cached_property
     def _control_texts(self) -> dict[str, int]:

@@ -31,7 +31,6 @@ class VocabularyTokenizer(Tokenizer):
                 f"got {brief(list(tokens[: len(SPECIAL_TOKENS)]))}; build the tokenizer again"
             )
         super().__init__(tokens)
-        self.missing_id = self.unknown_id
         for position, token in enumerate(self.tokens[len(SPECIAL_TOKENS) :], start=len(SPECIAL_TOKENS)):
             if self._split(token) != [token]:
                 raise ValueError(

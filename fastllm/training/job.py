@@ -78,10 +78,10 @@ class Job:
         self.model = model
         self.tokenizer = tokenizer
         self.notes: list[str] = []  # what a person should know of the data
-        self._checksums = [sources[phase.data].checksum for phase in self.config.phases]
         self._base = None if self.config.lora is None else checksum_of(model)  # what an adapter is for
         self._place: tuple[str, int] | None = None  # phase and step of the checkpoint that this goes on from
         self.phases = [self._phase(phase, sources) for phase in self.config.phases]
+        self._checksums = [sources[phase.data].checksum for phase in self.config.phases]
         self._at = 0  # phase to train next
         self._sums = Sums()
         self._trainer: Trainer | None = None
@@ -89,7 +89,7 @@ class Job:
     @classmethod
     def start(cls, folder: str | Path, config: JobConfig) -> Job:
         """A new run: read the data, build or open model and vocabulary. Nothing is written if the data is no good."""
-        sources = _read_sources(config)
+        sources = _read_sources(config, is_new=True)
         tokenizer, model = build(config, sources)
         run = Run.create(folder, config)
         try:
@@ -110,7 +110,7 @@ class Job:
 
     @classmethod
     def _resume(cls, run: Run) -> Job:
-        sources = _read_sources(run.config)
+        sources = _read_sources(run.config, is_new=False)
         try:
             find_checkpoint(run.checkpoint)
         except FileNotFoundError:
@@ -233,8 +233,8 @@ class Job:
                 anew = "`fastllm merge` this run and begin a new one from that"
             advice = f"bring it back, or {anew} {self.run.folder}" if base == self._base else "bring it back"
             raise DataError(
-                f"the data of a run must stay as it is; got {changed[0]}, which has changed since the run read it; "
-                f"{advice}"
+                f"the data of a run must stay as it is; got {changed[0]}, which has changed since the run read it, or "
+                f"is read in another way than by the version that began it; {advice}"
             )
 
     def _check_place(self) -> None:
@@ -289,9 +289,9 @@ def build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Mod
     return tokenizer, Model(config.model_config(tokenizer.vocab_size), config.seed, config.backend)
 
 
-def _read_sources(config: JobConfig) -> dict[str, Source]:
+def _read_sources(config: JobConfig, is_new: bool) -> dict[str, Source]:
     names = {name for phase in config.phases for name in (phase.data, phase.validation) if name is not None}
-    return {name: Source(resolve(name)) for name in sorted(names)}
+    return {name: Source(resolve(name), is_new) for name in sorted(names)}
 
 
 def _figures(score: Score) -> dict[str, float]:

@@ -20,7 +20,6 @@ from ..datasets import (
     Examples,
     Record,
     TokenStream,
-    check_is_text,
     count_missing,
     encode_record,
     files_of,
@@ -73,19 +72,19 @@ class Reading:
 class Source:
     """A data file as it was read: records, or one text. checksum: of all it holds."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_new: bool) -> None:
+        """is_new: whether no run has begun with it yet, which must go on whatever would be refused today."""
         self.path = path
         self._records: list[Record] | None = None
         self._encoded: np.ndarray | None = None
         self._text = ""
-        if holds_records(path) and not path.is_dir():
+        if holds_records(path):
             self._records = read_records(path)
             self.checksum = zlib.crc32(json.dumps(self._records).encode())
         else:
-            self._text = read_text(path)
+            self._text = read_text(path, refuse_records=is_new)
             if not self._text.strip():
                 raise DataError(f"a text to train on must not be empty; got none in {path}; give a longer one")
-            check_is_text(path, self._text)
             self.checksum = zlib.crc32(self._text.encode())
 
     def texts(self) -> Iterator[str]:
@@ -101,7 +100,8 @@ class Source:
             return self.whole(reading), None
         tokens = self._tokens(reading)
         cut = len(tokens) - len(tokens) // VALIDATION_SHARE
-        if len(tokens) - cut < 2:
+        missing = reading.tokenizer.missing_id
+        if len(tokens) - cut < 2 or (missing is not None and (tokens[cut + 1 :] == missing).all()):
             return self._stream(tokens, reading), None
         return self._stream(tokens[:cut], reading), self._stream(tokens[cut:], reading)
 
@@ -109,10 +109,10 @@ class Source:
         """All of it as one data set."""
         if self._records is None:
             return self._stream(self._tokens(reading), reading)
-        self._note_control(reading, (record["text"] for record in self._records if "text" in record))
+        self._note_control(reading, [record["text"] for record in self._records if "text" in record])
         join = reading.length if reading.phase.join else 0
         dataset = Examples(self._examples(self._records, reading), reading.phase.rows_per_update, reading.seed, join)
-        self._note_missing(reading, dataset)
+        self._note_missing(reading, *count_missing(dataset, reading.tokenizer))
         return dataset
 
     def _examples(self, records: list[Record], reading: Reading) -> list[Example]:
@@ -124,10 +124,11 @@ class Source:
                 made, left_here = encode_record(record, reading.tokenizer, reading.length)
             except DataError as error:
                 raise DataError(f"{self.path}, record {number}: {error}") from None
-            lost += not made
-            shortened += bool(made and left_here)
-            left += left_here if made else 0
             examples += made
+            lost += not made
+            if made and left_here:
+                shortened += 1
+                left += left_here
         most = f"{'the context' if reading.length == reading.context else 'sequence_length ='} {reading.length}"
         if lost:
             note = (
@@ -151,12 +152,17 @@ class Source:
             self._encoded = write_token_file(reading.folder / name, self._text, reading.tokenizer)
             self._note_folder(reading)
             self._note_control(reading, [self._text])
-            self._note_missing(reading, self._stream(self._encoded, reading))
+            if reading.tokenizer.missing_id is not None:
+                missing = int((self._encoded == reading.tokenizer.missing_id).sum())
+                self._note_missing(reading, missing, len(self._encoded))
         return self._encoded
 
     def _stream(self, tokens: np.ndarray, reading: Reading) -> TokenStream:
         rows = reading.phase.rows_per_update
-        return TokenStream(tokens, reading.length, rows, reading.seed, reading.tokenizer.missing_id)
+        try:
+            return TokenStream(tokens, reading.length, rows, reading.seed, reading.tokenizer.missing_id)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from None
 
     def _note_folder(self, reading: Reading) -> None:
         if not self.path.is_dir():
@@ -167,19 +173,19 @@ class Source:
             note += f"; {records} files of JSON are not read: name one to train on its records"
         reading.notes.append(note)
 
-    def _note_control(self, reading: Reading, texts: Iterator[str] | list[str]) -> None:
+    def _note_control(self, reading: Reading, texts: list[str]) -> None:
         """Texts that were laid out for a model: none of their control tokens is one."""
         tokenizer = reading.tokenizer
-        found = [part for text in texts for part in tokenizer.split_control(text) if isinstance(part, int)]
+        found = [token_id for text in texts for token_id in tokenizer.find_control(text)]
         if found:
             reading.notes.append(
                 f"{len(found)} times {self.path} has the text of a control token, such as "
                 f"{tokenizer.tokens[found[0]]}, which stays text: write dialogues as messages, and texts as records"
             )
 
-    def _note_missing(self, reading: Reading, dataset: Dataset) -> None:
-        missing, tokens = count_missing(dataset, reading.tokenizer)
+    def _note_missing(self, reading: Reading, missing: int, tokens: int) -> None:
         if missing:
+            self.checksum = zlib.crc32(b"no targets", self.checksum)  # as they were once
             reading.notes.append(
                 f"{missing} of {tokens} tokens of {self.path} ({missing / tokens:.1%}) are not in the vocabulary: the "
                 "model sees <unk> there, and does not learn to say them"
