@@ -42,7 +42,8 @@ from .tokenizers.base import Tokenizer, check_text
 
 NO_TARGET = -1
 TEXT_SUFFIXES = (".txt", ".md", ".text")
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json")
+LINES_SUFFIXES = (".jsonl", ".ndjson")
+RECORD_SUFFIXES = (*LINES_SUFFIXES, ".json")
 PIECE = 1 << 20  # characters encoded at a time
 TRIES = 1000
 

@@ -1,3 +1,8 @@
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 from generation_fakes import ScriptedModel, TableModel
 
@@ -75,6 +80,109 @@ def test_a_chat_that_remembers_says_what_one_without_memory_would():
         [kept] = chat._engine.submit(prompt, greedy)
         assert list(fresh) == list(kept)
         assert fresh.logprobs == kept.logprobs
+
+
+def test_reset_forgets_what_earlier_weights_made():
+    tokenizer = fastllm.ByteTokenizer()
+    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=16, hidden=24, layers=1, heads=2, context=64)
+    model = fastllm.Model(config, seed=1, backend="numpy")
+    chat = Chat(model, tokenizer, max_tokens=8)
+    list(chat.ask("Who?"))
+    model.parameters["blocks.0.attention.key.weight"][...] *= -1
+    model.parameters["blocks.0.attention.value.weight"][...] *= 3
+    model.cache_dtype = "float16"
+    chat.reset()
+    assert "".join(chat.ask("Who?")) == "".join(Chat(model, tokenizer, max_tokens=8).ask("Who?"))
+    assert chat._engine._cache.keys[0].dtype == np.uint16
+
+
+def test_an_answer_that_was_left_is_a_turn_before_the_next_question():
+    model = answering("abc", "de", "ff")
+    chat = Chat(model, TOKENIZER)
+    left = chat.ask("a?")
+    assert next(left) == "a"
+    list(chat.ask("b?"))
+    assert chat.turns == [("a?", "a"), ("b?", "de")]
+    assert model.whole[1] == turn("a?", "a") + last("b?")
+    assert list(left) == []
+    unread = chat.ask("c?")
+    list(chat.ask("d?"))
+    assert list(unread) == []
+    assert [question for question, _ in chat.turns] == ["a?", "b?", "d?"]
+
+
+def test_reset_ends_an_answer():
+    chat = Chat(answering("abc", "de"), TOKENIZER)
+    left = chat.ask("a?")
+    next(left)
+    chat.reset()
+    assert list(left) == [] and chat.turns == []
+    assert "".join(chat.ask("b?")) == "de"
+
+
+def test_no_end_ids_are_the_tokenizers():
+    for options in {"end_ids": None}, {"config": fastllm.GenerationConfig(end_ids=None)}:
+        assert "".join(Chat(answering("de"), TOKENIZER, **options).ask("a?")) == "de"
+    chat = Chat(answering("de"), TOKENIZER, end_ids=(7,))
+    chat.change(end_ids=None)
+    assert "".join(chat.ask("a?")) == "de"
+
+
+def test_a_system_message_is_a_text():
+    pytest.importorskip("jinja2")
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<assistant>"
+    chat = Chat(answering("de"), tokenizer, system="be kind")
+    with pytest.raises(ValueError, match=r"lone surrogate U\+DCFF"):
+        chat.system = "\udcff"
+    with pytest.raises(TypeError):
+        Chat(answering("de"), tokenizer, system=5)
+    assert chat.system == "be kind"
+
+
+def test_ctrl_c_at_any_line_of_an_answer_leaves_a_chat_that_goes_on():
+    """Where a slot changes hands, too: the engine is made anew then."""
+    tokenizer = fastllm.ByteTokenizer()
+    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=16, hidden=24, layers=1, heads=2, context=64)
+    model = fastllm.Model(config, seed=1, backend="numpy")
+    files = tuple(str(Path(fastllm.__file__).parent / name) for name in ("generation/engine.py", "layers/kv_cache.py"))
+
+    def interrupting(at):
+        count = 0
+
+        def trace(frame, event, argument):
+            nonlocal count
+            if frame.f_code.co_filename not in files:
+                return None
+            count += event == "line"
+            if count == at and event == "line":
+                raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    def lines_of(chat, at):
+        sys.settrace(interrupting(at))
+        try:
+            for _ in chat.ask("Who?"):
+                pass
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    expected = "".join(Chat(model, tokenizer, max_tokens=3).ask("Why?"))
+    at = broken = 0
+    while True:
+        at += 1
+        chat = Chat(model, tokenizer, max_tokens=3)
+        if not lines_of(chat, at):
+            break
+        broken += chat._engine is not None and chat._engine.is_broken
+        chat.turns.clear()
+        assert "".join(chat.ask("Why?")) == expected, at
+    assert at > 200 and broken > 10
 
 
 def test_reset_forgets_all_turns():

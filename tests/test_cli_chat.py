@@ -12,8 +12,9 @@ import pytest
 from tiny_checkpoint import CONTEXT, learned, write_checkpoint
 
 import fastllm
+from fastllm.cli import chat as chat_module
 from fastllm.cli import main
-from fastllm.cli.chat import COMMANDS, chat_loop
+from fastllm.cli.chat import COMMANDS, _append, chat_loop
 from fastllm.datasets import read_records
 from fastllm.generation import GenerationConfig
 
@@ -252,13 +253,13 @@ def test_options_change(capsys):
     [
         ("/temperature hot", "temperature must be a number; got 'hot'"),
         ("/temperature -1", "temperature must be finite and not negative"),
-        ("/top_k 1.5", "top_k must be a number"),
+        ("/top_k 1.5", "top_k must be a whole number or none"),
         ("/top_p none", "top_p must be a number"),
         ("/max_tokens 0", "max_tokens must be 1 or more"),
         ("/system be kind", "a system message needs a tokenizer with a chat template"),
         ("/save", "/save needs the name of a file"),
         ("/save x.jsonl", "a conversation to save must have an answer"),
-        ("/seed some", "seed must be a number"),
+        ("/seed some", "seed must be a whole number or none"),
     ],
 )
 def test_wrong_commands_are_a_line_and_the_chat_goes_on(command, said, capsys, tmp_path, monkeypatch):
@@ -329,13 +330,62 @@ def test_a_wrong_byte_spoils_its_line_alone(checkpoint, encoding):
 
 
 def test_save_leaves_a_file_of_something_else_alone(tmp_path, capsys):
-    path = tmp_path / "notes.txt"
+    path, array = tmp_path / "notes.jsonl", tmp_path / "data.json"
     path.write_text("my notes\n", encoding="utf-8")
-    piped(f"Is it far?\n/save {path}\n/save {tmp_path}/nowhere/x.jsonl\n", status=1)
+    array.write_text('[{"text": "x"}]', encoding="utf-8")
+    saves = f"/save {path}\n/save {array}\n/save {tmp_path}/new\n/save {tmp_path}/nowhere/x.jsonl\n"
+    piped(f"Is it far?\n{saves}", status=1)
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2
+    assert len(errors) == 4
     assert "line 1" in errors[0]
+    assert "/save writes JSON Lines, by the file's name; got data.json; try /save data.jsonl" in errors[1]
+    assert "got new; try /save new.jsonl" in errors[2]
     assert path.read_text(encoding="utf-8") == "my notes\n"
+    assert array.read_text(encoding="utf-8") == '[{"text": "x"}]'
+    assert sorted(tmp_path.iterdir()) == [array, path]
+
+
+@pytest.mark.parametrize("before", [b"", b'{"text": "x"}\n'])
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch, before):
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() > len(before):
+                raise OSError(28, "No space left on device")
+            return super().write(data[:10])
+
+    path = tmp_path / "x.jsonl"
+    if before:
+        path.write_bytes(before)
+    monkeypatch.setattr("fastllm.cli.chat.open", lambda path, mode, buffering: Full(path, "ab"), raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        _append(path, b'{"text": "a longer line"}\n')
+    assert (path.read_bytes() if path.exists() else b"") == before
+    assert path.exists() == bool(before)
+
+
+def test_ctrl_c_before_an_answer_begins_or_in_a_command_leaves_the_chat_open(monkeypatch):
+    ask, save = fastllm.Chat.ask, chat_module._save
+    calls = []
+
+    def interrupted(chat, *rest):
+        calls.append(1)
+        if len(calls) in (1, 3):
+            raise KeyboardInterrupt
+        return (ask if len(calls) < 3 else save)(chat, *rest)
+
+    monkeypatch.setattr(fastllm.Chat, "ask", interrupted)
+    monkeypatch.setattr(chat_module, "_save", interrupted)
+    shown = typed(monkeypatch, "What is red?\nIs it far?\n/save x.jsonl\n/stats\nexit\n")
+    assert FAR in shown and RED not in shown and "answer 5 tokens" in shown
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        piped("What is red?\n")
+
+
+def test_control_characters_of_an_answer_are_shown_not_obeyed(monkeypatch):
+    monkeypatch.setattr(fastllm.Chat, "ask", lambda chat, question: iter(["a\x1b[2J\x9b", "é\tb\r\nc"]))
+    assert "a␛[2J\ufffdé\tb\nc" in typed(monkeypatch, "What?\nexit\n")
+    assert piped("What?\n") == "a\x1b[2J\x9bé\tb\r\nc\n".splitlines()  # a file has what the model said
 
 
 def test_stats(capsys):

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from .model_options import (
     add_generation,
     add_model,
     generation_config,
+    harmless,
     load_to_generate,
     note_what_does_nothing,
     without_mark,
@@ -199,6 +201,9 @@ class _Session:
         began = time.perf_counter()
         try:
             answer = self._chat.ask(question)
+        except KeyboardInterrupt:  # while a long question is laid out
+            self._stopped()
+            return
         except ValueError as error:
             self._fail(error)
             if not self._is_terminal:
@@ -211,7 +216,7 @@ class _Session:
             for piece in answer:
                 first = first or time.perf_counter()
                 # As it comes: a piece never ends inside a character, and its spaces are the text's own.
-                print(piece, end="", file=self._output, flush=True)
+                print(harmless(piece) if self._is_terminal else piece, end="", file=self._output, flush=True)
         except KeyboardInterrupt:  # what was said so far stays in the chat's turns
             if not self._is_terminal:
                 raise
@@ -244,8 +249,16 @@ class _Session:
                         f"a command must be one of {', '.join(COMMANDS)}; got {name[:60]}; "
                         f"put a question that begins with / in {QUOTES}"
                     )
+        except KeyboardInterrupt:
+            self._stopped()
         except (ValueError, OSError) as error:
             self._fail(error)
+
+    def _stopped(self) -> None:
+        """After Ctrl-C, which on a terminal leaves the chat at its prompt only."""
+        if not self._is_terminal:
+            raise KeyboardInterrupt
+        print(file=self._output, flush=True)
 
     def _option(self, name: str, argument: str) -> None:
         if argument:
@@ -253,7 +266,8 @@ class _Session:
             try:
                 value = None if argument.lower() == "none" and kind is int else kind(argument)
             except ValueError:
-                raise DataError(f"{name} must be a number; got {argument!r:.60}; try /{name} 1") from None
+                what = "a whole number or none" if kind is int else "a number"
+                raise DataError(f"{name} must be {what}; got {argument!r:.60}; try /{name} 1") from None
             self._chat.change(**{name: value})
         else:
             value = dataclasses.asdict(self._chat.config)[name]
@@ -277,7 +291,7 @@ class _Session:
 
 def _save(chat: Chat, name: str) -> str:
     """Add the conversation to a file of dialogues; what was done."""
-    from ..datasets import read_records
+    from ..datasets import LINES_SUFFIXES, read_records
 
     if not name:
         raise DataError("/save needs the name of a file; got none; try /save dialogues.jsonl")
@@ -287,6 +301,8 @@ def _save(chat: Chat, name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         raise DataError(f"/save needs the name of a file; got a folder; try /save {path / 'dialogues.jsonl'}")
+    if path.suffix.lower() not in LINES_SUFFIXES:
+        raise DataError(f"/save writes JSON Lines, by the file's name; got {path.name}; try /save {path.stem}.jsonl")
     before = b""
     if path.exists() and path.stat().st_size:
         read_records(path)  # raises for a file of something else, which stays as it is
@@ -300,7 +316,22 @@ def _save(chat: Chat, name: str) -> str:
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
     line = json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
-    with open(path, "ab") as file:
-        file.write(before + line)
+    _append(path, before + line)
     system = "" if chat.system is None else "the system message and "
     return f"added {system}{len(turns)} turn{'s' if len(turns) > 1 else ''} to {path}"
+
+
+def _append(path: Path, content: bytes) -> None:
+    """All of it or nothing: half a line would spoil what is there."""
+    size = path.stat().st_size if path.is_file() else None
+    with open(path, "ab", buffering=0) as file:
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except BaseException:
+            if size is not None:
+                os.truncate(path, size)
+            elif path.is_file():
+                path.unlink()
+            raise

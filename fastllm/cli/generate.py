@@ -35,6 +35,7 @@ from .model_options import (
     add_model,
     add_option,
     generation_config,
+    harmless,
     load_to_generate,
     note_what_does_nothing,
     without_mark,
@@ -101,8 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
         for completion in found:
             print(json.dumps(_json_line(completion, tokenizer), ensure_ascii=False, allow_nan=False), flush=True)
     else:
+        shown = harmless if sys.stdout.isatty() else str
         for piece in stream(model, tokenizer, prompts[0], config):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print()
     return 0
 

@@ -35,6 +35,18 @@ def or_none(text: str) -> int | None:
 or_none.__name__ = "int"  # as argparse calls it in an error
 
 
+# Control characters as pictures of them; a line may end in "\r\n".
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t\r"},
+    ord("\r"): None, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}  # fmt: skip
+
+
+def harmless(text: str) -> str:
+    """A model's text for a terminal, which control characters could switch to another charset, or overwrite."""
+    return text.translate(_PICTURES)
+
+
 def without_mark(text: str) -> str:
     """A text without the mark that some programs write before UTF-8; files are read so, too."""
     return text.removeprefix("\ufeff")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
@@ -12,6 +12,7 @@ from fastllm.generation.config import GenerationConfig
 from fastllm.generation.engine import Engine, Generation
 from fastllm.generation.generate import decode_pieces, generate_tokens
 from fastllm.generation.sampling import Sampler
+from fastllm.tokenizers.base import check_text
 
 if TYPE_CHECKING:
     from fastllm.model import Model
@@ -28,6 +29,9 @@ class Chat:
     `turns` holds each question and its answer as (question, answer). The oldest whole turns are left out of
     the prompt when it would leave less than `max_tokens`, or a quarter of the context if that is less, to
     the answer; they stay in `turns`. The system message is never left out.
+
+    An answer that nobody reads to its end is closed by the next question and by `reset`. After a change of the model's
+    weights, `reset`: keys and values of what was said remain from before.
 
     `counts` are the tokens of the last prompt and, as far as it was read, of its answer.
 
@@ -53,16 +57,14 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         check_speakers(tokenizer)
-        self._ends_given = "end_ids" in GenerationConfig.of(config, options).given
+        given = GenerationConfig.of(config, options)
+        self._ends_given = "end_ids" in given.given and given.end_ids is not None
         self.config = GenerationConfig.of(config, options, model.generation_options)
         self.system = system
+        self._engine: Engine | None = None  # which remembers: the next prompt begins as the last one did
         self._generation: Generation | None = None
+        self._asked: weakref.ref[Generator[str]] | None = None  # the last answer, which who drops it closes
         self.reset()
-
-    @cached_property
-    def _engine(self) -> Engine:
-        """Which remembers: the next prompt begins as the last one did."""
-        return Engine(self.model, slots=1, remembers=True)
 
     @property
     def system(self) -> str | None:
@@ -75,10 +77,14 @@ class Chat:
             raise DataError(
                 "a system message needs a tokenizer with a chat template; got one without; put it into the question"
             )
+        if text is not None:
+            check_text(text)
         self._system = text
 
     def reset(self) -> None:
         """Forget all turns and start again from the seed; the system message stays."""
+        self._leave()
+        self._engine = None
         self.turns: list[tuple[str, str]] = []
         self.counts = (0, 0)
         self._sampler = Sampler(self.config)
@@ -89,7 +95,8 @@ class Chat:
         Raises ValueError for a wrong one, and nothing changes.
         """
         self.config = GenerationConfig.of(self.config, options)
-        self._ends_given |= "end_ids" in options
+        if "end_ids" in options:
+            self._ends_given = options["end_ids"] is not None
         if "seed" in options:
             self._sampler = Sampler(self.config)
         self._sampler.config = self.config
@@ -101,21 +108,33 @@ class Chat:
         Raises ValueError, at once, if the question has no tokens, doesn't fit into the context alone, or isn't
         taken by the chat template.
         """
+        self._leave()
         ends = set(self.config.end_ids or ())
         if not self._ends_given:
             ends |= end_ids(self.tokenizer)
         prompt = self.prompt(question)
         config = GenerationConfig.of(self.config, {"end_ids": tuple(sorted(ends))})
-        if self._generation is not None:
-            self._generation.close()  # an answer that nobody read to its end
         tokens: Iterator[int]
         if config.beams > 1:
             tokens = generate_tokens(self.model, prompt, config)
         else:
+            if self._engine is None or self._engine.is_broken:
+                self._engine = Engine(self.model, slots=1, remembers=True)
             [self._generation] = self._engine.submit(prompt, config, self._sampler)
             tokens = iter(self._generation)
         self.counts = (len(prompt), 0)
-        return self._answer(question, decode_pieces(self.tokenizer, [], self._counted(tokens), self.config.stop))
+        pieces = decode_pieces(self.tokenizer, [], self._counted(tokens), self.config.stop)
+        answer = self._answer(question, pieces)
+        self._asked = weakref.ref(answer)
+        return answer
+
+    def _leave(self) -> None:
+        """End the last answer; what was read of it is a turn."""
+        if self._asked is not None and (answer := self._asked()) is not None:
+            answer.close()
+        if self._generation is not None:  # of an answer that nobody began to read
+            self._generation.close()
+        self._asked = self._generation = None
 
     def _counted(self, tokens: Iterator[int]) -> Iterator[int]:
         try:
@@ -126,7 +145,7 @@ class Chat:
             if isinstance(tokens, Generator):
                 tokens.close()
 
-    def _answer(self, question: str, pieces: Iterator[str]) -> Iterator[str]:
+    def _answer(self, question: str, pieces: Iterator[str]) -> Generator[str]:
         answer, is_whole = "", False
         try:
             for piece in pieces:

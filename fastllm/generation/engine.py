@@ -23,6 +23,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +62,9 @@ class Engine:
     """
 
     def __init__(self, model: Model, slots: int = 8, chunk: int = CHUNK, remembers: bool = False) -> None:
+        for name, number in (("slots", slots), ("chunk", chunk)):
+            if not isinstance(number, Integral):
+                raise TypeError(f"{name} must be a whole number; got {number!r:.40}; leave it out")
         if not 1 <= slots <= STEP_ROWS:
             raise ValueError(
                 f"slots must be from 1 to {STEP_ROWS}; got {slots}; further requests wait until a slot is free"
@@ -77,6 +81,7 @@ class Engine:
         self._waiting: dict[_Prompt, None] = {}  # those of which samples wait for a slot, in order
         self._heirs: list[Generation] = []  # samples that have just taken over a slot
         self._changed: dict[Generation, None] = {}
+        self.is_broken = False  # whether Ctrl-C came while lists and cache did not agree: it can't go on
 
     @property
     def busy(self) -> bool:
@@ -115,9 +120,12 @@ class Engine:
     def step(self) -> list[Generation]:
         """Go on with all requests; those that have new tokens or have ended.
 
-        What interrupts a step (Ctrl-C) is undone: the next one does it again. What is wrong with the logits of one
-        request (see Sampler) ends that one, and is raised where it is iterated.
+        What interrupts a step (Ctrl-C) is undone: the next one does it again. Only in the few microseconds in which
+        slots change hands that can't be, and the engine `is_broken`: RuntimeError. What is wrong with the logits of
+        one request (see Sampler) ends that one, and is raised where it is iterated.
         """
+        if self.is_broken:
+            raise RuntimeError("an engine must not be interrupted while slots change hands; it was; make a new one")
         self._decode()
         self._admit()
         self._prefill()
@@ -189,15 +197,15 @@ class Engine:
                     return
                 common = {slot: common_length(left, prompt.tokens) for slot, left in self._free.items()}
                 slot = max(reversed(common), key=common.__getitem__)
-                del self._free[slot]
-                generation = self._next_sample(prompt, slot)
-                if prompt.is_read:
-                    self._cache.copy(prompt.running[0]._slot, slot)
+                with self._in_one_go():
+                    del self._free[slot]
+                    generation = self._next_sample(prompt, slot)
+                    if prompt.is_read:
+                        self._cache.copy(prompt.running[0]._slot, slot)
+                    else:  # the last token is read for what follows it
+                        prompt.cached = min(common[slot], len(prompt.tokens) - 1)
                     self._cache.truncate(slot, prompt.cached)
-                else:  # the last token is read for what follows it
-                    prompt.cached = min(common[slot], len(prompt.tokens) - 1)
-                    self._cache.truncate(slot, prompt.cached)
-                prompt.running.append(generation)
+                    prompt.running.append(generation)
             prompt = generation._prompt
             if prompt.is_read:
                 assert prompt.logits is not None
@@ -239,24 +247,40 @@ class Engine:
                     self._choose(generation, row)
 
     @contextlib.contextmanager
+    def _in_one_go(self) -> Iterator[None]:
+        """What is begun here and not ended breaks the engine."""
+        self.is_broken = True
+        yield
+        self.is_broken = False
+
+    @contextlib.contextmanager
     def _undone_if_interrupted(self, rows: list[Generation]) -> Iterator[None]:
         cached = [generation._prompt.cached for generation in rows]
         try:
             yield
         except BaseException:
-            for generation, before in zip(rows, cached, strict=True):
-                if generation.finish_reason is None:
-                    if not generation.tokens:
-                        generation._prompt.cached = before
-                    self._cache.truncate(generation._slot, generation._cached)
+            if not self.is_broken:
+                with self._in_one_go():
+                    for generation, before in zip(rows, cached, strict=True):
+                        if generation.finish_reason is None:
+                            if not generation.tokens:
+                                generation._prompt.cached = before
+                            self._cache.truncate(generation._slot, generation._cached)
             raise
 
     def _end(self, generation: Generation, reason: str) -> None:
         """Free the generation's slot, or let the next sample of its prompt have it."""
         if generation.finish_reason is not None:
             return
-        generation.finish_reason = reason
-        self._changed[generation] = None
+        if self.is_broken:
+            generation.finish_reason = reason
+            return
+        with self._in_one_go():
+            generation.finish_reason = reason
+            self._changed[generation] = None
+            self._remove(generation)
+
+    def _remove(self, generation: Generation) -> None:
         prompt = generation._prompt
         if generation not in prompt.running:
             prompt.waiting.remove(generation)

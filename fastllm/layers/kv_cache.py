@@ -96,9 +96,11 @@ class KVCache:
                 "0 to that"
             )
         kept = self._pages_of(length)
-        for number in self.pages[slot, kept : self._held[slot]]:
-            self._drop(int(number))
-        self._held[slot], self.lengths[slot] = kept, length
+        left = self.pages[slot, kept : self._held[slot]].tolist()
+        self.lengths[slot] = length  # in this order: whatever Ctrl-C cuts short, no page is given away twice
+        self._held[slot] = kept
+        for number in left:
+            self._drop(number)
 
     def release(self, slot: int) -> None:
         """Empty a slot."""
