@@ -31,10 +31,11 @@ def _features() -> dict[str, bool]:
 
 FEATURES = _features()
 LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of the widest vectors
+_TRIPLE = llvmlite.binding.get_process_triple()
+IS_X86 = _TRIPLE.startswith(("x86_64", "i386", "i686"))
 # Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
-HAS_HALF = bool(FEATURES.get("f16c") or FEATURES.get("fp16") or FEATURES.get("fullfp16"))
+HAS_HALF = bool(FEATURES.get("f16c")) or _TRIPLE.startswith(("aarch64", "arm64"))
 # Whether an instruction multiplies and adds, rounding once. Elsewhere LLVM would call a function for each number.
-IS_X86 = llvmlite.binding.get_process_triple().startswith(("x86_64", "i386", "i686"))
 HAS_FMA = bool(FEATURES.get("fma") or FEATURES.get("fma4") or not IS_X86)
 # Whether an instruction multiplies bytes with bytes and adds four products to a whole number.
 HAS_BYTE_PRODUCTS = bool(FEATURES.get("avxvnni") or (FEATURES.get("avx512vnni") and FEATURES.get("avx512vl")))
