@@ -214,12 +214,24 @@ def test_the_usual_tokenizer_is_one_for_the_language(tmp_path, answers, kind, mo
     assert _usual_tokenizer("a.jsonl") == kind
 
 
-def test_shipped_data_by_its_name(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    words = ["train", "fastllm:zh/dialogues.jsonl", "--steps", "1", "--run", "run"]
-    assert cli.main(words) == 0
-    assert "(characters)" in capsys.readouterr().out
-    assert 'data = "fastllm:zh/dialogues.jsonl"' in (tmp_path / "run" / "config.toml").read_text()
+def test_shipped_data_by_its_name(monkeypatch):
+    """As it is, not in the folder that one happens to be in."""
+    started = []
+
+    class Stopped(Exception):
+        pass
+
+    def start(folder, config):
+        started.append(config)
+        raise Stopped
+
+    monkeypatch.setattr(Job, "start", start)
+    with pytest.raises(Stopped):
+        cli.main(["train", "fastllm:zh/dialogues.jsonl", "--validation", "fastllm:zh/validation.jsonl"])
+    [config] = started
+    assert config.tokenizer.type == "character"
+    [phase] = config.phases
+    assert (phase.data, phase.validation) == ("fastllm:zh/dialogues.jsonl", "fastllm:zh/validation.jsonl")
 
 
 def test_a_run_without_a_checkpoint(tmp_path):
