@@ -61,6 +61,7 @@ _MODULES = (
     "kernels",
     "layers",
     "optimizers",
+    "records",
     "schedules",
     "tokenizers",
     "training",
@@ -103,6 +104,7 @@ __all__ = [
     "load_tokenizer",
     "optimizers",
     "preset",
+    "records",
     "save",
     "save_adapter",
     "schedules",
@@ -125,7 +127,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from . import datasets, errors, generation, kernels, layers, optimizers, schedules, tokenizers, training
+    from . import datasets, errors, generation, kernels, layers, optimizers, records, schedules, tokenizers, training
     from .adapters import load_adapter, save_adapter
     from .checkpoint import load, save
     from .config import ModelConfig, preset

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "quantize": {"packed"},
     "tokenizers": {"atomic", "errors"},
     "dialogue": {"errors", "tokenizers"},
-    "datasets": {"atomic", "dialogue", "errors", "inputs", "tokenizers"},
+    "records": {"dialogue", "errors", "tokenizers"},
+    "datasets": {"atomic", "dialogue", "errors", "inputs", "records", "tokenizers"},
     "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize"},
     "hub": {"errors"},
     "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model"},
@@ -41,12 +42,12 @@ MAY_IMPORT = {
     },
     "peers": {
         "atomic", "config", "conversion", "datasets", "errors", "formats", "kernels", "machine", "model", "optimizers",
-        "parameters", "schedules", "tokenizers", "training",
+        "parameters", "records", "schedules", "tokenizers", "training",
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {
     "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "kernels", "layers",
-    "lora", "model", "optimizers", "parameters", "schedules", "tokenizers",
+    "lora", "model", "optimizers", "parameters", "records", "schedules", "tokenizers",
 }  # fmt: skip
 MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main__", "cli"}
 

@@ -15,8 +15,8 @@ import fastllm
 from fastllm.cli import chat as chat_module
 from fastllm.cli import main
 from fastllm.cli.chat import COMMANDS, _append, chat_loop
-from fastllm.datasets import read_records
 from fastllm.generation import GenerationConfig
+from fastllm.records import read_records
 
 FAR, NEAR, MODEL, RED, BLUE = (
     "Yes, very far.",

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from small_dialogues import ANSWER, DIALOGUE, SYSTEM
 
 import fastllm
-from fastllm.datasets import Examples, encode_record, join, make_examples, record_texts
+from fastllm.datasets import Examples, encode_record, join, make_examples
 from fastllm.dialogue import prompt_tokens
 from fastllm.errors import DataError
+from fastllm.records import record_texts
 from fastllm.tokenizers import CharacterTokenizer
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from small_dialogues import ANSWER, DIALOGUE, SYSTEM, USER, example
 
-from fastllm.datasets import Examples, TokenStream, holds_records, read_records, read_text, write_token_file
+from fastllm.datasets import Examples, TokenStream, write_token_file
 from fastllm.errors import DataError
+from fastllm.records import holds_records, read_records, read_text
 from fastllm.tokenizers import ByteTokenizer
 
 

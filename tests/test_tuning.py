@@ -15,10 +15,11 @@ import fastllm
 from fastllm import cli
 from fastllm.adapters import read_adapter
 from fastllm.checkpoint import find_checkpoint, load_progress, read_arrays
-from fastllm.datasets import Examples, make_examples, read_records, record_texts
+from fastllm.datasets import Examples, make_examples
 from fastllm.dialogue import lessons, prompt_tokens
 from fastllm.errors import ConfigError, DataError, FormatError
 from fastllm.lora import LoRAConfig, additions_of
+from fastllm.records import read_records, record_texts
 from fastllm.training import evaluate
 from fastllm.training.answers import exact_answers
 from fastllm.training.config import JobConfig

@@ -3,7 +3,8 @@
 import functools
 
 from fastllm import Adam, Model, ModelConfig, Schedule, Trainer, WordTokenizer, save
-from fastllm.datasets import Examples, make_examples, record_texts
+from fastllm.datasets import Examples, make_examples
+from fastllm.records import record_texts
 
 
 def dialogue(*contents):

@@ -291,7 +291,7 @@ class _Session:
 
 def _save(chat: Chat, name: str) -> str:
     """Add the conversation to a file of dialogues; what was done."""
-    from ..datasets import LINES_SUFFIXES, read_records
+    from ..records import LINES_SUFFIXES, read_records
 
     if not name:
         raise DataError("/save needs the name of a file; got none; try /save dialogues.jsonl")

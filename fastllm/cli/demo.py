@@ -116,7 +116,7 @@ def _answer(job: Job, when: str, max_tokens: int | None = None) -> None:
 
 def _examine(job: Job) -> None:
     """How many questions are answered word for word: those learnt, and the same ones worded anew."""
-    from ..datasets import read_records
+    from ..records import read_records
     from ..training.answers import exact_answers
     from ..training.source import resolve
 

@@ -68,17 +68,9 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
 
     Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
     """
-    from ..datasets import (
-        Dataset,
-        Examples,
-        TokenStream,
-        count_missing,
-        encode_record,
-        holds_records,
-        read_records,
-        read_text,
-    )
+    from ..datasets import Dataset, Examples, TokenStream, count_missing, encode_record
     from ..errors import DataError, FastllmError
+    from ..records import holds_records, read_records, read_text
     from ..training import evaluate
     from ..training.answers import exact_answers
 

@@ -113,7 +113,7 @@ def _read_prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.batch is None:
         given = arguments.prompts
         return [without_mark(sys.stdin.read()).removesuffix("\n") if prompt == "-" else prompt for prompt in given]
-    from ..datasets import read_text
+    from ..records import read_text
 
     text = without_mark(sys.stdin.read()) if arguments.batch == "-" else read_text(arguments.batch)
     if not text:

@@ -104,7 +104,7 @@ class Measure:
 
     def __init__(self, model: str, path: Path, tokens: int) -> None:
         from ..checkpoint import load
-        from ..datasets import read_text
+        from ..records import read_text
 
         text = read_text(path, refuse_records=True)[: (tokens + 1) * CHARACTERS_A_TOKEN]
         loaded, tokenizer = load(model)

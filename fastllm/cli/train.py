@@ -91,7 +91,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    from ..datasets import holds_records
+    from ..records import holds_records
     from ..training.config import JobConfig
 
     if bool(arguments.data) == bool(arguments.config):
@@ -152,7 +152,7 @@ def _absolute(path: str) -> str:
 
 def _usual_tokenizer(path: str) -> str:
     """Words of records, where the language writes spaces between them; else characters."""
-    from ..datasets import holds_records, read_records, record_texts
+    from ..records import holds_records, read_records, record_texts
     from ..tokenizers.word import has_spaces
     from ..training.source import resolve
 

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from ..config import ModelConfig, preset
-from ..datasets import Example, make_examples, read_records, record_texts
+from ..datasets import Example, make_examples
+from ..records import read_records, record_texts
 from ..tokenizers import WordTokenizer
 
 SEED = 0

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..datasets import NO_TARGET, Record
+from ..datasets import NO_TARGET
 from ..dialogue import lessons
 from ..generation import Chat
 from ..model import Model
+from ..records import Record
 from ..tokenizers import Tokenizer
 
 

@@ -12,24 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets import (
+from ..datasets import Dataset, Example, Examples, TokenStream, count_missing, encode_record, write_token_file
+from ..errors import DataError
+from ..records import (
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
-    Dataset,
-    Example,
-    Examples,
     Record,
-    TokenStream,
-    count_missing,
-    encode_record,
     files_of,
     holds_records,
     read_records,
     read_text,
     record_texts,
-    write_token_file,
 )
-from ..errors import DataError
 from ..tokenizers import Tokenizer
 from .config import PhaseConfig
 from .run import TOKENS

@@ -1,0 +1,212 @@
+"""What data files hold: plain text, or records.
+
+JSON Lines (.jsonl, .ndjson), an object a line, or JSON (.json), an array of them:
+
+    {"text": "Mountains form when plates meet."}
+    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    {"instruction": "Translate into French.", "input": "mountain", "output": "montagne"}
+
+An instruction with its output is a dialogue of one turn. Its question is the instruction, and where there is an input
+that isn't empty, an empty line and the input after it; a "history" of [question, answer] pairs goes before. A dialogue
+may begin with a message of the role "system", or its record have a "system" text, for models whose chat template takes
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .dialogue import check_plain
+from .errors import DataError
+from .tokenizers.base import check_text
+
+TEXT_SUFFIXES = (".txt", ".md", ".text")
+LINES_SUFFIXES = (".jsonl", ".ndjson")
+RECORD_SUFFIXES = (*LINES_SUFFIXES, ".json")
+
+Record = dict[str, Any]
+
+
+def holds_records(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is of records, by its name; others, and folders, are of plain text."""
+    return Path(path).suffix.lower() in RECORD_SUFFIXES and not Path(path).is_dir()
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a JSON Lines file or of a JSON array (.json), each checked: {"text": ...} or {"messages": [...]}.
+
+    Messages alternate and end in an answer. Instructions become messages, see above.
+    Raises DataError naming the line or record, OSError for a file that can't be read.
+    """
+    read = _read_array if Path(path).suffix.lower() == ".json" else _read_lines
+    records = list(read(path, read_text(path)))
+    if not records:
+        raise DataError(f"{path} must hold at least one JSON object a line; got none; see the data folder's README")
+    return records
+
+
+def _read_lines(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield _checked(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                is_array = number == 1 and line.startswith("[")
+                said = "must be an object; got an array; call the file .json if it is one" if is_array else error
+                raise DataError(f"{path}, line {number}: {said}") from None
+
+
+def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} must be JSON; got an error: {error}; mend it, or call it .jsonl if it has an object a line"
+        ) from None
+    if not isinstance(given, list):
+        raise DataError(f"{path} must hold an array of records; got {type(given).__name__}; write [ ] around them")
+    for number, record in enumerate(given, 1):
+        try:
+            yield _checked(record)
+        except DataError as error:
+            raise DataError(f"{path}, record {number}: {error}") from None
+
+
+def _checked(given: object) -> Record:
+    """A record, of an instruction its dialogue. Raises DataError."""
+    record: Record = dict(given) if isinstance(given, dict) else {}
+    messages = record.get("messages")
+    if not messages and {"instruction", "output"} <= record.keys():
+        check_plain(record)
+        return _valid({"messages": _dialogue_of(record)})
+    if isinstance(record.get("text"), str):
+        if not messages:
+            return _valid(record)
+        del record["text"]  # the dialogue once more, laid out for another model
+    if not isinstance(messages, list) or not messages:
+        raise DataError(
+            'a line must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '
+            "neither; see the data folder's README"
+        )
+    begin = isinstance(messages[0], dict) and messages[0].get("role") == "system"
+    for turn, message in enumerate(messages):
+        role = "system" if begin and turn == 0 else ("user", "assistant")[(turn - begin) % 2]
+        if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):
+            raise DataError(f'message {turn + 1} must be {{"role": "{role}", "content": "..."}}; got {message!r:.80}; '
+                            "roles alternate and begin with user")  # fmt: skip
+        check_plain(message)
+    check_plain(record)
+    if _value(record, "history"):
+        raise DataError("history goes with an instruction; got it beside messages; put its turns into them")
+    if role != "assistant":
+        raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
+    if said := _system_of(record):
+        if begin and messages[0]["content"] not in ("", said[0]["content"]):
+            raise DataError("a dialogue has one system text; got another in its messages; drop one of them")
+        record["messages"] = [*said, *messages[begin:]]
+    return _valid(record)
+
+
+def _valid(record: Record) -> Record:
+    """The record itself. Raises DataError for texts that are no Unicode, which JSON can hold."""
+    for text in record_texts([record]):
+        check_text(text)
+    return record
+
+
+def _dialogue_of(record: Record) -> list[dict[str, str]]:
+    instruction, given, output = record["instruction"], record.get("input"), record["output"]
+    for name, value in (("instruction", instruction), ("input", given or ""), ("output", output)):
+        if not isinstance(value, str):
+            raise DataError(f"{name} must be a text; got {value!r:.80}; write it in quotes")
+    question = "\n\n".join(part for part in (instruction, given) if part)
+    if not question:
+        raise DataError("an instruction or its input must say something; got neither; leave the record out")
+    turns = _value(record, "history") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise DataError(f"history must be an array of [question, answer] pairs; got {turns!r:.80}; mend it")
+    dialogue = _system_of(record)
+    for said in [*turns, [question, output]]:
+        for role, content in zip(("user", "assistant"), said, strict=True):
+            if not isinstance(content, str):
+                raise DataError(f"history must hold texts; got {content!r:.80}; write it in quotes")
+            dialogue.append({"role": role, "content": content})
+    return dialogue
+
+
+def _system_of(record: Record) -> list[dict[str, str]]:
+    """The system message of a record that has its text beside the dialogue; none where it is missing or empty."""
+    text = _value(record, "system")
+    if text is None:
+        return []
+    if not isinstance(text, str):
+        raise DataError(f"system must be a text; got {text!r:.80}; write it in quotes")
+    return [{"role": "system", "content": text}]
+
+
+def _value(record: Record, name: str) -> Any:
+    """None for what says nothing: tables that become JSON have an empty array as a text."""
+    value = record.get(name)
+    return None if value in ("", [], "[]") else value
+
+
+def read_text(path: str | os.PathLike[str], refuse_records: bool = False) -> str:
+    """A UTF-8 text file, or all text files of a folder in the order of their names, a blank line between.
+
+    refuse_records  whether a file that begins with a record is an error: its braces and quotes would be learnt
+
+    Raises DataError for text that is not UTF-8 or a folder without text, OSError for what can't be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = files_of(path, TEXT_SUFFIXES)
+        if not files:
+            raise DataError(f"a folder must hold {', '.join(TEXT_SUFFIXES)} files; got none in {path}; name another")
+        return "\n\n".join(read_text(file, refuse_records) for file in files)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there must be a text file or folder at {path}; got nothing; check the name") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} must be UTF-8 text; got byte 0x{error.object[error.start]:02x} at position {error.start}; "
+            "convert it"
+        ) from None
+    if refuse_records:
+        _check_is_text(path, text)
+    return text
+
+
+def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files in a folder and those in it whose names end so, by their names; none that is hidden (".git")."""
+    return sorted(
+        path for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )  # fmt: skip
+
+
+def _check_is_text(path: Path, text: str) -> None:
+    begin = re.match(r"\s*(\[?)\s*(?=\{)", text)
+    if begin is None:
+        return
+    try:
+        _checked(json.JSONDecoder().raw_decode(text, begin.end())[0])
+    except (ValueError, RecursionError):
+        return
+    name = ".json" if begin[1] else ".jsonl"
+    raise DataError(f"{path} must hold text, by its name; got records, as of JSON; call it {name}")
+
+
+def record_texts(records: Iterable[Record]) -> Iterator[str]:
+    """Every text in records, to build a vocabulary from."""
+    for record in records:
+        if "text" in record:
+            yield record["text"]
+        else:
+            yield from (message["content"] for message in record["messages"])
