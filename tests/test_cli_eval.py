@@ -111,7 +111,7 @@ def test_a_person_reads_a_table(checkpoint, tmp_path, capsys):
     path = lines(tmp_path / "some.jsonl", DIALOGUES)
     table = dict(line.split(maxsplit=1) for line in evaluate(capsys, checkpoint, path).splitlines())
     assert list(table) == ["tokens", "loss", "perplexity", "accuracy", "left", "exact"]
-    assert table["left"] == "out    1 answers: with them a dialogue is over the context's length"
+    assert table["left"] == "out    1 of the answers: dialogues are longer than the context"
     assert table["accuracy"] == "100.0%"
     assert table["exact"] == "4 of 4 answers, 100.0%"
 

@@ -122,7 +122,7 @@ def test_answers_that_do_not_fit_are_told(tmp_path):
     data = write_lines(tmp_path / "a.jsonl", [{"messages": turn * 5}, {"messages": turn}, {"messages": turn * 2}])
     job = Job.start(tmp_path / "run", text_job(tmp_path, data, tokenizer={"type": "word"}))
     (note,) = job.notes  # 9 tokens a turn, a context of 16
-    assert note.startswith("5 answers of 2 dialogues of") and "has more tokens than the context 16" in note
+    assert note.startswith("5 earlier answers of 2 dialogues of") and "has more tokens than the context 16" in note
 
 
 def test_a_record_that_a_layout_refuses_is_named(tmp_path):
@@ -135,10 +135,10 @@ def test_a_record_that_a_layout_refuses_is_named(tmp_path):
 def test_control_tokens_in_texts_are_told(tmp_path):
     (tmp_path / "a.txt").write_text("<user>is it<assistant>yes<end>" * 9, encoding="utf-8")
     job = Job.start(tmp_path / "run", text_job(tmp_path, tmp_path / "a.txt"))
-    assert any(note.startswith("27 times") and "such as <user>, which stays text" in note for note in job.notes)
+    assert any(note.startswith("27 texts of control tokens") and "such as <user>, left" in note for note in job.notes)
     data = write_lines(tmp_path / "a.jsonl", [{"text": "one<end>"}, {"text": "two"}])
     job = Job.start(tmp_path / "second", text_job(tmp_path, data))
-    assert any(note.startswith("1 times") for note in job.notes)
+    assert any(note.startswith("1 text of control tokens") for note in job.notes)
 
 
 def test_what_a_folder_gives_is_told(tmp_path):
@@ -149,7 +149,7 @@ def test_what_a_folder_gives_is_told(tmp_path):
     write_lines(folder / "c.jsonl", [{"text": "one"}])
     job = Job.start(tmp_path / "run", text_job(tmp_path, folder))
     (note,) = job.notes
-    assert f"1 text files, {len(WORDS) * 3} characters; 1 files of JSON are not read" in note
+    assert f"1 text file, {len(WORDS) * 3} characters; 1 file of JSON not read" in note
 
 
 def test_records_under_the_name_of_a_text(tmp_path, known):

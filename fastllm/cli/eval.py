@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if figures["unknown_tokens"]:
         print(f"unknown     {figures['unknown_tokens']:,} tokens, which are no words of the model's and don't count")
     if figures["answers_left_out"]:
-        print(f"left out    {figures['answers_left_out']:,} answers: with them a dialogue is over the context's length")
+        print(f"left out    {figures['answers_left_out']:,} of the answers: dialogues are longer than the context")
     if figures["answers"]:
         right, answers = figures["exact_answers"], figures["answers"]
         print(f"exact       {right:,} of {answers:,} answers, {right / answers:.1%}")

@@ -63,6 +63,10 @@ class Reading:
         return min(self.phase.sequence_length or self.context, self.context)
 
 
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 class Source:
     """A data file as it was read: records, or one text. checksum: of all it holds."""
 
@@ -134,8 +138,8 @@ class Source:
             reading.notes.append(note)
         if left:
             reading.notes.append(
-                f"{left} answers of {shortened} dialogues of {self.path} are left out, earlier ones: with them a "
-                f"dialogue has more tokens than {most}"
+                f"{_number(left, 'earlier answer')} of {_number(shortened, 'dialogue')} of {self.path} left out: with "
+                f"them a dialogue has more tokens than {most}"
             )
         return examples
 
@@ -162,9 +166,9 @@ class Source:
         if not self.path.is_dir():
             return
         texts, records = (len(files_of(self.path, suffixes)) for suffixes in (TEXT_SUFFIXES, RECORD_SUFFIXES))
-        note = f"{self.path}: {texts} text files, {len(self._text):,} characters"
+        note = f"{self.path}: {_number(texts, 'text file')}, {len(self._text):,} characters"
         if records:
-            note += f"; {records} files of JSON are not read: name one to train on its records"
+            note += f"; {_number(records, 'file')} of JSON not read: name one to train on its records"
         reading.notes.append(note)
 
     def _note_control(self, reading: Reading, texts: list[str]) -> None:
@@ -173,8 +177,8 @@ class Source:
         found = [token_id for text in texts for token_id in tokenizer.find_control(text)]
         if found:
             reading.notes.append(
-                f"{len(found)} times {self.path} has the text of a control token, such as "
-                f"{tokenizer.tokens[found[0]]}, which stays text: write dialogues as messages, and texts as records"
+                f"{_number(len(found), 'text')} of control tokens in {self.path}, such as "
+                f"{tokenizer.tokens[found[0]]}, left as text: write dialogues as messages, and texts as records"
             )
 
     def _note_missing(self, reading: Reading, missing: int, tokens: int) -> None:
