@@ -13,7 +13,7 @@ not in the vocabulary is never a target: a model would learn to say "<unk>".
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -202,11 +202,11 @@ def _without(missing: int | None, targets: np.ndarray) -> np.ndarray:
     return targets if missing is None else np.where(targets == missing, np.int32(NO_TARGET), targets)
 
 
-def count_missing(dataset: Dataset, tokenizer: Tokenizer) -> tuple[int, int]:
-    """How many of a data set's tokens stand for what isn't in the vocabulary, and how many tokens there are."""
+def count_missing(tokenizer: Tokenizer, pieces: Iterable[np.ndarray]) -> tuple[int, int]:
+    """How many of the tokens in pieces stand for what isn't in the vocabulary, and how many tokens there are."""
     if tokenizer.missing_id is None:
         return 0, 0
-    counts = [(int((b.tokens == tokenizer.missing_id).sum()), len(b.tokens)) for b in dataset.in_order()]
+    counts = [(int((tokens == tokenizer.missing_id).sum()), len(tokens)) for tokens in pieces]
     return sum(missing for missing, _ in counts), sum(tokens for _, tokens in counts)
 
 
@@ -244,6 +244,17 @@ def make_examples(records: Iterable[Record], tokenizer: Tokenizer, context: int)
     Raises DataError for dialogues where the tokenizer can't mark who speaks, or that its chat template refuses.
     """
     return [example for record in records for example in encode_record(record, tokenizer, context)[0]]
+
+
+def encode_file(
+    path: Path, records: Iterable[Record], tokenizer: Tokenizer, context: Callable[[Record], int]
+) -> Iterator[tuple[list[Example], int]]:
+    """encode_record for each record of a file, each with a context of its own. Raises DataError naming the record."""
+    for number, record in enumerate(records, 1):
+        try:
+            yield encode_record(record, tokenizer, context(record))
+        except DataError as error:
+            raise DataError(f"{path}, record {number}: {error}") from None
 
 
 def encode_record(record: Record, tokenizer: Tokenizer, context: int) -> tuple[list[Example], int]:

@@ -34,6 +34,7 @@ from .model_options import (
     harmless,
     load_to_generate,
     note_what_does_nothing,
+    or_none,
     without_mark,
 )
 
@@ -44,14 +45,14 @@ if TYPE_CHECKING:
 YOU, MORE, MODEL = "you: ", "...: ", "model: "
 LEAVE = ("exit", "quit", "/exit", "/quit")
 QUOTES = '"""'
-OPTIONS: dict[str, type] = {
+OPTIONS: dict[str, Callable[[str], float | None]] = {
     "temperature": float,
     "top_p": float,
-    "top_k": int,
+    "top_k": or_none,
     "min_p": float,
     "repetition_penalty": float,
-    "max_tokens": int,
-    "seed": int,
+    "max_tokens": or_none,
+    "seed": or_none,
 }
 HELP = f'''\
 /reset               forget what was said
@@ -264,9 +265,9 @@ class _Session:
         if argument:
             kind = OPTIONS[name]
             try:
-                value = None if argument.lower() == "none" and kind is int else kind(argument)
+                value = kind(argument)
             except ValueError:
-                what = "a whole number or none" if kind is int else "a number"
+                what = "a whole number or none" if kind is or_none else "a number"
                 raise DataError(f"{name} must be {what}; got {argument!r:.60}; try /{name} 1") from None
             self._chat.change(**{name: value})
         else:

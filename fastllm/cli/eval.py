@@ -68,8 +68,8 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
 
     Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
     """
-    from ..datasets import Dataset, Examples, TokenStream, count_missing, encode_record
-    from ..errors import DataError, FastllmError
+    from ..datasets import Dataset, Examples, TokenStream, count_missing, encode_file
+    from ..errors import FastllmError
     from ..records import holds_records, read_records, read_text
     from ..training import evaluate
     from ..training.answers import exact_answers
@@ -80,12 +80,8 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
     left_out = 0
     if records:
         examples = []
-        for number, record in enumerate(records, 1):
-            length = context if "text" in record else model.config.context
-            try:
-                made, left = encode_record(record, tokenizer, length)
-            except DataError as error:
-                raise DataError(f"{path}, record {number}: {error}") from None
+        whole = model.config.context
+        for made, left in encode_file(path, records, tokenizer, lambda r: context if "text" in r else whole):
             examples += made
             left_out += left
         dataset = Examples(examples)
@@ -104,5 +100,5 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
         "exact_answers": right,
         "answers": answers,
         "answers_left_out": left_out,
-        "unknown_tokens": count_missing(dataset, tokenizer)[0],
+        "unknown_tokens": count_missing(tokenizer, (batch.tokens for batch in dataset.in_order()))[0],
     }

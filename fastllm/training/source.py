@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from ..datasets import Dataset, Example, Examples, TokenStream, count_missing, encode_record, write_token_file
+from ..datasets import Dataset, Example, Examples, TokenStream, count_missing, encode_file, write_token_file
 from ..errors import DataError
 from ..records import (
     RECORD_SUFFIXES,
@@ -110,18 +110,14 @@ class Source:
         self._note_control(reading, [record["text"] for record in self._records if "text" in record])
         join = reading.length if reading.phase.join else 0
         dataset = Examples(self._examples(self._records, reading), reading.phase.rows_per_update, reading.seed, join)
-        self._note_missing(reading, *count_missing(dataset, reading.tokenizer))
+        self._note_missing(reading, (example.tokens for example in dataset.examples))
         return dataset
 
     def _examples(self, records: list[Record], reading: Reading) -> list[Example]:
         """What records give. Notes those that are left out, and of dialogues the answers."""
         examples: list[Example] = []
         lost = shortened = left = 0
-        for number, record in enumerate(records, 1):
-            try:
-                made, left_here = encode_record(record, reading.tokenizer, reading.length)
-            except DataError as error:
-                raise DataError(f"{self.path}, record {number}: {error}") from None
+        for made, left_here in encode_file(self.path, records, reading.tokenizer, lambda _: reading.length):
             examples += made
             lost += not made
             if made and left_here:
@@ -150,9 +146,7 @@ class Source:
             self._encoded = write_token_file(reading.folder / name, self._text, reading.tokenizer)
             self._note_folder(reading)
             self._note_control(reading, [self._text])
-            if reading.tokenizer.missing_id is not None:
-                missing = int((self._encoded == reading.tokenizer.missing_id).sum())
-                self._note_missing(reading, missing, len(self._encoded))
+            self._note_missing(reading, [self._encoded])
         return self._encoded
 
     def _stream(self, tokens: np.ndarray, reading: Reading) -> TokenStream:
@@ -181,7 +175,8 @@ class Source:
                 f"{tokenizer.tokens[found[0]]}, left as text: write dialogues as messages, and texts as records"
             )
 
-    def _note_missing(self, reading: Reading, missing: int, tokens: int) -> None:
+    def _note_missing(self, reading: Reading, pieces: Iterable[np.ndarray]) -> None:
+        missing, tokens = count_missing(reading.tokenizer, pieces)
         if missing:
             self.checksum = zlib.crc32(b"no targets", self.checksum)  # as they were once
             reading.notes.append(
