@@ -29,7 +29,8 @@ from .simd import (
 )
 
 F = np.float32
-LOG2_E, LOG2_E_REST = F(1.4426950408889634), F(1.9259629911266175e-8)  # their sum is 1 / ln 2 to 48 bits
+LOG2_E_EXACT = np.float64(1.4426950408889634)  # 1 / ln 2
+LOG2_E, LOG2_E_REST = F(LOG2_E_EXACT), F(1.9259629911266175e-8)  # their sum is that to 48 bits
 C1, C2, C3 = F(0.6931469775989927), F(0.24022242085262283), F(0.05550733743497031)
 C4, C5 = F(0.00967151264482413), F(0.0013264727123592772)
 LOWEST, HIGHEST = F(-87.3), F(88.72)
@@ -52,7 +53,7 @@ def _rest(x, n):
     """x / ln 2 - n for a whole n near it, from the exact product."""
     if HAS_FMA:
         return fma(x, LOG2_E_REST, fma(x, LOG2_E, -n))
-    return F(np.float64(x) * np.float64(1.4426950408889634) - np.float64(n))
+    return F(np.float64(x) * LOG2_E_EXACT - np.float64(n))
 
 
 @inline

@@ -176,9 +176,10 @@ class Source:
             )
 
     def _note_missing(self, reading: Reading, pieces: Iterable[np.ndarray]) -> None:
+        """Tokens that are no targets. Once they were: the checksum keeps a run begun then from going on with others."""
         missing, tokens = count_missing(reading.tokenizer, pieces)
         if missing:
-            self.checksum = zlib.crc32(b"no targets", self.checksum)  # as they were once
+            self.checksum = zlib.crc32(b"no targets", self.checksum)
             reading.notes.append(
                 f"{missing} of {tokens} tokens of {self.path} ({missing / tokens:.1%}) are not in the vocabulary: the "
                 "model sees <unk> there, and does not learn to say them"
