@@ -61,8 +61,9 @@ def sums_of_each(builder, vectors):
 
 def perfect_shuffle(builder, rows):
     """Interleave the first half of some vectors with the second: i with i + half, one pair after another."""
-    low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
-    high = [LANES // 2 + i for i in low]
+    lanes = rows[0].type.count
+    low = [i // 2 + lanes * (i % 2) for i in range(lanes)]
+    high = [lanes // 2 + i for i in low]
     half = len(rows) // 2
     return [
         llvm.shuffle(builder, first, order, second)

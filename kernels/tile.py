@@ -47,6 +47,11 @@ _COLUMN = ir.VectorType(FLOAT, TILE_ROWS)
 _MASK, _IN_COLUMN = ir.VectorType(ir.IntType(1), LANES), [int(lane < TILE_ROWS) for lane in range(LANES)]
 _EIGHT = ir.VectorType(FLOAT, 8)
 
+# The vectors of tiles as wide as their columns need. A transposed tile's columns are the rows of a batch, often few;
+# where 512 bits are computed in two halves, a vector of eight costs half as much.
+_WIDTHS = tuple((VECTOR,) * vectors for vectors in range(1, TILE_VECTORS + 1))
+_TURNED_WIDTHS = ((_EIGHT,), (VECTOR,), (VECTOR, _EIGHT), (VECTOR, VECTOR)) if LANES == 16 else _WIDTHS
+
 
 def _load_column(builder, source):
     """TILE_ROWS floats. Twelve are one vector with a mask: in two parts, packing took twice as long."""
@@ -132,7 +137,7 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns,
     """
 
     def codegen(context, builder, signature, arguments):
-        _tile_of_any_width(builder, _ROWS_END, TILE_HEIGHTS, *arguments)
+        _tile_of_any_width(builder, _ROWS_END, TILE_HEIGHTS, _WIDTHS, *arguments)
         return context.get_dummy_value()
 
     return _TILE, codegen
@@ -147,18 +152,18 @@ def tile_transposed(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, row
     """
 
     def codegen(context, builder, signature, arguments):
-        _tile_of_any_width(builder, _COLUMNS_END, (TURNED_ROWS,), *arguments)
+        _tile_of_any_width(builder, _COLUMNS_END, (TURNED_ROWS,), _TURNED_WIDTHS, *arguments)
         return context.get_dummy_value()
 
     return _TILE, codegen
 
 
-def _tile_of_any_width(builder, end, heights, *arguments):
-    """One tile for each number of vectors that the columns take: half a tile costs half as much."""
+def _tile_of_any_width(builder, end, heights, widths, *arguments):
+    """The narrowest tile that holds the columns, of some widths, each the types of its vectors."""
     columns = arguments[9]
     done = builder.append_basic_block("tile.end")
-    for vectors in range(1, TILE_VECTORS):
-        is_narrow = builder.icmp_signed("<=", columns, ir.Constant(INT64, vectors * LANES))
+    for vectors in widths[:-1]:
+        is_narrow = builder.icmp_signed("<=", columns, ir.Constant(INT64, sum(vector.count for vector in vectors)))
         narrow = builder.append_basic_block("tile.narrow")
         wider = builder.append_basic_block("tile.wider")
         builder.cbranch(is_narrow, narrow, wider)
@@ -166,7 +171,7 @@ def _tile_of_any_width(builder, end, heights, *arguments):
         _tile(builder, end, heights, vectors, *arguments)
         builder.branch(done)
         builder.position_at_end(wider)
-    _tile(builder, end, heights, TILE_VECTORS, *arguments)
+    _tile(builder, end, heights, widths[-1], *arguments)
     builder.branch(done)
     builder.position_at_end(done)
 
@@ -175,7 +180,7 @@ def _tile(
     builder, end, heights, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns, addend, addend_row,
     bias,
 ):
-    """`tile` for columns that so many vectors hold; `end` says where the result goes."""
+    """`tile` for columns that vectors of these types hold; `end` says where the result goes."""
     after = builder.append_basic_block("tile.after")
     there_are_steps = builder.append_basic_block("tile.steps")
     results = [(builder.block, [])]
@@ -195,18 +200,18 @@ def _tile(
             builder.position_at_end(higher)
 
     builder.position_at_end(after)
-    zero = ir.Constant(VECTOR, [0.0] * LANES)
-    totals = [[builder.phi(VECTOR) for _ in range(vectors)] for _ in range(heights[-1])]
+    zeros = [ir.Constant(vector, [0.0] * vector.count) for vector in vectors]
+    totals = [[builder.phi(vector) for vector in vectors] for _ in range(heights[-1])]
     for r, total in enumerate(totals):
         for v, phi in enumerate(total):
             for block, sums in results:
-                phi.add_incoming(sums[r][v] if r < len(sums) else zero, block)
+                phi.add_incoming(sums[r][v] if r < len(sums) else zeros[v], block)
     end.finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
 
 
 def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after):
-    """The loop in k for so many rows and vectors, which goes on to `after`: its block and the sums."""
-    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    """The loop in k for so many rows and vectors of these types, which goes on to `after`: its block and the sums."""
+    zeros = [ir.Constant(vector, [0.0] * vector.count) for vector in vectors]
     entry = builder.block
     loop = builder.append_basic_block("tile.loop")
     # Rows in groups of three, each group with one address: x86 addresses base, base + row and
@@ -221,9 +226,12 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
     k = builder.phi(INT64)
     b_now = builder.phi(b.type)
     a_now = [builder.phi(a.type) for _ in groups]
-    sums = [[builder.phi(VECTOR) for _ in range(vectors)] for _ in range(height)]
+    sums = [[builder.phi(vector) for vector in vectors] for _ in range(height)]
     end.prefetch(builder, c, c_row, k, height)
-    b_row = [llvm.load(builder, llvm.at(builder, b_now, ir.Constant(INT64, v * LANES))) for v in range(vectors)]
+    b_row = [
+        llvm.load(builder, llvm.at(builder, b_now, ir.Constant(INT64, v * LANES)), vector)
+        for v, vector in enumerate(vectors)
+    ]
     # LLVM, if it knew how the groups relate, would reach each row by an addition to the one before: a chain that takes
     # longer than the multiply-adds.
     bases = [llvm.opaque(builder, base) for base in a_now]
@@ -231,8 +239,9 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
     for r in range(height):
         base = bases[r // 3]
         address = (base, llvm.at(builder, base, a_row), llvm.at(builder, base, twice))[r % 3]
-        x = llvm.broadcast(builder, builder.load(address))
-        new.append([llvm.fma(builder, x, b_row[v], sums[r][v]) for v in range(vectors)])
+        x = builder.load(address)
+        xs = [llvm.broadcast(builder, x, vector.count) for vector in vectors]
+        new.append([llvm.fma(builder, *of) for of in zip(xs, b_row, sums[r], strict=True)])
     k_next = builder.add(k, ir.Constant(INT64, 1))
     b_next = llvm.at(builder, b_now, b_step)
     a_next = [llvm.at(builder, base, a_step) for base in bases]
@@ -241,7 +250,7 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
         (k, ir.Constant(INT64, 0), k_next),
         (b_now, b, b_next),
         *zip(a_now, groups, a_next, strict=True),
-        *[(sums[r][v], zero, new[r][v]) for r in range(height) for v in range(vectors)],
+        *[(sums[r][v], zero, new[r][v]) for r in range(height) for v, zero in enumerate(zeros)],
     ]:
         phi.add_incoming(start, entry)
         phi.add_incoming(following, loop)
@@ -338,7 +347,8 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
 
     offsets = load(bias)
     for v in range(len(totals[0])):
-        vectors = [total[v] for total in totals] + [ir.Constant(VECTOR, ir.Undefined)] * (8 - TURNED_ROWS)
+        vectors = [total[v] for total in totals]
+        vectors += [ir.Constant(vectors[0].type, ir.Undefined)] * (8 - TURNED_ROWS)
         for lane, column in enumerate(_columns_of_eight(builder, vectors)):
             number = ir.Constant(INT64, v * LANES + lane)
             with builder.if_then(builder.icmp_signed("<", number, columns)):
@@ -350,12 +360,13 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
 
 
 def _columns_of_eight(builder, rows):
-    """The LANES columns of eight vectors, each a vector of eight: three perfect shuffles."""
+    """The columns of eight vectors, each a vector of eight: three perfect shuffles."""
     for _ in range(3):
         rows = perfect_shuffle(builder, rows)
-    if LANES == 4:  # two make a column
-        return [llvm.shuffle(builder, rows[2 * lane], range(8), rows[2 * lane + 1]) for lane in range(LANES)]
-    return [llvm.shuffle(builder, row, range(start, start + 8)) for row in rows for start in range(0, LANES, 8)]
+    lanes = rows[0].type.count
+    if lanes == 4:  # two make a column
+        return [llvm.shuffle(builder, rows[2 * lane], range(8), rows[2 * lane + 1]) for lane in range(lanes)]
+    return [llvm.shuffle(builder, row, range(start, start + 8)) for row in rows for start in range(0, lanes, 8)]
 
 
 class _End(NamedTuple):

@@ -131,16 +131,22 @@ def test_attention_sees_neither_the_future_nor_other_sequences(backend):
 
 
 def test_a_row_has_the_same_bits_among_few_and_among_many():
-    """32 rows are packed in the weight's place, 100 are read where they stand (kernels/matmul.py)."""
+    """Few rows are packed in the weight's place, in tiles as wide as they are; 100 are read where they stand."""
     rng = np.random.default_rng(0)
     rows, inputs, outputs = 100, 900, 131
     x, weight = rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((outputs, inputs), np.float32)
     bias, residual = rng.standard_normal(outputs, np.float32), rng.standard_normal((rows, outputs), np.float32)
-    results = []
-    for count in (32, rows):
-        results.append(nan(count, outputs))
-        kernels.linear_forward(results[-1], x[:count], weight, bias, residual[:count], kernels.matmul_scratch())
-    assert results[0].tobytes() == results[1][:32].tobytes()
+
+    def forward(count):
+        room = nan(count + 2, outputs)  # nothing beyond the rows is written
+        kernels.linear_forward(room[1:-1], x[:count], weight, bias, residual[:count], kernels.matmul_scratch())
+        assert np.isnan(room[[0, -1]]).all()
+        return room[1:-1]
+
+    many = forward(rows)
+    np.testing.assert_allclose(many, x.astype(np.float64) @ weight.T + bias + residual, rtol=1e-4, atol=1e-3)
+    for count in (1, 7, 8, 9, 16, 17, 24, 25, 32, 33, 40, 41):
+        assert forward(count).tobytes() == many[:count].tobytes()
 
 
 @pytest.mark.parametrize(
