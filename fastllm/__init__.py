@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AdamW": "optimizers",
     "Adam": "optimizers",
+    "BPETokenizer": "tokenizers",
     "ByteTokenizer": "tokenizers",
     "CharacterTokenizer": "tokenizers",
     "Chat": "generation",
@@ -71,6 +72,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BPETokenizer",
     "ByteTokenizer",
     "CharacterTokenizer",
     "Chat",
@@ -138,5 +140,5 @@ if TYPE_CHECKING:
     from .model import Model
     from .optimizers import SGD, Adam, AdamW, Lion, clip_gradients
     from .schedules import Schedule
-    from .tokenizers import ByteTokenizer, CharacterTokenizer, WordTokenizer, load_tokenizer
+    from .tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, WordTokenizer, load_tokenizer
     from .training import Trainer

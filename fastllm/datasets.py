@@ -25,10 +25,9 @@ from .dialogue import answer_tokens, check_speakers, lessons, prompt_tokens, que
 from .errors import DataError
 from .inputs import int32_of
 from .records import Record
-from .tokenizers.base import Tokenizer
+from .tokenizers.base import Tokenizer, pieces
 
 NO_TARGET = -1
-PIECE = 1 << 20  # characters encoded at a time
 TRIES = 1000
 
 
@@ -339,8 +338,8 @@ def _example(tokens: list[int], targets: list[int], tokenizer: Tokenizer) -> Exa
 def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
     """Encode a text into a .npy file of the smallest integers that do; the tokens (L,), memory-mapped."""
     kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-    pieces = [tokenizer.encode(piece).astype(kind) for piece in _pieces(text)]
-    tokens = np.concatenate(pieces) if pieces else np.empty(0, kind)
+    encoded = [tokenizer.encode(piece).astype(kind) for piece in pieces(text)]
+    tokens = np.concatenate(encoded) if encoded else np.empty(0, kind)
     if len(tokens) < 2:
         raise DataError(f"a text needs at least two tokens to train on; got {len(tokens)}; give a longer text")
     try:
@@ -350,16 +349,3 @@ def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
         reason = error.strerror or f"{error}; is the disk full?"
         raise OSError(error.errno or errno.ENOSPC, f"{path} could not be written: {reason}") from None
     return np.load(path, mmap_mode="r")
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces that end at line ends, so that no word is cut; in a line of many pieces, before a space."""
-    at = 0
-    while at < len(text):
-        stop = text.find("\n", at + PIECE, at + 4 * PIECE) + 1
-        if not stop:
-            stop = text.find(" ", at + PIECE)
-        if stop < 0:
-            stop = len(text)
-        yield text[at:stop]
-        at = stop

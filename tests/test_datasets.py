@@ -132,7 +132,7 @@ def test_validation_windows_stand_side_by_side(size, length):
 
 
 def test_a_token_file_holds_the_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastllm.datasets.PIECE", 5)  # so that there are several
+    monkeypatch.setattr("fastllm.tokenizers.base.PIECE", 5)  # so that there are several
     text = "one\ntwo three\n\nfour and a long line without an end\nüñ水"
     tokenizer = ByteTokenizer.build([text])
     tokens = write_token_file(tmp_path / "text.npy", text, tokenizer)

@@ -97,7 +97,7 @@ def test_every_field_is_written(tmp_path):
         ({"optimizer": {"max_norm": -1.0}}, "max_norm"),
         ({"optimizer": {"max_norm": "big"}}, "max_norm must be int or float; got 'big'"),
         ({"optimizer": {"beta1": True}}, "beta1 must be int or float; got True"),
-        ({"tokenizer": {"type": "bpe"}}, "type must be word, character or byte; got 'bpe'"),
+        ({"tokenizer": {"type": "words"}}, "type must be word, character, byte or bpe; got 'words'"),
         ({"tokenizer": {"max_size": 0}}, "max_size"),
         ({"tokenizer": {"minimum_count": 0}}, "minimum_count"),
         ({"seed": -1}, "seed must be from 0"),

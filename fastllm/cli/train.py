@@ -37,9 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
     parser.add_argument("--preset", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
-    parser.add_argument("--tokenizer", choices=("word", "character", "byte"),
+    parser.add_argument("--tokenizer", choices=("word", "character", "byte", "bpe"),
                         help="default: word for JSON (Lines) in a language with spaces between words, else "
                         "character")  # fmt: skip
+    parser.add_argument("--vocab-size", type=int, metavar="N",
+                        help="most tokens of the vocabulary (default: all there are; of bpe 4096)")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
     length.add_argument("--epochs", type=int, help="times through the data (default for JSON (Lines): 50)")
@@ -135,8 +137,11 @@ def _config(arguments: argparse.Namespace) -> Any:
         else:
             tables["checkpoint_seconds"] = 300.0  # three times the model's size each
     else:
+        tokenizer: dict[str, Any] = {"type": arguments.tokenizer or _usual_tokenizer(arguments.data)}
+        if arguments.vocab_size is not None:
+            tokenizer["max_size"] = arguments.vocab_size
         tables |= {
-            "tokenizer": {"type": arguments.tokenizer or _usual_tokenizer(arguments.data)},
+            "tokenizer": tokenizer,
             "model": {"preset": arguments.preset or "nano"},
             "optimizer": {"name": "adamw", "beta2": 0.99, "weight_decay": 0.1},
         }
@@ -165,9 +170,9 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for options that don't go together."""
     if arguments.config:
         _check_alone(arguments, "config", "the file says the rest")
-    given = [name for name in ("preset", "tokenizer") if getattr(arguments, name) is not None]
+    given = [name for name in ("preset", "tokenizer", "vocab_size") if getattr(arguments, name) is not None]
     if arguments.model is not None and given:
-        raise ConfigError(f"--model goes without --{given[0]}: it has its own; got both; drop one")
+        raise ConfigError(f"--model goes without --{given[0].replace('_', '-')}: it has its own; got both; drop one")
     if arguments.model is None and arguments.lora:
         raise ConfigError("--lora trains low-rank maps beside a model that is there; got none; name it with --model")
     given = [name for name in LORA if getattr(arguments, name) is not None]

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back, by words, characters or bytes, and those that come with models.
+"""Tokenizers: text to token ids and back, by words, characters, bytes or pairs, and those that come with models.
 
 A file of ours looks like {"format": "fastllm-tokenizer", "version": 1, "type": "word", "tokens": ["<unk>", ...]};
 the place of a token in the list is its id.
@@ -23,6 +23,7 @@ from fastllm.tokenizers.base import (
     TextStream,
     Tokenizer,
 )
+from fastllm.tokenizers.bpe import BPETokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
 from fastllm.tokenizers.gguf import tokenizer_from_gguf, tokenizer_to_gguf
@@ -37,6 +38,7 @@ __all__ = [
     "TOKENIZERS",
     "UNKNOWN",
     "USER",
+    "BPETokenizer",
     "ByteTokenizer",
     "CharacterTokenizer",
     "HuggingFaceTokenizer",
@@ -53,16 +55,15 @@ __all__ = [
 LLAMA2C_NAME = "tokenizer.bin"
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {
-    kind.name: kind for kind in (WordTokenizer, CharacterTokenizer, ByteTokenizer)
+    kind.name: kind for kind in (WordTokenizer, CharacterTokenizer, ByteTokenizer, BPETokenizer)
 }
 """Kinds that can be built from texts."""
 
 FILE_TYPES: dict[str, type[Tokenizer]] = {
-    **TOKENIZERS,
-    Llama2cTokenizer.name: Llama2cTokenizer,
-    SentencePieceTokenizer.name: SentencePieceTokenizer,
+    kind.name: kind
+    for kind in (WordTokenizer, CharacterTokenizer, ByteTokenizer, Llama2cTokenizer, SentencePieceTokenizer)
 }
-"""Kinds that a file may hold."""
+"""Kinds that a file of ours may hold."""
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:

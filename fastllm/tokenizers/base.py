@@ -25,6 +25,8 @@ from fastllm.errors import DataError
 
 UNKNOWN, END, USER, ASSISTANT = "<unk>", "<end>", "<user>", "<assistant>"
 
+PIECE = 1 << 20  # characters encoded at a time
+
 FILE_FORMAT = "fastllm-tokenizer"
 FILE_VERSION = 1
 FILE_NAME = "tokenizer.json"
@@ -42,6 +44,19 @@ def check_text(text: object) -> None:
             f"text must be valid Unicode; got the lone surrogate {surrogate} at position {error.start}; "
             'clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
         ) from None
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The text in pieces that end at line ends, so that no word is cut; in a line of many pieces, before a space."""
+    at = 0
+    while at < len(text):
+        stop = text.find("\n", at + PIECE, at + 4 * PIECE) + 1
+        if not stop:
+            stop = text.find(" ", at + PIECE)
+        if stop < 0:
+            stop = len(text)
+        yield text[at:stop]
+        at = stop
 
 
 def distinct_ids(tokens: Sequence[str]) -> dict[str, int]:

@@ -202,7 +202,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> NDArray[np.int32]:
         with _one_error("a text must be one that the tokenizer can write", DataError):
-            return np.array(self._rust.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+            # `encode` also keeps where in the text each token stands, and takes 1.6 times as long.
+            encoding, = self._rust.encode_batch_fast([text], add_special_tokens=False)
+            return np.array(encoding.ids, dtype=np.int32)
 
     def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
         texts: list[str] = []

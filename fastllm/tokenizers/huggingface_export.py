@@ -7,6 +7,7 @@ between any two: a tokenizer.json has no words for the rules of English.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastllm.tokenizers.base import ASSISTANT, END, UNKNOWN, USER, Tokenizer
@@ -51,13 +52,23 @@ def to_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
             f"a tokenizer.json must have words for the tokenizer; got one of kind {tokenizer.name!r}; "
             "keep it in fastllm's own format"
         )
-    controls = [token for token in (END, USER, ASSISTANT) if token in tokenizer.tokens]
+    document, settings, ends = house_marks(model, splitter, decoder)
+    settings["clean_up_tokenization_spaces"] = isinstance(tokenizer, WordTokenizer)
+    return HuggingFaceTokenizer(document, settings, end_ids=ends)
+
+
+def house_marks(
+    model: Mapping[str, Any], splitter: Mapping[str, Any], decoder: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    """tokenizer.json, tokenizer_config.json and further ends of answers for a model whose vocabulary has our marks."""
+    vocabulary = model["vocab"]
+    controls = [token for token in (END, USER, ASSISTANT) if token in vocabulary]
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": tokenizer.id_of(token), "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+            {"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
              "normalized": False, "special": True}
             for token in controls
         ],
@@ -67,11 +78,11 @@ def to_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
         "decoder": decoder,
         "model": model,
     }  # fmt: skip
-    settings: dict[str, Any] = {"eos_token": END, "clean_up_tokenization_spaces": isinstance(tokenizer, WordTokenizer)}
+    settings: dict[str, Any] = {"eos_token": END, "clean_up_tokenization_spaces": False}
     if {USER, ASSISTANT}.issubset(controls):
         settings["chat_template"] = TEMPLATE
-    ends = [tokenizer.id_of(USER)] if USER in controls else []  # where the user would speak, an answer has ended
-    return HuggingFaceTokenizer(document, settings, end_ids=ends)
+    ends = [vocabulary[USER]] if USER in controls else []  # where the user would speak, an answer has ended
+    return document, settings, ends
 
 
 def _bytes() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -86,7 +86,7 @@ def _check_kind(value: object, annotation: str, what: str) -> None:
 
 @dataclass(frozen=True)
 class TokenizerConfig(_Table):
-    """type: "word", "character" or "byte". max_size and minimum_count limit the vocabulary."""
+    """type: "word", "character", "byte" or "bpe". max_size and minimum_count limit the vocabulary."""
 
     type: str = "word"
     max_size: int | None = None
@@ -94,8 +94,8 @@ class TokenizerConfig(_Table):
 
     def __post_init__(self) -> None:
         _check(
-            self.type in ("word", "character", "byte"),
-            f"tokenizer: type must be word, character or byte; got {self.type!r}; choose one of them",
+            self.type in ("word", "character", "byte", "bpe"),
+            f"tokenizer: type must be word, character, byte or bpe; got {self.type!r}; choose one of them",
         )
         for name in ("max_size", "minimum_count"):
             value = getattr(self, name)

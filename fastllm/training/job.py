@@ -285,7 +285,12 @@ def build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Mod
         return tokenizer, model
     texts = [text for phase in config.phases for text in sources[phase.data].texts()]
     options = config.tokenizer
-    tokenizer = TOKENIZERS[options.type].build(texts, options.max_size, options.minimum_count)
+    try:
+        tokenizer = TOKENIZERS[options.type].build(texts, options.max_size, options.minimum_count)
+    except DataError:
+        raise
+    except ValueError as error:  # of a limit that leaves no room
+        raise ConfigError(f"tokenizer: {error}") from None
     return tokenizer, Model(config.model_config(tokenizer.vocab_size), config.seed, config.backend)
 
 

@@ -10,12 +10,14 @@ from .job import Interrupted, Job
 from .progress import Progress, compile_kernels
 from .run import PLOT
 
+TOKENS = {"word": "words", "character": "characters", "byte": "bytes", "bpe": "pairs of bytes"}
+
 
 def describe(job: Job) -> str:
     """A line on the model."""
     model, config = job.model, job.model.config
     heads = f"{config.heads} head{'s' if config.heads > 1 else ''}"
-    kind = f" ({job.config.tokenizer.type}s)" if job.config.path is None else ""
+    kind = f" ({TOKENS[job.config.tokenizer.type]})" if job.config.path is None else ""
     line = (
         f"model: {config.layers} layers of width {config.width}, {heads}, context {config.context}; "
         f"vocabulary {config.vocab_size}{kind}; {model.parameter_count:,} parameters"
