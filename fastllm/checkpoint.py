@@ -145,6 +145,14 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     return model, tokenizer
 
 
+def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """A tokenizer by itself: one that load_tokenizer opens, or that of a model that load opens. Raises as they do."""
+    given, _ = _located(path)
+    folder = _find(given) or given
+    is_of_a_tokenizer = folder.suffix in (".json", ".bin") or (folder.is_dir() and not adapters.is_adapter(folder))
+    return load_tokenizer(folder) if is_of_a_tokenizer else load(path, backend="numpy")[1]
+
+
 def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """Where a model is on the disk, downloaded if need be, and what its origin is."""
     given = Path(path)

@@ -13,6 +13,7 @@ from tiny_tokenizers import HARD_TEXTS, TEXTS
 from training_jobs import Recorder, make_job
 
 import fastllm
+from fastllm.cli import main
 from fastllm.dialogue import end_ids, prompt_tokens
 from fastllm.tokenizers import (
     BPETokenizer,
@@ -161,6 +162,15 @@ def test_a_job(tmp_path):
     assert isinstance("".join(fastllm.Chat(model, tokenizer, max_tokens=3).ask("Who?")), str)
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["phase"] == "facts"]
     assert losses[-1] < losses[0]
+
+
+def test_a_job_with_the_tokenizer_of_another(tmp_path):
+    folder, file = tmp_path / "run", tmp_path / "model.gguf"
+    Job.start(folder, bpe_job(tmp_path)).train(Recorder())
+    assert main(["convert", str(folder), str(file)]) == 0
+    tokenizers = [Job.start(tmp_path / place.stem / "new", make_job(tmp_path, tokenizer={"path": str(place)})).tokenizer
+                  for place in (folder, file)]  # fmt: skip
+    assert tokenizers[0].tokens == tokenizers[1].tokens == load_tokenizer(folder / "checkpoint").tokens
 
 
 def test_a_job_that_has_no_checkpoint_yet_learns_the_same_again(tmp_path):

@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+from converting import own
 from training_jobs import DIALOGUES, Recorder, make_job, write_lines
 
 import fastllm
@@ -166,6 +167,17 @@ PLACES = [
     ("dialogues", 1),
     ("dialogues", DIALOGUE_STEPS),
 ]
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoint", "run/checkpoint/tokenizer.json"])
+def test_a_tokenizer_that_is_there(tmp_path, place):
+    tokenizer = fastllm.WordTokenizer.build(["Bees make honey, they like it."])
+    own(tmp_path / "run" / "checkpoint", tokenizer)
+    job = Job.start(tmp_path / "new", make_job(tmp_path, tokenizer={"path": str(tmp_path / place)}))
+    assert job.tokenizer.tokens == tokenizer.tokens
+    assert job.model.config.vocab_size == tokenizer.vocab_size
+    job.train(Recorder())
+    assert fastllm.load(tmp_path / "new")[1].tokens == tokenizer.tokens
 
 
 @pytest.mark.parametrize(("phase", "step"), PLACES[:-1])

@@ -24,8 +24,9 @@ def reread(config, folder):
     return JobConfig.read(path)
 
 
-def test_a_full_job_comes_back(tmp_path):
-    config = make_job(tmp_path, tokenizer={"type": "character", "max_size": 50})
+@pytest.mark.parametrize("tokenizer", [{"type": "character", "max_size": 50}, {"path": "runs/other"}])
+def test_a_full_job_comes_back(tmp_path, tokenizer):
+    config = make_job(tmp_path, tokenizer=tokenizer)
     assert reread(config, tmp_path) == config
 
 
@@ -97,8 +98,10 @@ def test_every_field_is_written(tmp_path):
         ({"optimizer": {"max_norm": -1.0}}, "max_norm"),
         ({"optimizer": {"max_norm": "big"}}, "max_norm must be int or float; got 'big'"),
         ({"optimizer": {"beta1": True}}, "beta1 must be int or float; got True"),
-        ({"tokenizer": {"type": "words"}}, "type must be word, character, byte or bpe; got 'words'"),
+        ({"tokenizer": {"type": "words"}}, "type must be one of word, character, byte, bpe; got 'words'"),
         ({"tokenizer": {"max_size": 0}}, "max_size"),
+        ({"tokenizer": {"path": "x", "max_size": 500}}, "path goes alone"),
+        ({"tokenizer": {"path": "x", "type": "byte"}}, "path goes alone"),
         ({"tokenizer": {"minimum_count": 0}}, "minimum_count"),
         ({"seed": -1}, "seed must be from 0"),
         ({"seed": 1.5}, "seed must be int; got 1.5"),

@@ -37,9 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
     parser.add_argument("--preset", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
-    parser.add_argument("--tokenizer", choices=("word", "character", "byte", "bpe"),
-                        help="default: word for JSON (Lines) in a language with spaces between words, else "
-                        "character")  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="KIND",
+                        help="word, character, byte, bpe, or the path of one that is there (default: word for JSON "
+                        "(Lines) in a language with spaces between words, else character)")  # fmt: skip
     parser.add_argument("--vocab-size", type=int, metavar="N",
                         help="most tokens of the vocabulary (default: all there are; of bpe 4096)")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
@@ -137,11 +137,8 @@ def _config(arguments: argparse.Namespace) -> Any:
         else:
             tables["checkpoint_seconds"] = 300.0  # three times the model's size each
     else:
-        tokenizer: dict[str, Any] = {"type": arguments.tokenizer or _usual_tokenizer(arguments.data)}
-        if arguments.vocab_size is not None:
-            tokenizer["max_size"] = arguments.vocab_size
         tables |= {
-            "tokenizer": tokenizer,
+            "tokenizer": _tokenizer(arguments),
             "model": {"preset": arguments.preset or "nano"},
             "optimizer": {"name": "adamw", "beta2": 0.99, "weight_decay": 0.1},
         }
@@ -153,6 +150,21 @@ def _absolute(path: str) -> str:
     from ..training.source import SHIPPED
 
     return path if path.startswith(SHIPPED) else str(Path(path).absolute())
+
+
+def _tokenizer(arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..training.config import TOKENIZERS
+
+    given = arguments.tokenizer or _usual_tokenizer(arguments.data)
+    table: dict[str, Any] = {"type": given}
+    if given not in TOKENIZERS:
+        if not os.path.exists(given):
+            raise ConfigError(
+                f"--tokenizer must be {', '.join(TOKENIZERS)}, or the path of one; got {given!r:.200}, neither; "
+                "choose one of them"
+            )
+        table = {"path": os.path.abspath(given)}
+    return table if arguments.vocab_size is None else table | {"max_size": arguments.vocab_size}
 
 
 def _usual_tokenizer(path: str) -> str:

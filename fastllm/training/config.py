@@ -48,6 +48,8 @@ from ..lora import LoRAConfig
 from ..optimizers import EPS, OPTIMIZERS, Optimizer
 from ..schedules import KINDS, Schedule
 
+TOKENIZERS = ("word", "character", "byte", "bpe")  # those that are made from texts
+
 
 def _check(holds: bool, message: str) -> None:
     if not holds:
@@ -86,16 +88,26 @@ def _check_kind(value: object, annotation: str, what: str) -> None:
 
 @dataclass(frozen=True)
 class TokenizerConfig(_Table):
-    """type: "word", "character", "byte" or "bpe". max_size and minimum_count limit the vocabulary."""
+    """What is made from the data, or one that is there.
+
+    type           "word", "character", "byte" or "bpe"
+    max_size, minimum_count    limit the vocabulary
+    path           of a tokenizer that is there, or of a model that has one; goes alone
+    """
 
     type: str = "word"
     max_size: int | None = None
     minimum_count: int = 1
+    path: str | None = None
 
     def __post_init__(self) -> None:
         _check(
-            self.type in ("word", "character", "byte", "bpe"),
-            f"tokenizer: type must be word, character, byte or bpe; got {self.type!r}; choose one of them",
+            self.type in TOKENIZERS,
+            f"tokenizer: type must be one of {', '.join(TOKENIZERS)}; got {self.type!r}; choose one",
+        )
+        _check(
+            self.path is None or dataclasses.replace(self, path=None) == TokenizerConfig(),
+            "tokenizer: path goes alone, that tokenizer is as it is; got other keys too; drop them",
         )
         for name in ("max_size", "minimum_count"):
             value = getattr(self, name)
@@ -291,6 +303,8 @@ class JobConfig(_Table):
         tables = {name: fields.pop(name) for name in ("tokenizer", "model", "lora", "optimizer")}
         if self.path is not None:
             del tables["tokenizer"]
+        elif self.tokenizer.path is not None:
+            tables["tokenizer"] = {"path": self.tokenizer.path}
         if self.lora is None:
             del tables["lora"]
         parts = [_toml_lines(fields)]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..adapters import read_adapter
-from ..checkpoint import checksum_of, find_checkpoint, load, load_progress, save_tuned
+from ..checkpoint import checksum_of, find_checkpoint, load, load_its_tokenizer, load_progress, save_tuned
 from ..datasets import Dataset, Examples
 from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
 from ..layers.score import Score
@@ -283,15 +283,21 @@ def build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Mod
         if config.lora is not None:
             model.add_lora(config.lora, config.seed)
         return tokenizer, model
-    texts = [text for phase in config.phases for text in sources[phase.data].texts()]
+    tokenizer = _tokenizer(config, sources)
+    return tokenizer, Model(config.model_config(tokenizer.vocab_size), config.seed, config.backend)
+
+
+def _tokenizer(config: JobConfig, sources: dict[str, Source]) -> Tokenizer:
     options = config.tokenizer
+    if options.path is not None:
+        return load_its_tokenizer(options.path)
+    texts = [text for phase in config.phases for text in sources[phase.data].texts()]
     try:
-        tokenizer = TOKENIZERS[options.type].build(texts, options.max_size, options.minimum_count)
+        return TOKENIZERS[options.type].build(texts, options.max_size, options.minimum_count)
     except DataError:
         raise
     except ValueError as error:  # of a limit that leaves no room
         raise ConfigError(f"tokenizer: {error}") from None
-    return tokenizer, Model(config.model_config(tokenizer.vocab_size), config.seed, config.backend)
 
 
 def _read_sources(config: JobConfig, is_new: bool) -> dict[str, Source]:

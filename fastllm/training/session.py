@@ -17,7 +17,8 @@ def describe(job: Job) -> str:
     """A line on the model."""
     model, config = job.model, job.model.config
     heads = f"{config.heads} head{'s' if config.heads > 1 else ''}"
-    kind = f" ({TOKENS[job.config.tokenizer.type]})" if job.config.path is None else ""
+    is_made = job.config.path is None and job.config.tokenizer.path is None
+    kind = f" ({TOKENS[job.config.tokenizer.type]})" if is_made else ""
     line = (
         f"model: {config.layers} layers of width {config.width}, {heads}, context {config.context}; "
         f"vocabulary {config.vocab_size}{kind}; {model.parameter_count:,} parameters"
