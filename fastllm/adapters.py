@@ -87,8 +87,8 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParamet
 
     folder  of the two files; a run folder; or a name on Hugging Face's hub
 
-    Returns its parameters, which can be trained on. Raises FileNotFoundError, or FormatError for files that are
-    damaged, of another model, or of a kind that fastllm lacks.
+    Returns its parameters, which can be trained on. Raises FileNotFoundError; FormatError for files that are damaged,
+    of another model, or of a kind that fastllm lacks; FastllmError where a name can't be fetched.
     """
     path = Path(folder)
     if not path.exists() and is_hub_name(os.fspath(folder)):

@@ -127,8 +127,9 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     Other projects' files are mapped into memory and their weights used as they are, without a copy, until something
     trains them (see Model.unfreeze). `model.generation_options` are what the files say about generating.
 
-    Raises FileNotFoundError, or FormatError for a file that is damaged or of a kind that can't be opened; it says
-    which can.
+    Raises FileNotFoundError; FormatError for a file that is damaged or of a kind that can't be opened, which says what
+    can; FastllmError where a package is missing, or where a name such as "org/model" (any a/b that isn't there, and so
+    a mistyped path) can't be fetched.
     """
     given, origin = _located(path)
     folder = _find(given) or given

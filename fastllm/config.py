@@ -84,7 +84,8 @@ class ModelConfig:
     tied_head        the head's weight is the token embedding's
     head_bias
     dropout          probability at the embedding and at each branch's end, in training only
-    initial_std      standard deviation of random weights; None: 1 / sqrt(inputs), 0.02 for embeddings
+    initial_std      standard deviation of random weights; None: 1 / sqrt(inputs), 0.02 for embeddings. In pre-norm
+                     models those of attention.output and feed_forward.down have 1 / sqrt(2 * layers) of it
 
     Raises ConfigError, which names rule, value and fix.
     """

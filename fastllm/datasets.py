@@ -105,9 +105,11 @@ class Examples:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Batches that hold each example once."""
         return -(-len(self.examples) // self.rows_per_update)
 
     def batch(self, step: int) -> PackedBatch:
+        """The examples whose turn it is at a step, counted from 0."""
         epoch, at = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
@@ -115,6 +117,7 @@ class Examples:
         return pack(join([self.examples[number] for number in numbers], self.join))
 
     def in_order(self) -> Iterator[PackedBatch]:
+        """All examples in the order that they were given, each by itself, 64 in a batch."""
         for at in range(0, len(self.examples), 64):
             yield pack(self.examples[at : at + 64])
 
@@ -128,9 +131,11 @@ class OneBatch:
         self._batch = batch
 
     def batch(self, step: int) -> PackedBatch:
+        """The batch, whatever the step."""
         return self._batch
 
     def in_order(self) -> Iterator[PackedBatch]:
+        """The batch."""
         yield self._batch
 
 
@@ -166,9 +171,11 @@ class TokenStream:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Batches that read about as many tokens as there are."""
         return max(1, (len(self.tokens) - 1) // (self.length * self.rows_per_update))
 
     def batch(self, step: int) -> PackedBatch:
+        """Windows at places that follow from the seed and the step, counted from 0."""
         rng = np.random.default_rng((self.seed, step))
         for _ in range(TRIES):
             first = rng.integers(0, len(self.tokens) - self.length, self.rows_per_update)
@@ -181,6 +188,7 @@ class TokenStream:
         )
 
     def in_order(self) -> Iterator[PackedBatch]:
+        """The text in windows one after another, each without the ones before, the last as long as what is left."""
         whole = (len(self.tokens) - 1) // self.length * self.length
         first = np.arange(0, whole, self.length)
         for at in range(0, len(first), 64):

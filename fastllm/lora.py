@@ -27,7 +27,7 @@ class LoRAConfig:
     """What is added to a model.
 
     rank             R, columns of the small maps
-    alpha            the addition counts alpha / rank times
+    alpha            the addition counts alpha / rank times; 16 whatever the rank (`fastllm train` takes twice the rank)
     targets          which linear maps of each block: names from query, key, value, output, gate, up, down
     rank_stabilized  the addition counts alpha / sqrt(rank) times (Kalajdzievski 2023, arXiv:2312.03732)
 

@@ -45,14 +45,19 @@ class Model:
     weights  in place of random ones: float32 arrays and packed matrices by name, as fastllm.formats opens them. They
              stay where they are, in a mapped file say, and are read only: see `unfreeze`
 
-    tokens are int32 ids, (N,) packed rows or (B, T); starts (S+1,) says where sequences begin in packed rows.
-    A target below 0 has no loss. One thread at a time: activations belong to the model.
+    tokens are whole numbers from 0 to vocab_size - 1, (N,) packed rows or (B, T); starts (S+1,) says where sequences
+    begin in packed rows. A target below 0 has no loss. One thread at a time: activations belong to the model.
+    What takes tokens raises ValueError for an id or a target that is no token's, a sequence longer than the context,
+    shapes that don't go together, and where there is no target at all; TypeError for numbers that are not whole.
 
         >>> import numpy as np, fastllm
         >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=50), seed=0)
         >>> model.forward(np.array([[1, 2, 3], [4, 5, 6]])).shape
         (2, 3, 50)
 
+    parameters          arrays by name, such as "blocks.0.attention.query.weight" (O, I): write into them in place
+    gradients           of what is trained, by the same names
+    adapter             low-rank maps beside the parameters, by name, or None
     cache_dtype         what caches made from then on keep keys and values in: float32 (float64 in a model of that), or
                         float16, which takes half the memory, sooner read where texts are long, and rounds to 11 bits
     generation_options  how the files that it comes from would have it generate: GenerationConfig's fields
@@ -189,8 +194,8 @@ class Model:
         config   what is added; options are LoRAConfig's fields, in its place
         seed     of the random half of it
 
-        The parameters may stay in a file, quantised or not. Raises ConfigError for a wrong option, ValueError for a
-        model in float64 or that has an adapter already.
+        The parameters may stay in a file, quantised or not. Raises ConfigError for a wrong value, TypeError for
+        an unknown name, ValueError for config and options together, a model in float64 or one that has an adapter.
 
             >>> import fastllm
             >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=50))

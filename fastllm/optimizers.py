@@ -40,7 +40,12 @@ def clip_gradients(model: Model, max_norm: float) -> float:
 
 
 class Optimizer:
-    """What all optimizers share: the step count, their moments, and which parameters decay."""
+    """What all optimizers share: the step count, their moments, and which parameters decay.
+
+    weight_decay  of matrices, taken off in proportion to the learning rate; norms, biases and embeddings never decay
+
+    Raises ValueError for an option out of range.
+    """
 
     moments: tuple[str, ...] = ()
 
@@ -126,7 +131,11 @@ def _check_fraction(name: str, value: float) -> None:
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017): see kernels/adam.py."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017): see kernels/adam.py.
+
+    betas  of the moving means of gradients and of their squares
+    eps    added to the root of the latter
+    """
 
     moments = ("first", "second")
 
@@ -166,7 +175,10 @@ class Adam(AdamW):
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum: see kernels/sgd.py."""
+    """Stochastic gradient descent: see kernels/sgd.py.
+
+    momentum  share of the last update's velocity that goes on; 0: none
+    """
 
     moments = ("velocity",)
 
@@ -188,7 +200,10 @@ class SGD(Optimizer):
 
 
 class Lion(Optimizer):
-    """Lion (Chen et al. 2023): see kernels/lion.py. Its learning rate is 3 to 10 times smaller than Adam's."""
+    """Lion (Chen et al. 2023): see kernels/lion.py. Choose a learning rate 3 to 10 times smaller than Adam's.
+
+    betas  of the mean that gives the update's sign, and of the mean that is kept
+    """
 
     moments = ("momentum",)
 

@@ -18,7 +18,7 @@ class Schedule:
     peak    highest learning rate
     steps   number of steps
     warmup  steps that rise linearly to peak
-    final   learning rate at the end
+    final   learning rate of the last step and of all beyond; "constant" has none
     decay   steps of wsd's descent; None: a fifth of all
 
     Raises ValueError for a value out of range.

@@ -14,7 +14,7 @@ from training_jobs import Recorder, make_job
 
 import fastllm
 from fastllm.cli import main
-from fastllm.dialogue import end_ids, prompt_tokens
+from fastllm.dialogue import end_ids, prompt_tokens, question_tokens
 from fastllm.tokenizers import (
     BPETokenizer,
     HuggingFaceTokenizer,
@@ -81,16 +81,30 @@ def test_limits():
     assert learnt(max_size=259).encode("aé").tolist() == [learnt().id_of(byte) for byte in ("a", "Ã", "©")]
     assert learnt(max_size=270).vocab_size == 270
     assert learnt(minimum_count=1000).vocab_size == 259
-    often, seldom = learnt(minimum_count=4), learnt()
-    assert 259 < often.vocab_size < seldom.vocab_size < bpe.USUAL_SIZE
+    once, twice, often = (BPETokenizer.build(WORDS, minimum_count=count) for count in (1, 2, 4))
+    assert 259 < often.vocab_size < twice.vocab_size < once.vocab_size
+    assert BPETokenizer.build(WORDS).tokens == twice.tokens
+    assert BPETokenizer.build([f"{n:x} {n:o}" for n in range(9000)] * 2).vocab_size == 4096
 
 
 def test_pieces_cut_no_word(monkeypatch):
     text = "\n".join(" ".join(WORDS[0] for _ in range(5)) for _ in range(5))
     whole = BPETokenizer.build([text])
     monkeypatch.setattr(base, "PIECE", 60)
-    assert sum(1 for _ in base.pieces(text)) > 10
+    read = []
+    monkeypatch.setattr(bpe, "_without_long_runs", lambda piece: read.append(piece) or [piece])
     assert BPETokenizer.build([text]).tokens == whole.tokens
+    assert len(read) > 10
+    assert "".join(read) == text
+
+
+@pytest.mark.parametrize("unit", ["a", "你", "👍🏽👨‍👩‍👧‍👦", " ", "ab你c "])
+def test_long_runs_make_no_long_tokens(unit):
+    text = unit * 100_000  # as one word, it would take minutes
+    tokenizer = BPETokenizer.build([text])
+    assert max(len(token) for token in tokenizer.tokens[3:]) <= 32
+    assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
+    assert "".join(bpe._without_long_runs(text)) == text
 
 
 def test_texts_of_control_tokens_are_texts():
@@ -112,6 +126,9 @@ def test_a_dialogue_is_laid_out_as_ours_are():
         *(1, *tokenizer.encode("low <end>"), 2, *tokenizer.encode("new"), 0, 1, *tokenizer.encode("wide"), 2)
     ]
     assert end_ids(tokenizer) == {0, 1}
+    for wrong in ([{"role": "system", "content": "low"}, *messages], [messages[0]] * 2, messages[1:]):
+        with pytest.raises(fastllm.DataError, match="must take turns"):
+            prompt_tokens(tokenizer, wrong)
 
 
 # files
@@ -122,6 +139,10 @@ def test_files(tmp_path, limits):
     tokenizer = learnt(**limits)
     tokenizer.save_into(tmp_path)
     loaded = load_tokenizer(tmp_path)
+    tokenizer.save(tmp_path / "alone.json")
+    alone = load_tokenizer(tmp_path / "alone.json")
+    assert end_ids(alone) == {0, 1}
+    assert question_tokens(alone, "low") == question_tokens(tokenizer, "low")
     written = tokenizer_from_gguf(tokenizer_to_gguf(tokenizer))
     assert loaded.end_ids == tokenizer.end_ids == {0, 1}
     for other in (loaded, written):
@@ -194,8 +215,10 @@ def test_what_is_refused():
     for texts in ([], [""], iter(())):
         with pytest.raises(fastllm.DataError, match="at least one character; got none"):
             BPETokenizer.build(texts)
-    with pytest.raises(ValueError, match=r"max_size must be at least 259.*got 258"):
-        learnt(max_size=258)
+    for size in (258, 10**9, 10**30):
+        with pytest.raises(ValueError, match=rf"max_size must be at least 259.*at most 1,048,576; got {size}; "):
+            learnt(max_size=size)
+    assert learnt(minimum_count=10**30).vocab_size == 259
     with pytest.raises(ValueError, match="minimum_count must be 1 or more; got 0"):
         learnt(minimum_count=0)
 

@@ -38,8 +38,10 @@ COMMANDS = {
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
 
+    chosen = ""  # the command whose options the message is about, where its own parser did not see them
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"fastllm: error: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"fastllm: error: {message}; see `{self.prog}{self.chosen} --help`\n")
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -50,6 +52,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         epilog="example: fastllm demo",
     )
     parser.add_argument("--version", action="version", version=f"fastllm {__version__}")
+    parser.chosen = f" {chosen}" if chosen else ""
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         if name == chosen:

@@ -17,7 +17,7 @@ before stays until then.
 examples:
   fastllm convert runs/shakespeare shakespeare-hf
   fastllm convert runs/mine mine.gguf --type f16 --no-tokenizer
-  fastllm convert SmolLM2-135M-Instruct.Q4_1.gguf SmolLM2 --type bfloat16
+  fastllm convert SmolLM2-135M-Instruct.Q4_1.gguf SmolLM2 --type bf16
 """
 
 from __future__ import annotations

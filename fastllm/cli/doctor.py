@@ -1,6 +1,6 @@
 """Show versions, what optional packages are for, CPU features, threads and caches, and what is wrong with them.
 
-Runs two kernels against their twins. The exit status is 1 if something is broken, 0 if at most slow.
+Runs three kernels against their twins. The exit status is 1 if something is broken, 0 if at most slow.
 
 example: fastllm doctor
 """
@@ -24,7 +24,7 @@ from .. import __version__, machine
 PACKAGES = ("numpy", "numba", "llvmlite", "tqdm", "plotext")
 # Packages that are of use where they are installed: name -> what for.
 OPTIONAL = {
-    "tokenizers": "tokenizers of Hugging Face's and GGUF's models",
+    "tokenizers": "tokenizers of Hugging Face's and GGUF's models, and those learnt from one's own texts (bpe)",
     "jinja2": "chat templates, to talk with such models",
     "huggingface_hub": "models by their names on Hugging Face's hub",
     "transformers": "opens what `fastllm convert` writes; `fastllm bench generate` races it",

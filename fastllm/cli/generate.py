@@ -66,14 +66,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON Lines")
     parser.add_argument("--slots", type=int, default=8, metavar="N",
                         help=f"how many texts to generate side by side, 1 to {STEP_ROWS} (default: 8)")  # fmt: skip
-    add_option(parser, "--n", int, "N", "texts for each prompt: samples, or with --beams the best (default: 1)")
+    add_option(parser, "--n", int, "N", "texts for each prompt: samples, with --temperature, or with --beams the best "
+               "(default: 1)")  # fmt: skip
     add_option(parser, "--logprobs", int, "N", "log-probabilities of the tokens, with N alternatives for each")
     generation = add_generation(parser)
     add_option(generation, "--beams", int, "N", "beam search with N hypotheses, at temperature 0 (1)")
     add_option(generation, "--length-penalty", float, "X", "a hypothesis scores log-probability / length ** X (1)")
-    add_option(generation, "--early-stopping", _early_stopping, "WHEN", "stop a beam search when so many hypotheses "
-               "are complete (true), when no other is likely to become better (false), when none can (never) "
-               "(false)")  # fmt: skip
+    add_option(generation, "--early-stopping", _early_stopping, "WHEN", "stop a beam search when as many hypotheses as "
+               "there are beams are complete: true; when no other is likely to become better: false, the default; when "
+               "none can: never")  # fmt: skip
     parser.set_defaults(parser=parser)
 
 

@@ -153,7 +153,7 @@ def _absolute(path: str) -> str:
 
 
 def _tokenizer(arguments: argparse.Namespace) -> dict[str, Any]:
-    from ..training.config import TOKENIZERS
+    from ..tokenizers import TOKENIZERS
 
     given = arguments.tokenizer or _usual_tokenizer(arguments.data)
     table: dict[str, Any] = {"type": given}

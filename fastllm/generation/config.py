@@ -28,7 +28,8 @@ class GenerationConfig:
     end_ids         tokens that end a text; None: the tokenizer's end token
     stop            a string or several; the text ends before the first of them to be completed
     seed            the same seed gives the same text; None takes a new one from the operating system
-    n               completions of each prompt that `generate_batch` gives: samples, or with beams the best
+    n               completions of each prompt that `generate_batch` gives: samples, which need a temperature above 0,
+                    or with beams the best
     logprobs        how many alternatives to give with each token's log-probability; 0: only its own; None: off.
                     They are log_softmax of the model's logits, before anything below changes them
 

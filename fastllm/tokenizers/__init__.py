@@ -68,7 +68,7 @@ FILE_TYPES: dict[str, type[Tokenizer]] = {
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Open a tokenizer: a file written by `save`, a tokenizer.json of Hugging Face's, llama2.c's tokenizer.bin, or
-    the folder of any of them.
+    the folder of any of them, as `save_into` writes it.
 
     What tokenizer_config.json and others beside a tokenizer.json of Hugging Face's say counts too (see
     tokenizers/huggingface.py).

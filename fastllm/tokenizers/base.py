@@ -211,6 +211,7 @@ class Tokenizer(ABC):
 
     @property
     def vocab_size(self) -> int:
+        """How many ids there are, control tokens included."""
         return len(self.tokens)
 
     @property

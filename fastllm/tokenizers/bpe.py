@@ -8,6 +8,7 @@ reaches across. As all 256 bytes are tokens, no text is unknown.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from reprlib import repr as brief
 from typing import Self
@@ -21,15 +22,18 @@ from fastllm.tokenizers.huggingface_export import house_marks
 from fastllm.tokenizers.optional import require
 
 CONTROLS = (END, USER, ASSISTANT)
-USUAL_SIZE = 4096
-LEAST_SIZE = BYTES + len(CONTROLS)
+USUAL_SIZE, USUAL_COUNT = 4096, 2
+LEAST_SIZE, MOST_SIZE = BYTES + len(CONTROLS), 1 << 20
+LONGEST = 32  # bytes of a token: a sentence learnt by heart is of no use in another text
+# Learning takes the square of a word's length. Scripts without spaces have words as long as sentences, or texts.
+LONG_RUN = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
 class BPETokenizer(HuggingFaceTokenizer):
     """A byte-level BPE tokenizer made from texts of one's own. Needs the extra `hf`.
 
-    It is saved as Hugging Face's tokenizer.json, which load_tokenizer opens as a HuggingFaceTokenizer, and transformers
-    and `tokenizers` open too.
+    It is saved as Hugging Face's tokenizer.json, which load_tokenizer opens as a HuggingFaceTokenizer; what save_into
+    writes beside it, and fastllm.save with a model, lets transformers chat with it, too.
 
     >>> tokenizer = BPETokenizer.build(["low lower lowest, new newer newest"] * 2, max_size=280)
     >>> [tokenizer.decode([token]) for token in tokenizer.encode("the newest")]
@@ -39,12 +43,12 @@ class BPETokenizer(HuggingFaceTokenizer):
     name = "bpe"
 
     @classmethod
-    def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
+    def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = USUAL_COUNT) -> Self:
         """Learn the most frequent pairs of texts, one after another: ids 0 to 2 are <end>, <user> and <assistant>, then
-        come the 256 bytes, then the pairs. The same texts give the same tokens.
+        come the 256 bytes, then the pairs, of 32 bytes at most. The same texts give the same tokens.
 
         max_size       the largest vocab_size; None for 4,096. It is smaller where the texts have no more pairs
-        minimum_count  pairs seen fewer times are left out
+        minimum_count  pairs seen fewer times are left out; with 1, tokens that only these very texts need are learnt
 
         Raises TypeError for anything but strings, DataError for texts without a character, ValueError for a limit out
         of range, FastllmError without the package `tokenizers`.
@@ -52,10 +56,10 @@ class BPETokenizer(HuggingFaceTokenizer):
         if isinstance(texts, str):
             raise TypeError(f"texts must be an iterable of str; got one str {brief(texts)}; pass [text]")
         size = USUAL_SIZE if max_size is None else max_size
-        if size < LEAST_SIZE:
+        if not LEAST_SIZE <= size <= MOST_SIZE:
             raise ValueError(
-                f"max_size must be at least {LEAST_SIZE} for bytes and control tokens; got {max_size}; "
-                "raise it or leave it out"
+                f"max_size must be at least {LEAST_SIZE} for bytes and control tokens, and at most {MOST_SIZE:,}; got "
+                f"{max_size}; change it or leave it out"
             )
         if minimum_count < 1:
             raise ValueError(f"minimum_count must be 1 or more; got {minimum_count}; leave it out")
@@ -64,7 +68,8 @@ class BPETokenizer(HuggingFaceTokenizer):
         learner.pre_tokenizer = rust.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = rust.trainers.BpeTrainer(
             vocab_size=size,
-            min_frequency=minimum_count,
+            min_frequency=min(minimum_count, 1 << 40),
+            max_token_length=LONGEST,
             special_tokens=list(CONTROLS),
             initial_alphabet=rust.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -76,7 +81,8 @@ class BPETokenizer(HuggingFaceTokenizer):
             for text in texts:
                 check_text(text)
                 characters += len(text)
-                yield from pieces(text)
+                for piece in pieces(text):
+                    yield from _without_long_runs(piece)
 
         learner.train_from_iterator(read(), trainer)
         if not characters:
@@ -84,3 +90,12 @@ class BPETokenizer(HuggingFaceTokenizer):
         model = json.loads(learner.to_str())["model"]
         document, settings, ends = house_marks(model, BYTE_LEVEL, BYTE_LEVEL)
         return cls(document, settings, end_ids=ends)
+
+
+def _without_long_runs(text: str) -> Iterator[str]:
+    """The text, cut where it goes on and on without a space, or with nothing else."""
+    at = 0
+    for run in LONG_RUN.finditer(text):
+        yield text[at : run.end()]
+        at = run.end()
+    yield text[at:]

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from fastllm.atomic import write_json, write_text
 from fastllm.errors import DataError, FormatError
-from fastllm.tokenizers.base import FILE_NAME, TextStream, Tokenizer, check_text
+from fastllm.tokenizers.base import END, FILE_NAME, TextStream, Tokenizer, check_text
 from fastllm.tokenizers.huggingface_decoder import HuggingFaceStream, steps_of
 from fastllm.tokenizers.huggingface_document import (
     BYTE_LEVEL,
@@ -62,7 +62,7 @@ SPECIAL_MAP, GENERATION = "special_tokens_map.json", "generation_config.json"
 TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
-ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", END)
 ENDS_OF_TURN = frozenset(
     (*ENDS_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<EOT>", "<|return|>")
 )
@@ -202,11 +202,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> NDArray[np.int32]:
         with _one_error("a text must be one that the tokenizer can write", DataError):
-            # `encode` also keeps where in the text each token stands, and takes 1.6 times as long.
+            # `encode` also keeps where in the text each token stands, and takes 1.6 times as long. (This starts threads
+            # of its own, which sleep when they have nothing to do.)
             encoding, = self._rust.encode_batch_fast([text], add_special_tokens=False)
             return np.array(encoding.ids, dtype=np.int32)
 
     def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
+        """As Tokenizer.encode_parts, in one go where that gives the same control tokens."""
         texts: list[str] = []
         given: list[str | int] = []
         for part in parts:
@@ -222,7 +224,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return super().encode_parts(given)  # a normalizer has changed the names, so that they were not found
 
     def split_control(self, text: str) -> list[str | int]:
-        parts = [  # added tokens that aren't special are text
+        """As Tokenizer.split_control; added tokens that aren't special stay text."""
+        parts = [
             self.tokens[part] if isinstance(part, int) and part not in self.control_ids else part
             for part in super().split_control(text)
         ]

@@ -21,7 +21,9 @@ from fastllm.tokenizers.sentencepiece_json import sentencepiece_to_huggingface
 from fastllm.tokenizers.word import ASCII_PUNCTUATION, WordTokenizer
 
 TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{% for message in messages %}{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
+    "{{ raise_exception('user and assistant must take turns, and the user begins') }}{% endif %}"
+    "{% if message['role'] == 'user' %}"
     f"{{{{ '{USER}' + message['content'] + '{ASSISTANT}' }}}}"
     f"{{% else %}}{{{{ message['content'] + '{END}' }}}}{{% endif %}}{{% endfor %}}"
 )

@@ -45,7 +45,14 @@ class VocabularyTokenizer(Tokenizer):
 
     @classmethod
     def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
-        """Count the tokens of texts; the most frequent come first, of equals the one seen first."""
+        """Count the tokens of texts; the most frequent come first, of equals the one seen first.
+
+        max_size       the largest vocab_size, four special tokens included; None for no limit
+        minimum_count  tokens seen fewer times are left out
+
+        Raises TypeError for anything but strings, DataError for texts without a token that is kept, ValueError for a
+        limit out of range.
+        """
         if isinstance(texts, str):
             raise TypeError(f"texts must be an iterable of str; got one str {brief(texts)}; pass [text]")
         if max_size is not None and max_size <= len(SPECIAL_TOKENS):

@@ -47,8 +47,8 @@ from ..errors import ConfigError
 from ..lora import LoRAConfig
 from ..optimizers import EPS, OPTIMIZERS, Optimizer
 from ..schedules import KINDS, Schedule
-
-TOKENIZERS = ("word", "character", "byte", "bpe")  # those that are made from texts
+from ..tokenizers import TOKENIZERS
+from ..tokenizers.bpe import USUAL_COUNT, USUAL_SIZE
 
 
 def _check(holds: bool, message: str) -> None:
@@ -91,13 +91,13 @@ class TokenizerConfig(_Table):
     """What is made from the data, or one that is there.
 
     type           "word", "character", "byte" or "bpe"
-    max_size, minimum_count    limit the vocabulary
+    max_size, minimum_count    limit the vocabulary; None: 4096 and 2 of bpe, else no limit
     path           of a tokenizer that is there, or of a model that has one; goes alone
     """
 
     type: str = "word"
     max_size: int | None = None
-    minimum_count: int = 1
+    minimum_count: int | None = None
     path: str | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +109,10 @@ class TokenizerConfig(_Table):
             self.path is None or dataclasses.replace(self, path=None) == TokenizerConfig(),
             "tokenizer: path goes alone, that tokenizer is as it is; got other keys too; drop them",
         )
+        usual = (USUAL_SIZE, USUAL_COUNT) if self.type == "bpe" else (None, 1)
+        for name, value in zip(("max_size", "minimum_count"), usual, strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name in ("max_size", "minimum_count"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"tokenizer: {name} must be 1 or more; got {value}; raise it")
@@ -165,8 +169,8 @@ class PhaseConfig(_Table):
     """One pass of training over one data set.
 
     name                 in progress bars, metrics and plots
-    data                 a .jsonl or .json file of texts, dialogues or instructions, a text file or a folder of them;
-                         "fastllm:en/facts.jsonl" is a file that comes with the library
+    data                 a .jsonl, .ndjson or .json file of texts, dialogues or instructions, a text file or a folder of
+                         them; "fastllm:en/facts.jsonl" is a file that comes with the library
     validation           the same, for validation; of a text, None takes the last tenth
     epochs or steps      how long; one of the two
     learning_rate, schedule, warmup, final_learning_rate   see Schedule; warmup in steps, half of all at most

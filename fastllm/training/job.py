@@ -293,6 +293,7 @@ def _tokenizer(config: JobConfig, sources: dict[str, Source]) -> Tokenizer:
         return load_its_tokenizer(options.path)
     texts = [text for phase in config.phases for text in sources[phase.data].texts()]
     try:
+        assert options.minimum_count is not None
         return TOKENIZERS[options.type].build(texts, options.max_size, options.minimum_count)
     except DataError:
         raise

@@ -43,12 +43,17 @@ Callback = Callable[[Step], None]
 class Trainer:
     """Trains a model on a data set.
 
+    model       whose `trainable` parameters learn
+    optimizer   made for this model
+    dataset     gives the batch of a step: datasets.Examples, TokenStream, or your own
     schedule    learning rate by step
     steps       number of updates
     max_norm    gradients are clipped to this global L2 norm; 0: never
     accumulate  each batch is computed in so many parts, to save memory; the result is the same, but for dropout's masks
     seed        of dropout's masks
     callbacks   called with a Step after every update
+
+    Raises ValueError for an option out of range and for an optimizer of another model.
 
     A step of a small model runs on as many of Numba's threads as are fastest, which is found out meanwhile.
 
