@@ -48,6 +48,7 @@ _HOME = {
     "generate_batch": "generation",
     "load": "checkpoint",
     "load_adapter": "adapters",
+    "load_progress": "checkpoint",
     "load_tokenizer": "tokenizers",
     "preset": "config",
     "save": "checkpoint",
@@ -103,6 +104,7 @@ __all__ = [
     "layers",
     "load",
     "load_adapter",
+    "load_progress",
     "load_tokenizer",
     "optimizers",
     "preset",
@@ -131,7 +133,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from . import datasets, errors, generation, kernels, layers, optimizers, records, schedules, tokenizers, training
     from .adapters import load_adapter, save_adapter
-    from .checkpoint import load, save
+    from .checkpoint import load, load_progress, save
     from .config import ModelConfig, preset
     from .errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
     from .generation import Chat, Completion, GenerationConfig, beam_search, generate, generate_batch, stream

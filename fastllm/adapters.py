@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -39,11 +40,13 @@ from .formats.huggingface_folder import holds_a_model, stored_array
 from .formats.opened import float32
 from .formats.peft import CONFIG, WEIGHTS, Rules
 from .formats.rows import row_order
-from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
+from .formats.safetensors_file import TensorToWrite, read_metadata, read_safetensors, write_safetensors
 from .hub import download, is_hub_name
 from .lora import AdapterParameters, Addition, linear_maps
 from .model import Model
+from .parameters import shapes_of
 
+BASE = "fastllm.base"  # a checksum of what an adapter was trained beside
 PICKLE = "adapter_model.bin"
 OUTSIDE = frozenset(("lm_head", "embed_tokens", "wte", "wpe"))  # of the blocks
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -79,7 +82,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
         name = os.path.abspath(name)
-    write_adapter(folder, model.config, model.adapter, name)
+    write_adapter(folder, model.config, model.adapter, name, checksum_of(model))
 
 
 def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParameters:
@@ -280,8 +283,14 @@ def _in_pairs(config: ModelConfig, name: str, b: NDArray[np.float32]) -> NDArray
 # Writing
 
 
-def write_adapter(folder: Path, config: ModelConfig, adapter: AdapterParameters, base: str | None) -> None:
-    """Write the two files into a folder, each whole or not at all. base: what they name as the model."""
+def write_adapter(
+    folder: Path, config: ModelConfig, adapter: AdapterParameters, base: str | None, checksum: int | None = None
+) -> None:
+    """Write the two files into a folder, each whole or not at all.
+
+    base      what they name as the model
+    checksum  of that as it is now
+    """
     places = _places(config)
     stacked = {
         place.theirs: _stacked(config, place, adapter)
@@ -297,7 +306,22 @@ def write_adapter(folder: Path, config: ModelConfig, adapter: AdapterParameters,
             tensors.append(TensorToWrite(f"{PREFIX}{theirs}{part}", "F32", data.shape, partial(_bytes, data)))
     with replacing(folder / CONFIG) as config_file, replacing(folder / WEIGHTS) as weights_file:
         config_file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        write_safetensors(weights_file, tensors)
+        write_safetensors(weights_file, tensors, metadata=None if checksum is None else {BASE: str(checksum)})
+
+
+def checksum_of(model: Model) -> int:
+    """Of some rows of each parameter, which tell a model from another without reading it all."""
+    checksum = 0
+    for name, shape in shapes_of(model.config).items():
+        rows = model.parameters.packed(name).data if len(shape) == 2 else model.parameters[name]
+        for i in (0, len(rows) // 2, len(rows) - 1):
+            checksum = zlib.crc32(np.ascontiguousarray(rows[i]).tobytes(), checksum)
+    return checksum
+
+
+def is_of(folder: Path, model: Model) -> bool:
+    """Whether the adapter in a folder was trained beside this very model, as far as its files tell."""
+    return read_metadata(folder / WEIGHTS).get(BASE, str(checksum_of(model))) == str(checksum_of(model))
 
 
 def _bytes(array: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:

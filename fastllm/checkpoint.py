@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -99,12 +98,16 @@ def save_tuned(
     It names model.origin as what the adapter adds to, which load then opens too.
     """
     GenerationConfig.of(None, model.generation_options)  # raises for what load would refuse
+    if optimizer is not None and optimizer.model is not model:
+        raise ValueError("an optimizer must be of the model that is saved; got another model's; save its own")
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
     with replacing_folder(target, is_checkpoint) as new:
         if model.adapter is not None:
-            adapters.write_adapter(new, model.config, model.adapter, model.origin)
+            adapters.write_adapter(
+                new, model.config, model.adapter, model.origin, adapters.checksum_of(model)
+            )
         else:
             _write_model(new, model, tokenizer, keeps_order=optimizer is not None)
         tokenizer.save_into(new)
@@ -185,17 +188,15 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
         tokenizer = load_tokenizer(folder / TOKENIZER)
         _check_vocabulary(folder, tokenizer, model.config)
     model.origin = origin
+    adapter = adapters.read_adapter(model.config, folder)
     _check_base(folder, model, name)
-    model.set_adapter(adapters.read_adapter(model.config, folder))
+    model.set_adapter(adapter)
     return model, tokenizer
 
 
 def _check_base(folder: Path, model: Model, name: str) -> None:
-    """Warn where a run of ours has trained the adapter beside another model of that name."""
-    then = None
-    with contextlib.suppress(FormatError, OSError):  # another's, or none
-        then = _read_object(folder / PROGRESS).get("base")
-    if type(then) is int and then != checksum_of(model):
+    """Warn where the adapter was trained beside another model of that name."""
+    if not adapters.is_of(folder, model):
         warnings.warn(
             f"{folder}: the adapter was trained on {name} as it was, which has changed since: bring it back, or train "
             "anew",
@@ -325,16 +326,6 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
             f"{path}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
             f"vocab_size {config.vocab_size}; the files are of two models"
         )
-
-
-def checksum_of(model: Model) -> int:
-    """Of some rows of each parameter, which tell a model from another without reading it all."""
-    checksum = 0
-    for name in model.parameters:
-        rows = model.parameters.packed(name).data if len(shapes_of(model.config)[name]) == 2 else model.parameters[name]
-        for i in (0, len(rows) // 2, len(rows) - 1):
-            checksum = zlib.crc32(np.ascontiguousarray(rows[i]).tobytes(), checksum)
-    return checksum
 
 
 def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class PackedBatch:
     @property
     def target_count(self) -> int:
         """Targets that count in the loss."""
-        return int((self.targets >= 0).sum())
+        return int((np.asarray(self.targets) >= 0).sum())
 
     def split(self, parts: int) -> Iterator[PackedBatch]:
         """The batch in at most `parts` batches of whole sequences; those without a target are left out."""
@@ -151,6 +151,7 @@ class TokenStream:
     def __init__(
         self, tokens: np.ndarray, length: int, rows_per_update: int = 16, seed: int = 0, missing: int | None = None
     ) -> None:
+        tokens = np.asarray(tokens)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise TypeError(
                 f"tokens must be a row of whole numbers; got shape {tokens.shape}, {tokens.dtype}; encode the text"
@@ -224,7 +225,7 @@ def join(examples: list[Example], length: int) -> list[Example]:
         if joined and len(joined[-1].tokens) + 1 + len(example.tokens) <= length:
             before = joined.pop()
             # The last target is the token that ends it; what follows that is not for the model to guess.
-            end = before.targets[-1:]
+            end = np.asarray(before.targets[-1:])
             end = end[end >= 0]
             tokens = np.concatenate([before.tokens, end, example.tokens])
             targets = np.concatenate([before.targets, np.full_like(end, NO_TARGET), example.targets])

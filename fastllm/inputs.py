@@ -69,6 +69,12 @@ def checked_targets(config: ModelConfig, targets: ArrayLike, shape: tuple[int, .
     return flat
 
 
+def check_cache(config: ModelConfig, cache: KVCache) -> None:
+    """Raise ValueError unless a cache was made by a model like this."""
+    if cache.config is not config and cache.config != config:
+        raise ValueError("a cache must be of a model like this one; got one of another; make it with model.new_cache()")
+
+
 def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.ndarray:
     """The slots (count,) that tokens go to; None: 0, 1, 2, ..."""
     chosen = np.arange(count, dtype=np.int32) if slots is None else int32_of(np.asarray(slots), "slots")

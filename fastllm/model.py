@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .config import ModelConfig
-from .inputs import checked_batch, checked_seed, checked_slots, checked_targets
+from .inputs import check_cache, checked_batch, checked_seed, checked_slots, checked_targets
 from .layers.backend import Backend
 from .layers.batch import Batch
 from .layers.block import Block
@@ -34,6 +36,20 @@ PREFILL_ROWS = 256
 # less memory. A thousand rows keep the matrix products at full speed.
 ROWS_AT_ONCE = 1024
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_turn(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], R]:
+    """A method that computes with a model's activations, or changes its layers: threads that share it take turns."""
+
+    @functools.wraps(method)
+    def guarded(self: Model, *arguments: P.args, **options: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *arguments, **options)
+
+    return guarded
+
 
 class Model:
     """A decoder-only transformer with its parameters, gradients and activations.
@@ -46,7 +62,7 @@ class Model:
              stay where they are, in a mapped file say, and are read only: see `unfreeze`
 
     tokens are whole numbers from 0 to vocab_size - 1, (N,) packed rows or (B, T); starts (S+1,) says where sequences
-    begin in packed rows. A target below 0 has no loss. One thread at a time: activations belong to the model.
+    begin in packed rows. A target below 0 has no loss. Activations are the model's: threads that share it take turns.
     What takes tokens raises ValueError for an id or a target that is no token's, a sequence longer than the context,
     shapes that don't go together, and where there is no target at all; TypeError for numbers that are not whole.
 
@@ -96,6 +112,7 @@ class Model:
     def _prepare(self, config: ModelConfig, backend: str, dtype: DTypeLike) -> None:
         """What there is before parameters."""
         assert config.head_size is not None
+        self._lock = threading.RLock()
         self.config = config
         self.generation_options: dict[str, Any] = {}
         self.origin: str | None = None
@@ -154,6 +171,7 @@ class Model:
         """Whether the parameters are a file's, to be read only."""
         return isinstance(self.parameters, FileParameters)
 
+    @_in_turn
     def unfreeze(self) -> Parameters:
         """Copy parameters that a file holds to memory, as float32, so that they can be trained and written to.
 
@@ -178,15 +196,19 @@ class Model:
     def gradients(self) -> FlatParameters:
         """Gradients of `trainable`, by the same names; there is memory for them from the first use on."""
         if self._gradients is None:
-            trainable = self.trainable
-            gradients: FlatParameters
-            if isinstance(trainable, AdapterParameters):
-                gradients = AdapterParameters(self.config, trainable.additions, self._backend.dtype)
-            else:
-                gradients = Parameters(self.config, self._backend.dtype)
-            self._build(self.parameters, gradients, self.adapter)
+            self._make_gradients()
         assert self._gradients is not None
         return self._gradients
+
+    @_in_turn
+    def _make_gradients(self) -> None:
+        trainable = self.trainable
+        gradients: FlatParameters
+        if isinstance(trainable, AdapterParameters):
+            gradients = AdapterParameters(self.config, trainable.additions, self._backend.dtype)
+        else:
+            gradients = Parameters(self.config, self._backend.dtype)
+        self._build(self.parameters, gradients, self.adapter)
 
     def add_lora(self, config: LoRAConfig | None = None, seed: int = 0, **options: Any) -> AdapterParameters:
         """Train a small low-rank map beside linear maps instead of all parameters, which stay as they are.
@@ -211,6 +233,7 @@ class Model:
         self.set_adapter(adapter)
         return adapter
 
+    @_in_turn
     def set_adapter(self, adapter: AdapterParameters) -> None:
         """Use an adapter, in place of one that is there. Raises ValueError for one of another kind of model."""
         if self._backend.dtype != np.float32:
@@ -225,18 +248,24 @@ class Model:
                 )
         self._build(self.parameters, adapter=adapter)
 
+    @_in_turn
     def remove_adapter(self) -> None:
         """Compute without the adapter again."""
         self._build(self.parameters)
 
+    @_in_turn
     def merge_adapter(self) -> None:
-        """Add what the adapter adds to the parameters themselves, which are float32 in memory from then on."""
+        """Add what the adapter adds to the parameters themselves, which are float32 in memory from then on.
+
+        The model is then no longer the one at `origin`, which becomes None.
+        """
         if self.adapter is None:
             raise ValueError("merge_adapter needs an adapter; got a model without; add_lora or load_adapter before")
         adapter, parameters = self.adapter, self.unfreeze()  # which may find no memory: nothing is lost then
         self.remove_adapter()
         for name in adapter.additions:
             parameters[f"{name}.weight"][...] += adapter.change(name)
+        self.origin = None
 
     @property
     def parameter_count(self) -> int:
@@ -248,6 +277,7 @@ class Model:
         """The name of the backend."""
         return self._backend.name
 
+    @_in_turn
     def forward(self, tokens: ArrayLike, starts: ArrayLike | None = None, keep: bool = False) -> np.ndarray:
         """Logits (N, V) of tokens (N,), or (B, T, V) of (B, T): a fresh array.
 
@@ -260,6 +290,7 @@ class Model:
             self.head.forward(logits[part.rows], self._run(part, keep))
         return logits.reshape(*ids.shape, -1)
 
+    @_in_turn
     def score(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> Score:
         """Sum of losses, right answers and targets; no dropout."""
         ids = np.asarray(tokens)
@@ -271,6 +302,7 @@ class Model:
                 score += self.head.score(self._run(part), wanted[part.rows])
         return score
 
+    @_in_turn
     def score_and_gradients(
         self,
         tokens: ArrayLike,
@@ -357,6 +389,7 @@ class Model:
         """An empty cache for so many texts, which grows as they do, of `cache_dtype`."""
         return KVCache(self.config, slots, self._cache_dtype)
 
+    @_in_turn
     def prefill(
         self, tokens: ArrayLike, starts: ArrayLike | None, cache: KVCache, slots: ArrayLike | None = None
     ) -> np.ndarray:
@@ -366,6 +399,7 @@ class Model:
 
         Up to 32 stretches at once, each gives the same bits as alone, in one piece or in several.
         """
+        check_cache(self.config, cache)
         batch = self._batch(np.asarray(tokens), starts)
         lengths = np.diff(batch.starts)
         chosen = checked_slots(cache, slots, len(lengths))
@@ -400,6 +434,7 @@ class Model:
         cache.advance(chosen, lengths)
         return self.head.logits(last)
 
+    @_in_turn
     def decode(self, tokens: ArrayLike, cache: KVCache, slots: ArrayLike | None = None) -> np.ndarray:
         """Append one token (N,) after another to the cache's slots; logits (N, V) of what follows each.
 
@@ -407,6 +442,7 @@ class Model:
 
         Up to 32 tokens at once, each gives the same bits as alone.
         """
+        check_cache(self.config, cache)
         ids = np.asarray(tokens)
         if ids.ndim != 1:
             raise ValueError(f"decode takes tokens (N,), one for each slot named; got shape {ids.shape}; give a row")

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
+from .interrupts import uninterrupted
 from .model import Model
 
 EPS = (1e-30, 1e30)  # of Adam: neither 0 nor infinite as float32
@@ -70,24 +71,27 @@ class Optimizer:
         Raises ValueError once the model trains other parameters than when this was made, for a learning rate that is
         no finite number >= 0, and for a scale that is no finite number.
         """
-        parameters, gradients = self._trainable, self.model.gradients
-        if self.model.trainable is not parameters:
+        parameters = self._trainable
+        model = self.model
+        if (model.parameters if model.adapter is None else model.adapter) is not parameters:
             raise ValueError(
                 "an optimizer must be of what its model trains; got a model that trains something else since an "
                 "adapter came or went; make a new optimizer"
             )
-        if not isinstance(learning_rate, Real) or not 0 <= learning_rate <= 1e30:
+        rate, scale = _float(learning_rate), _float(gradient_scale)
+        if not 0 <= rate <= 1e30:
             raise ValueError(f"learning_rate must be a number >= 0; got {learning_rate!r:.40}; usual are 1e-5 to 1e-2")
-        if not isinstance(gradient_scale, Real) or not math.isfinite(gradient_scale):
+        if not math.isfinite(scale):
             raise ValueError(f"gradient_scale must be a finite number; got {gradient_scale!r:.40}; are gradients NaN?")
-        learning_rate = float(learning_rate)
-        self.steps += 1
+        gradients = model.gradients
         decayed = parameters.decayed if self.weight_decay else 0
         # Matrices decay; norms, biases and embeddings, which stand behind them, do not.
-        for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
-            if part != slice(0, 0):
-                moments = [moment[part] for moment in self._moments]
-                self._update(parameters.flat[part], moments, gradients.flat[part], gradient_scale, learning_rate, decay)
+        with uninterrupted():  # an update is done and counted, or neither
+            self.steps += 1
+            for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
+                if part != slice(0, 0):
+                    moments = [moment[part] for moment in self._moments]
+                    self._update(parameters.flat[part], moments, gradients.flat[part], scale, rate, decay)
 
     def compile(self) -> None:
         """Compile the kernels of an update, by updating no parameters."""
@@ -123,6 +127,14 @@ class Optimizer:
         for name, moment in zip(self.moments, self._moments, strict=True):
             moment[...] = state[name]
         self.steps = int(state["steps"][0])
+
+
+def _float(value: object) -> float:
+    """A number as Python's; NaN for what is none, infinity for what is too large."""
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _check_fraction(name: str, value: float) -> None:

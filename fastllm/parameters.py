@@ -152,6 +152,10 @@ class FlatParameters(Mapping[str, np.ndarray]):
         for name, view in self.items():
             view[...] = arrays[name]
 
+    def operand(self, name: str) -> np.ndarray:
+        """The array itself, as kernels read it."""
+        return self._views[name]
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
 
@@ -172,7 +176,7 @@ class Parameters(FlatParameters):
 class FileParameters(Mapping[str, np.ndarray]):
     """Parameters as a file holds them, read and not written: float32 vectors, and matrices that may be packed.
 
-    `parameters[name]` is a float32 array, unpacked if need be.
+    `parameters[name]` is a float32 array, unpacked if need be, that can't be written to: Model.unfreeze makes others.
     """
 
     def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray | Packed]) -> None:
@@ -191,9 +195,15 @@ class FileParameters(Mapping[str, np.ndarray]):
             return array
         return Packed(array.view(np.uint8), KINDS["F32"])
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def operand(self, name: str) -> np.ndarray:
+        """The array itself, as kernels read it; unpacked if need be."""
         array = self._arrays[name]
         return dequantize(array) if isinstance(array, Packed) else array
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        view = self.operand(name).view()
+        view.flags.writeable = False
+        return view
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

@@ -65,6 +65,7 @@ class Schedule:
             begin = max(begin, self.steps - 1 - decay)  # the last step at the peak
             if step < begin:
                 return self.peak
-        progress = min(1.0, (step - begin) / max(1, self.steps - 1 - begin))
+        left = self.steps - 1 - begin
+        progress = min(1.0, (step - begin) / left) if left > 0 else float(begin > 0)
         share = (1 + math.cos(math.pi * progress)) / 2 if self.kind == "cosine" else 1 - progress
         return self.final + (self.peak - self.final) * share

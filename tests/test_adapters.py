@@ -279,7 +279,7 @@ def test_a_failing_write_leaves_the_old_adapter(tmp_path, monkeypatch):
     adapter = write(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(adapters, "write_safetensors", fail)
@@ -311,6 +311,29 @@ def test_the_base_that_it_names_is_opened(base, tokenizer, tiny_model):
     model.remove_adapter()
     np.testing.assert_array_equal(model.forward([1, 2, 3]), tiny_model.forward([1, 2, 3]))
     assert fastllm.load(folder, backend="numpy")[0].origin == str(folder)
+
+
+def test_an_adapter_of_a_base_that_has_changed(base, tmp_path, tokenizer):
+    folder, _, _ = base
+    model, _ = fastllm.load(folder, backend="numpy")
+    model.parameters["head.bias" if "head.bias" in model.parameters else "final_norm.weight"][...] += 1
+    model.add_lora(rank=2)
+    fastllm.save_adapter(tmp_path / "second", model)  # which names the model in the folder
+    with pytest.warns(UserWarning, match="trained on .* as it was, which has changed since"):
+        fastllm.load(tmp_path / "second", backend="numpy")
+    save_tuned(tmp_path / "third", model, tokenizer)
+    with pytest.warns(UserWarning, match="has changed since"):
+        fastllm.load(tmp_path / "third", backend="numpy")
+
+
+def test_a_merged_model_is_no_longer_its_origin(base, tmp_path):
+    _, adapter, _ = base
+    model, _ = fastllm.load(adapter, backend="numpy")
+    model.merge_adapter()
+    assert model.origin is None
+    model.add_lora(rank=2)
+    fastllm.save_adapter(tmp_path / "second", model)
+    assert json.loads((tmp_path / "second" / CONFIG).read_text())["base_model_name_or_path"] is None
 
 
 def test_a_base_beside_the_adapter(base, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "layers": {"config", "errors", "lora", "memory", "packed", "parameters"},
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "layers", "lora", "memory", "packed", "parameters"},
-    "optimizers": {"model"},
+    "optimizers": {"interrupts", "model"},
     "quantize": {"packed"},
     "tokenizers": {"atomic", "errors"},
     "dialogue": {"errors", "tokenizers"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "datasets": {"atomic", "dialogue", "errors", "inputs", "records", "tokenizers"},
     "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize"},
     "hub": {"errors"},
-    "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model"},
+    "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model", "parameters"},
     "checkpoint": {
         "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",
         "tokenizers",
@@ -46,8 +46,8 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {
-    "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "kernels", "layers",
-    "lora", "model", "optimizers", "parameters", "records", "schedules", "tokenizers",
+    "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "interrupts",
+    "kernels", "layers", "lora", "model", "optimizers", "parameters", "records", "schedules", "tokenizers",
 }  # fmt: skip
 MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main__", "cli"}
 

@@ -1,4 +1,5 @@
 import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -397,3 +398,14 @@ def test_options_change_between_answers():
     chat.reset()
     chat.change(temperature=1.0, max_tokens=12, seed=3)
     assert "".join(chat.ask("a?")) == first
+
+
+def test_a_chat_is_pickled_between_questions(tokenizer):
+    model = fastllm.Model(
+        fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=8, layers=1, heads=2, context=32), backend="numpy"
+    )
+    chat = fastllm.Chat(model, tokenizer, max_tokens=3)
+    "".join(chat.ask("the sun"))
+    again = pickle.loads(pickle.dumps(chat))
+    assert again.turns == chat.turns
+    assert "".join(again.ask("a star")) == "".join(chat.ask("a star"))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dialogues import example
 
-from fastllm.datasets import Example, Examples, TokenStream, join, pack, write_token_file
+from fastllm.datasets import Example, Examples, PackedBatch, TokenStream, join, pack, write_token_file
 from fastllm.tokenizers import ByteTokenizer
 
 
@@ -139,3 +139,12 @@ def test_a_token_file_holds_the_text(tmp_path, monkeypatch):
     assert isinstance(tokens, np.memmap)
     assert tokens.dtype == np.uint16
     assert tokenizer.decode(tokens) == text
+
+
+def test_lists_are_taken_too():
+    stream = TokenStream([1, 2, 3] * 50, 8, 2)
+    assert stream.batch(0).tokens.shape == (16,)
+    assert PackedBatch([1, 2, 3], [2, 3, -1], [0, 3]).target_count == 2
+    joined = Examples([Example([1, 2, 3], [2, 3, 4])] * 4, 2, join=60).batch(0)
+    assert joined.tokens.tolist() == [1, 2, 3, 4, 1, 2, 3]
+    assert joined.targets.tolist() == [2, 3, 4, -1, 2, 3, 4]

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 
 from fastllm.errors import ConfigError
@@ -67,7 +68,6 @@ def test_a_value_out_of_range_is_an_error_of_one_line(option):
         {"top_k": True},
         {"beams": None},
         {"stop": (1,)},
-        {"stop": None},
         {"n": None},
         {"n": 2.0},
         {"end_ids": 3},
@@ -132,3 +132,9 @@ def test_the_mapping_that_was_given_may_change_afterwards():
     config = GenerationConfig(logit_bias=bias)
     bias[1] = float("nan")
     assert config.logit_bias == {1: 0.5}
+
+
+def test_numbers_of_numpys_and_nothing():
+    config = GenerationConfig(temperature=np.float32(0.5), top_p=np.float16(0.5), stop=None, logit_bias=None)
+    assert (config.temperature, config.top_p, config.stop, config.logit_bias) == (0.5, 0.5, (), {})
+    assert type(config.temperature) is float

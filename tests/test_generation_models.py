@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from generation_fakes import greedy_without_cache
 
+import fastllm
 from fastllm.generation import (
     Engine,
     GenerationConfig,
@@ -206,3 +207,24 @@ def test_beam_search_of_the_real_model_equals_brute_force(backend):
     found = beam_search(model, CHARACTERS, "a", beams=beams, max_tokens=steps, early_stopping="never")[:20]
     np.testing.assert_allclose([s for _, s in found], [s for s, _ in best], **CLOSE)
     assert found[0][0] == CHARACTERS.decode(best[0][1])
+
+
+def test_rows_that_no_token_stands_for_add_nothing():
+    tokenizer = fastllm.ByteTokenizer()
+    model = fastllm.Model(
+        fastllm.preset("nano", vocab_size=320, layers=1, width=8, heads=2, context=64), seed=0, backend="numpy"
+    )
+    found = fastllm.generate_batch(model, tokenizer, ["a", "b"], max_tokens=40, temperature=2.0, end_ids=(), logprobs=0)
+    tokens = [token for one in found for token in one.tokens]
+    assert max(tokens) > 259
+    for one in found:
+        assert one.text == tokenizer.decode([token for token in one.tokens if token < 259])
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused():
+    config = fastllm.preset("nano", vocab_size=100, layers=1, width=8, heads=2, context=8)
+    model = fastllm.Model(config, backend="numpy")
+    for use in (lambda: fastllm.generate(model, fastllm.ByteTokenizer(), "a"),
+                lambda: fastllm.Chat(model, fastllm.ByteTokenizer())):  # fmt: skip
+        with pytest.raises(ValueError, match="must be one of the model's 100; got 256"):
+            use()

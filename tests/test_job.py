@@ -180,6 +180,16 @@ def test_a_tokenizer_that_is_there(tmp_path, place):
     assert fastllm.load(tmp_path / "new")[1].tokens == tokenizer.tokens
 
 
+def test_phases_on_the_same_data_see_it_in_orders_of_their_own(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Bees make honey and we like it. " * 30)
+    phases = [{"name": name, "data": str(text), "steps": 4, "learning_rate": 1e-3} for name in "ab"]
+    one, other = Job.start(tmp_path / "run", make_job(tmp_path, phases=phases)).phases
+    assert one.seed == 3  # the job's
+    assert all((one.dataset.batch(i).tokens != other.dataset.batch(i).tokens).any() for i in range(4))
+    assert one.seed != other.seed == Job.start(tmp_path / "again", make_job(tmp_path, phases=phases)).phases[1].seed
+
+
 @pytest.mark.parametrize(("phase", "step"), PLACES[:-1])
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path, config, uninterrupted, phase, step):
     """Weights, moments, progress and metrics."""

@@ -8,6 +8,8 @@ import pytest
 from model_switches import make_model
 from whole_models import CONFIG, POSITIONS, TOLERANCE, assert_close, backends
 
+import fastllm
+
 # What it keeps keys and values in, and how near its logits come: half of the last of 11 bits, of many numbers.
 caches = pytest.mark.parametrize(("dtype", "tolerance"), [("float32", TOLERANCE), ("float16", 2e-3)])
 
@@ -156,3 +158,12 @@ def test_a_cache_of_what_it_cannot_keep(dtype):
     with pytest.raises(ValueError, match="cache_dtype must be float32 or float16; got"):
         model.cache_dtype = dtype
     assert model.cache_dtype == np.float32
+
+
+def test_slots_that_are_not_there():
+    cache = fastllm.Model(CONFIG, backend="numpy").new_cache(3)
+    for use in (lambda: cache.copy(2, -1), lambda: cache.copy(3, 0), lambda: cache.truncate(-1, 0),
+                lambda: cache.release(3)):  # fmt: skip
+        with pytest.raises(ValueError, match="a slot must be from 0 to 2; got"):
+            use()
+    assert cache.lengths.tolist() == [0, 0, 0]

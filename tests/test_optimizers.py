@@ -217,3 +217,22 @@ def test_learning_rates_that_are_none(kind, rate):
         optimizer.step(rate)
     np.testing.assert_array_equal(model.parameters.flat, before)
     assert optimizer.steps == 0
+
+
+def test_an_optimizer_of_what_is_no_longer_trained_changes_nothing():
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=9, layers=1, width=8, heads=2, context=8), backend="numpy")
+    frozen = fastllm.Model(model.config, backend="numpy", weights=model.parameters)
+    frozen.add_lora(rank=2)
+    optimizer = fastllm.AdamW(frozen)
+    frozen.remove_adapter()
+    with pytest.raises(ValueError, match="make a new optimizer"):
+        optimizer.step(1e-3)
+    assert frozen.is_frozen
+    assert frozen._gradients is None
+
+
+def test_numbers_of_numpys():
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=9, layers=1, width=8, heads=2, context=8), backend="numpy")
+    optimizer = fastllm.AdamW(model)
+    optimizer.step(np.float16(1e-3), np.float32(0.5))  # warnings are errors
+    assert optimizer.steps == 1

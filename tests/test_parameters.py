@@ -142,3 +142,12 @@ def test_weights_that_are_not_laid_out_row_by_row():
     for change in (np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2], lambda a: a.astype(np.float64)):
         weights = {name: change(array) for name, array in model.parameters.items()}
         np.testing.assert_array_equal(fastllm.Model(CONFIG, weights=weights).forward([1, 2, 3]), expected)
+
+
+def test_what_a_file_holds_is_not_written_to():
+    config = fastllm.preset("nano", vocab_size=9, layers=1, width=8, heads=2, context=8)
+    model = fastllm.Model(config, backend="numpy", weights=Parameters(config))
+    for name in ("blocks.0.attention.query.weight", "final_norm.weight"):
+        with pytest.raises(ValueError, match="read-only"):
+            model.parameters[name][...] = 1
+    model.unfreeze()["final_norm.weight"][...] = 1

@@ -23,6 +23,10 @@ def rates(schedule):
         (Schedule("cosine", 1.0, steps=3, final=0.1), [1, 0.55, 0.1]),
         (Schedule("wsd", 1.0, steps=7, warmup=1, decay=4), [1, 1, 1, 0.75, 0.5, 0.25, 0]),
         (Schedule("wsd", 1.0, steps=3, decay=1), [1, 1, 0]),
+        (Schedule("wsd", 1.0, steps=3, warmup=2, final=0.1, decay=1), [0.5, 1, 0.1]),
+        (Schedule("linear", 1.0, steps=3, warmup=2, final=0.1), [0.5, 1, 0.1]),
+        (Schedule("cosine", 1.0, steps=3, warmup=3), [1 / 3, 2 / 3, 1]),
+        (Schedule("linear", 1.0, steps=1), [1]),
         (Schedule("wsd", 1.0, steps=20, final=0.2), [1.0] * 16 + [0.8, 0.6, 0.4, 0.2]),  # a fifth is four steps
     ],
 )

@@ -44,7 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="most tokens of the vocabulary (default: all there are; of bpe 4096)")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
-    length.add_argument("--epochs", type=int, help="times through the data (default for JSON (Lines): 50)")
+    length.add_argument("--epochs", type=int, help="times through the data, or of a text as many windows at random "
+                        "places (default for JSON (Lines): 50)")  # fmt: skip
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.001)")
     parser.add_argument("--rows-per-update", type=int, metavar="N", help="sequences in a batch (default: 16)")
     parser.add_argument("--sequence-length", type=int, metavar="N",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -59,6 +59,16 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
     Raises FormatError for a file that is truncated, damaged or of another format, OSError where it can't be opened.
     """
+    return _read(path)[0]
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What stands before the tensors of a file, by name: texts, or whatever a stranger wrote. Raises likewise."""
+    found = _read(path)[1]
+    return found if isinstance(found, dict) else {}
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, StoredTensor], object]:
     data = map_file(path)
     length = int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or length > len(data) - 8 or data[8:9].tobytes() != b"{":
@@ -69,7 +79,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
             f"{path} must have a header of at most {MAX_JSON} bytes; got {length}; split the model into several files"
         )
     header = parse_json(data[8 : 8 + length].tobytes(), f"the header of {path}")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     body = data[8 + length :]
     places = {name: _place(f"{path}: tensor {brief(name)}", entry, len(body)) for name, entry in header.items()}
     end = 0
@@ -82,23 +92,28 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         end = stop
     if end != len(body):
         raise FormatError(f"{path}: the tensors must fill the file; got {len(body)} bytes for {end}; download it again")
-    return {
+    tensors = {
         name: StoredTensor(entry["dtype"], tuple(entry["shape"]), body[slice(*places[name])])
         for name, entry in header.items()
     }
+    return tensors, metadata
 
 
 def write_safetensors(
-    path: Path, tensors: Iterable[TensorToWrite], progress: Callable[[int, int], object] | None = None
+    path: Path,
+    tensors: Iterable[TensorToWrite],
+    progress: Callable[[int, int], object] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a file, tensor after tensor, in pieces: no more than one tensor's piece is in memory.
 
+    metadata  texts that stand before the tensors, by name
     progress  called with the bytes of tensors written so far, and those there are in all
 
     Raises OSError where it can't be written.
     """
     tensors = list(tensors)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), "format": "pt"}}  # which transformers asks for
     end = 0
     for tensor in tensors:
         begin, end = end, end + math.prod(tensor.shape) * ITEM_SIZES[tensor.dtype]

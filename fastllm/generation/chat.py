@@ -10,7 +10,7 @@ from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
 from fastllm.errors import DataError
 from fastllm.generation.config import GenerationConfig
 from fastllm.generation.engine import Engine, Generation
-from fastllm.generation.generate import decode_pieces, generate_tokens
+from fastllm.generation.generate import check_vocabulary, decode_pieces, generate_tokens
 from fastllm.generation.sampling import Sampler
 from fastllm.tokenizers.base import check_text
 
@@ -35,7 +35,8 @@ class Chat:
 
     `counts` are the tokens of the last prompt and, as far as it was read, of its answer.
 
-    Raises DataError for a tokenizer that can't mark who speaks, or a system message where there is no chat template.
+    Raises DataError for a tokenizer that can't mark who speaks, or a system message where there is no chat template,
+    ValueError for a tokenizer of another model.
 
         >>> import fastllm
         >>> tokenizer = fastllm.ByteTokenizer()
@@ -57,6 +58,7 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         check_speakers(tokenizer)
+        check_vocabulary(model, tokenizer)
         given = GenerationConfig.of(config, options)
         self._ends_given = "end_ids" in given.given and given.end_ids is not None
         self.config = GenerationConfig.of(config, options, model.generation_options)
@@ -65,6 +67,10 @@ class Chat:
         self._generation: Generation | None = None
         self._asked: weakref.ref[Generator[str]] | None = None  # the last answer, which who drops it closes
         self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what was said, without the keys and values of it, which the next question makes."""
+        return {**self.__dict__, "_engine": None, "_generation": None, "_asked": None}
 
     @property
     def system(self) -> str | None:

@@ -135,7 +135,10 @@ class GenerationConfig:
         )
 
     def _check_types(self) -> None:
-        """Also turns `stop` and `end_ids` into tuples, and takes a copy of `logit_bias`."""
+        """Also turns `stop` and `end_ids` into tuples, numbers into Python's, and takes a copy of `logit_bias`."""
+        for name, nothing in (("stop", ()), ("logit_bias", {})):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, nothing)
         _check_type("stop", self.stop, Iterable, "a string or several")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         for string in stop:
@@ -165,6 +168,7 @@ class GenerationConfig:
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_p", "min_p",
                      "typical_p", "length_penalty"):  # fmt: skip
             _check_type(name, getattr(self, name), Real, "a number")
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def _check_penalties(self) -> None:
         for token in self.logit_bias:

@@ -269,11 +269,21 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     return tokens if tokens.size else np.array([tokenizer.end_id], np.int32)
 
 
+def check_vocabulary(model: Model, tokenizer: Tokenizer) -> None:
+    """Raise ValueError where a tokenizer ends texts with a token that a model can't say."""
+    if tokenizer.end_id >= model.config.vocab_size:
+        raise ValueError(
+            f"a tokenizer's end token must be one of the model's {model.config.vocab_size}; got {tokenizer.end_id}; "
+            "use the tokenizer that the model was trained with"
+        )
+
+
 def _resolve(
     model: Model, tokenizer: Tokenizer, config: GenerationConfig | None, options: Mapping[str, Any]
 ) -> GenerationConfig:
     """All that was asked, the model's defaults and the tokenizer's end token."""
     config = GenerationConfig.of(config, options, model.generation_options)
+    check_vocabulary(model, tokenizer)
     if config.end_ids is None:
         config = GenerationConfig.of(config, {"end_ids": (tokenizer.end_id,)})
     return config

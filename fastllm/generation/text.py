@@ -61,6 +61,7 @@ class Decoder:
 
     def __init__(self, tokenizer: Tokenizer, before: Iterable[int], stop: Sequence[str] = ()) -> None:
         self._stream = tokenizer.stream()
+        self._size = tokenizer.vocab_size
         for token in before:
             self._stream.push(int(token))
         self._watch = StopStrings(stop)
@@ -70,8 +71,8 @@ class Decoder:
         return self._watch.found
 
     def push(self, token: int) -> str:
-        """The text that is certain now."""
-        return self._watch.push(self._stream.push(token))
+        """The text that is certain now. A row of the model's that no token stands for adds nothing."""
+        return self._watch.push(self._stream.push(token)) if token < self._size else ""
 
     def flush(self) -> str:
         """What was still held back when no more tokens come."""

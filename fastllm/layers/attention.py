@@ -94,7 +94,7 @@ class HeadNorm:
         self._sizes = config.heads, config.kv_heads
         self._eps = config.norm_eps
         names = f"{name}.query_norm.weight", f"{name}.key_norm.weight"
-        self._weights = [shared.parameters[weight] for weight in names]
+        self._weights = [shared.parameters.operand(weight) for weight in names]
         self._dweights = [shared.gradient(weight) for weight in names]
         self.x = workspace.rows("unnormalised qkv", config.qkv_width)
         self.rstd = workspace.rows("head rstd", config.heads + config.kv_heads)  # type: ignore[operator]

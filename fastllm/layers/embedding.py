@@ -29,7 +29,7 @@ class Embedding:
         self.dpositions: np.ndarray | None = None
         self.positions: np.ndarray | None = None
         if config.positions == "learned":
-            self.positions = parameters["embedding.position.weight"]
+            self.positions = parameters.operand("embedding.position.weight")
         elif config.positions == "sinusoidal":
             self.positions = sinusoidal_table(config).astype(backend.dtype)
         if shared.gradients is not None:

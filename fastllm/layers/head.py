@@ -21,7 +21,7 @@ class Head:
         self._kernels = backend.kernels
         self.map = Linear(shared, "embedding.token" if config.tied_head else "head")
         if config.head_bias:
-            self.map.bias = shared.parameters["head.bias"]
+            self.map.bias = shared.parameters.operand("head.bias")
             self.map.dbias = shared.gradient("head.bias")
         self._vocabulary = config.vocab_size
         self._chunk = max(1, CHUNK_LOGITS // config.vocab_size)

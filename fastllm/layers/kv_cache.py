@@ -14,6 +14,7 @@ GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension
 class KVCache:
     """Memory for so many texts, one a slot, each of at most the model's context. It grows as they do.
 
+    config        of the model that it is for
     lengths       (slots,) int32, tokens in each slot
     keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16
     values        for each layer, (pages, K, T, D), likewise
@@ -27,7 +28,7 @@ class KVCache:
         if slots < 1:
             raise ValueError(f"a cache needs at least one slot; got slots={slots}; give slots=1 or more")
         assert config.kv_heads is not None and config.head_size is not None
-        self.context = config.context
+        self.config = config
         heads, size = config.kv_heads, config.head_size
         if dtype == np.float16:  # which Numba doesn't know
             dtype = np.uint16
@@ -56,10 +57,11 @@ class KVCache:
         Raises ValueError, with nothing changed, where a text would exceed the context.
         """
         total = self.lengths[slots] + counts
-        if (total > self.context).any():
-            at = int(np.argmax(total > self.context))
+        context = self.config.context
+        if (total > context).any():
+            at = int(np.argmax(total > context))
             raise ValueError(
-                f"a text may have at most context = {self.context} tokens; got {total[at]} with the {counts[at]} new "
+                f"a text may have at most context = {context} tokens; got {total[at]} with the {counts[at]} new "
                 f"ones, in slot {slots[at]} of the cache; stop there, or shorten the prompt"
             )
         for slot, length in zip(slots.tolist(), total.tolist(), strict=True):
@@ -90,6 +92,7 @@ class KVCache:
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""
+        self._check_slot(slot)
         if not 0 <= length <= self.lengths[slot]:
             raise ValueError(
                 f"a slot is cut to at most the tokens it has, {self.lengths[slot]}; got {length}; give a length of "
@@ -108,6 +111,7 @@ class KVCache:
 
     def copy(self, source: int, target: int) -> None:
         """Let a slot hold what another one holds. Nothing is copied until one of them goes on."""
+        self._check_slot(source)
         if source != target:
             self.release(target)
             self.pages[target], self.lengths[target] = self.pages[source], self.lengths[source]
@@ -130,6 +134,10 @@ class KVCache:
         for slot, source in enumerate(order):
             self.release(slot)
             self.pages[slot], self._held[slot], self.lengths[slot] = pages[source], held[source], lengths[source]
+
+    def _check_slot(self, slot: int) -> None:
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"a slot must be from 0 to {self.slots - 1}; got {slot}; make a cache with more slots")
 
     def _pages_of(self, length: int) -> int:
         return -(-length // self.page)

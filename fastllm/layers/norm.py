@@ -14,8 +14,9 @@ class Norm:
         self._backend, config, workspace = shared.backend, shared.config, shared.workspace
         self._is_rms = config.norm == "rms_norm"
         self._eps = config.norm_eps
-        self.weight = shared.parameters[f"{name}.weight"]
-        self.bias = shared.parameters.get(f"{name}.bias", shared.backend.no_row)
+        parameters, bias = shared.parameters, f"{name}.bias"
+        self.weight = parameters.operand(f"{name}.weight")
+        self.bias = parameters.operand(bias) if bias in parameters else shared.backend.no_row
         self.dweight, self.dbias = shared.gradient(f"{name}.weight"), shared.gradient(f"{name}.bias")
         self.out = workspace.rows("norm", config.width)
         self.mean = workspace.rows("norm mean", None)

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..adapters import read_adapter
-from ..checkpoint import checksum_of, find_checkpoint, load, load_its_tokenizer, load_progress, save_tuned
+from ..adapters import checksum_of, read_adapter
+from ..checkpoint import find_checkpoint, load, load_its_tokenizer, load_progress, save_tuned
 from ..datasets import Dataset, Examples
 from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
 from ..layers.score import Score
@@ -54,9 +54,10 @@ class Reporter(Protocol):
 
 @dataclass
 class Phase:
-    """A phase's configuration with its data."""
+    """A phase's configuration with its data. seed: of its batches and masks, which are no other phase's."""
 
     config: PhaseConfig
+    seed: int
     dataset: Dataset
     validation: Dataset | None
 
@@ -80,7 +81,7 @@ class Job:
         self.notes: list[str] = []  # what a person should know of the data
         self._base = None if self.config.lora is None else checksum_of(model)  # what an adapter is for
         self._place: tuple[str, int] | None = None  # phase and step of the checkpoint that this goes on from
-        self.phases = [self._phase(phase, sources) for phase in self.config.phases]
+        self.phases = [self._phase(number, phase, sources) for number, phase in enumerate(self.config.phases)]
         self._checksums = [sources[phase.data].checksum for phase in self.config.phases]
         self._at = 0  # phase to train next
         self._sums = Sums()
@@ -260,20 +261,24 @@ class Job:
             phase.steps,
             self.config.optimizer.max_norm,
             phase.config.accumulate,
-            self.config.seed,
+            phase.seed,
         )
 
-    def _phase(self, config: PhaseConfig, sources: dict[str, Source]) -> Phase:
-        reading = Reading(config, self.tokenizer, self.model.config.context, self.config.seed, self.run.folder)
+    def _phase(self, number: int, config: PhaseConfig, sources: dict[str, Source]) -> Phase:
+        seed = self.config.seed
+        if number:  # the first has the job's own; another must not see the same windows again, in the same order
+            seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        reading = Reading(config, self.tokenizer, self.model.config.context, seed, self.run.folder)
         dataset, validation = sources[config.data].datasets(reading)
         if config.validation is not None:
             validation = sources[config.validation].whole(reading)
         self.notes += [note for note in reading.notes if note not in self.notes]
-        return Phase(config, dataset, validation)
+        return Phase(config, seed, dataset, validation)
 
 
 def build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Model]:
-    """Vocabulary and random model, the vocabulary of the training data alone; or the model to be tuned."""
+    """Vocabulary and random model, the vocabulary of the data of all phases, with what is held back of a text; or the
+    model to be tuned."""
     if config.path is not None:
         model, tokenizer = load(config.path, config.backend)
         if model.adapter is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..datasets import Dataset, PackedBatch
 from ..errors import TrainingError
+from ..interrupts import uninterrupted
 from ..layers.score import Score
 from ..model import Model
 from ..optimizers import Optimizer, clip_scale, gradient_norm
@@ -56,6 +57,8 @@ class Trainer:
     Raises ValueError for an option out of range and for an optimizer of another model.
 
     A step of a small model runs on as many of Numba's threads as are fastest, which is found out meanwhile.
+
+    Ctrl-C comes between two updates, or before one is made: `train` again goes on.
 
     The batch of a step, its masks and its learning rate follow from the step's number. So a trainer that is
     given the parameters, the optimizer's state and `step` of another goes on as that would have, bit by bit.
@@ -104,13 +107,12 @@ class Trainer:
             batch = self.dataset.batch(self.step)
             with self._on_threads(len(batch.tokens)):
                 score, norm, rate = self._update(batch)
-            self.step += 1
             done = Step(self.step, len(batch.tokens), score, norm, rate, time.perf_counter() - began)
             for callback in self.callbacks:
                 callback(done)
 
     def _update(self, batch: PackedBatch) -> tuple[Score, float, float]:
-        """Score and gradient norm before the update, and the learning rate of the update."""
+        """Update and count. Score and gradient norm before the update, and the learning rate of the update."""
         score = Score()
         targets = batch.target_count
         if not targets:
@@ -133,7 +135,9 @@ class Trainer:
                 f"step {self.step + 1}; lower the learning rate or clip harder"
             )
         rate = self.schedule(self.step)
-        self.optimizer.step(rate, clip_scale(norm, self.max_norm))
+        with uninterrupted():
+            self.optimizer.step(rate, clip_scale(norm, self.max_norm))
+            self.step += 1
         return score, norm, rate
 
     def _on_threads(self, tokens: int) -> AbstractContextManager[None]:
