@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """A block that Ctrl-C leaves whole: it takes effect behind it.
+class uninterrupted:
+    """A block that Ctrl-C leaves whole: it takes effect behind it. A second one takes effect at once.
 
-    Only the main thread is interrupted; on others it is just the block.
+    It is just the block on another thread than the main one, which no signal interrupts, within another such block, and
+    where somebody else handles Ctrl-C.
+
+    came  whether Ctrl-C has been pressed: a long block may end at the next good place then
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if came:
-        handler(*came[0])
+
+    def __init__(self) -> None:
+        self.came = self._is_held = False
+
+    def __enter__(self) -> Self:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._is_held = True
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._is_held:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self.came and error is None:
+                raise KeyboardInterrupt

@@ -58,7 +58,8 @@ class Trainer:
 
     A step of a small model runs on as many of Numba's threads as are fastest, which is found out meanwhile.
 
-    Ctrl-C comes between two updates, or before one is made: `train` again goes on.
+    Ctrl-C ends the training behind an update, callbacks included, and `train` again goes on; a second one ends it at
+    once.
 
     The batch of a step, its masks and its learning rate follow from the step's number. So a trainer that is
     given the parameters, the optimizer's state and `step` of another goes on as that would have, bit by bit.
@@ -102,17 +103,19 @@ class Trainer:
         Raises TrainingError when loss or gradients are no longer finite, ValueError for a batch without a target; the
         parameters are then those of the last good update.
         """
-        while self.step < (self.steps if until is None else min(until, self.steps)):
-            began = time.perf_counter()
-            batch = self.dataset.batch(self.step)
-            with self._on_threads(len(batch.tokens)):
-                score, norm, rate = self._update(batch)
-            done = Step(self.step, len(batch.tokens), score, norm, rate, time.perf_counter() - began)
-            for callback in self.callbacks:
-                callback(done)
+        with uninterrupted() as block:
+            while not block.came and self.step < (self.steps if until is None else min(until, self.steps)):
+                began = time.perf_counter()
+                batch = self.dataset.batch(self.step)
+                with self._on_threads(len(batch.tokens)):
+                    score, norm, rate = self._update(batch)
+                self.step += 1
+                done = Step(self.step, len(batch.tokens), score, norm, rate, time.perf_counter() - began)
+                for callback in self.callbacks:
+                    callback(done)
 
     def _update(self, batch: PackedBatch) -> tuple[Score, float, float]:
-        """Update and count. Score and gradient norm before the update, and the learning rate of the update."""
+        """Score and gradient norm before the update, and the learning rate of the update."""
         score = Score()
         targets = batch.target_count
         if not targets:
@@ -135,9 +138,7 @@ class Trainer:
                 f"step {self.step + 1}; lower the learning rate or clip harder"
             )
         rate = self.schedule(self.step)
-        with uninterrupted():
-            self.optimizer.step(rate, clip_scale(norm, self.max_norm))
-            self.step += 1
+        self.optimizer.step(rate, clip_scale(norm, self.max_norm))
         return score, norm, rate
 
     def _on_threads(self, tokens: int) -> AbstractContextManager[None]:
