@@ -13,6 +13,14 @@ from fastllm.interrupts import uninterrupted
 TOKENIZER = fastllm.ByteTokenizer()
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """As in a terminal; a process that is started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def a_model(**changes):
     fields = {"vocab_size": 259, "layers": 2, "width": 32, "hidden": 48, "heads": 2, "context": 64}
     return fastllm.Model(fastllm.preset("nano", **{**fields, **changes}), seed=0)
@@ -134,18 +142,15 @@ def test_a_handler_of_the_callers_own_is_called_at_once_and_stays():
     def handler(number, frame):
         calls.append(number)
 
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        with uninterrupted():
-            press()
-            assert calls == [signal.SIGINT]
-        assert signal.getsignal(signal.SIGINT) is handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with uninterrupted():
-            press()
+    signal.signal(signal.SIGINT, handler)
+    with uninterrupted():
+        press()
         assert calls == [signal.SIGINT]
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(signal.SIGINT) is handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with uninterrupted():
+        press()
+    assert calls == [signal.SIGINT]
 
 
 def test_on_another_thread_it_is_just_the_block():
