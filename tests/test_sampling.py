@@ -48,6 +48,23 @@ def test_top_k_keeps_the_k_largest_and_of_equals_the_lowest_ids(x, k):
     assert largest(x, k).tolist() == by_rank(x)[:k]
 
 
+@pytest.mark.parametrize("levels", [3, 1000, None], ids=["many ties", "some", "none"])
+@pytest.mark.parametrize("size", [129, 6400, 50_257])
+@pytest.mark.parametrize("banned", [0.0, 0.5, 0.999])
+def test_top_k_of_a_large_vocabulary(size, levels, banned):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(size) if levels is None else rng.integers(0, levels, size).astype(float)
+    x[rng.random(size) < banned] = -np.inf
+    for k in (1, 2, 50, size // 200 + 1, size // 2, size - 1):
+        assert np.flatnonzero(top_k_mask(x, k)).tolist() == sorted(by_rank(x)[:k])
+
+
+def test_top_p_that_no_sum_reaches():
+    probability = np.full(10, 0.1)  # which add up to 0.9999999999999999
+    assert np.cumsum(probability)[-1] < 1
+    assert top_p_mask(probability, 1 - 2**-53).all()
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(1, 63))
 def test_top_p_keeps_the_fewest_that_reach_p(weights, numerator):
     weights.append(64 - sum(weights))  # multiples of 1/64: their sums are exact, and some equal p

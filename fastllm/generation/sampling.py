@@ -17,7 +17,7 @@ probability of most of them. Greedy decoding without penalties reads the logits 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from fastllm.generation.config import GenerationConfig
 Floats = NDArray[np.floating]
 
 BINS = 1024
+GROUP = 64  # logits of which only the largest is looked at first
 
 
 class Sampler:
@@ -203,11 +204,28 @@ def top_k_mask(values: Floats, k: int) -> NDArray[np.bool_]:
     """values (V,) -> (V,), true for the k largest; of equal values the lowest ids."""
     if k >= values.size:
         return np.ones(values.size, np.bool_)
-    smallest_kept = np.partition(values, -k)[-k]
+    return _mask_down_to(values, _kth_largest(values, k), k)
+
+
+def _mask_down_to(values: Floats, smallest_kept: Any, k: int) -> NDArray[np.bool_]:
+    """top_k_mask, where the k-th largest is known."""
     mask = values > smallest_kept
     ties = np.flatnonzero(values == smallest_kept)
     mask[ties[: k - np.count_nonzero(mask)]] = True
     return mask
+
+
+def _kth_largest(values: Floats, k: int) -> Any:
+    """The k-th largest of values (V,), k < V.
+
+    Of the largest values of some groups, at least k are no smaller than the k-th of them. So only what is no smaller
+    can be it: of 50,000 logits a few hundred, which takes a fifth of the time of looking through all.
+    """
+    groups = values.size // GROUP
+    if k < groups // 2:
+        heads = values[: groups * GROUP].reshape(GROUP, groups).max(axis=0)
+        values = values[values >= np.partition(heads, -k)[-k]]
+    return np.partition(values, -k)[-k]
 
 
 def top_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
@@ -216,9 +234,9 @@ def top_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
     # takes next to nothing, sorting all a good part of a decoding step.
     likely = np.flatnonzero(probabilities >= (1 - p) / (2 * probabilities.size))
     descending = np.sort(probabilities[likely])[::-1]
-    count = int(np.searchsorted(np.cumsum(descending), p)) + 1
+    count = min(int(np.searchsorted(np.cumsum(descending), p)) + 1, likely.size)  # by rounding, p may not be reached
     mask = np.zeros(probabilities.size, np.bool_)
-    mask[likely[top_k_mask(probabilities[likely], count)]] = True
+    mask[likely[_mask_down_to(probabilities[likely], descending[count - 1], count)]] = True
     return mask
 
 
