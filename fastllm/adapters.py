@@ -44,7 +44,9 @@ from .formats.safetensors_file import TensorToWrite, read_metadata, read_safeten
 from .hub import download, is_hub_name
 from .lora import AdapterParameters, Addition, linear_maps
 from .model import Model
+from .packed import Packed
 from .parameters import shapes_of
+from .quantize import dequantize
 
 BASE = "fastllm.base"  # a checksum of what an adapter was trained beside
 PICKLE = "adapter_model.bin"
@@ -310,12 +312,16 @@ def write_adapter(
 
 
 def checksum_of(model: Model) -> int:
-    """Of some rows of each parameter, which tell a model from another without reading it all."""
+    """Of some rows of each parameter, as float32, which tell a model from another without reading it all."""
     checksum = 0
     for name, shape in shapes_of(model.config).items():
-        rows = model.parameters.packed(name).data if len(shape) == 2 else model.parameters[name]
-        for i in (0, len(rows) // 2, len(rows) - 1):
-            checksum = zlib.crc32(np.ascontiguousarray(rows[i]).tobytes(), checksum)
+        some = [0, shape[0] // 2, shape[0] - 1]
+        if len(shape) == 2:
+            matrix = model.parameters.packed(name)
+            rows = dequantize(Packed(matrix.data[some], matrix.kind))
+        else:
+            rows = model.parameters[name][some]
+        checksum = zlib.crc32(np.ascontiguousarray(rows, np.float32).tobytes(), checksum)
     return checksum
 
 

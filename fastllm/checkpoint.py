@@ -98,8 +98,13 @@ def save_tuned(
     It names model.origin as what the adapter adds to, which load then opens too.
     """
     GenerationConfig.of(None, model.generation_options)  # raises for what load would refuse
-    if optimizer is not None and optimizer.model is not model:
-        raise ValueError("an optimizer must be of the model that is saved; got another model's; save its own")
+    if optimizer is not None and not optimizer.is_of(model):
+        raise ValueError("an optimizer must be of what the saved model trains; got another's; save its own, or none")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"a tokenizer may have at most the model's {model.config.vocab_size} tokens; got {tokenizer.vocab_size}; "
+            "save the tokenizer that the model was trained with"
+        )
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")

@@ -39,10 +39,14 @@ class PackedBatch:
     targets: np.ndarray
     starts: np.ndarray
 
+    def __post_init__(self) -> None:
+        for name in ("tokens", "targets", "starts"):  # of lists, too
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+
     @property
     def target_count(self) -> int:
         """Targets that count in the loss."""
-        return int((np.asarray(self.targets) >= 0).sum())
+        return int((self.targets >= 0).sum())
 
     def split(self, parts: int) -> Iterator[PackedBatch]:
         """The batch in at most `parts` batches of whole sequences; those without a target are left out."""

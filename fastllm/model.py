@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -13,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .config import ModelConfig
 from .inputs import check_cache, checked_batch, checked_seed, checked_slots, checked_targets
+from .interrupts import uninterrupted
 from .layers.backend import Backend
 from .layers.batch import Batch
 from .layers.block import Block
@@ -38,6 +41,19 @@ ROWS_AT_ONCE = 1024
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """In a process that has been forked: threads that held locks are not there."""
+    for model in _models:
+        model._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
 
 
 def _in_turn(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], R]:
@@ -113,6 +129,7 @@ class Model:
         """What there is before parameters."""
         assert config.head_size is not None
         self._lock = threading.RLock()
+        _models.add(self)
         self.config = config
         self.generation_options: dict[str, Any] = {}
         self.origin: str | None = None
@@ -202,6 +219,8 @@ class Model:
 
     @_in_turn
     def _make_gradients(self) -> None:
+        if self._gradients is not None:  # another thread has, meanwhile
+            return
         trainable = self.trainable
         gradients: FlatParameters
         if isinstance(trainable, AdapterParameters):
@@ -210,6 +229,7 @@ class Model:
             gradients = Parameters(self.config, self._backend.dtype)
         self._build(self.parameters, gradients, self.adapter)
 
+    @_in_turn
     def add_lora(self, config: LoRAConfig | None = None, seed: int = 0, **options: Any) -> AdapterParameters:
         """Train a small low-rank map beside linear maps instead of all parameters, which stay as they are.
 
@@ -262,10 +282,11 @@ class Model:
         if self.adapter is None:
             raise ValueError("merge_adapter needs an adapter; got a model without; add_lora or load_adapter before")
         adapter, parameters = self.adapter, self.unfreeze()  # which may find no memory: nothing is lost then
-        self.remove_adapter()
-        for name in adapter.additions:
-            parameters[f"{name}.weight"][...] += adapter.change(name)
-        self.origin = None
+        with uninterrupted(is_short=True):
+            self.remove_adapter()
+            for name in adapter.additions:
+                parameters[f"{name}.weight"][...] += adapter.change(name)
+            self.origin = None
 
     @property
     def parameter_count(self) -> int:
@@ -368,6 +389,7 @@ class Model:
         """The loss; its gradients are added to `gradients` (see zero_gradients)."""
         return self.score_and_gradients(tokens, targets, starts).loss
 
+    @_in_turn
     def zero_gradients(self) -> None:
         """Set all gradients to 0."""
         self._backend.kernels.zero(self.gradients.flat)
@@ -399,7 +421,7 @@ class Model:
 
         Up to 32 stretches at once, each gives the same bits as alone, in one piece or in several.
         """
-        check_cache(self.config, cache)
+        check_cache(self.config, cache, self._backend.dtype)
         batch = self._batch(np.asarray(tokens), starts)
         lengths = np.diff(batch.starts)
         chosen = checked_slots(cache, slots, len(lengths))
@@ -442,7 +464,7 @@ class Model:
 
         Up to 32 tokens at once, each gives the same bits as alone.
         """
-        check_cache(self.config, cache)
+        check_cache(self.config, cache, self._backend.dtype)
         ids = np.asarray(tokens)
         if ids.ndim != 1:
             raise ValueError(f"decode takes tokens (N,), one for each slot named; got shape {ids.shape}; give a row")

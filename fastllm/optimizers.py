@@ -18,7 +18,8 @@ EPS = (1e-30, 1e30)  # of Adam: neither 0 nor infinite as float32
 def gradient_norm(model: Model) -> float:
     """The L2 norm of all gradients together."""
     backend = model._backend
-    return math.sqrt(backend.kernels.squared_norm(backend.norm_partials, model.gradients.flat))
+    with model._lock:
+        return math.sqrt(backend.kernels.squared_norm(backend.norm_partials, model.gradients.flat))
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
@@ -36,7 +37,8 @@ def clip_gradients(model: Model, max_norm: float) -> float:
     norm = gradient_norm(model)
     factor = clip_scale(norm, max_norm)
     if factor < 1:
-        model._backend.kernels.scale(model.gradients.flat, factor)
+        with model._lock:
+            model._backend.kernels.scale(model.gradients.flat, factor)
     return norm
 
 
@@ -71,9 +73,8 @@ class Optimizer:
         Raises ValueError once the model trains other parameters than when this was made, for a learning rate that is
         no finite number >= 0, and for a scale that is no finite number.
         """
-        parameters = self._trainable
-        model = self.model
-        if (model.parameters if model.adapter is None else model.adapter) is not parameters:
+        parameters, model = self._trainable, self.model
+        if not self.is_of(model):
             raise ValueError(
                 "an optimizer must be of what its model trains; got a model that trains something else since an "
                 "adapter came or went; make a new optimizer"
@@ -86,12 +87,17 @@ class Optimizer:
         gradients = model.gradients
         decayed = parameters.decayed if self.weight_decay else 0
         # Matrices decay; norms, biases and embeddings, which stand behind them, do not.
-        with uninterrupted():  # an update is done and counted, or neither
+        with model._lock, uninterrupted(is_short=True):  # an update is done and counted, or neither
             self.steps += 1
             for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
                 if part != slice(0, 0):
                     moments = [moment[part] for moment in self._moments]
                     self._update(parameters.flat[part], moments, gradients.flat[part], scale, rate, decay)
+
+    def is_of(self, model: Model) -> bool:
+        """Whether it updates what a model trains now; what that is changes when an adapter comes or goes."""
+        trained = model.parameters if model.adapter is None else model.adapter
+        return model is self.model and trained is self._trainable
 
     def compile(self) -> None:
         """Compile the kernels of an update, by updating no parameters."""

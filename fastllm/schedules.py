@@ -18,7 +18,7 @@ class Schedule:
     peak    highest learning rate
     steps   number of steps
     warmup  steps that rise linearly to peak
-    final   learning rate of the last step and of all beyond; "constant" has none
+    final   learning rate of the last step, unless that is one of the warm-up, and of all beyond; "constant" has none
     decay   steps of wsd's descent; None: a fifth of all
 
     Raises ValueError for a value out of range.
@@ -59,6 +59,8 @@ class Schedule:
             return self.peak * (step + 1) / self.warmup
         if self.kind == "constant":
             return self.peak
+        if step >= self.steps:
+            return self.final
         begin = self.warmup
         if self.kind == "wsd":
             decay = max(1, self.steps // 5) if self.decay is None else self.decay

@@ -32,6 +32,8 @@ from fastllm.checkpoint import load_progress, save_tuned
 from fastllm.errors import FormatError
 from fastllm.formats import open_model
 from fastllm.lora import AdapterParameters, Addition, LoRAConfig, additions_of, linear_maps
+from fastllm.parameters import shapes_of
+from fastllm.quantize import quantize
 
 # Against PEFT
 
@@ -324,6 +326,21 @@ def test_an_adapter_of_a_base_that_has_changed(base, tmp_path, tokenizer):
     save_tuned(tmp_path / "third", model, tokenizer)
     with pytest.warns(UserWarning, match="has changed since"):
         fastllm.load(tmp_path / "third", backend="numpy")
+
+
+def test_a_base_that_has_been_copied_has_not_changed(tmp_path, rng):
+    """checksum_of counts numbers, not how they are kept."""
+    config = fastllm.preset("llama", vocab_size=64, layers=1, width=32, hidden=64, heads=2, kv_heads=2, context=16)
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes_of(config).items()}
+    packed = {name: quantize(array, "Q8_0") if array.ndim == 2 else array for name, array in weights.items()}
+    model = fastllm.Model(config, backend="numpy", weights=packed)
+    before = adapters.checksum_of(model)
+    model.unfreeze()
+    assert adapters.checksum_of(model) == before
+    for row in (0, 16, 31):
+        model.parameters["blocks.0.attention.query.weight"][row, 3] += 1
+        assert adapters.checksum_of(model) != before
+        model.parameters["blocks.0.attention.query.weight"][row, 3] -= 1
 
 
 def test_a_merged_model_is_no_longer_its_origin(base, tmp_path):

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "lora": {"config", "errors", "parameters"},
     "layers": {"config", "errors", "lora", "memory", "packed", "parameters"},
     "inputs": {"config", "layers"},
-    "model": {"config", "inputs", "layers", "lora", "memory", "packed", "parameters"},
+    "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters"},
     "optimizers": {"interrupts", "model"},
     "quantize": {"packed"},
     "tokenizers": {"atomic", "errors"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "datasets": {"atomic", "dialogue", "errors", "inputs", "records", "tokenizers"},
     "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize"},
     "hub": {"errors"},
-    "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model", "parameters"},
+    "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model", "packed", "parameters", "quantize"},
     "checkpoint": {
         "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",
         "tokenizers",

@@ -219,6 +219,9 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match=rf"max_size must be at least 259.*at most 1,048,576; got {size}; "):
             learnt(max_size=size)
     assert learnt(minimum_count=10**30).vocab_size == 259
+    for wrong in ({"max_size": 300.5}, {"max_size": "300"}, {"minimum_count": 1.5}, {"minimum_count": None}):
+        with pytest.raises(TypeError, match="must be a whole number; got"):
+            learnt(**wrong)
     with pytest.raises(ValueError, match="minimum_count must be 1 or more; got 0"):
         learnt(minimum_count=0)
 

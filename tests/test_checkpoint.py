@@ -473,3 +473,14 @@ def test_damaged_bytes_never_raise_another_error(whole, name, data):
         assert "\n" not in str(error)  # noqa: PT017  # a damage may as well be none
     finally:
         (folder / name).write_bytes(files[name])
+
+
+def test_what_load_would_refuse_is_not_saved(tiny_model, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="at most the model's"):
+        fastllm.save(tmp_path / "other", tiny_model, fastllm.ByteTokenizer())
+    tiny_model.add_lora(rank=2)
+    optimizer = fastllm.AdamW(tiny_model)
+    tiny_model.merge_adapter()
+    with pytest.raises(ValueError, match="must be of what the saved model trains"):
+        fastllm.save(tmp_path / "other", tiny_model, tokenizer, optimizer)
+    assert not (tmp_path / "other").exists()

@@ -231,6 +231,7 @@ WRONG_USE = {
     "large seed": ["text.txt", "--seed", 2**32],
     "preset": ["text.txt", "--preset", "gtp2"],
     "tokenizer": ["text.txt", "--tokenizer", "words"],
+    "empty tokenizer": ["text.txt", "--tokenizer", ""],
     "no vocabulary": ["text.txt", "--vocab-size", 0],
     "vocabulary without its bytes": ["text.txt", "--tokenizer", "byte", "--vocab-size", 100],
     "model and vocabulary": ["text.txt", "--model", "x.gguf", "--vocab-size", 500],

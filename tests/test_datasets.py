@@ -145,6 +145,8 @@ def test_lists_are_taken_too():
     stream = TokenStream([1, 2, 3] * 50, 8, 2)
     assert stream.batch(0).tokens.shape == (16,)
     assert PackedBatch([1, 2, 3], [2, 3, -1], [0, 3]).target_count == 2
+    two = PackedBatch([1, 2, 3, 4], [2, 3, 4, 5], [0, 2, 4])
+    assert [part.starts.tolist() for part in two.split(2)] == [[0, 2], [0, 2]]
     joined = Examples([Example([1, 2, 3], [2, 3, 4])] * 4, 2, join=60).batch(0)
     assert joined.tokens.tolist() == [1, 2, 3, 4, 1, 2, 3]
     assert joined.targets.tolist() == [2, 3, 4, -1, 2, 3, 4]

@@ -138,3 +138,6 @@ def test_numbers_of_numpys_and_nothing():
     config = GenerationConfig(temperature=np.float32(0.5), top_p=np.float16(0.5), stop=None, logit_bias=None)
     assert (config.temperature, config.top_p, config.stop, config.logit_bias) == (0.5, 0.5, (), {})
     assert type(config.temperature) is float
+    assert type(GenerationConfig(max_tokens=np.int64(3)).max_tokens) is int
+    with pytest.raises(ValueError, match="temperature must be finite"):
+        GenerationConfig(temperature=10**400)

@@ -209,6 +209,18 @@ def test_beam_search_of_the_real_model_equals_brute_force(backend):
     assert found[0][0] == CHARACTERS.decode(best[0][1])
 
 
+@pytest.mark.parametrize(("rows", "is_one"), [(256, False), (257, True)])
+def test_the_end_token_is_one_of_the_models(rows, is_one):
+    config = fastllm.preset("nano", vocab_size=rows, layers=1, width=8, heads=2, context=8)
+    model = fastllm.Model(config, backend="numpy")
+    tokenizer = fastllm.ByteTokenizer()
+    if is_one:
+        assert isinstance(fastllm.generate(model, tokenizer, "a", max_tokens=2), str)
+    else:
+        with pytest.raises(ValueError, match="must be one of the model's 256; got 256"):
+            fastllm.generate(model, tokenizer, "a", max_tokens=2)
+
+
 def test_rows_that_no_token_stands_for_add_nothing():
     tokenizer = fastllm.ByteTokenizer()
     model = fastllm.Model(

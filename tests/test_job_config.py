@@ -100,6 +100,7 @@ def test_every_field_is_written(tmp_path):
         ({"optimizer": {"beta1": True}}, "beta1 must be int or float; got True"),
         ({"tokenizer": {"type": "words"}}, "type must be one of word, character, byte, bpe; got 'words'"),
         ({"tokenizer": {"max_size": 0}}, "max_size"),
+        ({"tokenizer": {"path": ""}}, "path must name a tokenizer"),
         ({"tokenizer": {"path": "x", "max_size": 500}}, "path goes alone"),
         ({"tokenizer": {"path": "x", "type": "byte"}}, "path goes alone"),
         ({"tokenizer": {"minimum_count": 0}}, "minimum_count"),

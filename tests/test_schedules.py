@@ -68,3 +68,9 @@ def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message) as raised:
         Schedule(**{"peak": 1.0, **options})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "wsd"])
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (4, 4), (4, 3), (9, 2)])
+def test_beyond_the_last_step_it_stays_final(kind, steps, warmup):
+    assert [Schedule(kind, 1.0, steps, warmup, 0.1)(step) for step in (steps, steps + 5)] == [0.1, 0.1]

@@ -1,6 +1,9 @@
 """Threads that share a model take turns; Ctrl-C leaves an update whole."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -81,6 +84,13 @@ def test_losses_in_threads_and_layers_made_anew_meanwhile():
     assert losses == [[loss] * 20 for loss in alone]
 
 
+def test_a_cache_of_another_type_is_refused():
+    config = a_model().config
+    cache = fastllm.Model(config, backend="numpy", dtype=np.float64).new_cache()
+    with pytest.raises(ValueError, match="a cache must be of a model like this one"):
+        fastllm.Model(config, backend="numpy").decode([1], cache)
+
+
 @pytest.mark.parametrize("other", [{"width": 64, "heads": 4}, {"context": 128}, {"layers": 1}, {"kv_heads": 1}])
 def test_a_cache_of_another_model_is_refused(other):
     cache = a_model(**other).new_cache()
@@ -123,6 +133,94 @@ def test_a_second_interrupt_does_not_wait():
         work()
     assert done == [True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_in_a_short_block_a_second_interrupt_waits_too():
+    done = []
+
+    def work(outer):
+        with outer:
+            press()
+            with uninterrupted(is_short=True), uninterrupted(is_short=True):
+                press()
+                done.append(1)
+            done.append("never")
+
+    for outer in (uninterrupted(), uninterrupted(is_short=True)):
+        with pytest.raises(KeyboardInterrupt):
+            work(outer)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert done == [1, 1, "never"]  # the outer of the second is a short one
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("part", [1, 2])
+def test_an_update_by_hand_is_made_whole(monkeypatch, presses, part):
+    model, other = (a_trainer().model for _ in range(2))
+    tokens = np.arange(12)
+    optimizer, whole = fastllm.AdamW(model, weight_decay=0.1), fastllm.AdamW(other, weight_decay=0.1)
+    for each in (model, other):
+        each.loss_and_gradients(tokens[:-1], tokens[1:])
+    whole.step(1e-2)
+    update, calls = optimizer._update, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == part:
+            for _ in range(presses):
+                press()
+        update(*arguments)
+
+    monkeypatch.setattr(optimizer, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(1e-2)
+    assert optimizer.steps == 1
+    assert model.parameters.flat.tobytes() == other.parameters.flat.tobytes()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_merge_is_made_whole(monkeypatch):
+    model = a_trainer().model
+    model.add_lora(rank=2)
+    model.adapter.flat[...] = 0.1
+    expected, change, calls = model.forward([1, 2, 3]), type(model.adapter).change, []
+
+    def interrupted(adapter, name):
+        calls.append(1)
+        if len(calls) == 3:
+            press()
+        return change(adapter, name)
+
+    monkeypatch.setattr(type(model.adapter), "change", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.merge_adapter()
+    assert model.adapter is None
+    np.testing.assert_allclose(model.forward([1, 2, 3]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+def test_a_forked_process_does_not_wait_for_threads_that_are_not_there():
+    code = """
+import os, threading, fastllm
+model = fastllm.Model(fastllm.preset("nano", vocab_size=9, layers=1, width=8, heads=2, context=8), backend="numpy")
+held, go = threading.Event(), threading.Event()
+
+def compute():
+    with model._lock:  # as in the middle of a step
+        held.set()
+        go.wait()
+
+threading.Thread(target=compute).start()
+held.wait()
+child = os.fork()
+if not child:
+    model.loss([1, 2], [2, 3])
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+go.set()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("7\n", "")
 
 
 def test_an_error_in_the_block_is_that_error():

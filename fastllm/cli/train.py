@@ -156,7 +156,7 @@ def _absolute(path: str) -> str:
 def _tokenizer(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..tokenizers import TOKENIZERS
 
-    given = arguments.tokenizer or _usual_tokenizer(arguments.data)
+    given = _usual_tokenizer(arguments.data) if arguments.tokenizer is None else arguments.tokenizer
     table: dict[str, Any] = {"type": given}
     if given not in TOKENIZERS:
         if not os.path.exists(given):

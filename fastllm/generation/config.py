@@ -163,12 +163,17 @@ class GenerationConfig:
         for name in ("max_tokens", "top_k", "seed", "logprobs"):
             if getattr(self, name) is not None:
                 _check_type(name, getattr(self, name), Integral, "a whole number or None")
+                object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("n", "beams", "speculate", "speculate_ngram"):
             _check_type(name, getattr(self, name), Integral, "a whole number")
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_p", "min_p",
                      "typical_p", "length_penalty"):  # fmt: skip
             _check_type(name, getattr(self, name), Real, "a number")
-            object.__setattr__(self, name, float(getattr(self, name)))
+            try:
+                object.__setattr__(self, name, float(getattr(self, name)))
+            except OverflowError:
+                raise ValueError(f"{name} must be finite; got a number of too many digits; lower it") from None
 
     def _check_penalties(self) -> None:
         for token in self.logit_bias:

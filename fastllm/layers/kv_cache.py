@@ -15,6 +15,7 @@ class KVCache:
     """Memory for so many texts, one a slot, each of at most the model's context. It grows as they do.
 
     config        of the model that it is for
+    dtype         of keys and values
     lengths       (slots,) int32, tokens in each slot
     keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16
     values        for each layer, (pages, K, T, D), likewise
@@ -29,6 +30,7 @@ class KVCache:
             raise ValueError(f"a cache needs at least one slot; got slots={slots}; give slots=1 or more")
         assert config.kv_heads is not None and config.head_size is not None
         self.config = config
+        self.dtype = np.dtype(dtype)
         heads, size = config.kv_heads, config.head_size
         if dtype == np.float16:  # which Numba doesn't know
             dtype = np.uint16

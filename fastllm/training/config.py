@@ -105,6 +105,7 @@ class TokenizerConfig(_Table):
             self.type in TOKENIZERS,
             f"tokenizer: type must be one of {', '.join(TOKENIZERS)}; got {self.type!r}; choose one",
         )
+        _check(self.path != "", "tokenizer: path must name a tokenizer; got an empty name; name one")
         _check(
             self.path is None or dataclasses.replace(self, path=None) == TokenizerConfig(),
             "tokenizer: path goes alone, that tokenizer is as it is; got other keys too; drop them",
