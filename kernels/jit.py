@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "chunk_count",
     "deferred",
     "get_num_threads",
+    "guard_compilation",
     "inline",
     "is_same",
     "keeps_kernels",
@@ -129,19 +130,30 @@ def kernel(function: Callable | None = None, *, parallel: bool = False, calls: L
         return lambda f: kernel(f, parallel=parallel, calls=calls)
     compiled = numba.njit(function, parallel=parallel, no_cfunc_wrapper=True, **FLAGS)
     _keep(compiled, function)
-    if calls is not None and not numba.config.DISABLE_JIT:  # else it is a Python function, as doctor will say
+    if not numba.config.DISABLE_JIT:  # else it is a Python function, as doctor will say
         compiled.compile = _after(calls, compiled.compile)
     return compiled
 
 
-def _after(calls: Linked, compile_kernel: Callable) -> Callable:
+def _after(calls: Linked | None, compile_kernel: Callable) -> Callable:
     """What compiles a kernel, or reads it from the disk, once what it calls is there."""
 
     def compile_all(signature: Any) -> Any:
-        calls.compile()
-        return compile_kernel(signature)
+        if calls is not None:
+            calls.compile()
+        with _guard():
+            return compile_kernel(signature)
 
     return compile_all
+
+
+_guard: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+def guard_compilation(block: Callable[[], AbstractContextManager[object]]) -> None:
+    """Compile each function within such a block: Numba does not stand being interrupted in the middle."""
+    global _guard
+    _guard = block
 
 
 class _Cache(FunctionCache):
@@ -300,9 +312,10 @@ def deferred(signature: Signature, name: str) -> Callable[[Callable], Deferred]:
 def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> Any:
     """Machine code that is called as a C function is."""
     options = ORDERED if ordered else FLAGS
-    compiled = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
-    _keep(compiled, function)
-    compiled.compile()
+    with _guard():
+        compiled = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
+        _keep(compiled, function)
+        compiled.compile()
     if not compiled.cache_hits:
         for report in _watchers:
             report(function.__name__)

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "parameters": {"config", "memory", "packed", "quantize"},
     "lora": {"config", "errors", "parameters"},
-    "layers": {"config", "errors", "lora", "memory", "packed", "parameters"},
+    "layers": {"config", "errors", "interrupts", "lora", "memory", "packed", "parameters"},
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters"},
     "optimizers": {"interrupts", "model"},

@@ -12,6 +12,7 @@ import pytest
 import fastllm
 from fastllm.datasets import TokenStream
 from fastllm.interrupts import uninterrupted
+from fastllm.kernels import jit
 
 TOKENIZER = fastllm.ByteTokenizer()
 
@@ -291,3 +292,19 @@ def test_interrupted_in_an_update_and_trained_on_is_uninterrupted(monkeypatch, p
     trainer.train()
     assert (trainer.step, trainer.optimizer.steps) == (12, 12)
     assert trainer.model.parameters.flat.tobytes() == whole.model.parameters.flat.tobytes()
+
+
+def test_a_compilation_is_not_interrupted():
+    """Numba can compile nothing more after it: so Ctrl-C, once or twice, waits for the function that is compiled."""
+    a_model()
+    assert isinstance(jit._guard(), uninterrupted)
+    done = []
+
+    def compile_kernel(signature):
+        press(), press()
+        done.append(signature)
+
+    with pytest.raises(KeyboardInterrupt):
+        jit._after(None, compile_kernel)("signature")
+    assert done == ["signature"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

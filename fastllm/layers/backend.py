@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 
 import numpy as np
@@ -12,8 +12,19 @@ from numpy.typing import DTypeLike
 
 from ..config import STEP_ROWS
 from ..errors import ConfigError
+from ..interrupts import uninterrupted
 
 BACKENDS = {"numba": "fastllm.kernels", "numpy": "fastllm.kernels.reference"}
+_SHORT = partial(uninterrupted, is_short=True)
+
+
+def _kernels(name: str) -> ModuleType:
+    """The module of a backend. Ctrl-C interrupts neither its import nor, from then on, a compilation."""
+    with uninterrupted(is_short=True):
+        module = importlib.import_module(BACKENDS[name])
+        if name == "numba":
+            importlib.import_module(f"{BACKENDS[name]}.jit").guard_compilation(_SHORT)
+    return module
 
 
 class Backend:
@@ -38,7 +49,7 @@ class Backend:
                 "backend 'numba' must compile; got NUMBA_DISABLE_JIT, which forbids it; unset that, or use 'numpy'"
             )
         self.name = name
-        self.kernels: ModuleType = importlib.import_module(BACKENDS[name])
+        self.kernels: ModuleType = _kernels(name)
         # What stands for an array that is not there.
         self.no_row = np.empty(0, self.dtype)
         self.no_matrix = np.empty((0, 0), self.dtype)
