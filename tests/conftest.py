@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from tiny_tokenizers import SETTINGS, byte_level
 
 import fastllm
 from fastllm.tokenizers import HuggingFaceTokenizer, WordTokenizer
+
+# As in a terminal: a process that is started in the background ignores Ctrl-C, and so do those it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
