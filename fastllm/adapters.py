@@ -327,7 +327,7 @@ def checksum_of(model: Model) -> int:
 
 def is_of(folder: Path, model: Model) -> bool:
     """Whether the adapter in a folder was trained beside this very model, as far as its files tell."""
-    return read_metadata(folder / WEIGHTS).get(BASE, str(checksum_of(model))) == str(checksum_of(model))
+    return read_metadata(folder / WEIGHTS).get(BASE) in (None, str(checksum_of(model)))
 
 
 def _bytes(array: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
