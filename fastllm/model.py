@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-import threading
-import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -31,6 +27,7 @@ from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
 from .parameters import FileParameters, FlatParameters, Parameters, initialise, shapes_of
+from .turns import Shareable, in_turn
 
 # Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
 PREFILL_ROWS = 256
@@ -39,35 +36,8 @@ PREFILL_ROWS = 256
 # less memory. A thousand rows keep the matrix products at full speed.
 ROWS_AT_ONCE = 1024
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-_models: weakref.WeakSet[Model] = weakref.WeakSet()
-
-
-def _unlock() -> None:
-    """In a process that has been forked: threads that held locks are not there."""
-    for model in _models:
-        model._lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
-
-
-def _in_turn(method: Callable[Concatenate[Model, P], R]) -> Callable[Concatenate[Model, P], R]:
-    """A method that computes with a model's activations, or changes its layers: threads that share it take turns."""
-
-    @functools.wraps(method)
-    def guarded(self: Model, *arguments: P.args, **options: P.kwargs) -> R:
-        with self._lock:
-            return method(self, *arguments, **options)
-
-    return guarded
-
-
-class Model:
+class Model(Shareable):
     """A decoder-only transformer with its parameters, gradients and activations.
 
     config   what it is
@@ -128,8 +98,7 @@ class Model:
     def _prepare(self, config: ModelConfig, backend: str, dtype: DTypeLike) -> None:
         """What there is before parameters."""
         assert config.head_size is not None
-        self._lock = threading.RLock()
-        _models.add(self)
+        self._make_lock()
         self.config = config
         self.generation_options: dict[str, Any] = {}
         self.origin: str | None = None
@@ -188,7 +157,7 @@ class Model:
         """Whether the parameters are a file's, to be read only."""
         return isinstance(self.parameters, FileParameters)
 
-    @_in_turn
+    @in_turn
     def unfreeze(self) -> Parameters:
         """Copy parameters that a file holds to memory, as float32, so that they can be trained and written to.
 
@@ -217,7 +186,7 @@ class Model:
         assert self._gradients is not None
         return self._gradients
 
-    @_in_turn
+    @in_turn
     def _make_gradients(self) -> None:
         if self._gradients is not None:  # another thread has, meanwhile
             return
@@ -229,7 +198,7 @@ class Model:
             gradients = Parameters(self.config, self._backend.dtype)
         self._build(self.parameters, gradients, self.adapter)
 
-    @_in_turn
+    @in_turn
     def add_lora(self, config: LoRAConfig | None = None, seed: int = 0, **options: Any) -> AdapterParameters:
         """Train a small low-rank map beside linear maps instead of all parameters, which stay as they are.
 
@@ -253,7 +222,7 @@ class Model:
         self.set_adapter(adapter)
         return adapter
 
-    @_in_turn
+    @in_turn
     def set_adapter(self, adapter: AdapterParameters) -> None:
         """Use an adapter, in place of one that is there. Raises ValueError for one of another kind of model."""
         if self._backend.dtype != np.float32:
@@ -268,12 +237,12 @@ class Model:
                 )
         self._build(self.parameters, adapter=adapter)
 
-    @_in_turn
+    @in_turn
     def remove_adapter(self) -> None:
         """Compute without the adapter again."""
         self._build(self.parameters)
 
-    @_in_turn
+    @in_turn
     def merge_adapter(self) -> None:
         """Add what the adapter adds to the parameters themselves, which are float32 in memory from then on.
 
@@ -298,7 +267,7 @@ class Model:
         """The name of the backend."""
         return self._backend.name
 
-    @_in_turn
+    @in_turn
     def forward(self, tokens: ArrayLike, starts: ArrayLike | None = None, keep: bool = False) -> np.ndarray:
         """Logits (N, V) of tokens (N,), or (B, T, V) of (B, T): a fresh array.
 
@@ -311,7 +280,7 @@ class Model:
             self.head.forward(logits[part.rows], self._run(part, keep))
         return logits.reshape(*ids.shape, -1)
 
-    @_in_turn
+    @in_turn
     def score(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> Score:
         """Sum of losses, right answers and targets; no dropout."""
         ids = np.asarray(tokens)
@@ -323,7 +292,7 @@ class Model:
                 score += self.head.score(self._run(part), wanted[part.rows])
         return score
 
-    @_in_turn
+    @in_turn
     def score_and_gradients(
         self,
         tokens: ArrayLike,
@@ -389,7 +358,7 @@ class Model:
         """The loss; its gradients are added to `gradients` (see zero_gradients)."""
         return self.score_and_gradients(tokens, targets, starts).loss
 
-    @_in_turn
+    @in_turn
     def zero_gradients(self) -> None:
         """Set all gradients to 0."""
         self._backend.kernels.zero(self.gradients.flat)
@@ -411,7 +380,7 @@ class Model:
         """An empty cache for so many texts, which grows as they do, of `cache_dtype`."""
         return KVCache(self.config, slots, self._cache_dtype)
 
-    @_in_turn
+    @in_turn
     def prefill(
         self, tokens: ArrayLike, starts: ArrayLike | None, cache: KVCache, slots: ArrayLike | None = None
     ) -> np.ndarray:
@@ -456,7 +425,7 @@ class Model:
         cache.advance(chosen, lengths)
         return self.head.logits(last)
 
-    @_in_turn
+    @in_turn
     def decode(self, tokens: ArrayLike, cache: KVCache, slots: ArrayLike | None = None) -> np.ndarray:
         """Append one token (N,) after another to the cache's slots; logits (N, V) of what follows each.
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "lora": {"config", "errors", "parameters"},
     "layers": {"config", "errors", "interrupts", "lora", "memory", "packed", "parameters"},
     "inputs": {"config", "layers"},
-    "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters"},
+    "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters", "turns"},
     "optimizers": {"interrupts", "model"},
     "quantize": {"packed"},
     "tokenizers": {"atomic", "errors"},
