@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -41,24 +42,28 @@ class PackedBatch:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "targets", "starts"):  # of lists, too
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+            if not isinstance(given := getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, np.asarray(given))
 
     @property
     def target_count(self) -> int:
         """Targets that count in the loss."""
-        return int((self.targets >= 0).sum())
+        return int(np.count_nonzero(self.targets >= 0))
 
     def split(self, parts: int) -> Iterator[PackedBatch]:
         """The batch in at most `parts` batches of whole sequences; those without a target are left out."""
         sequences = len(self.starts) - 1
         parts = min(parts, sequences)
+        if parts == 1:
+            yield self
+            return
         for part in range(parts):
             first, last = sequences * part // parts, sequences * (part + 1) // parts
             rows = slice(int(self.starts[first]), int(self.starts[last]))
             piece = PackedBatch(
                 self.tokens[rows], self.targets[rows], self.starts[first : last + 1] - self.starts[first]
             )
-            if parts == 1 or piece.target_count:
+            if piece.target_count:
                 yield piece
 
 
@@ -105,7 +110,7 @@ class Examples:
             raise ValueError(f"rows_per_update must be 1 or more; got {rows_per_update}; 1 is the slowest, but works")
         self.rows_per_update = rows_per_update
         self.seed = seed
-        self._order: tuple[int, np.ndarray] | None = None
+        self._order: tuple[int, list[int]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -116,9 +121,10 @@ class Examples:
         """The examples whose turn it is at a step, counted from 0."""
         epoch, at = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.examples)).tolist()
         numbers = self._order[1][at * self.rows_per_update : (at + 1) * self.rows_per_update]
-        return pack(join([self.examples[number] for number in numbers], self.join))
+        examples = [self.examples[number] for number in numbers]
+        return pack(join(examples, self.join) if self.join else examples)
 
     def in_order(self) -> Iterator[PackedBatch]:
         """All examples in the order that they were given, each by itself, 64 in a batch."""
@@ -240,8 +246,7 @@ def join(examples: list[Example], length: int) -> list[Example]:
 
 def pack(examples: list[Example]) -> PackedBatch:
     """Examples one after another."""
-    starts = np.zeros(len(examples) + 1, np.int32)
-    np.cumsum([len(example.tokens) for example in examples], out=starts[1:])
+    starts = np.array([0, *accumulate(len(example.tokens) for example in examples)], np.int32)
     return PackedBatch(
         np.concatenate([example.tokens for example in examples]),
         np.concatenate([example.targets for example in examples]),

@@ -5,6 +5,8 @@ Each raises TypeError for what is no whole number, ValueError for a number out o
 
 from __future__ import annotations
 
+from operator import sub
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -13,8 +15,8 @@ from .layers.batch import Batch
 from .layers.kv_cache import KVCache
 
 
-def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | None) -> Batch:
-    """Tokens (N,) with starts, or (B, T), as packed rows with the position of each token."""
+def checked_tokens(config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
+    """Tokens (N,) or (B, T), flat."""
     if tokens.ndim not in (1, 2) or tokens.size == 0:
         raise ValueError(f"tokens must be (N,) or (B, T) with at least one token; got shape {tokens.shape}; "
                          "give at least one token")  # fmt: skip
@@ -25,6 +27,12 @@ def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | N
             f"tokens must be from 0 to vocab_size - 1 = {config.vocab_size - 1}; got {flat[at]} at position "
             f"{at}; was the text encoded with another tokenizer?"
         )
+    return flat
+
+
+def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | None) -> Batch:
+    """Tokens (N,) with starts, or (B, T), as packed rows with the position of each token."""
+    flat = checked_tokens(config, tokens)
     if starts is None:
         length = tokens.shape[-1]
         bounds = np.arange(0, flat.size + 1, length, dtype=np.int32)
@@ -32,15 +40,16 @@ def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | N
         raise ValueError("starts goes with packed tokens (N,); got (B, T) tokens; leave starts out")
     else:
         bounds = int32_of(np.asarray(starts), "starts")
-    lengths = bounds[1:] - bounds[:-1]
-    if bounds.size < 2 or bounds[0] != 0 or bounds[-1] != flat.size or lengths.min() < 1:
+    places = bounds.tolist()
+    lengths = list(map(sub, places[1:], places))
+    if not lengths or places[0] != 0 or places[-1] != flat.size or min(lengths) < 1:
         raise ValueError(
-            f"starts must rise from 0 to the number of tokens, {flat.size}; got {bounds[:8].tolist()}; "
+            f"starts must rise from 0 to the number of tokens, {flat.size}; got {places[:8]}; "
             "give each sequence's first row, and the number of tokens last"
         )
-    if lengths.max() > config.context:
+    if max(lengths) > config.context:
         raise ValueError(
-            f"a sequence may have at most context = {config.context} tokens; got {lengths.max()}; "
+            f"a sequence may have at most context = {config.context} tokens; got {max(lengths)}; "
             "shorten it, or train a model with a longer context"
         )
     positions = np.arange(flat.size, dtype=np.int32)
@@ -101,8 +110,10 @@ def int32_of(array: np.ndarray, what: str) -> np.ndarray:
     if array.dtype.kind not in "iu":
         raise TypeError(f"{what} must be whole numbers; got {array.dtype}; give an array of int32")
     flat = array.reshape(-1)
+    if array.dtype == np.int32 and flat.flags.c_contiguous:
+        return flat
     ids = np.ascontiguousarray(flat, np.int32)
-    if array.dtype != np.int32 and (wrapped := ids != flat).any():  # 2^32 + 5 must not pass for 5
+    if (wrapped := ids != flat).any():  # 2^32 + 5 must not pass for 5
         at = int(wrapped.argmax())
         raise ValueError(f"{what} must fit into int32; got {flat[at]} at position {at}; give ids of the vocabulary")
     return ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Self
+from typing import ClassVar, Self
 
 
 class uninterrupted:
@@ -17,6 +17,8 @@ class uninterrupted:
     is_short  a second one waits too, within a longer block as well
     came      whether Ctrl-C has been pressed: a long block may end at the next good place then
     """
+
+    _holding: ClassVar[uninterrupted | None] = None  # whom the main thread's Ctrl-C goes to, if it is one of these
 
     def __init__(self, is_short: bool = False) -> None:
         self._is_short = is_short
@@ -31,16 +33,15 @@ class uninterrupted:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        handler = signal.getsignal(signal.SIGINT)
-        around = getattr(handler, "__self__", None)
-        if isinstance(around, uninterrupted):
-            self._held_by = around
-        elif handler is signal.default_int_handler:
-            self._held_by = self
-        if self._held_by is not None:
-            self._held_by._waits += self._is_short
-        if self._held_by is self:
+        around = uninterrupted._holding
+        if around is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            around = self
+        self._held_by = around
+        if around is not None:
+            around._waits += self._is_short
+        if around is self:
             signal.signal(signal.SIGINT, self._note)
+            uninterrupted._holding = self
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -50,13 +51,17 @@ class uninterrupted:
 
     def _interrupt(self) -> None:
         """Wherever this comes, nobody is left holding Ctrl-C."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._let_go()
         raise KeyboardInterrupt
+
+    def _let_go(self) -> None:
+        uninterrupted._holding = None  # in this order: what is pressed in between is noted
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         around = self._held_by
         if around is self:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._let_go()
             if self.came and error is None:
                 raise KeyboardInterrupt
         elif around is not None and self._is_short:

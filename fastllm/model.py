@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .config import ModelConfig
-from .inputs import check_cache, checked_batch, checked_seed, checked_slots, checked_targets
+from .config import STEP_ROWS, ModelConfig
+from .inputs import check_cache, checked_batch, checked_seed, checked_slots, checked_targets, checked_tokens
 from .interrupts import uninterrupted
 from .layers.backend import Backend
 from .layers.batch import Batch
@@ -19,6 +19,7 @@ from .layers.embedding import Embedding
 from .layers.head import Head
 from .layers.kv_cache import KVCache
 from .layers.norm import Norm
+from .layers.recording import Recordings
 from .layers.rotary import Rotary
 from .layers.score import Score
 from .layers.shared import Shared
@@ -35,6 +36,9 @@ PREFILL_ROWS = 256
 # Rows whose activations are in memory at once. A larger batch is done in parts of whole sequences: the same sums, in
 # less memory. A thousand rows keep the matrix products at full speed.
 ROWS_AT_ONCE = 1024
+
+# Floating-point operations of a pass through the layers. Beside more, the layers' Python is nothing: see recording.py.
+SMALL = 1_000_000_000
 
 
 class Model(Shareable):
@@ -71,6 +75,7 @@ class Model(Shareable):
     adapter: AdapterParameters | None
     _gradients: FlatParameters | None
     _workspace: Workspace
+    _recordings: Recordings
     embedding: Embedding
     blocks: list[Block]
     final_norm: Norm | None
@@ -105,6 +110,7 @@ class Model(Shareable):
         self._backend = Backend(backend, config.head_size, config.width, dtype)
         self._cache_dtype = self._backend.dtype
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
+        self._small_rows = SMALL // (6 * self.parameter_count) if backend == "numba" else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: all but layers, activations and gradients."""
@@ -143,6 +149,7 @@ class Model(Shareable):
             "adapter": adapter,
             "_gradients": gradients,
             "_workspace": workspace,
+            "_recordings": Recordings(self._backend, workspace),
             "embedding": Embedding(shared),
             "blocks": [Block(shared, layer, self._rotary) for layer in range(config.layers)],
             "final_norm": Norm(shared, "final_norm") if config.final_norm else None,
@@ -285,11 +292,11 @@ class Model(Shareable):
         """Sum of losses, right answers and targets; no dropout."""
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
-        wanted = checked_targets(self.config, targets, ids.shape)
+        batch.score(checked_targets(self.config, targets, ids.shape))
         score = Score()
         for part in batch.parts(ROWS_AT_ONCE):
-            if (wanted[part.rows] >= 0).any():
-                score += self.head.score(self._run(part), wanted[part.rows])
+            if part.target_count:
+                score += Score.of(*self.head.score(self._run(part), part))
         return score
 
     @in_turn
@@ -312,8 +319,8 @@ class Model(Shareable):
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
         batch.dropout = None if dropout_seed is None else checked_seed(dropout_seed, "dropout_seed")
-        wanted = checked_targets(self.config, targets, ids.shape)
-        normalizer = float((wanted >= 0).sum()) if normalizer is None else float(normalizer)
+        batch.score(checked_targets(self.config, targets, ids.shape))
+        normalizer = float(batch.target_count if normalizer is None else normalizer)
         if not 0 < normalizer < math.inf:
             raise ValueError(f"normalizer must be a number > 0; got {normalizer}; None takes the number of targets")
         score = Score()
@@ -321,9 +328,9 @@ class Model(Shareable):
         if not accumulate:
             self._zero_sums(gradients)
         for part in batch.parts(ROWS_AT_ONCE):
-            if (wanted[part.rows] >= 0).any():
+            if part.target_count:
                 part.accumulate = accumulate or score.targets > 0
-                score += self._score_and_gradients(part, wanted[part.rows], normalizer)
+                score += self._score_and_gradients(part, normalizer)
         return score
 
     def _zero_sums(self, gradients: FlatParameters) -> None:
@@ -336,19 +343,30 @@ class Model(Shareable):
             begin += gradients["embedding.token.weight"].size
         self._backend.kernels.zero(gradients.flat[begin:])
 
-    def _score_and_gradients(self, batch: Batch, targets: np.ndarray, normalizer: float) -> Score:
+    def _score_and_gradients(self, batch: Batch, normalizer: float) -> Score:
         """Forward and backward of a part of a batch, at least one of whose tokens has a target."""
+
+        def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+            return self._forward_and_backward(batch, normalizer)
+
+        if batch.dropout is not None or len(batch.tokens) > self._small_rows:
+            return Score.of(*compute(batch))
+        key = normalizer, batch.accumulate, self._rotary and self._rotary.positions
+        return Score.of(*self._recordings.run(self._workspace, key, batch, compute))
+
+    def _forward_and_backward(self, batch: Batch, normalizer: float) -> tuple[np.ndarray, np.ndarray]:
+        """Losses (P,) of the batch's targets, and whether each had the largest logit."""
         out = self._run(batch, keep=True)
         dstream = self._dstream.array
         if self.final_norm:
-            score = self.head.score_and_gradients(self._dnormed.array, out, targets, normalizer, batch.accumulate)
+            results = self.head.score_and_gradients(self._dnormed.array, out, batch, normalizer)
             self.final_norm.backward(dstream, self._dnormed.array, self._before_final_norm)
         else:
-            score = self.head.score_and_gradients(dstream, out, targets, normalizer, batch.accumulate)
+            results = self.head.score_and_gradients(dstream, out, batch, normalizer)
         for i in reversed(range(len(self.blocks))):
             self.blocks[i].backward(dstream, self._streams[i], batch)
         self.embedding.backward(dstream, batch)
-        return score
+        return results
 
     def loss(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> float:
         """Mean cross-entropy over targets >= 0, in nats."""
@@ -398,7 +416,8 @@ class Model(Shareable):
             raise ValueError(
                 f"prefill takes each slot once; got slots {chosen.tolist()}; read one stretch after another"
             )
-        cache.reserve(chosen, lengths)
+        new = dict(zip(chosen.tolist(), lengths.tolist(), strict=True))
+        cache.reserve(new)
         before = cache.lengths[chosen]
         positions = batch.positions + np.repeat(before, lengths)
         places = cache.places(np.repeat(chosen, lengths), positions)
@@ -422,7 +441,7 @@ class Model(Shareable):
             out = self._run(part)
             ended = np.flatnonzero(bounds[1:] == batch.starts[low + 1 : high + 1])
             last[low + ended] = out[part.starts[1:][ended] - 1]
-        cache.advance(chosen, lengths)
+        cache.advance(new)
         return self.head.logits(last)
 
     @in_turn
@@ -437,24 +456,39 @@ class Model(Shareable):
         ids = np.asarray(tokens)
         if ids.ndim != 1:
             raise ValueError(f"decode takes tokens (N,), one for each slot named; got shape {ids.shape}; give a row")
-        batch = self._batch(ids, np.arange(ids.size + 1))
-        batch.slots = checked_slots(cache, slots, ids.size)
-        batch.cache, batch.is_decode = cache, True
-        counts: dict[int, int] = {}
-        nth = []  # among the tokens of its slot
-        for slot in batch.slots.tolist():
-            nth.append(counts.get(slot, 0))
-            counts[slot] = nth[-1] + 1
-        named, new = np.array(list(counts), np.int32), np.array(list(counts.values()), np.int32)
-        cache.reserve(named, new)
-        batch.positions = cache.lengths[batch.slots] + np.array(nth, np.int32)
-        batch.places = cache.places(batch.slots, batch.positions)
-        batch.lengths = batch.positions + np.int32(1)
+        ids = checked_tokens(self.config, ids)
+        chosen = checked_slots(cache, slots, ids.size)
+        before, after = cache.lengths.tolist(), cache.lengths.tolist()
+        seen = []  # tokens that each row sees
+        for slot in chosen.tolist():
+            after[slot] += 1
+            seen.append(after[slot])
+        new = {slot: after[slot] - before[slot] for slot in chosen.tolist()}
+        cache.reserve(new)
+        lengths = np.array(seen, np.int32)
+        positions = lengths - np.int32(1)
+        batch = Batch(
+            ids,
+            np.arange(ids.size + 1, dtype=np.int32),
+            positions,
+            cache=cache,
+            places=cache.places(chosen, positions),
+            slots=chosen,
+            is_decode=True,
+            lengths=lengths,
+        )
         if self._rotary:
-            self._rotary.reserve(int(batch.lengths.max()))
-        logits = self.head.logits(self._run(batch))
-        cache.advance(named, new)
+            self._rotary.reserve(max(seen))
+        logits = self.head.logits(self._decode(batch, cache))
+        cache.advance(new)
         return logits
+
+    def _decode(self, batch: Batch, cache: KVCache) -> np.ndarray:
+        """Rows (N, C) that the head takes, of new tokens."""
+        if self.backend != "numba" or len(batch.tokens) > STEP_ROWS:
+            return self._run(batch)
+        key = self._rotary and self._rotary.positions
+        return self._recordings.run(cache, key, batch, self._run)
 
     def _run(self, batch: Batch, keep: bool = False) -> np.ndarray:
         """Rows (N, C) that the head takes.

@@ -198,8 +198,9 @@ def _attend_of(numbers, count):
     return deferred(_attend_type(numbers), f"attend_{count}_{numbers.dtype}")(attend)
 
 
-_ATTEND = {
-    numbers.dtype.name: [_attend_of(numbers, count) for count in range(1, TOGETHER + 1)] for numbers in (FLOATS, HALVES)
+_ATTEND = {  # by the bytes of a number in keys and values
+    numbers.dtype.bitwidth // 8: [_attend_of(numbers, count) for count in range(1, TOGETHER + 1)]
+    for numbers in (FLOATS, HALVES)
 }
 
 
@@ -217,15 +218,15 @@ def _call_attend(
 
 
 @cache
-def _together(heads, kv_heads, dtype):
+def _together(heads, kv_heads, size):
     """How the heads that share keys go together: in how many parts, how many of them are larger, both's functions.
 
-    dtype  of keys and values, its name
+    size  bytes of a number in keys and values
     """
     group = heads // kv_heads
     parts = (group + TOGETHER - 1) // TOGETHER
     smaller, larger = group // parts, group % parts
-    attend = _ATTEND[dtype]
+    attend = _ATTEND[size]
     return parts, larger, attend[smaller + (larger > 0) - 1].address, attend[smaller - 1].address
 
 
@@ -355,7 +356,7 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     lengths      (N,)             tokens it sees, its own counted; > 0
     scale        usually 1 / sqrt(D)
     """
-    together = _together(heads, kv_heads, keys.dtype.name)
+    together = _together(heads, kv_heads, keys.itemsize)
     rows, each, size = len(out), kv_heads * together[0], values.shape[3]
     pieces = rows * max(1, TASKS // each)  # at most
     # Not in the kernel: to read one that takes memory from the disk, Numba loads 5 MB of itself.

@@ -22,7 +22,7 @@ class Block:
 
     def __init__(self, shared: Shared, layer: int, rotary: Rotary | None) -> None:
         backend, config, workspace = shared.backend, shared.config, shared.workspace
-        self._kernels = backend.kernels
+        self._backend = backend
         self._is_pre = config.norm_position == "pre"
         self.attention_norm = Norm(shared, f"blocks.{layer}.attention_norm")
         self.attention = Attention(shared, layer, rotary)
@@ -70,7 +70,7 @@ class Block:
         if self.attention_dropout.is_on(batch):
             self.attention.forward(out, x, None, batch)
             self.attention_dropout.forward(out, batch)
-            self._kernels.add(out, out, residual)
+            self._backend.kernels.add(out, out, residual)
         else:
             self.attention.forward(out, x, residual, batch)
 
@@ -79,6 +79,6 @@ class Block:
         if self.feed_forward_dropout.is_on(batch):
             self.feed_forward.forward(out, x, None, batch)
             self.feed_forward_dropout.forward(out, batch)
-            self._kernels.add(out, out, residual)
+            self._backend.kernels.add(out, out, residual)
         else:
             self.feed_forward.forward(out, x, residual, batch)

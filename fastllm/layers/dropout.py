@@ -15,7 +15,7 @@ class Dropout:
     """
 
     def __init__(self, backend: Backend, probability: float, site: int) -> None:
-        self._kernels = backend.kernels
+        self._backend = backend
         self.probability = probability
         self._offset = site << 40
 
@@ -26,13 +26,13 @@ class Dropout:
     def forward(self, x: np.ndarray, batch: Batch) -> None:
         """Drop elements of x (N, C) in place."""
         if self.is_on(batch):
-            self._kernels.dropout_forward(x, x, self.probability, batch.dropout, self._counter(x, batch))
+            self._backend.kernels.dropout_forward(x, x, self.probability, batch.dropout, self._counter(x, batch))
 
     def backward(self, out: np.ndarray, dout: np.ndarray, batch: Batch) -> np.ndarray:
         """dout as it was before the drop: written to `out`, or dout itself where nothing is dropped."""
         if not self.is_on(batch):
             return dout
-        self._kernels.dropout_backward(out, dout, self.probability, batch.dropout, self._counter(out, batch))
+        self._backend.kernels.dropout_backward(out, dout, self.probability, batch.dropout, self._counter(out, batch))
         return out
 
     def _counter(self, x: np.ndarray, batch: Batch) -> int:

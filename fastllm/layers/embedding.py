@@ -17,7 +17,7 @@ class Embedding:
 
     def __init__(self, shared: Shared) -> None:
         backend, config, parameters = shared.backend, shared.config, shared.parameters
-        self._kernels = backend.kernels
+        self._backend = backend
         name = "embedding.token.weight"
         self.tokens: np.ndarray | None = None
         if isinstance(parameters, Parameters):
@@ -41,20 +41,20 @@ class Embedding:
 
     def forward(self, batch: Batch) -> np.ndarray:
         """Rows (N, C) for batch.tokens."""
-        out = self.out.array
+        k, out = self._backend.kernels, self.out.array
         if self.tokens is None:
-            self._kernels.packed_embedding_forward(out, batch.tokens, *self._packed)
+            k.packed_embedding_forward(out, batch.tokens, *self._packed)
         else:
-            self._kernels.embedding_forward(out, batch.tokens, self.tokens, False)
+            k.embedding_forward(out, batch.tokens, self.tokens, False)
         if self.positions is not None:
-            self._kernels.embedding_forward(out, batch.positions, self.positions, True)
+            k.embedding_forward(out, batch.positions, self.positions, True)
         self.dropout.forward(out, batch)
         return out
 
     def backward(self, dout: np.ndarray, batch: Batch) -> None:
         """Add to the tables' gradients; dout (N, C) is used up."""
-        dout = self.dropout.backward(dout, dout, batch)
+        k, dout = self._backend.kernels, self.dropout.backward(dout, dout, batch)
         if self.dtokens is not None:
-            self._kernels.embedding_backward(self.dtokens, dout, batch.tokens)
+            k.embedding_backward(self.dtokens, dout, batch.tokens)
         if self.dpositions is not None:
-            self._kernels.embedding_backward(self.dpositions, dout, batch.positions)
+            k.embedding_backward(self.dpositions, dout, batch.positions)

@@ -14,12 +14,12 @@ class FeedForward:
 
     def __init__(self, shared: Shared, layer: int) -> None:
         config, workspace = shared.config, shared.workspace
-        name, k = f"blocks.{layer}.feed_forward", shared.backend.kernels
+        name = f"blocks.{layer}.feed_forward"
+        self._backend = shared.backend
         inner = (f"{name}.gate", f"{name}.up") if config.activation == "swiglu" else (f"{name}.up",)
         self.up = Linear(shared, *inner)
         self.down = Linear(shared, f"{name}.down")
-        self._activate = getattr(k, f"{config.activation}_forward")
-        self._activate_backward = getattr(k, f"{config.activation}_backward")
+        self._names = f"{config.activation}_forward", f"{config.activation}_backward"
         before = config.hidden * len(inner)
         self.before = workspace.rows("inner", before)
         self.after = workspace.rows("inner, for the way out", config.hidden)
@@ -29,7 +29,7 @@ class FeedForward:
     def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
         """out (N, C) from x (N, C), plus residual (N, C) if given."""
         self.up.forward(self.before.array, x, is_decode=batch.is_decode)
-        self._activate(self.after.array, self.before.array)
+        getattr(self._backend.kernels, self._names[0])(self.after.array, self.before.array)
         self.down.forward(out, self.after.array, residual, batch.is_decode)
 
     def backward(
@@ -38,5 +38,5 @@ class FeedForward:
         """dx (N, C) from dout (N, C) and forward's x, plus dresidual if given."""
         dbefore, dafter = self._dbefore.array, self._dafter.array
         self.down.backward(dafter, dout, self.after.array, accumulate=batch.accumulate)
-        self._activate_backward(dbefore, dafter, self.before.array)
+        getattr(self._backend.kernels, self._names[1])(dbefore, dafter, self.before.array)
         self.up.backward(dx, dbefore, x, dresidual, batch.accumulate)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..memory import aligned
+from .batch import Batch
 from .linear import Linear
-from .score import Score
 from .shared import Shared
 
 # Logits in memory at once: 64 MB. Each chunk reads the whole weight, so chunks should have hundreds of rows.
@@ -18,7 +18,7 @@ class Head:
 
     def __init__(self, shared: Shared) -> None:
         backend, config, workspace = shared.backend, shared.config, shared.workspace
-        self._kernels = backend.kernels
+        self._backend = backend
         self.map = Linear(shared, "embedding.token" if config.tied_head else "head")
         if config.head_bias:
             self.map.bias = shared.parameters.operand("head.bias")
@@ -41,44 +41,48 @@ class Head:
         self.map.forward(out, x, is_decode=True)
         return out
 
-    def score(self, x: np.ndarray, targets: np.ndarray) -> Score:
-        """Loss and right answers over the rows of x (N, C) with a target >= 0."""
-        rows, picked, wanted = self._pick(x, targets)
-        losses, correct = self._losses.array, self._correct.array
-        for chunk, logits in self._chunks(len(rows)):
+    def score(self, x: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Loss of each of the batch's targets (P,), and whether it had the largest logit, from all rows x (N, C)."""
+        picked, targets = self._pick(x, batch)
+        losses, correct = self._results(len(targets))
+        for chunk, logits in self._chunks(len(targets)):
             self.map.forward(logits, picked[chunk])
-            self._kernels.cross_entropy_forward(losses[chunk], correct[chunk], logits, wanted[chunk])
-        return self._sum(len(rows))
+            self._backend.kernels.cross_entropy_forward(losses[chunk], correct[chunk], logits, targets[chunk])
+        return losses, correct
 
     def score_and_gradients(
-        self, dx: np.ndarray, x: np.ndarray, targets: np.ndarray, normalizer: float, accumulate: bool
-    ) -> Score:
+        self, dx: np.ndarray, x: np.ndarray, batch: Batch, normalizer: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As score, and the gradients of sum of losses / normalizer.
 
-        dx (N, C) is overwritten, the weight's gradient added to or, unless accumulate, overwritten
+        dx (N, C) is overwritten, the weight's gradient added to or, unless batch.accumulate, overwritten
         """
-        rows, picked, wanted = self._pick(x, targets)
-        is_all = len(rows) == len(x)
-        dpicked = dx if is_all else self._dpicked.array[: len(rows)]
-        losses, correct = self._losses.array, self._correct.array
-        for chunk, logits in self._chunks(len(rows)):
+        k, (picked, targets) = self._backend.kernels, self._pick(x, batch)
+        count = len(targets)
+        dpicked = dx if batch.scored is None else self._dpicked.array[:count]
+        losses, correct = self._results(count)
+        for chunk, logits in self._chunks(count):
             self.map.forward(logits, picked[chunk])
-            self._kernels.cross_entropy_forward_backward(
-                losses[chunk], correct[chunk], logits, logits, wanted[chunk], 1.0 / normalizer
+            k.cross_entropy_forward_backward(
+                losses[chunk], correct[chunk], logits, logits, targets[chunk], 1.0 / normalizer
             )
-            self.map.backward(dpicked[chunk], logits, picked[chunk], accumulate=accumulate or chunk.start > 0)
-        if not is_all:
-            self._kernels.scatter_rows(dx, dpicked, rows)
-        return self._sum(len(rows))
+            accumulate = batch.accumulate or chunk.start > 0
+            self.map.backward(dpicked[chunk], logits, picked[chunk], accumulate=accumulate)
+        if batch.scored is not None:
+            k.scatter_rows(dx, dpicked, batch.scored)
+        return losses, correct
 
-    def _pick(self, x: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Numbers of the rows with a target, those rows, and their targets."""
-        rows = np.flatnonzero(targets >= 0).astype(np.int32)
-        if len(rows) == len(x):
-            return rows, x, targets
-        picked = self._picked.array[: len(rows)]
-        self._kernels.gather_rows(picked, x, rows)
-        return rows, picked, targets[rows]
+    def _pick(self, x: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The rows with a target, and these."""
+        assert batch.targets is not None
+        if batch.scored is None:
+            return x, batch.targets
+        picked = self._picked.array[: len(batch.scored)]
+        self._backend.kernels.gather_rows(picked, x, batch.scored)
+        return picked, batch.targets
+
+    def _results(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._losses.array[:count], self._correct.array[:count]
 
     def _chunks(self, rows: int) -> list[tuple[slice, np.ndarray]]:
         """Slices of the rows, each with room for its logits."""
@@ -89,7 +93,3 @@ class Head:
             (slice(start, min(rows, start + self._chunk)), self._logits[: min(rows - start, self._chunk)])
             for start in range(0, rows, self._chunk)
         ]
-
-    def _sum(self, rows: int) -> Score:
-        total = float(self._losses.array[:rows].sum(dtype=np.float64))
-        return Score(total, int(self._correct.array[:rows].sum()), rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
@@ -20,6 +22,7 @@ class KVCache:
     keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16
     values        for each layer, (pages, K, T, D), likewise
     pages         (slots, most) int32, the numbers of each slot's pages, in order
+    version       counts how often keys and values have moved in memory
 
     A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
     see, too, goes to a copy.
@@ -39,6 +42,7 @@ class KVCache:
         self.values = [np.empty((0, heads, self.page, size), dtype) for _ in range(config.layers)]
         self.pages = np.zeros((slots, self._pages_of(config.context)), np.int32)
         self.lengths = np.zeros(slots, np.int32)
+        self.version = 0
         self._held = np.zeros(slots, np.int32)  # pages of each slot: all its tokens need, or more after an interruption
         self._users: list[int] = []  # of each page, how many slots hold it
         self._free: list[int] = []
@@ -53,20 +57,19 @@ class KVCache:
         """Bytes taken so far."""
         return sum(layer.nbytes for layer in (*self.keys, *self.values))
 
-    def reserve(self, slots: np.ndarray, counts: np.ndarray) -> None:
-        """Make room for counts[i] more tokens in slots[i]; slots differ. Lengths stay as they are until `advance`.
+    def reserve(self, new: Mapping[int, int]) -> None:
+        """Make room for so many new tokens in each slot named. Lengths stay as they are until `advance`.
 
         Raises ValueError, with nothing changed, where a text would exceed the context.
         """
-        total = self.lengths[slots] + counts
-        context = self.config.context
-        if (total > context).any():
-            at = int(np.argmax(total > context))
-            raise ValueError(
-                f"a text may have at most context = {context} tokens; got {total[at]} with the {counts[at]} new "
-                f"ones, in slot {slots[at]} of the cache; stop there, or shorten the prompt"
-            )
-        for slot, length in zip(slots.tolist(), total.tolist(), strict=True):
+        context, total = self.config.context, {slot: int(self.lengths[slot]) + new[slot] for slot in new}
+        for slot, length in total.items():
+            if length > context:
+                raise ValueError(
+                    f"a text may have at most context = {context} tokens; got {length} with the {new[slot]} new "
+                    f"ones, in slot {slot} of the cache; stop there, or shorten the prompt"
+                )
+        for slot, length in total.items():
             self._make_room(slot, length)
 
     def _make_room(self, slot: int, length: int) -> None:
@@ -88,9 +91,10 @@ class KVCache:
         number, within = np.divmod(positions, np.int32(self.page))
         return self.pages[slots, number] * np.int32(self.page) + within
 
-    def advance(self, slots: np.ndarray, counts: np.ndarray) -> None:
+    def advance(self, new: Mapping[int, int]) -> None:
         """Count the new tokens: their keys and values are written."""
-        self.lengths[slots] += counts
+        for slot, count in new.items():
+            self.lengths[slot] += count
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""
@@ -151,6 +155,7 @@ class KVCache:
             more = max(1, self.slots if not count else count // 2)
             # One after another: all of the old and of the new together would be more than twice the memory. Those that
             # a full memory or Ctrl-C leave larger than others serve the next time.
+            self.version += 1
             for layers in (self.keys, self.values):
                 for i, layer in enumerate(layers):
                     if len(layer) < count + more:

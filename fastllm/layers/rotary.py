@@ -45,9 +45,14 @@ class Rotary:
         self._dtype = dtype
         self.tables = self._make(0)
 
+    @property
+    def positions(self) -> int:
+        """Of how many there are angles."""
+        return len(self.tables[0])
+
     def reserve(self, positions: int) -> None:
         """Have the angles of so many positions."""
-        if positions > len(self.tables[0]):
+        if positions > self.positions:
             self.tables = self._make(min(self._context, max(256, 2 * positions)))
 
     def _make(self, positions: int) -> tuple[np.ndarray, np.ndarray]:

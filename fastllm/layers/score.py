@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -18,6 +20,11 @@ class Score:
     total: float = 0.0
     correct: int = 0
     targets: int = 0
+
+    @classmethod
+    def of(cls, losses: np.ndarray, correct: np.ndarray) -> Score:
+        """Of the loss of each target, and whether it had the largest logit."""
+        return cls(sum(losses.tolist(), 0.0), sum(correct.tolist()), len(losses))
 
     def __add__(self, other: Score) -> Score:
         return Score(self.total + other.total, self.correct + other.correct, self.targets + other.targets)

@@ -55,6 +55,7 @@ class Workspace:
         self._shared: dict[str, list[Rows]] = {}
         self._all: list[Rows] = []
         self._most = 0
+        self.version = 0  # of the places in memory
         self._shown = (0, False)
         self._views: dict[tuple[int, bool], list[np.ndarray]] = {}  # what all have shown, by the arguments of resize
 
@@ -94,6 +95,8 @@ class Workspace:
         taken = [self._show(group, rows, is_apart=keep) for group in self._kept.values()]
         if keep:
             taken += [self._show(group, rows, is_apart=False) for group in self._shared.values()]
+        if any(taken):
+            self.version += 1
         if any(taken) or len(self._views) >= MOST_VIEWS:
             self._views.clear()  # they hold on to memory that is no longer in use
         self._views[rows, keep] = [activation.array for activation in self._all]

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import fmean
+from typing import Self
 
 # Floating-point operations for each thread. Beside more, starting the threads is nothing.
 SMALL = 500_000_000
@@ -33,6 +32,7 @@ class StepThreads:
 
     def __init__(self) -> None:
         self._begin(1)
+        self._tokens = 0  # of the step that is running, where its time counts
 
     def _begin(self, most: int) -> None:
         """Forget what is known: there are so many threads."""
@@ -44,31 +44,33 @@ class StepThreads:
         self._usual = math.inf  # seconds a token in the last trial
         self._recent: list[float] = []
 
-    @contextmanager
-    def step(self, operations: float, tokens: int) -> Iterator[None]:
+    def step(self, operations: float, tokens: int) -> Self:
         """Run a step within the block; it reads so many tokens in so many floating-point operations.
 
         Afterwards the number of threads is as before.
         """
         from ..kernels import jit  # takes long, and the twins do without
 
+        self._jit = jit
         most: int = jit.get_num_threads()
-        if most == 1 or operations >= SMALL * most or not tokens:
-            yield
-            return
-        if most != self._most:
+        self._tokens = 0 if most == 1 or operations >= SMALL * most else tokens
+        if self._tokens and most != self._most:
             self._begin(most)
-        count = self._next()
-        began = time.perf_counter()
-        if count == most:
-            yield
-        else:
-            jit.set_num_threads(count)
-            try:
-                yield
-            finally:
-                jit.set_num_threads(most)
-        self._note(count, (time.perf_counter() - began) / tokens)
+        return self
+
+    def __enter__(self) -> None:
+        if self._tokens:
+            self._running = self._next()
+            self._began = time.perf_counter()
+            if self._running != self._most:
+                self._jit.set_num_threads(self._running)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._tokens:
+            if self._running != self._most:
+                self._jit.set_num_threads(self._most)
+            if error is None:
+                self._note(self._running, (time.perf_counter() - self._began) / self._tokens)
 
     def _next(self) -> int:
         """The number of threads for the next step."""
