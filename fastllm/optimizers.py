@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 
 from .interrupts import uninterrupted
+from .memory import aligned
 from .model import Model
 
 EPS = (1e-30, 1e30)  # of Adam: neither 0 nor infinite as float32
@@ -59,7 +60,8 @@ class Optimizer:
         self._trainable = model.trainable
         self.weight_decay = weight_decay
         self.steps = 0
-        self._moments = [np.zeros_like(self._trainable.flat) for _ in self.moments]
+        like = self._trainable.flat
+        self._moments = [aligned(like.shape, like.dtype, zeroed=True) for _ in self.moments]
 
     @property
     def _kernels(self) -> ModuleType:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastllm.layers.workspace import MOST_VIEWS, Workspace
+from fastllm.layers.workspace import Workspace
 
 
 def test_views_are_of_the_memory_in_use():
@@ -29,16 +29,20 @@ def test_without_a_backward_to_come_one_name_is_one_memory():
         assert np.shares_memory(narrow.array, wide.array) != keep
 
 
-def test_many_sizes_keep_no_more_views_than_are_allowed():
+def test_smaller_batches_take_no_memory():
     workspace = Workspace()
     stream = workspace.rows("stream", 4)
-    workspace.resize(3 * MOST_VIEWS, keep=True)
-    taken = workspace.nbytes
-    for rows in range(1, 3 * MOST_VIEWS):
+    workspace.resize(50, keep=True)
+    taken, version = workspace.nbytes, workspace.version
+    workspace.recordings["one"] = "pass"
+    for rows in range(1, 50):
         workspace.resize(rows, keep=True)
         assert len(stream.array) == rows
-    assert len(workspace._views) <= MOST_VIEWS
-    assert workspace.nbytes == taken
+    assert (workspace.nbytes, workspace.version) == (taken, version)
+    assert workspace.recordings
+    workspace.resize(51, keep=True)
+    assert workspace.version > version
+    assert not workspace.recordings
 
 
 def test_who_comes_late_is_shown_too():

@@ -30,7 +30,7 @@ def _kernels(name: str) -> ModuleType:
 class Backend:
     """Kernels with their scratch.
 
-    kernels  a module with every name of the kernel contract
+    kernels  a module with every name of the kernel contract, or what listens to a pass: see recording.py
     dtype    float32; the twins also work in float64, for gradient checks
     Raises ValueError for an unknown name or a dtype it can't do, ConfigError where the compiler is switched off.
     """
@@ -50,6 +50,7 @@ class Backend:
             )
         self.name = name
         self.kernels: ModuleType = _kernels(name)
+        self._module = self.kernels
         # What stands for an array that is not there.
         self.no_row = np.empty(0, self.dtype)
         self.no_matrix = np.empty((0, 0), self.dtype)
@@ -69,19 +70,20 @@ class Backend:
         """A packed matrix has so many columns: the scratch is to have room for its rows."""
         self._columns = max(self._columns, columns)
 
-    # Made when first used: a program that only generates has no need of them all.
+    # Made when first used: a program that only generates has no need of them all. Not by who listens: they are no part
+    # of a pass.
 
     @cached_property
     def matmul_scratch(self) -> np.ndarray:
         """Scratch of the matrix products."""
-        return self.kernels.matmul_scratch() if self.name == "numba" else self.no_matrix
+        return self._module.matmul_scratch() if self.name == "numba" else self.no_matrix
 
     @cached_property
     def attention_scratch(self) -> np.ndarray:
         """Scratch of attention."""
-        return self.kernels.attention_scratch(self._head_size) if self.name == "numba" else self.no_matrix
+        return self._module.attention_scratch(self._head_size) if self.name == "numba" else self.no_matrix
 
     @cached_property
     def packed_scratch(self) -> np.ndarray:
         """Scratch of the products with packed weights."""
-        return self.kernels.packed_scratch(self._columns, STEP_ROWS) if self.name == "numba" else self.no_matrix
+        return self._module.packed_scratch(self._columns, STEP_ROWS) if self.name == "numba" else self.no_matrix

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from ..config import ModelConfig
+from ..memory import aligned
 
 PAGE = 128  # tokens
 GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension: see kernels/kv_cache.py
@@ -22,7 +24,7 @@ class KVCache:
     keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16
     values        for each layer, (pages, K, T, D), likewise
     pages         (slots, most) int32, the numbers of each slot's pages, in order
-    version       counts how often keys and values have moved in memory
+    recordings    of passes that work on this memory, until it moves: see recording.py
 
     A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
     see, too, goes to a copy.
@@ -42,10 +44,14 @@ class KVCache:
         self.values = [np.empty((0, heads, self.page, size), dtype) for _ in range(config.layers)]
         self.pages = np.zeros((slots, self._pages_of(config.context)), np.int32)
         self.lengths = np.zeros(slots, np.int32)
-        self.version = 0
+        self.recordings: dict[Hashable, Any] = {}
         self._held = np.zeros(slots, np.int32)  # pages of each slot: all its tokens need, or more after an interruption
         self._users: list[int] = []  # of each page, how many slots hold it
         self._free: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, whose memory is another."""
+        return {**self.__dict__, "recordings": {}}
 
     @property
     def slots(self) -> int:
@@ -155,11 +161,11 @@ class KVCache:
             more = max(1, self.slots if not count else count // 2)
             # One after another: all of the old and of the new together would be more than twice the memory. Those that
             # a full memory or Ctrl-C leave larger than others serve the next time.
-            self.version += 1
+            self.recordings.clear()
             for layers in (self.keys, self.values):
                 for i, layer in enumerate(layers):
                     if len(layer) < count + more:
-                        grown = np.empty((count + more, *layer.shape[1:]), layer.dtype)
+                        grown = aligned((count + more, *layer.shape[1:]), layer.dtype)
                         grown[:count] = layer[:count]
                         layers[i] = grown
             self._users += [0] * more

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from types import ModuleType
 from typing import Any, Protocol, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -29,19 +28,18 @@ MOST = 256  # recordings of one owner: each takes ten to twenty kilobytes
 
 
 class Owner(Protocol):
-    """Whose memory passes work on, beside the model's. `version` changes with the place of that."""
+    """Whose memory passes work on, beside the model's own: it clears `recordings` before that moves."""
 
-    version: int
+    recordings: dict[Hashable, Any]
 
 
 class Recordings:
-    """A model's, of passes that are small enough to be worth it."""
+    """Makes a model's, and finds them again: the owners of memory hold them."""
 
     def __init__(self, backend: Backend, workspace: Workspace) -> None:
         self._backend = backend
         self._workspace = workspace
-        # An owner's are forgotten when it goes, or when memory has moved.
-        self._of: WeakKeyDictionary[Owner, tuple[tuple[int, int], dict[Hashable, _Recording]]] = WeakKeyDictionary()
+        self._model = object()  # stands for this model's layers in keys
 
     def run(self, owner: Owner, key: Hashable, batch: Batch, compute: Callable[[Batch], R]) -> R:
         """compute(batch), which returns arrays that its kernels have written, or nothing.
@@ -49,17 +47,20 @@ class Recordings:
         key  passes of one owner are the same calls if theirs are equal, and the sizes of their batches' arrays
         """
         arrays = batch.arrays()
-        key = (key, *map(len, arrays))
-        versions, known = self._of.get(owner, (None, {}))
-        if versions == (self._workspace.version, owner.version) and key in known:
-            return cast(R, known[key].run(arrays))
+        sizes = tuple(map(len, arrays))
+        recording = owner.recordings.get((*self._place(), key, sizes))
+        if recording is not None:
+            return cast(R, recording.run(arrays))
         recording = _Recording(self._backend, batch, compute)
-        versions_now = self._workspace.version, owner.version
-        if versions != versions_now or len(known) >= MOST:
-            known = {}
-            self._of[owner] = versions_now, known
-        known[key] = recording
+        # Those of another model, or of where the activations stood before, would hold on to memory.
+        others = next(iter(owner.recordings), self._place())[:2] != self._place()
+        if others or len(owner.recordings) >= MOST:
+            owner.recordings.clear()
+        owner.recordings[(*self._place(), key, sizes)] = recording
         return cast(R, recording.result)
+
+    def _place(self) -> tuple[object, int]:
+        return self._model, self._workspace.version
 
 
 class _Recording:

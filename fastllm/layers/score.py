@@ -24,7 +24,7 @@ class Score:
     @classmethod
     def of(cls, losses: np.ndarray, correct: np.ndarray) -> Score:
         """Of the loss of each target, and whether it had the largest logit."""
-        return cls(sum(losses.tolist(), 0.0), sum(correct.tolist()), len(losses))
+        return cls(float(losses.sum(dtype=np.float64)), int(np.count_nonzero(correct)), len(losses))
 
     def __add__(self, other: Score) -> Score:
         return Score(self.total + other.total, self.correct + other.correct, self.targets + other.targets)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ..memory import aligned
-
-MOST_VIEWS = 256  # sizes of batches whose views are kept: making them anew took 14 us of a small step
 
 
 class Rows:
@@ -21,13 +22,16 @@ class Rows:
         self._whole = self._take(0)
         self.array: np.ndarray = self._whole
 
-    def show(self, rows: int, most: int) -> bool:
-        """Let `array` have so many rows. Whether memory was taken for them, which is for `most` then."""
-        is_short = rows > len(self._whole)
-        if is_short:
+    def has(self, rows: int) -> bool:
+        """Whether there is memory for so many."""
+        return rows <= len(self._whole)
+
+    def show(self, rows: int, most: int) -> None:
+        """Let `array` have so many rows. If memory must be taken for them, it is for `most`."""
+        if not self.has(rows):
+            self.array = self._whole = self._take(0)  # what was there is given back first
             self._whole = self._take(most)
         self.array = self._whole[:rows]
-        return is_short
 
     def show_in(self, other: Rows) -> None:
         """Let `array` have as many rows as that of another activation, which is as wide or wider, in its memory."""
@@ -55,9 +59,9 @@ class Workspace:
         self._shared: dict[str, list[Rows]] = {}
         self._all: list[Rows] = []
         self._most = 0
-        self.version = 0  # of the places in memory
+        self.version = 0  # counts how often activations have moved in memory
+        self.recordings: dict[Hashable, Any] = {}
         self._shown = (0, False)
-        self._views: dict[tuple[int, bool], list[np.ndarray]] = {}  # what all have shown, by the arguments of resize
 
     def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
         """An activation of the caller's own: what forward keeps for backward.
@@ -72,7 +76,6 @@ class Workspace:
 
     def _add(self, groups: dict[str, list[Rows]], name: str, rows: Rows) -> Rows:
         self._all.append(rows)
-        self._views.clear()
         group = groups.setdefault(name, [])
         is_widest = bool(group) and (rows.width or 1) > (group[0].width or 1)
         group.insert(0 if is_widest else len(group), rows)
@@ -86,32 +89,25 @@ class Workspace:
         if self._shown == (rows, keep):
             return
         self._shown = (0, False)  # until all of them do: Ctrl-C or a full memory may come in between
-        if (rows, keep) in self._views:
-            for activation, view in zip(self._all, self._views[rows, keep], strict=True):
-                activation.array = view
-            self._shown = (rows, keep)
-            return
         self._most = max(self._most, rows)
-        taken = [self._show(group, rows, is_apart=keep) for group in self._kept.values()]
+        for group in self._kept.values():
+            self._show(group, rows, is_apart=keep)
         if keep:
-            taken += [self._show(group, rows, is_apart=False) for group in self._shared.values()]
-        if any(taken):
-            self.version += 1
-        if any(taken) or len(self._views) >= MOST_VIEWS:
-            self._views.clear()  # they hold on to memory that is no longer in use
-        self._views[rows, keep] = [activation.array for activation in self._all]
+            for group in self._shared.values():
+                self._show(group, rows, is_apart=False)
         self._shown = (rows, keep)
 
-    def _show(self, group: list[Rows], rows: int, is_apart: bool) -> bool:
-        """Whether memory was taken."""
+    def _show(self, group: list[Rows], rows: int, is_apart: bool) -> None:
         widest, *others = group
-        is_taken = widest.show(rows, self._most)
+        if not all(activation.has(rows) for activation in (group if is_apart else (widest,))):
+            self.version += 1
+            self.recordings.clear()  # they hold on to the memory that is given back now
+        widest.show(rows, self._most)
         for activation in others:
             if is_apart:
-                is_taken |= activation.show(rows, self._most)
+                activation.show(rows, self._most)
             else:
                 activation.show_in(widest)
-        return is_taken
 
     @property
     def nbytes(self) -> int:
