@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "layers": {"config", "errors", "interrupts", "lora", "memory", "packed", "parameters"},
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters", "turns"},
-    "optimizers": {"interrupts", "model"},
+    "optimizers": {"interrupts", "memory", "model"},
     "quantize": {"packed"},
     "tokenizers": {"atomic", "errors"},
     "dialogue": {"errors", "tokenizers"},

@@ -19,6 +19,7 @@ import fastllm
 from fastllm.kernels import reference
 from fastllm.layers.batch import Batch
 from fastllm.layers.workspace import Rows
+from fastllm.memory import aligned
 
 
 def gradients_of(model, *batches, **options):
@@ -410,17 +411,16 @@ def test_a_cache_that_finds_no_memory_can_grow_later(monkeypatch):
     text = np.arange(380) % 19
     cache, whole = model.new_cache(), model.new_cache()
     model.prefill(text[:100], None, cache)
-    calls, empty = [], np.empty
+    calls = []
 
-    def full(shape, dtype=float):
-        if len(shape) > 3:
-            calls.append(shape)
-            if len(calls) > 2:
-                raise MemoryError
-        return empty(shape, dtype)
+    def full(shape, dtype):
+        calls.append(shape)
+        if len(calls) > 2:
+            raise MemoryError
+        return aligned(shape, dtype)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastllm.layers.kv_cache.np.empty", full)
+        patch.setattr("fastllm.layers.kv_cache.aligned", full)
         with pytest.raises(MemoryError):
             model.prefill(text[100:], None, cache)
     logits = model.prefill(text[100:], None, cache)
