@@ -292,7 +292,7 @@ class Model(Shareable):
         """Sum of losses, right answers and targets; no dropout."""
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
-        batch.score(checked_targets(self.config, targets, ids.shape))
+        batch.aim(checked_targets(self.config, targets, ids.shape))
         score = Score()
         for part in batch.parts(ROWS_AT_ONCE):
             if part.target_count:
@@ -319,7 +319,7 @@ class Model(Shareable):
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
         batch.dropout = None if dropout_seed is None else checked_seed(dropout_seed, "dropout_seed")
-        batch.score(checked_targets(self.config, targets, ids.shape))
+        batch.aim(checked_targets(self.config, targets, ids.shape))
         normalizer = float(batch.target_count if normalizer is None else normalizer)
         if not 0 < normalizer < math.inf:
             raise ValueError(f"normalizer must be a number > 0; got {normalizer}; None takes the number of targets")

