@@ -54,7 +54,7 @@ class PackedBatch:
         """The batch in at most `parts` batches of whole sequences; those without a target are left out."""
         sequences = len(self.starts) - 1
         parts = min(parts, sequences)
-        if parts == 1:
+        if parts == 1 and self.starts[0] == 0 and self.starts[-1] == len(self.tokens):
             yield self
             return
         for part in range(parts):
@@ -63,7 +63,7 @@ class PackedBatch:
             piece = PackedBatch(
                 self.tokens[rows], self.targets[rows], self.starts[first : last + 1] - self.starts[first]
             )
-            if piece.target_count:
+            if parts == 1 or piece.target_count:
                 yield piece
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # its getsignal makes no enumeration: a tenth of the time
 import signal
 import threading
 from types import FrameType
-from typing import ClassVar, Self
+from typing import Self
 
 
 class uninterrupted:
@@ -17,8 +18,6 @@ class uninterrupted:
     is_short  a second one waits too, within a longer block as well
     came      whether Ctrl-C has been pressed: a long block may end at the next good place then
     """
-
-    _holding: ClassVar[uninterrupted | None] = None  # whom the main thread's Ctrl-C goes to, if it is one of these
 
     def __init__(self, is_short: bool = False) -> None:
         self._is_short = is_short
@@ -33,15 +32,16 @@ class uninterrupted:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        around = uninterrupted._holding
-        if around is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            around = self
-        self._held_by = around
-        if around is not None:
-            around._waits += self._is_short
-        if around is self:
+        handler = _signal.getsignal(signal.SIGINT)
+        around = getattr(handler, "__self__", None)
+        if isinstance(around, uninterrupted):
+            self._held_by = around
+        elif handler is signal.default_int_handler:
+            self._held_by = self
+        if self._held_by is not None:
+            self._held_by._waits += self._is_short
+        if self._held_by is self:
             signal.signal(signal.SIGINT, self._note)
-            uninterrupted._holding = self
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -51,17 +51,13 @@ class uninterrupted:
 
     def _interrupt(self) -> None:
         """Wherever this comes, nobody is left holding Ctrl-C."""
-        self._let_go()
-        raise KeyboardInterrupt
-
-    def _let_go(self) -> None:
-        uninterrupted._holding = None  # in this order: what is pressed in between is noted
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         around = self._held_by
         if around is self:
-            self._let_go()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             if self.came and error is None:
                 raise KeyboardInterrupt
         elif around is not None and self._is_short:

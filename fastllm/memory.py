@@ -1,4 +1,4 @@
-"""Arrays that begin at a cache line, and large ones each at another line of a page."""
+"""Arrays that begin at a cache line, and large ones each at another line of a page; and whether they have moved."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from numpy.typing import DTypeLike
 CACHE_LINE = 64  # bytes
 PAGE = 4096
 _number = itertools.count()
+
+
+class Place:
+    """Stands for arrays as long as they stay where they are in memory. What is known of them hangs on it, weakly."""
 
 
 def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, zeroed: bool = False) -> np.ndarray:

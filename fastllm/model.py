@@ -329,7 +329,7 @@ class Model(Shareable):
             self._zero_sums(gradients)
         for part in batch.parts(ROWS_AT_ONCE):
             if part.target_count:
-                part.accumulate = accumulate or score.targets > 0
+                part.accumulate = bool(accumulate) or score.targets > 0
                 score += self._score_and_gradients(part, normalizer)
         return score
 
@@ -352,7 +352,7 @@ class Model(Shareable):
         if batch.dropout is not None or len(batch.tokens) > self._small_rows:
             return Score.of(*compute(batch))
         key = normalizer, batch.accumulate, self._rotary and self._rotary.positions
-        return Score.of(*self._recordings.run(self._workspace, key, batch, compute))
+        return Score.of(*self._recordings.run(self._workspace.place, key, batch, compute))
 
     def _forward_and_backward(self, batch: Batch, normalizer: float) -> tuple[np.ndarray, np.ndarray]:
         """Losses (P,) of the batch's targets, and whether each had the largest logit."""
@@ -360,7 +360,7 @@ class Model(Shareable):
         dstream = self._dstream.array
         if self.final_norm:
             results = self.head.score_and_gradients(self._dnormed.array, out, batch, normalizer)
-            self.final_norm.backward(dstream, self._dnormed.array, self._before_final_norm)
+            self.final_norm.backward(dstream, self._dnormed.array, self._streams[-1])
         else:
             results = self.head.score_and_gradients(dstream, out, batch, normalizer)
         for i in reversed(range(len(self.blocks))):
@@ -488,20 +488,20 @@ class Model(Shareable):
         if self.backend != "numba" or len(batch.tokens) > STEP_ROWS:
             return self._run(batch)
         key = self._rotary and self._rotary.positions
-        return self._recordings.run(cache, key, batch, self._run)
+        return self._recordings.run(cache.place, key, batch, self._run)
 
     def _run(self, batch: Batch, keep: bool = False) -> np.ndarray:
         """Rows (N, C) that the head takes.
 
         keep  what backward needs
         """
+        self._streams: list[np.ndarray] = []  # before each block, and behind the last
         self._workspace.resize(len(batch.tokens), keep)
         x = self.embedding.forward(batch)
-        self._streams = []
         for block in self.blocks:
             self._streams.append(x)
             x = block.forward(x, batch)
-        self._before_final_norm = x
+        self._streams.append(x)
         return self.final_norm.forward(x) if self.final_norm else x
 
     def _batch(self, tokens: np.ndarray, starts: ArrayLike | None) -> Batch:

@@ -150,3 +150,11 @@ def test_lists_are_taken_too():
     joined = Examples([Example([1, 2, 3], [2, 3, 4])] * 4, 2, join=60).batch(0)
     assert joined.tokens.tolist() == [1, 2, 3, 4, 1, 2, 3]
     assert joined.targets.tolist() == [2, 3, 4, -1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_parts_begin_at_their_first_sequence(parts):
+    batch = PackedBatch(np.arange(8), np.arange(8), np.array([1, 3, 6]))  # rows before and behind are nobody's
+    split = list(batch.split(parts))
+    assert np.concatenate([part.tokens for part in split]).tolist() == [1, 2, 3, 4, 5]
+    assert all(part.starts[0] == 0 and part.starts[-1] == len(part.tokens) for part in split)

@@ -39,9 +39,9 @@ def replayed(monkeypatch):
 
 
 def of_batches(model, batches, **options):
-    """Losses, right answers and gradients of each batch, three times over: done, written down, and from the list."""
+    """Losses, right answers and gradients of each batch, four times over: done, written down, and from the list."""
     results = []
-    for batch in batches * 3:
+    for batch in batches * 4:
         score = model.score_and_gradients(batch.tokens, batch.targets, batch.starts, **options)
         results.append((score, model.gradients.flat.tobytes()))
     return results
@@ -154,8 +154,11 @@ def test_models_that_share_a_cache_and_copies_of_it(layers_only):
         cache, kept = one.new_cache(), []
         for step in range(12):
             kept.append((one, other)[step % 2].decode([step], cache).tobytes())
-        for twin in (copy.copy(cache), copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
-            kept.append(one.decode([3], twin).tobytes())
+        for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache)), copy.copy(cache)):
+            for step in range(120):  # they grow, and with the last one the cache itself
+                kept.append(one.decode([step % 19], twin).tobytes())
+        for step in range(6):
+            kept.append(one.decode([step], cache).tobytes())
         return kept
 
     got = results()
@@ -163,39 +166,59 @@ def test_models_that_share_a_cache_and_copies_of_it(layers_only):
     assert got == results()
 
 
-def test_memory_that_has_moved_is_given_back():
-    model = make_model(CONFIG, "numba")
-    cache = model.new_cache()
-    for _ in range(3):
-        model.decode([1], cache)
-    assert any(cache.recordings.values())
-    before = weakref.ref(cache.keys[0])
-    model.prefill(np.arange(200) % 19, None, cache)  # the cache grows
-    assert before() is None
+def recorded(model, place):
+    """What has been written down of passes on a model and at a place."""
+    return [one for one in model._workspace.recordings.get(place, {}).values() if one]
+
+
+def small_passes(model, cache):
     batch = make_batch(CONFIG, (5,))
     for _ in range(3):
         model.score_and_gradients(batch.tokens, batch.targets)
-    assert any(model._workspace.recordings.values())
-    before = weakref.ref(model.blocks[0].middle._whole.base)
+        model.decode([1], cache)
+    assert recorded(model, model._workspace.place) and recorded(model, cache.place)
+
+
+def test_memory_that_has_moved_is_given_back():
+    model = make_model(CONFIG, "numba")
+    cache = model.new_cache()
+    small_passes(model, cache)
+    keys, stream = weakref.ref(cache.keys[0]), weakref.ref(model.blocks[0].middle._whole.base)
+    model.prefill(np.arange(200) % 19, None, cache)  # the cache grows
+    assert keys() is None
+    small_passes(model, cache)
     longer = make_batch(CONFIG, (400,))
     model.score_and_gradients(longer.tokens, longer.targets)
-    assert before() is None
+    assert stream() is None
 
 
-def test_nothing_holds_on_to_a_model():
+def test_a_cache_holds_on_to_no_model():
     model = make_model(CONFIG, "numba")
-    cache, batch = model.new_cache(), make_batch(CONFIG, (5,))
-    for _ in range(3):
-        model.score_and_gradients(batch.tokens, batch.targets)
-        model.decode([1], cache)
-    assert any(model._workspace.recordings.values()) and any(cache.recordings.values())
-    kept = weakref.ref(model._workspace)
+    cache = model.new_cache()
+    small_passes(model, cache)
+    workspace, weights = weakref.ref(model._workspace), weakref.ref(model.parameters.flat.base)
     gc.disable()
     try:
+        model.add_lora(rank=2)
+        assert workspace() is None
+        small_passes(model, cache)
         del model
-        assert kept() is None
+        assert weights() is None
     finally:
         gc.enable()
+
+
+def test_smaller_rooms_for_logits_are_given_back():
+    config = dataclasses.replace(CONFIG, vocab_size=5000)
+    model, rooms = make_model(config, "numba"), []
+    for count in range(2, 40, 3):
+        batch = make_batch(config, (40,))
+        batch.targets[:] = -1
+        batch.targets[:count] = 1
+        for _ in range(3):
+            model.score_and_gradients(batch.tokens, batch.targets)
+        rooms.append(weakref.ref(model.head._logits.base))
+    assert [room() is None for room in rooms] == [True] * (len(rooms) - 1) + [False]
 
 
 def test_no_more_are_kept_than_are_allowed(monkeypatch):
@@ -204,8 +227,8 @@ def test_no_more_are_kept_than_are_allowed(monkeypatch):
     for length in [29, *range(2, 30)] * 3:
         batch = make_batch(CONFIG, (length,))
         model.score_and_gradients(batch.tokens, batch.targets)
-        assert len(model._workspace.recordings) <= 5
-    assert all(model._workspace.recordings.values())
+        assert len(model._workspace.recordings.get(model._workspace.place, {})) <= 5
+    assert len(recorded(model, model._workspace.place)) == 5
 
 
 def test_what_is_made_once_is_not_made_again():
@@ -215,8 +238,8 @@ def test_what_is_made_once_is_not_made_again():
     for _ in range(3):
         model.score_and_gradients(batch.tokens, batch.targets, batch.starts)
         model.decode([1], cache)
-    for owner in (model._workspace, cache):
-        (one,) = owner.recordings.values()
+    for place in (model._workspace.place, cache.place):
+        (one,) = recorded(model, place)
         names = {kernel.__name__ for kernel, _ in one._calls}
         assert len(names) > 5
         assert not any("scratch" in name for name in names)
@@ -237,7 +260,7 @@ def test_an_interrupted_pass_is_not_kept(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             model.score_and_gradients(batch.tokens, batch.targets, batch.starts)
     assert model._backend.kernels is kernels
-    assert not any(model._workspace.recordings.values())
+    assert not recorded(model, model._workspace.place)
     assert of_batches(model, [batch], accumulate=False) == expected
 
 
@@ -250,4 +273,4 @@ def test_large_passes_and_the_twins_are_not_kept():
         large.score_and_gradients(np.tile(ids, (2, 1)), np.tile(ids, (2, 1)))
         twin.score_and_gradients(ids % 19, ids % 19)
         twin.decode([1], cache)
-    assert not large._workspace.recordings and not twin._workspace.recordings and not cache.recordings
+    assert not large._workspace.recordings and not twin._workspace.recordings

@@ -1,5 +1,8 @@
 """The training loop: parts equal the whole, stops leave no trace, what is not finite is refused."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -191,3 +194,15 @@ def test_evaluation_is_the_mean_over_all_targets():
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(**options)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_trainer_that_has_trained_can_be_copied(copied):
+    model = fastllm.Model(fastllm.preset("rustgpt", vocab_size=30))
+    batch = PackedBatch(np.arange(6), np.arange(6), np.array([0, 6]))
+    trainer = Trainer(model, fastllm.Adam(model), OneBatch(batch), fastllm.Schedule(peak=1e-3), steps=8)
+    trainer.train(until=4)
+    other = copied(trainer)
+    for each in (trainer, other):
+        each.train()
+    np.testing.assert_array_equal(other.model.parameters.flat, model.parameters.flat)

@@ -18,7 +18,7 @@ class Head:
 
     def __init__(self, shared: Shared) -> None:
         backend, config, workspace = shared.backend, shared.config, shared.workspace
-        self._backend = backend
+        self._backend, self._workspace = backend, workspace
         self.map = Linear(shared, "embedding.token" if config.tied_head else "head")
         if config.head_bias:
             self.map.bias = shared.parameters.operand("head.bias")
@@ -88,6 +88,7 @@ class Head:
         """Slices of the rows, each with room for its logits."""
         needed = min(rows, self._chunk)
         if len(self._logits) < needed:
+            self._workspace.recordings.clear()  # they hold on to the smaller one
             self._logits = aligned((needed, self._vocabulary), self._logits.dtype)
         return [
             (slice(start, min(rows, start + self._chunk)), self._logits[: min(rows - start, self._chunk)])

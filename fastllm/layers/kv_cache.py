@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from ..config import ModelConfig
-from ..memory import aligned
+from ..memory import Place, aligned
 
 PAGE = 128  # tokens
 GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension: see kernels/kv_cache.py
@@ -24,7 +23,7 @@ class KVCache:
     keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16
     values        for each layer, (pages, K, T, D), likewise
     pages         (slots, most) int32, the numbers of each slot's pages, in order
-    recordings    of passes that work on this memory, until it moves: see recording.py
+    place         stands for the memory of keys and values, until it moves
 
     A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
     see, too, goes to a copy.
@@ -44,14 +43,15 @@ class KVCache:
         self.values = [np.empty((0, heads, self.page, size), dtype) for _ in range(config.layers)]
         self.pages = np.zeros((slots, self._pages_of(config.context)), np.int32)
         self.lengths = np.zeros(slots, np.int32)
-        self.recordings: dict[tuple[Any, ...], Any] = {}
+        self._place = [Place()]  # copy.copy shares this list, as it does those of keys and values
         self._held = np.zeros(slots, np.int32)  # pages of each slot: all its tokens need, or more after an interruption
         self._users: list[int] = []  # of each page, how many slots hold it
         self._free: list[int] = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, whose memory is another."""
-        return {**self.__dict__, "recordings": {}}
+    @property
+    def place(self) -> Place:
+        """See above."""
+        return self._place[0]
 
     @property
     def slots(self) -> int:
@@ -99,8 +99,7 @@ class KVCache:
 
     def advance(self, new: Mapping[int, int]) -> None:
         """Count the new tokens: their keys and values are written."""
-        for slot, count in new.items():
-            self.lengths[slot] += count
+        self.lengths[list(new)] += list(new.values())  # at once: Ctrl-C doesn't come in between
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""
@@ -161,7 +160,7 @@ class KVCache:
             more = max(1, self.slots if not count else count // 2)
             # One after another: all of the old and of the new together would be more than twice the memory. Those that
             # a full memory or Ctrl-C leave larger than others serve the next time.
-            self.recordings.clear()
+            self._place[0] = Place()
             for layers in (self.keys, self.values):
                 for i, layer in enumerate(layers):
                     if len(layer) < count + more:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from types import ModuleType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from ..memory import Place
 from .backend import Backend
 from .batch import Batch
 from .workspace import Workspace
@@ -24,43 +25,37 @@ from .workspace import Workspace
 R = TypeVar("R")
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
-# Kinds of passes of one owner that are recorded, each in ten to twenty kilobytes: the first that there are. To record
+# Kinds of passes at one place that are recorded, each in ten to twenty kilobytes: the first that there are. To record
 # costs as much as three passes gain, so nothing is recorded that is not used, and no place is made for others.
 MOST = 256
 
 
-class Owner(Protocol):
-    """Whose memory passes work on, beside the model's own: it clears `recordings` before that moves."""
-
-    recordings: dict[tuple[Any, ...], _Recording | None]
-
-
 class Recordings:
-    """Makes a model's, and finds them again: the owners of memory hold them."""
+    """A model's. Its workspace holds them, and forgets them all when activations move."""
 
     def __init__(self, backend: Backend, workspace: Workspace) -> None:
         self._backend = backend
-        self._workspace = workspace
-        self._model = object()  # stands for this model's layers in keys
+        self._of = workspace.recordings
 
-    def run(self, owner: Owner, key: Hashable, batch: Batch, compute: Callable[[Batch], R]) -> R:
+    def run(self, place: Place, key: Hashable, batch: Batch, compute: Callable[[Batch], R]) -> R:
         """compute(batch), which returns arrays that its kernels have written, or nothing.
 
-        key  passes of one owner are the same calls if theirs are equal, and the sizes of their batches' arrays
+        place  of the memory that passes work on, beside the model's own
+        key    passes there are the same calls if theirs are equal, and the sizes of their batches' arrays
         """
-        arrays, known = batch.arrays(), owner.recordings
-        place = self._model, self._workspace.version
-        key = place, key, *map(len, arrays)
+        known = self._of.get(place)
+        if known is None:
+            known = self._of[place] = {}
+        arrays = batch.arrays()
+        key = key, *map(len, arrays)
         recording = known.get(key)
         if recording is not None:
             return cast(R, recording.run(arrays))
         if key in known:
             recording = _Recording(self._backend, batch, compute)
-            if (self._model, self._workspace.version) == place:
+            if self._of.get(place) is known:  # nothing has moved
                 known[key] = recording
             return cast(R, recording.result)
-        if next(iter(known), key)[0] != place:  # another model's, or of where activations stood before
-            known.clear()
         if len(known) < MOST:
             known[key] = None
         return compute(batch)

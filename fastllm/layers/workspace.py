@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..memory import aligned
+from ..memory import Place, aligned
 
 
 class Rows:
@@ -28,9 +29,13 @@ class Rows:
     def show(self, rows: int, most: int) -> None:
         """Let `array` have so many rows. If memory must be taken for them, it is for `most`."""
         if not self.has(rows):
-            self.array = self._whole = self._take(0)  # what was there is given back first
+            self.give_back()
             self._whole = self._take(most)
         self.array = self._whole[:rows]
+
+    def give_back(self) -> None:
+        """Hold no memory."""
+        self.array = self._whole = self._take(0)
 
     def show_in(self, other: Rows) -> None:
         """Let `array` have as many rows as that of another activation, which is as wide or wider, in its memory."""
@@ -58,8 +63,8 @@ class Workspace:
         self._shared: dict[str, list[Rows]] = {}
         self._all: list[Rows] = []
         self._most = 0
-        self.version = 0  # counts how often activations have moved in memory
-        self.recordings: dict[tuple[Any, ...], Any] = {}
+        self.place = Place()
+        self.recordings: WeakKeyDictionary[Place, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()  # see recording.py
         self._shown = (0, False)
 
     def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
@@ -88,18 +93,24 @@ class Workspace:
         if self._shown == (rows, keep):
             return
         self._shown = (0, False)  # until all of them do: Ctrl-C or a full memory may come in between
-        self._most = max(self._most, rows)
-        for group in self._kept.values():
-            self._show(group, rows, is_apart=keep)
-        if keep:
-            for group in self._shared.values():
-                self._show(group, rows, is_apart=False)
+        before, self._most = self._most, max(self._most, rows)
+        try:
+            for group in self._kept.values():
+                self._show(group, rows, is_apart=keep)
+            if keep:
+                for group in self._shared.values():
+                    self._show(group, rows, is_apart=False)
+        except MemoryError:
+            self._most = before
+            self.recordings.clear()
+            for activation in self._all:  # a smaller batch is to find all the room that there is
+                activation.give_back()
+            raise
         self._shown = (rows, keep)
 
     def _show(self, group: list[Rows], rows: int, is_apart: bool) -> None:
         widest, *others = group
         if not all(activation.has(rows) for activation in (group if is_apart else (widest,))):
-            self.version += 1
             self.recordings.clear()  # they hold on to the memory that is given back now
         widest.show(rows, self._most)
         for activation in others:

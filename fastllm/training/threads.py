@@ -51,7 +51,6 @@ class StepThreads:
         """
         from ..kernels import jit  # takes long, and the twins do without
 
-        self._jit = jit
         most: int = jit.get_num_threads()
         self._tokens = 0 if most == 1 or operations >= SMALL * most else tokens
         if self._tokens and most != self._most:
@@ -63,12 +62,12 @@ class StepThreads:
             self._running = self._next()
             self._began = time.perf_counter()
             if self._running != self._most:
-                self._jit.set_num_threads(self._running)
+                _set_num_threads(self._running)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._tokens:
             if self._running != self._most:
-                self._jit.set_num_threads(self._most)
+                _set_num_threads(self._most)
             if error is None:
                 self._note(self._running, (time.perf_counter() - self._began) / self._tokens)
 
@@ -122,6 +121,12 @@ class StepThreads:
         self._usual = times[self.count]
         self._trial = {}
         self._recent.clear()
+
+
+def _set_num_threads(count: int) -> None:
+    from ..kernels import jit
+
+    jit.set_num_threads(count)
 
 
 def _without_outliers(seconds: list[float]) -> float:
