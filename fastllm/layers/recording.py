@@ -1,8 +1,8 @@
 """Passes through the layers that are done again: the same kernels on the same memory, which holds other numbers.
 
-The kernels of a small model take a few microseconds each, and the layers' Python between them a sixth of a training
-step, or the twentieth part of a decoding one. So the second pass of a kind writes down which kernels it calls with
-which arguments, and the next ones call them from that list.
+The kernels of a small model take a few microseconds each, and the layers' Python between them a twentieth of a training
+step or a fifth of a decoding one. So the second pass of a kind writes down which kernels it calls with which arguments,
+and the next ones call them from that list.
 
 What a layer does between `forward` or `backward` and the kernels is thus done once for many passes. It may depend on
 what is the same in all of them: parameters, scratch, the workspace's arrays, the sizes that are the key. It may not
