@@ -1,4 +1,4 @@
-"""The model: embedding, blocks, final norm, head; and backward in reverse."""
+"""The model: parameters, and what is computed with them by the layers of a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .config import STEP_ROWS, ModelConfig
+from .config import ModelConfig
 from .inputs import check_cache, checked_batch, checked_seed, checked_slots, checked_targets, checked_tokens
 from .interrupts import uninterrupted
 from .layers.backend import Backend
@@ -18,16 +18,16 @@ from .layers.block import Block
 from .layers.embedding import Embedding
 from .layers.head import Head
 from .layers.kv_cache import KVCache
+from .layers.network import Network
 from .layers.norm import Norm
-from .layers.recording import Recordings
 from .layers.rotary import Rotary
 from .layers.score import Score
 from .layers.shared import Shared
-from .layers.workspace import Rows, Workspace
+from .layers.workspace import Workspace
 from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
-from .parameters import FileParameters, FlatParameters, Parameters, initialise, shapes_of
+from .parameters import FileParameters, FlatParameters, Parameters, count_parameters, initialise
 from .turns import Shareable, in_turn
 
 # Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
@@ -36,9 +36,6 @@ PREFILL_ROWS = 256
 # Rows whose activations are in memory at once. A larger batch is done in parts of whole sequences: the same sums, in
 # less memory. A thousand rows keep the matrix products at full speed.
 ROWS_AT_ONCE = 1024
-
-# Floating-point operations of a pass through the layers. Beside more, the layers' Python is nothing: see recording.py.
-SMALL = 1_000_000_000
 
 
 class Model(Shareable):
@@ -74,14 +71,11 @@ class Model(Shareable):
     parameters: Parameters | FileParameters
     adapter: AdapterParameters | None
     _gradients: FlatParameters | None
-    _workspace: Workspace
-    _recordings: Recordings
+    _network: Network
     embedding: Embedding
     blocks: list[Block]
     final_norm: Norm | None
     head: Head
-    _dstream: Rows
-    _dnormed: Rows
 
     def __init__(
         self,
@@ -110,7 +104,6 @@ class Model(Shareable):
         self._backend = Backend(backend, config.head_size, config.width, dtype)
         self._cache_dtype = self._backend.dtype
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
-        self._small_rows = SMALL // (6 * self.parameter_count) if backend == "numba" else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: all but layers, activations and gradients."""
@@ -134,28 +127,25 @@ class Model(Shareable):
 
         They take the place of others all at once: whenever Ctrl-C comes, the model is the one or the other.
         """
-        config, workspace = self.config, Workspace(self._backend.dtype)
         shared = Shared(
             self._backend,
-            config,
+            self.config,
             parameters,
             gradients if isinstance(gradients, Parameters) else None,
-            workspace,
+            Workspace(self._backend.dtype),
             adapter,
             gradients if isinstance(gradients, AdapterParameters) else None,
         )
+        network = Network(shared, self._rotary)
         made = {
             "parameters": parameters,
             "adapter": adapter,
             "_gradients": gradients,
-            "_workspace": workspace,
-            "_recordings": Recordings(self._backend, workspace),
-            "embedding": Embedding(shared),
-            "blocks": [Block(shared, layer, self._rotary) for layer in range(config.layers)],
-            "final_norm": Norm(shared, "final_norm") if config.final_norm else None,
-            "head": Head(shared),
-            "_dstream": workspace.shared("dstream", config.width),
-            "_dnormed": workspace.shared("dnormed", config.width),
+            "_network": network,
+            "embedding": network.embedding,
+            "blocks": network.blocks,
+            "final_norm": network.final_norm,
+            "head": network.head,
         }
         self.__dict__.update(made)
 
@@ -267,7 +257,7 @@ class Model(Shareable):
     @property
     def parameter_count(self) -> int:
         """How many numbers the parameters are, those of an adapter not among them."""
-        return sum(math.prod(shape) for shape in shapes_of(self.config).values())
+        return count_parameters(self.config)
 
     @property
     def backend(self) -> str:
@@ -284,7 +274,7 @@ class Model(Shareable):
         batch = self._batch(ids, starts)
         logits = aligned((ids.size, self.config.vocab_size), self._backend.dtype)
         for part in batch.parts(ROWS_AT_ONCE):
-            self.head.forward(logits[part.rows], self._run(part, keep))
+            self.head.forward(logits[part.rows], self._network.forward(part, keep))
         return logits.reshape(*ids.shape, -1)
 
     @in_turn
@@ -296,7 +286,7 @@ class Model(Shareable):
         score = Score()
         for part in batch.parts(ROWS_AT_ONCE):
             if part.target_count:
-                score += Score.of(*self.head.score(self._run(part), part))
+                score += self._network.score(part)
         return score
 
     @in_turn
@@ -330,7 +320,7 @@ class Model(Shareable):
         for part in batch.parts(ROWS_AT_ONCE):
             if part.target_count:
                 part.accumulate = bool(accumulate) or score.targets > 0
-                score += self._score_and_gradients(part, normalizer)
+                score += self._network.score_and_gradients(part, normalizer)
         return score
 
     def _zero_sums(self, gradients: FlatParameters) -> None:
@@ -342,31 +332,6 @@ class Model(Shareable):
         if self.config.tied_head:
             begin += gradients["embedding.token.weight"].size
         self._backend.kernels.zero(gradients.flat[begin:])
-
-    def _score_and_gradients(self, batch: Batch, normalizer: float) -> Score:
-        """Forward and backward of a part of a batch, at least one of whose tokens has a target."""
-
-        def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-            return self._forward_and_backward(batch, normalizer)
-
-        if batch.dropout is not None or len(batch.tokens) > self._small_rows:
-            return Score.of(*compute(batch))
-        key = normalizer, batch.accumulate, self._rotary and self._rotary.positions
-        return Score.of(*self._recordings.run(self._workspace.place, key, batch, compute))
-
-    def _forward_and_backward(self, batch: Batch, normalizer: float) -> tuple[np.ndarray, np.ndarray]:
-        """Losses (P,) of the batch's targets, and whether each had the largest logit."""
-        out = self._run(batch, keep=True)
-        dstream = self._dstream.array
-        if self.final_norm:
-            results = self.head.score_and_gradients(self._dnormed.array, out, batch, normalizer)
-            self.final_norm.backward(dstream, self._dnormed.array, self._streams[-1])
-        else:
-            results = self.head.score_and_gradients(dstream, out, batch, normalizer)
-        for i in reversed(range(len(self.blocks))):
-            self.blocks[i].backward(dstream, self._streams[i], batch)
-        self.embedding.backward(dstream, batch)
-        return results
 
     def loss(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> float:
         """Mean cross-entropy over targets >= 0, in nats."""
@@ -438,7 +403,7 @@ class Model(Shareable):
                 slots=chosen[low:high],
                 before=before[low:high] + (bounds[:-1] - batch.starts[low:high]),
             )
-            out = self._run(part)
+            out = self._network.forward(part)
             ended = np.flatnonzero(bounds[1:] == batch.starts[low + 1 : high + 1])
             last[low + ended] = out[part.starts[1:][ended] - 1]
         cache.advance(new)
@@ -479,30 +444,9 @@ class Model(Shareable):
         )
         if self._rotary:
             self._rotary.reserve(max(seen))
-        logits = self.head.logits(self._decode(batch, cache))
+        logits = self.head.logits(self._network.forward(batch))
         cache.advance(new)
         return logits
-
-    def _decode(self, batch: Batch, cache: KVCache) -> np.ndarray:
-        """Rows (N, C) that the head takes, of new tokens."""
-        if self.backend != "numba" or len(batch.tokens) > STEP_ROWS:
-            return self._run(batch)
-        key = self._rotary and self._rotary.positions
-        return self._recordings.run(cache.place, key, batch, self._run)
-
-    def _run(self, batch: Batch, keep: bool = False) -> np.ndarray:
-        """Rows (N, C) that the head takes.
-
-        keep  what backward needs
-        """
-        self._streams: list[np.ndarray] = []  # before each block, and behind the last
-        self._workspace.resize(len(batch.tokens), keep)
-        x = self.embedding.forward(batch)
-        for block in self.blocks:
-            self._streams.append(x)
-            x = block.forward(x, batch)
-        self._streams.append(x)
-        return self.final_norm.forward(x) if self.final_norm else x
 
     def _batch(self, tokens: np.ndarray, starts: ArrayLike | None) -> Batch:
         """The rows to compute; angles are there for their positions."""

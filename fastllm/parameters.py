@@ -76,6 +76,11 @@ def shapes_of(config: ModelConfig) -> Shapes:
     return decayed | others
 
 
+def count_parameters(config: ModelConfig) -> int:
+    """How many numbers all parameters are."""
+    return sum(math.prod(shape) for shape in shapes_of(config).values())
+
+
 def check_shapes(shapes: Shapes, arrays: Mapping[str, Any]) -> None:
     """Raise ValueError unless arrays have exactly these names and shapes."""
     missing = [name for name in shapes if name not in arrays]

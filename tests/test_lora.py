@@ -266,14 +266,14 @@ def test_a_step_after_the_first_takes_no_memory():
     model = tuned(CONFIGS["llama"], "Q8_0")
     batch = make_batch(model.config, LENGTHS)
     model.score_and_gradients(batch.tokens, batch.targets, batch.starts, accumulate=False)
-    before = model._workspace.nbytes
+    before = model._network.workspace.nbytes
     tracemalloc.start()
     try:
         model.score_and_gradients(batch.tokens, batch.targets, batch.starts, accumulate=False)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert model._workspace.nbytes == before
+    assert model._network.workspace.nbytes == before
     assert peak < 64 << 10  # views and lists; the activations alone have more
 
 

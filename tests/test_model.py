@@ -307,7 +307,7 @@ def test_a_step_after_the_first_takes_no_memory(config):
         optimizer.step(1e-3)
 
     step(large)
-    taken = model._workspace.nbytes
+    taken = model._network.workspace.nbytes
     tracemalloc.start()
     try:
         for batch in (large, small, large):
@@ -315,7 +315,7 @@ def test_a_step_after_the_first_takes_no_memory(config):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert model._workspace.nbytes == taken
+    assert model._network.workspace.nbytes == taken
     row = config.width * 4
     assert taken > 10 * 960 * row
     assert peak < 960 * row / 4, "a quarter of the smallest activation"
@@ -353,7 +353,7 @@ def test_ctrl_c_while_layers_are_made_leaves_the_model_as_it_was(monkeypatch, pl
 
     def interrupted(work):
         with monkeypatch.context() as patch:
-            patch.setattr(f"fastllm.model.{place}", interrupt)
+            patch.setattr(f"fastllm.layers.network.{place}", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 work()
 

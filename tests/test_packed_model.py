@@ -137,10 +137,10 @@ def test_activations_of_layers_share_memory_unless_they_are_kept():
     model = fastllm.Model(dataclasses.replace(CONFIG, layers=6))
     tokens = np.arange(40) % 47
     logits = model.forward(tokens)
-    taken = model._workspace.nbytes
+    taken = model._network.workspace.nbytes
     attention, feed_forward = model.blocks[0].attention, model.blocks[5].feed_forward
     assert attention.qkv.array.ctypes.data == feed_forward.before.array.ctypes.data
     np.testing.assert_array_equal(model.forward(tokens, keep=True), logits)
-    assert model._workspace.nbytes > 3 * taken
+    assert model._network.workspace.nbytes > 3 * taken
     assert len({block.end.array.ctypes.data for block in model.blocks}) == 6
     np.testing.assert_array_equal(model.forward(tokens), logits)

@@ -168,7 +168,7 @@ def test_models_that_share_a_cache_and_copies_of_it(layers_only):
 
 def recorded(model, place):
     """What has been written down of passes on a model and at a place."""
-    return [one for one in model._workspace.recordings.get(place, {}).values() if one]
+    return [one for one in model._network.workspace.recordings.get(place, {}).values() if one]
 
 
 def small_passes(model, cache):
@@ -176,7 +176,7 @@ def small_passes(model, cache):
     for _ in range(3):
         model.score_and_gradients(batch.tokens, batch.targets)
         model.decode([1], cache)
-    assert recorded(model, model._workspace.place) and recorded(model, cache.place)
+    assert recorded(model, model._network.workspace.place) and recorded(model, cache.place)
 
 
 def test_memory_that_has_moved_is_given_back():
@@ -196,7 +196,7 @@ def test_a_cache_holds_on_to_no_model():
     model = make_model(CONFIG, "numba")
     cache = model.new_cache()
     small_passes(model, cache)
-    workspace, weights = weakref.ref(model._workspace), weakref.ref(model.parameters.flat.base)
+    workspace, weights = weakref.ref(model._network.workspace), weakref.ref(model.parameters.flat.base)
     gc.disable()
     try:
         model.add_lora(rank=2)
@@ -227,8 +227,8 @@ def test_no_more_are_kept_than_are_allowed(monkeypatch):
     for length in [29, *range(2, 30)] * 3:
         batch = make_batch(CONFIG, (length,))
         model.score_and_gradients(batch.tokens, batch.targets)
-        assert len(model._workspace.recordings.get(model._workspace.place, {})) <= 5
-    assert len(recorded(model, model._workspace.place)) == 5
+        assert len(model._network.workspace.recordings.get(model._network.workspace.place, {})) <= 5
+    assert len(recorded(model, model._network.workspace.place)) == 5
 
 
 def test_what_is_made_once_is_not_made_again():
@@ -238,7 +238,7 @@ def test_what_is_made_once_is_not_made_again():
     for _ in range(3):
         model.score_and_gradients(batch.tokens, batch.targets, batch.starts)
         model.decode([1], cache)
-    for place in (model._workspace.place, cache.place):
+    for place in (model._network.workspace.place, cache.place):
         (one,) = recorded(model, place)
         names = {kernel.__name__ for kernel, _ in one._calls}
         assert len(names) > 5
@@ -260,7 +260,7 @@ def test_an_interrupted_pass_is_not_kept(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             model.score_and_gradients(batch.tokens, batch.targets, batch.starts)
     assert model._backend.kernels is kernels
-    assert not recorded(model, model._workspace.place)
+    assert not recorded(model, model._network.workspace.place)
     assert of_batches(model, [batch], accumulate=False) == expected
 
 
@@ -273,4 +273,4 @@ def test_large_passes_and_the_twins_are_not_kept():
         large.score_and_gradients(np.tile(ids, (2, 1)), np.tile(ids, (2, 1)))
         twin.score_and_gradients(ids % 19, ids % 19)
         twin.decode([1], cache)
-    assert not large._workspace.recordings and not twin._workspace.recordings
+    assert not large._network.workspace.recordings and not twin._network.workspace.recordings

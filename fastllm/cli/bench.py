@@ -31,7 +31,6 @@ import argparse
 import difflib
 import fnmatch
 import importlib.util
-import math
 import os
 import sys
 import tempfile
@@ -149,7 +148,7 @@ def _race(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from ..machine import describe
-    from ..parameters import shapes_of
+    from ..parameters import count_parameters
     from ..peers import generation_report as report
     from ..peers.generation_race import Outcome, races, write_base
 
@@ -168,7 +167,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     print(describe(threads, *report.VERSIONS))
     with tempfile.TemporaryDirectory(prefix="fastllm-generate-") as name:
         config = write_base(model, Path(name))
-        size = sum(math.prod(shape) for shape in shapes_of(config).values())
+        size = count_parameters(config)
         said = {"name": model or "random, Llama-style", "parameters": size, "config": config.to_dict()}
         print(f"{said['name']}: {size / 1e6:.1f} million parameters")
         print(report.HEAD, flush=True)
