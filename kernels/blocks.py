@@ -17,8 +17,9 @@ numbers there. d and m are float16; q is a weight's few bits.
      14     Q6_K        256    210   d s (q - 32)      s: int8 for each 16 weights
 
 A kind's generator writes LLVM code for one block. Those of F32, F16 and BF16 yield vectors of LANES float32, a vector
-at a time. The others yield `Part`s: numbers of a byte each, and what they are multiplied with and moved by. `vectors`
-makes float32 of both, and rounded.py multiplies with the bytes as they are.
+at a time. The others yield `Part`s: numbers of a byte each, and what they are multiplied with and moved by. Long blocks
+are a few groups of parts, over which the code loops: written out one after another they took 20 to 30 KB, more than a
+core reads at full speed. `for_each_vectors` makes float32 of both; rounded.py multiplies with the parts as they are.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from numba.core import cgutils
 
 from . import llvm
 from .llvm import CACHE_LINE, FLOAT, INT16, INT32, INT64, LANES, VECTOR
+from .unpacking import PIECE, Block
 
-__all__ = ["LAYOUTS", "PIECE", "Block", "Layout", "Part", "block_of_each", "for_each_block", "one_weight", "vectors"]
+__all__ = [
+    "LAYOUTS", "Layout", "Part", "Parts", "Vectors", "block_of_each", "for_each_block", "for_each_group",
+    "for_each_vectors", "one_weight", "scale_and_shift",
+]  # fmt: skip
 
-PIECE = 16  # weights of one vector of bytes
 # Bytes that weights are asked for ahead of the last of the rows that are read together. CPUs do that by themselves for
 # one stretch of memory; of several rows at once they make less: 17 GB/s in place of 57. With 4096, eight rows of x took
 # 1.2 times as long on an AMD core.
@@ -42,7 +46,6 @@ AHEAD = 5120
 # Of a lone row: up to 1.1 times as fast on AMD, where the cores don't share the way to memory. On Intel all are alike.
 AHEAD_OF_ONE = {"f32": 2048, "f16": 7168, "bf16": 7168}
 
-_BYTE = ir.IntType(8)
 _LONGS = ir.VectorType(INT32, LANES)
 
 Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, and LANES of them
@@ -51,97 +54,18 @@ Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, and LANE
 class Part(NamedTuple):
     """Neighbours in a block: weight = scale * (number - middle), or, with a shift, scale * number + shift.
 
-    Scale and shift are float32, in as many lanes as the block was asked for.
+    Scale and shift are float32, in as many lanes as the block has.
     """
 
-    first: int  # number of the first weight
-    pieces: list[ir.Value]  # of PIECE numbers of each row, 0 to 255
+    first: int  # number of the first weight, within a group
+    pieces: list[ir.Value]  # of PIECE numbers, 0 to 255
     scale: ir.Value
     middle: int  # of the numbers
     shift: ir.Value | None = None
 
 
 Parts = Iterator[Part]
-
-
-class Block:
-    """A block of each of a few rows, all at once, and the code that takes them apart.
-
-    rows   addresses of the blocks; of 16 numbers of each a vector is made, those of one row after those of another
-    lanes  of vectors of float32: each row has as many for its scales and shifts
-    """
-
-    def __init__(self, builder: ir.IRBuilder, rows: list[ir.Value], lanes: int = LANES) -> None:
-        self.builder = builder
-        self.rows = rows
-        self.lanes = lanes
-
-    def load(self, offset: int, kind: ir.Type, count: int = 1) -> ir.Value:
-        """`count` values of a kind, from an offset on, of each row: one vector."""
-        vectors = []
-        for row in self.rows:
-            place = llvm.at(self.builder, row, ir.Constant(INT64, offset))
-            vectors.append(llvm.load(self.builder, place, ir.VectorType(kind, count), align=1))
-        while len(vectors) > 1:
-            pairs = zip(vectors[::2], vectors[1::2], strict=True)
-            vectors = [llvm.shuffle(self.builder, a, range(2 * a.type.count), b) for a, b in pairs]
-        return vectors[0]
-
-    def piece(self, offset: int) -> ir.Value:
-        """PIECE bytes from an offset on."""
-        return self.load(offset, _BYTE, PIECE)
-
-    def low(self, numbers: ir.Value) -> ir.Value:
-        """The lower four bits of each number."""
-        return self.builder.and_(numbers, _all(numbers, 15))
-
-    def high(self, numbers: ir.Value) -> ir.Value:
-        """What stands above the lower four bits."""
-        return self.builder.lshr(numbers, _all(numbers, 4))
-
-    def bits(self, numbers: ir.Value, first: int, mask: int) -> ir.Value:
-        """The bits from `first` on, by a mask, moved to the place above the lower four."""
-        there = self.builder.and_(self.builder.lshr(numbers, _all(numbers, first)), _all(numbers, mask))
-        return self.builder.shl(there, _all(numbers, 4))
-
-    def fifth(self, offset: int) -> ir.Value:
-        """PIECE bits from two bytes on, each worth 16."""
-        count = PIECE * len(self.rows)
-        bits = self.builder.bitcast(self.load(offset, INT16), ir.VectorType(ir.IntType(1), count))
-        return self.builder.select(bits, llvm.same(_BYTE, count, 16), llvm.same(_BYTE, count, 0))
-
-    def byte(self, offset: int) -> ir.Value:
-        """One byte of each row as a whole number 0 to 255."""
-        return self.builder.zext(self.load(offset, _BYTE), self._longs)
-
-    def signed(self, offset: int) -> ir.Value:
-        """One byte of each row as a whole number -128 to 127."""
-        return self.builder.sext(self.load(offset, _BYTE), self._longs)
-
-    @property
-    def _longs(self) -> ir.Type:
-        return ir.VectorType(INT32, len(self.rows))
-
-    def half(self, offset: int) -> ir.Value:
-        """A float16 of each row, in its lanes as a float32."""
-        return self._spread(llvm.from_half(self.builder, self.load(offset, INT16)))
-
-    def whole(self, numbers: ir.Value) -> ir.Value:
-        """A whole number of each row, in its lanes as a float32."""
-        return self._spread(self.builder.sitofp(numbers, ir.VectorType(FLOAT, len(self.rows))))
-
-    def _spread(self, vector: ir.Value) -> ir.Value:
-        """One value of each row in all of its lanes."""
-        return llvm.shuffle(self.builder, vector, [lane * len(self.rows) // self.lanes for lane in range(self.lanes)])
-
-    def times(self, vector: ir.Value, factor: float) -> ir.Value:
-        """factor * vector."""
-        return self.builder.fmul(vector, ir.Constant(vector.type, [factor] * self.lanes))
-
-
-def _all(numbers: ir.Value, number: int) -> ir.Constant:
-    """The same byte as often as there are numbers."""
-    return llvm.same(_BYTE, numbers.type.count, number)
+Groups = Callable[[ir.Value], Parts]  # by a group's number: code loops over the groups of a long block
 
 
 def _f32(block: Block) -> Vectors:
@@ -168,7 +92,7 @@ def _from_brain(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
 
 def _q8_0(block: Block) -> Parts:
     pieces = [block.piece(2 + j) for j in (0, 16)]
-    numbers = [block.builder.xor(piece, _all(piece, 128)) for piece in pieces]  # of -128 makes 0, of 127 255
+    numbers = [block.raised(piece) for piece in pieces]
     yield Part(0, numbers, block.half(0), middle=128)
 
 
@@ -197,60 +121,90 @@ def _q5_1(block: Block) -> Parts:
     yield Part(0, _five_bits(block, 4, 8), block.half(0), middle=16, shift=block.half(2))
 
 
-def _scale_and_shift(block: Block, part: int, d: ir.Value, m: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """d s and -m t of 32 weights in a block of Q4_K or Q5_K.
+class _Kept:
+    """Vectors that are chosen from while the program runs."""
+
+    def __init__(self, builder: ir.IRBuilder, vectors: list[ir.Value]) -> None:
+        self._builder = builder
+        self._places = cgutils.alloca_once(builder, vectors[0].type, size=ir.Constant(INT64, len(vectors)))
+        self._places.align = CACHE_LINE
+        for number, vector in enumerate(vectors):
+            builder.store(vector, llvm.at(builder, self._places, ir.Constant(INT64, number)))
+
+    def __getitem__(self, number: ir.Value) -> ir.Value:
+        return self._builder.load(llvm.at(self._builder, self._places, number))
+
+
+def _in_six_bits(block: Block) -> list[_Kept]:
+    """The eight s, and the eight t, of a block of Q4_K or Q5_K: four to a word.
 
     The twelve bytes of 6-bit numbers begin at 4. Bytes 0-3 and 4-7 of them have s and t of parts 0-3 in their lower
     six bits; bytes 8-11 the lower four bits of s and t of parts 4-7, whose upper two stand above those six.
     """
     b = block.builder
 
-    def number(value: int) -> ir.Constant:
-        return llvm.same(INT32, len(block.rows), value)
+    def only(words: ir.Value, byte: int) -> ir.Value:
+        return b.and_(words, llvm.same(INT32, block.lanes, byte * 0x01010101))
 
-    if part < 4:
-        s = b.and_(block.byte(4 + part), number(63))
-        t = b.and_(block.byte(8 + part), number(63))
-    else:
-        low = block.byte(8 + part)
-        s_above = b.shl(b.lshr(block.byte(part), number(6)), number(4))
-        t_above = b.shl(b.lshr(block.byte(4 + part), number(6)), number(4))
-        s = b.or_(b.and_(low, number(15)), s_above)
-        t = b.or_(b.lshr(low, number(4)), t_above)
-    return b.fmul(d, block.whole(s)), b.fmul(m, block.whole(t))
+    def up(words: ir.Value, bits: int) -> ir.Value:
+        return (b.shl if bits > 0 else b.lshr)(words, llvm.same(INT32, block.lanes, abs(bits)))
+
+    s, t, last = block.words(0)[1:]
+    s_last = b.or_(only(last, 15), only(up(s, -2), 48))
+    t_last = b.or_(only(up(last, -4), 15), only(up(t, -2), 48))
+    return [_Kept(b, [only(s, 63), s_last]), _Kept(b, [only(t, 63), t_last])]
 
 
-def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Parts:
-    """Q4_K and Q5_K: four bits of each weight stand from byte `first` on, the fifth ones from 16 on."""
+def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Groups:
+    """Q4_K and Q5_K: four bits of each weight stand from byte `first` on, the fifth ones from 16 on.
+
+    A group is two parts of 32 weights, the ones in the lower and the others in the upper bits of as many bytes.
+    """
+    b = block.builder
     d, m = block.half(0), block.times(block.half(2), -1.0)
-    for part in range(8):
-        half, pieces = block.high if part % 2 else block.low, []
-        for j in (0, 16):
-            numbers = half(block.piece(first + part // 2 * 32 + j))
+    six = _in_six_bits(block)
+    fifths = [block.piece(16 + j) for j in (0, 16)] if has_fifth else []
+
+    def group(number: ir.Value) -> Parts:
+        half, odd = b.lshr(number, ir.Constant(INT64, 1)), b.and_(number, ir.Constant(INT64, 1))
+        s, t = (block.down(words[half], b.mul(odd, ir.Constant(INT64, 16))) for words in six)
+        both = [block.moved(number, 32).piece(first + j) for j in (0, 16)]
+        above = [block.bytes_down(bits, b.mul(number, ir.Constant(INT64, 2))) for bits in fifths]
+        for i, half_of in enumerate((block.low, block.high)):
+            pieces = [half_of(numbers) for numbers in both]
             if has_fifth:
-                numbers = block.builder.or_(numbers, block.bits(block.piece(16 + j), part, 1))
-            pieces.append(numbers)
-        scale, shift = _scale_and_shift(block, part, d, m)
-        yield Part(32 * part, pieces, scale, middle=16 if has_fifth else 8, shift=shift)
+                pieces = [b.or_(piece, block.bits(bits, i, 1)) for piece, bits in zip(pieces, above, strict=True)]
+            scale, shift = b.fmul(d, block.byte_of(s, i)), b.fmul(m, block.byte_of(t, i))
+            yield Part(32 * i, pieces, scale, middle=16 if has_fifth else 8, shift=shift)
+
+    return group
 
 
-def _q4_k(block: Block) -> Parts:
+def _q4_k(block: Block) -> Groups:
     return _in_scaled_parts(block, first=16, has_fifth=False)
 
 
-def _q5_k(block: Block) -> Parts:
+def _q5_k(block: Block) -> Groups:
     return _in_scaled_parts(block, first=48, has_fifth=True)
 
 
-def _q6_k(block: Block) -> Parts:
-    d = block.half(208)
-    for part in range(8):  # of 32 weights; four of them share the bytes of half a block
-        half = block.high if part % 4 >= 2 else block.low
-        for j in (0, 16):
-            numbers = half(block.piece(64 * (part // 4) + 32 * (part % 2) + j))
-            above = block.bits(block.piece(128 + 32 * (part // 4) + j), 2 * (part % 4), 3)
-            scale = block.builder.fmul(d, block.whole(block.signed(192 + 2 * part + j // 16)))
-            yield Part(32 * part + j, [block.builder.or_(numbers, above)], scale, middle=32)
+def _q6_k(block: Block) -> Groups:
+    """A group is half a block: 128 weights, of which two share 64 bytes and four their upper two bits."""
+    b = block.builder
+    d, scales = block.half(208), _Kept(b, block.words(192))
+
+    def group(number: ir.Value) -> Parts:
+        bits, above = block.moved(number, 64), block.moved(number, 32)
+        for i in range(4):  # of 32 weights
+            half = block.high if i >= 2 else block.low
+            words = scales[b.add(b.mul(number, ir.Constant(INT64, 2)), ir.Constant(INT64, i // 2))]
+            for k in range(2):
+                numbers = half(bits.piece(32 * (i % 2) + 16 * k))
+                upper = block.bits(above.piece(128 + 16 * k), 2 * i, 3)
+                scale = b.fmul(d, block.signed_byte_of(words, i % 2 * 2 + k))
+                yield Part(32 * i + 16 * k, [b.or_(numbers, upper)], scale, middle=32)
+
+    return group
 
 
 class Layout(NamedTuple):
@@ -259,8 +213,10 @@ class Layout(NamedTuple):
     name: str
     weights: int  # that the generator yields at a time
     size: int  # their bytes
-    floats: Callable[[Block], Vectors] | None = None  # one of the two
-    parts: Callable[[Block], Parts] | None = None
+    floats: Callable[[Block], Vectors] | None = None  # one of the three
+    parts: Callable[[Block], Parts] | None = None  # where a block is one group
+    groups: Callable[[Block], Groups] | None = None  # where it is several
+    group_count: int = 1
     bytes_each: int = 0  # of a weight where rows may have any length, which the last ones then need
 
 
@@ -273,30 +229,88 @@ LAYOUTS = {
     3: Layout("q4_1", 32, 20, parts=_q4_1),
     6: Layout("q5_0", 32, 22, parts=_q5_0),
     7: Layout("q5_1", 32, 24, parts=_q5_1),
-    12: Layout("q4_k", 256, 144, parts=_q4_k),
-    13: Layout("q5_k", 256, 176, parts=_q5_k),
-    14: Layout("q6_k", 256, 210, parts=_q6_k),
+    12: Layout("q4_k", 256, 144, groups=_q4_k, group_count=4),
+    13: Layout("q5_k", 256, 176, groups=_q5_k, group_count=4),
+    14: Layout("q6_k", 256, 210, groups=_q6_k, group_count=2),
 }
 
 
-def vectors(layout: Layout, block: Block) -> Vectors:
-    """A block's weights as float32."""
-    if layout.floats is not None:
-        yield from layout.floats(block)
+def for_each_group(
+    builder: ir.IRBuilder, layout: Layout, blocks: list[Block], first: ir.Value,
+    body: Callable[[ir.Value, list[Parts]], None], ahead: ir.Value | None = None,
+) -> None:  # fmt: skip
+    """body(number of its first weight, parts of each block) for each group of blocks whose first weight has a number.
+
+    ahead  an address, from which on as many bytes as the blocks have are asked for meanwhile
+    """
+    size = layout.size * sum(len(block.rows) for block in blocks) // layout.group_count
+    weights = layout.weights // layout.group_count
+
+    def asking(parts: Parts, there: ir.Value) -> Parts:
+        """The parts, and with each its share: all at once would hold up what is read now."""
+        for part in parts:
+            stop = part.first + PIECE * len(part.pieces)
+            _ask_for(builder, there, size * part.first // weights, size * stop // weights)
+            yield part
+
+    def group(first: ir.Value, each: list[Parts], there: ir.Value | None) -> None:
+        if there is not None:
+            each[0] = asking(each[0], there)
+        body(first, each)
+
+    if layout.groups is None:
+        assert layout.parts is not None
+        group(first, [layout.parts(block) for block in blocks], ahead)
         return
-    assert layout.parts is not None
-    builder = block.builder
-    for part in layout.parts(block):
-        shift = block.times(part.scale, -part.middle) if part.shift is None else part.shift
+    groups = [layout.groups(block) for block in blocks]
+    with cgutils.for_range(builder, ir.Constant(INT64, layout.group_count), intp=INT64) as loop:
+        place = builder.add(first, builder.mul(loop.index, ir.Constant(INT64, weights)))
+        there = ahead and llvm.at(builder, ahead, builder.mul(loop.index, ir.Constant(INT64, size)))
+        group(place, [parts(loop.index) for parts in groups], there)
+
+
+def for_each_vectors(
+    builder: ir.IRBuilder, layout: Layout, blocks: list[Block], first: ir.Value,
+    body: Callable[[ir.Value, list[Vectors]], None], ahead: ir.Value | None = None,
+) -> None:  # fmt: skip
+    """The same with the weights as float32."""
+    if layout.floats is not None:
+        if ahead is not None:
+            _ask_for(builder, ahead, 0, layout.size * len(blocks))
+        body(first, [layout.floats(block) for block in blocks])
+        return
+
+    def floats(first: ir.Value, each: list[Parts]) -> None:
+        body(first, [_floats(builder, parts) for parts in each])
+
+    for_each_group(builder, layout, blocks, first, floats, ahead)
+
+
+def _ask_for(builder: ir.IRBuilder, address: ir.Value, start: int, stop: int) -> None:
+    """Have the lines that begin within some bytes from an address on brought nearer."""
+    for line in range(-(-start // CACHE_LINE) * CACHE_LINE, stop, CACHE_LINE):
+        llvm.prefetch(builder, llvm.at(builder, address, ir.Constant(INT64, line)))
+
+
+def _floats(builder: ir.IRBuilder, parts: Parts) -> Vectors:
+    for part in parts:
+        scale, shift = scale_and_shift(builder, part)
         for i, piece in enumerate(part.pieces):
             for j in range(0, PIECE, LANES):
                 numbers = builder.zext(llvm.shuffle(builder, piece, range(j, j + LANES)), _LONGS)
-                yield part.first + i * PIECE + j, llvm.fma(builder, builder.sitofp(numbers, VECTOR), part.scale, shift)
+                yield part.first + i * PIECE + j, llvm.fma(builder, builder.sitofp(numbers, VECTOR), scale, shift)
+
+
+def scale_and_shift(builder: ir.IRBuilder, part: Part) -> tuple[ir.Value, ir.Value]:
+    """What a part's numbers are multiplied with, and what is then added."""
+    if part.shift is not None:
+        return part.scale, part.shift
+    return part.scale, builder.fmul(part.scale, llvm.same(FLOAT, part.scale.type.count, -part.middle))
 
 
 def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
     """A lone weight of F32, F16 or BF16."""
-    block = Block(builder, [address], lanes=1)
+    block = Block(builder, address, lanes=1)
     if kind == 0:
         number = block.load(0, FLOAT)
     elif kind == 1:
@@ -321,14 +335,15 @@ def for_each_block(builder, layout, columns, body, last):
             last(builder.mul(number, ir.Constant(INT64, layout.bytes_each)), number)
 
 
-def block_of_each(builder: ir.IRBuilder, layout: Layout, rows: list[ir.Value], byte: ir.Value) -> list[ir.Value]:
-    """The addresses of the rows' blocks that begin at a byte.
+def block_of_each(
+    builder: ir.IRBuilder, layout: Layout, rows: list[ir.Value], byte: ir.Value
+) -> tuple[list[ir.Value], ir.Value]:
+    """The addresses of the rows' blocks that begin at a byte, and from where on bytes are to be asked for ahead.
 
-    As many bytes as these blocks have are asked for, further on in memory, where the next rows stand one after another.
+    That is further on in memory, where the next rows stand one after another.
     """
-    count = ir.Constant(INT64, len(rows))
     distance = AHEAD_OF_ONE.get(layout.name, AHEAD) if len(rows) == 1 else AHEAD
-    ahead = llvm.at(builder, rows[-1], builder.mul(byte, count), ir.Constant(INT64, distance))
-    for line in range(0, layout.size * len(rows), CACHE_LINE):
-        llvm.prefetch(builder, llvm.at(builder, ahead, ir.Constant(INT64, line)))
-    return [llvm.at(builder, row, byte) for row in rows]
+    there = builder.mul(byte, ir.Constant(INT64, len(rows)))
+    ahead = llvm.at(builder, rows[-1], there, ir.Constant(INT64, distance))
+    byte = llvm.opaque(builder, byte)  # else LLVM would have an address for each row, and add to each
+    return [llvm.at(builder, row, byte) for row in rows], ahead

@@ -15,12 +15,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import llvm
-from .blocks import LAYOUTS, Block, block_of_each, for_each_block, one_weight, vectors
+from .blocks import LAYOUTS, Vectors, block_of_each, for_each_block, for_each_vectors, one_weight
 from .jit import Deferred, deferred, inline, literally
 from .llvm import FLOAT, INT32, INT64, LANES, VECTOR
-from .rounded import ROUNDED, ROWS, SPAN, SPAN_BYTES, round_row, rounded_sums
+from .rounded import ROUNDED, SPAN, SPAN_BYTES, round_row, rounded_sums
 from .row_group import sums_of_each
 from .simd import BYTES, FLOATS, advance
+from .unpacking import Block
 
 __all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "step", "unpack_of"]
 
@@ -50,8 +51,11 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
     rests = {pair: cgutils.alloca_once_value(builder, zero) for pair in pairs}
 
     def body(byte: ir.Value, first: ir.Value) -> None:
-        blocks = [vectors(layout, Block(builder, [start])) for start in block_of_each(builder, layout, weights, byte)]
-        for ones in zip(*blocks, strict=True):
+        starts, ahead = block_of_each(builder, layout, weights, byte)
+        for_each_vectors(builder, layout, [Block(builder, start) for start in starts], first, multiply, ahead)
+
+    def multiply(first: ir.Value, vectors: list[Vectors]) -> None:
+        for ones in zip(*vectors, strict=True):
             place = builder.add(first, ir.Constant(INT64, ones[0][0]))
             for r, row in enumerate(rows):  # one after another: all of them would not stay in the registers
                 factor = llvm.load(builder, llvm.at(builder, row, place))
@@ -94,14 +98,15 @@ def dot_rows(typingctx, kind, outputs, rows, there, out, out_row, x, rounded, we
             place = ir.Constant(INT64, o)
             places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
         weights = [llvm.at(builder, weight, builder.mul(size, place)) for place in places]
+        to = [llvm.at(builder, out, builder.mul(out_row, ir.Constant(INT64, r))) for r in range(r_count)]
         if number in ROUNDED:
-            sums = rounded_sums(builder, number, weights, rounded, r_count, columns)
-        else:
-            starts = [llvm.at(builder, x, builder.mul(columns, ir.Constant(INT64, r))) for r in range(r_count)]
-            sums = _sums(builder, number, weights, starts, columns)
-        for (o, r), total in sums.items():
-            row = builder.mul(out_row, ir.Constant(INT64, r))
-            builder.store(total, llvm.at(builder, out, row, places[o])).align = 4
+            mask = llvm.lanes_below(builder, there)
+            for row, total in zip(to, rounded_sums(builder, number, weights, rounded, r_count, columns), strict=True):
+                llvm.masked_store(builder, total, row, mask)
+            return context.get_dummy_value()
+        starts = [llvm.at(builder, x, builder.mul(columns, ir.Constant(INT64, r))) for r in range(r_count)]
+        for (o, r), total in _sums(builder, number, weights, starts, columns).items():
+            builder.store(total, llvm.at(builder, to[r], places[o])).align = 4
         return context.get_dummy_value()
 
     arrays = (N, FLOATS, N, FLOATS, BYTES, BYTES, N, N)
@@ -120,7 +125,10 @@ def unpack_row(typingctx, kind, out, weight, columns):
         layout = LAYOUTS[number]
 
         def body(byte, first):
-            for offset, values in vectors(layout, Block(builder, [llvm.at(builder, weight, byte)])):
+            for_each_vectors(builder, layout, [Block(builder, llvm.at(builder, weight, byte))], first, put)
+
+        def put(first, vectors):
+            for offset, values in vectors[0]:
                 place = llvm.at(builder, out, builder.add(first, ir.Constant(INT64, offset)))
                 llvm.store(builder, values, place)
 
@@ -164,10 +172,7 @@ def outputs_together(typingctx, kind, rows):
 
 def _outputs(kind: int, rows: int) -> int:
     if kind in ROUNDED:
-        if rows == 1:
-            return 2 * ROWS  # two vectors full of rows of weights
-        # Four rows of a long block's parts take half a second longer to compile, for 1 to 4%.
-        return 4 if rows >= HALF and LAYOUTS[kind].weights == SPAN else 2
+        return LANES
     return 1 if rows <= 2 and kind in WAITING[rows - 1] else 2
 
 

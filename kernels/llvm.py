@@ -37,10 +37,10 @@ IS_X86 = _TRIPLE.startswith(("x86_64", "i386", "i686"))
 HAS_HALF = bool(FEATURES.get("f16c")) or _TRIPLE.startswith(("aarch64", "arm64"))
 # Whether an instruction multiplies and adds, rounding once. Elsewhere LLVM would call a function for each number.
 HAS_FMA = bool(FEATURES.get("fma") or FEATURES.get("fma4") or not IS_X86)
-# Whether an instruction multiplies bytes with bytes and adds four products to a whole number.
-HAS_BYTE_PRODUCTS = bool(FEATURES.get("avxvnni") or (FEATURES.get("avx512vnni") and FEATURES.get("avx512vl")))
 # Whether an instruction multiplies words of 16 bits with others, as many as a vector holds, and adds two products up.
 HAS_WORD_PRODUCTS = IS_X86 and bool(FEATURES.get({16: "avx512bw", 8: "avx2", 4: "sse2"}[LANES]))
+# Whether it also adds them to a whole number.
+HAS_WORD_SUMS = bool(FEATURES.get("avx512vnni") if LANES == 16 else LANES == 8 and FEATURES.get("avxvnni"))
 
 CACHE_LINE = 64  # bytes
 LINE = CACHE_LINE // 4  # floats
@@ -112,6 +112,17 @@ def opaque(builder, value):
     """The same value, of which LLVM knows nothing: an empty piece of assembler, on any processor."""
     kind = ir.FunctionType(value.type, [value.type])
     return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), [value])
+
+
+def align_stack(builder):
+    """Have the function's stack begin at a cache line, for vectors that find no register.
+
+    LLVM sees to that only for what is put there on purpose; else each of the widest vectors lies across two lines.
+    """
+    place = cgutils.alloca_once(builder, VECTOR)
+    place.align = CACHE_LINE
+    kind = ir.FunctionType(ir.VoidType(), [place.type])
+    builder.call(ir.InlineAsm(kind, "", "r", side_effect=True), [place])
 
 
 def same(kind, lanes, number):

@@ -156,19 +156,20 @@ def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse2,+avx,+avx2,+fma"}, "8 True False True"),
+        ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse2,+avx,+avx2,+fma"}, "8 True True False"),
+        ({"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+sse2,+avx,+avx2,+fma,+avxvnni"}, "8 True True True"),
         ({"NUMBA_CPU_NAME": "sandybridge", "NUMBA_CPU_FEATURES": "+sse2,+avx,-avx2,-fma"}, "8 False False False"),
-        ({"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": "+sse2"}, "4 False False True"),
+        ({"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": "+sse2"}, "4 False True False"),
         ({"NUMBA_CPU_NAME": "generic"}, "4 False False False"),
-        ({"NUMBA_ENABLE_AVX": "0"}, "4 * False True"),  # as Numba decides for some virtual machines
+        ({"NUMBA_ENABLE_AVX": "0"}, "4 * True False"),  # as Numba decides for some virtual machines
     ],
-    ids=["haswell", "sandybridge", "nehalem", "generic", "without AVX"],
+    ids=["haswell", "alderlake", "sandybridge", "nehalem", "generic", "without AVX"],
 )
 def test_instructions_are_those_that_numba_compiles_for(settings, expected):
     """Of one that it was told not to use, LLVM ends the process."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("features of x86")
-    script = "from fastllm.kernels.llvm import *; print(LANES, HAS_FMA, HAS_BYTE_PRODUCTS, HAS_WORD_PRODUCTS)"
+    script = "from fastllm.kernels.llvm import *; print(LANES, HAS_FMA, HAS_WORD_PRODUCTS, HAS_WORD_SUMS)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_CPU")} | settings
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     lanes, fma, *products = found.stdout.split()

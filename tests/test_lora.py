@@ -404,7 +404,7 @@ def test_decoding_equals_reading_all(config, base, backend, rng):
     cache = model.new_cache()
     assert_close(model.prefill(tokens[:4], None, cache)[0], expected[3])
     is_rounded = backend == "numba" and base.startswith("Q") and ROUNDED  # to 16 bits, on the way
-    tolerance = 1e-4 if is_rounded else TOLERANCE
+    tolerance = 2e-4 if is_rounded else TOLERANCE
     for position in range(4, 9):
         assert_close(model.decode(tokens[position : position + 1], cache)[0], expected[position], tolerance)
 

@@ -149,16 +149,13 @@ def _kernels(problems: list[Problem]) -> Iterator[Line]:
 
     from ..bench import check_kernel
     from ..kernels.cases import CASES
-    from ..kernels.llvm import HAS_BYTE_PRODUCTS, HAS_WORD_PRODUCTS, LANES
+    from ..kernels.llvm import HAS_WORD_PRODUCTS, LANES
 
     features = llvmlite.binding.get_host_cpu_features()
     yield "processor family", llvmlite.binding.get_host_cpu_name()
     yield "features", ", ".join(name for name in FEATURES if features.get(name)) or "none of note"
     yield "vector width", f"{LANES} floats"
-    if HAS_BYTE_PRODUCTS:
-        weights = "multiplied as bytes"
-    else:
-        weights = "multiplied as words of 16 bits" if HAS_WORD_PRODUCTS else "made float32, then multiplied"
+    weights = "multiplied as words of 16 bits" if HAS_WORD_PRODUCTS else "made float32, then multiplied"
     yield "quantised weights", weights
     if LANES == 4 and platform.machine().lower() in ("x86_64", "amd64"):
         problems.append(

@@ -82,8 +82,8 @@ def flops(s):
 
 
 def rounding(s):
-    """x is rounded to 16 bits of the largest of eight: 1.3e-5 of a result."""
-    return 1.3e-5 if any(kind in ROUNDED for kind in s.kinds) else 0.0
+    """x is rounded to 16 bits of the largest of sixteen: 1.8e-5 of a result."""
+    return 1.8e-5 if any(kind in ROUNDED for kind in s.kinds) else 0.0
 
 
 @case(
