@@ -71,7 +71,7 @@ A_ROOM = DEPTH * ROWS + (DEPTH + LINE) * TILE_ROWS + 2 * LANES
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
-FEW_ROWS = 96  # for up to so many rows B is not packed
+FEW_ROWS = 192  # for up to so many rows B is not packed
 PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
 # Rows that begin a multiple of so many floats apart share a set of the first cache (which has 64 sets on most CPUs),
 # in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
