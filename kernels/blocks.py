@@ -36,7 +36,7 @@ from .unpacking import PIECE, Block
 
 __all__ = [
     "LAYOUTS", "Layout", "Part", "Parts", "Vectors", "block_of_each", "for_each_block", "for_each_group",
-    "for_each_vectors", "one_weight", "scale_and_shift",
+    "for_each_vectors", "one_weight",
 ]  # fmt: skip
 
 # Bytes that weights are asked for ahead of the last of the rows that are read together. CPUs do that by themselves for
@@ -48,20 +48,19 @@ AHEAD_OF_ONE = {"f32": 2048, "f16": 7168, "bf16": 7168}
 
 _LONGS = ir.VectorType(INT32, LANES)
 
-Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, and LANES of them
+Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, within a group, and LANES of them
 
 
 class Part(NamedTuple):
-    """Neighbours in a block: weight = scale * (number - middle), or, with a shift, scale * number + shift.
+    """Neighbours in a block: weight = scale * number + shift.
 
     Scale and shift are float32, in as many lanes as the block has.
     """
 
     first: int  # number of the first weight, within a group
-    pieces: list[ir.Value]  # of PIECE numbers, 0 to 255
+    pieces: list[ir.Value]  # of PIECE numbers of each row, 0 to 255
     scale: ir.Value
-    middle: int  # of the numbers
-    shift: ir.Value | None = None
+    shift: ir.Value
 
 
 Parts = Iterator[Part]
@@ -90,20 +89,25 @@ def _from_brain(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return builder.bitcast(builder.shl(wide, llvm.same(INT32, lanes, 16)), ir.VectorType(FLOAT, lanes))
 
 
+def _around(block: Block, middle: int, first: int, pieces: list[ir.Value], scale: ir.Value) -> Part:
+    """weight = scale * (number - middle)."""
+    return Part(first, pieces, scale, block.times(scale, -middle))
+
+
 def _q8_0(block: Block) -> Parts:
     pieces = [block.piece(2 + j) for j in (0, 16)]
     numbers = [block.raised(piece) for piece in pieces]
-    yield Part(0, numbers, block.half(0), middle=128)
+    yield _around(block, 128, 0, numbers, block.half(0))
 
 
 def _q4_0(block: Block) -> Parts:
     numbers = block.piece(2)
-    yield Part(0, [block.low(numbers), block.high(numbers)], block.half(0), middle=8)
+    yield _around(block, 8, 0, [block.low(numbers), block.high(numbers)], block.half(0))
 
 
 def _q4_1(block: Block) -> Parts:
     numbers = block.piece(4)
-    yield Part(0, [block.low(numbers), block.high(numbers)], block.half(0), middle=8, shift=block.half(2))
+    yield Part(0, [block.low(numbers), block.high(numbers)], block.half(0), block.half(2))
 
 
 def _five_bits(block: Block, fifth: int, others: int) -> list[ir.Value]:
@@ -114,11 +118,11 @@ def _five_bits(block: Block, fifth: int, others: int) -> list[ir.Value]:
 
 
 def _q5_0(block: Block) -> Parts:
-    yield Part(0, _five_bits(block, 2, 6), block.half(0), middle=16)
+    yield _around(block, 16, 0, _five_bits(block, 2, 6), block.half(0))
 
 
 def _q5_1(block: Block) -> Parts:
-    yield Part(0, _five_bits(block, 4, 8), block.half(0), middle=16, shift=block.half(2))
+    yield Part(0, _five_bits(block, 4, 8), block.half(0), block.half(2))
 
 
 class _Kept:
@@ -174,8 +178,7 @@ def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Groups:
             pieces = [half_of(numbers) for numbers in both]
             if has_fifth:
                 pieces = [b.or_(piece, block.bits(bits, i, 1)) for piece, bits in zip(pieces, above, strict=True)]
-            scale, shift = b.fmul(d, block.byte_of(s, i)), b.fmul(m, block.byte_of(t, i))
-            yield Part(32 * i, pieces, scale, middle=16 if has_fifth else 8, shift=shift)
+            yield Part(32 * i, pieces, b.fmul(d, block.byte_of(s, i)), b.fmul(m, block.byte_of(t, i)))
 
     return group
 
@@ -202,7 +205,7 @@ def _q6_k(block: Block) -> Groups:
                 numbers = half(bits.piece(32 * (i % 2) + 16 * k))
                 upper = block.bits(above.piece(128 + 16 * k), 2 * i, 3)
                 scale = b.fmul(d, block.signed_byte_of(words, i % 2 * 2 + k))
-                yield Part(32 * i + 16 * k, [b.or_(numbers, upper)], scale, middle=32)
+                yield _around(block, 32, 32 * i + 16 * k, [b.or_(numbers, upper)], scale)
 
     return group
 
@@ -211,8 +214,8 @@ class Layout(NamedTuple):
     """What a kind's blocks are."""
 
     name: str
-    weights: int  # that the generator yields at a time
-    size: int  # their bytes
+    weights: int
+    size: int  # bytes
     floats: Callable[[Block], Vectors] | None = None  # one of the three
     parts: Callable[[Block], Parts] | None = None  # where a block is one group
     groups: Callable[[Block], Groups] | None = None  # where it is several
@@ -294,18 +297,11 @@ def _ask_for(builder: ir.IRBuilder, address: ir.Value, start: int, stop: int) ->
 
 def _floats(builder: ir.IRBuilder, parts: Parts) -> Vectors:
     for part in parts:
-        scale, shift = scale_and_shift(builder, part)
         for i, piece in enumerate(part.pieces):
             for j in range(0, PIECE, LANES):
                 numbers = builder.zext(llvm.shuffle(builder, piece, range(j, j + LANES)), _LONGS)
-                yield part.first + i * PIECE + j, llvm.fma(builder, builder.sitofp(numbers, VECTOR), scale, shift)
-
-
-def scale_and_shift(builder: ir.IRBuilder, part: Part) -> tuple[ir.Value, ir.Value]:
-    """What a part's numbers are multiplied with, and what is then added."""
-    if part.shift is not None:
-        return part.scale, part.shift
-    return part.scale, builder.fmul(part.scale, llvm.same(FLOAT, part.scale.type.count, -part.middle))
+                weights = llvm.fma(builder, builder.sitofp(numbers, VECTOR), part.scale, part.shift)
+                yield part.first + i * PIECE + j, weights
 
 
 def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:

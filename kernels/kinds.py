@@ -25,9 +25,9 @@ from .unpacking import Block
 
 __all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "step", "unpack_of"]
 
-# A dot product has one accumulator, a vector. With those of a few rows of weights and up to TOGETHER rows of x at a
-# time, a multiply-add need not wait for the one before, a weight is unpacked once and an x loaded once for several, and
-# all stay in the registers, of which AVX2 has 16.
+# A dot product has one accumulator, a vector (of those that are ROUNDED, a lane of one). With those of a few rows of
+# weights and up to TOGETHER rows of x at a time, a multiply-add need not wait for the one before, a weight is unpacked
+# once and an x loaded once for several, and all stay in the registers, of which AVX2 has 16.
 TOGETHER = 4 if LANES == 8 else 8
 HALF = TOGETHER // 2
 # One or two rows of x wait for memory where weights are of 16 bits or more, one alone where they are of 8 bits or more;

@@ -71,7 +71,10 @@ A_ROOM = DEPTH * ROWS + (DEPTH + LINE) * TILE_ROWS + 2 * LANES
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
 PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
-FEW_ROWS = 192  # for up to so many rows B is not packed
+FEW_ROWS = 96  # for up to so many rows B is not packed
+# Twice as many are few where they nearly fill their tiles: 1.05x to 1.07x on a core that does two multiply-adds of 512
+# bits a cycle, less on others. A small or shallow B is no work to pack.
+FEW_COLUMNS, FEW_DEPTH = 256, 256
 PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
 # Rows that begin a multiple of so many floats apart share a set of the first cache (which has 64 sets on most CPUs),
 # in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
@@ -379,13 +382,23 @@ def rows_are_cut(rows, columns, a_transposed, parts):
     return by_rows * 50 <= by_columns * 51  # what comes before and after is cut across rows, too
 
 
+@inline
+def rows_are_few(rows, columns, depth, room):
+    """Whether it is better to pack A than a transposed B."""
+    if rows <= FEW_ROWS:
+        return True
+    fits = padded(rows) * even_block(depth, DEPTH) <= room - A_ROOM
+    is_full = 2 * (padded(rows) - rows) <= TILE_COLUMNS
+    return rows <= 2 * FEW_ROWS and fits and is_full and columns >= FEW_COLUMNS and depth >= FEW_DEPTH
+
+
 @linked(types.void(P, N, N, P, N, B, P, N, B, N, P, P, P, P, N, N, N))
 def product_part(
     c, rows, columns, a, a_row, a_transposed, b, b_row, b_transposed, depth, addend, bias, sums, scratch, room, part,
     parts,
 ):
     """What one of so many threads does of `product`; scratch has a row for each of them."""
-    are_few = b_transposed and not a_transposed and rows <= FEW_ROWS
+    are_few = b_transposed and not a_transposed and rows_are_few(rows, columns, depth, room)
     by_rows = not are_few and rows_are_cut(rows, columns, a_transposed, parts)
     unit = TURNED_ROWS if are_few else row_unit(a_transposed) if by_rows else TILE_COLUMNS
     tiles = ((rows if by_rows else columns) + unit - 1) // unit

@@ -29,7 +29,7 @@ STRIP = 131072  # floats of an unpacked strip: half a megabyte, which second cac
 def packed_scratch(columns, rows):
     """Scratch for maps of rows of up to so many numbers: a row for each thread, with room for a strip and panels.
 
-    rows  up to so many are mapped by rows, for which they may be rounded: to as many bytes as the numbers take
+    rows  up to so many are mapped by rows, for which they may be rounded: to less bytes than the numbers take
     """
     panels = matmul_scratch().shape[1]
     strip = max(STRIP, TILE_COLUMNS * columns)

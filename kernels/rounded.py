@@ -9,7 +9,8 @@ and the inner sum is exact. An instruction multiplies two neighbouring words of 
 products up: so n_w is made of 16 bits, those at even places in one vector and those at odd ones in another.
 
 What is added to all weights of a block is multiplied with the sum of what the n_x stand for. A number of x is off by at
-most 1 / 65534 of the largest of its piece: as good as random, 1.8e-5 of a result.
+most 1 / 65534 of the largest of its piece: as good as random, 1.8e-5 of a result. Where numbers of x are beyond 1e34,
+their sums may be beyond what float32 holds, and a result infinite or NaN.
 
 A lane is a row of weights. LANES rows are taken together, four neighbours of each at a time, and multiplied with those
 of a row of x, which all lanes get:
@@ -32,7 +33,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import llvm
-from .blocks import LAYOUTS, Part, Parts, block_of_each, for_each_block, for_each_group, scale_and_shift
+from .blocks import LAYOUTS, Part, Parts, block_of_each, for_each_block, for_each_group
 from .llvm import FLOAT, HAS_WORD_PRODUCTS, HAS_WORD_SUMS, INT16, INT32, INT64, LANES, VECTOR
 from .simd import BYTES, FLOATS
 from .unpacking import PIECE, BlockOfEach, quarter
@@ -188,9 +189,8 @@ def _add_part(builder: ir.IRBuilder, part: Part, spans: list[_Span], totals: lis
             scaled = [builder.fmul(*of) for of in zip(floats, scales, strict=True)]
         else:
             scaled = [llvm.fma(builder, *of) for of in zip(floats, scales, scaled, strict=True)]
-    scale, shift = scale_and_shift(builder, part)
-    totals = [llvm.fma(builder, value, scale, total) for value, total in zip(scaled, totals, strict=True)]
-    return [llvm.fma(builder, span.sum(pieces), shift, total) for span, total in zip(spans, totals, strict=True)]
+    totals = [llvm.fma(builder, value, part.scale, total) for value, total in zip(scaled, totals, strict=True)]
+    return [llvm.fma(builder, span.sum(pieces), part.shift, total) for span, total in zip(spans, totals, strict=True)]
 
 
 def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: ir.Value, rows: int, columns) -> list:

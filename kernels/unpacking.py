@@ -119,6 +119,9 @@ class BlockOfEach(Block):
     def _at(self, rows: list[ir.Value]) -> Block:
         return BlockOfEach(self.builder, rows)
 
+    def load(self, offset: int, kind: ir.Type, count: int = 1) -> ir.Value:
+        raise NotImplementedError("there is a way to a piece, words, a half and fifth bits of each row")
+
     def piece(self, offset: int) -> ir.Value:
         words = [self._load(row, offset, ir.VectorType(INT32, 4)) for row in self.rows]
         columns = _join(self.builder, _four_columns(self.builder, words))
