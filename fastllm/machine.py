@@ -31,11 +31,16 @@ def describe(threads: int, *packages: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker gives it, or its architecture."""
+    """The processor's name as its maker gives it, on Linux with its family and model; or its architecture.
+
+    Virtual machines tell no more than "AMD EPYC", of any of its five generations.
+    """
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
-    names = [value for key, value in _proc("/proc/cpuinfo") if key == "model name"]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = dict(reversed(_proc("/proc/cpuinfo")))  # the first core's
+    numbers = [f"{word} {found[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in found]
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def logical_cores() -> int:
