@@ -89,6 +89,11 @@ def _from_brain(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return builder.bitcast(builder.shl(wide, llvm.same(INT32, lanes, 16)), ir.VectorType(FLOAT, lanes))
 
 
+def _one_group(parts: Callable[[Block], Parts]) -> Callable[[Block], Groups]:
+    """Of a short block."""
+    return lambda block: lambda number: parts(block)
+
+
 def _around(block: Block, middle: int, first: int, pieces: list[ir.Value], scale: ir.Value) -> Part:
     """weight = scale * (number - middle)."""
     return Part(first, pieces, scale, block.times(scale, -middle))
@@ -216,9 +221,8 @@ class Layout(NamedTuple):
     name: str
     weights: int
     size: int  # bytes
-    floats: Callable[[Block], Vectors] | None = None  # one of the three
-    parts: Callable[[Block], Parts] | None = None  # where a block is one group
-    groups: Callable[[Block], Groups] | None = None  # where it is several
+    floats: Callable[[Block], Vectors] | None = None  # one of the two
+    groups: Callable[[Block], Groups] | None = None
     group_count: int = 1
     bytes_each: int = 0  # of a weight where rows may have any length, which the last ones then need
 
@@ -227,11 +231,11 @@ LAYOUTS = {
     0: Layout("f32", 32, 128, floats=_f32, bytes_each=4),
     1: Layout("f16", 32, 64, floats=_f16, bytes_each=2),
     30: Layout("bf16", 32, 64, floats=_bf16, bytes_each=2),
-    8: Layout("q8_0", 32, 34, parts=_q8_0),
-    2: Layout("q4_0", 32, 18, parts=_q4_0),
-    3: Layout("q4_1", 32, 20, parts=_q4_1),
-    6: Layout("q5_0", 32, 22, parts=_q5_0),
-    7: Layout("q5_1", 32, 24, parts=_q5_1),
+    8: Layout("q8_0", 32, 34, groups=_one_group(_q8_0)),
+    2: Layout("q4_0", 32, 18, groups=_one_group(_q4_0)),
+    3: Layout("q4_1", 32, 20, groups=_one_group(_q4_1)),
+    6: Layout("q5_0", 32, 22, groups=_one_group(_q5_0)),
+    7: Layout("q5_1", 32, 24, groups=_one_group(_q5_1)),
     12: Layout("q4_k", 256, 144, groups=_q4_k, group_count=4),
     13: Layout("q5_k", 256, 176, groups=_q5_k, group_count=4),
     14: Layout("q6_k", 256, 210, groups=_q6_k, group_count=2),
@@ -256,20 +260,21 @@ def for_each_group(
             _ask_for(builder, there, size * part.first // weights, size * stop // weights)
             yield part
 
-    def group(first: ir.Value, each: list[Parts], there: ir.Value | None) -> None:
-        if there is not None:
-            each[0] = asking(each[0], there)
-        body(first, each)
-
-    if layout.groups is None:
-        assert layout.parts is not None
-        group(first, [layout.parts(block) for block in blocks], ahead)
-        return
+    assert layout.groups is not None
     groups = [layout.groups(block) for block in blocks]
+
+    def group(number: ir.Value) -> None:
+        each = [parts(number) for parts in groups]
+        if ahead is not None:
+            there = llvm.at(builder, ahead, builder.mul(number, ir.Constant(INT64, size)))
+            each[0] = asking(each[0], there)
+        body(builder.add(first, builder.mul(number, ir.Constant(INT64, weights))), each)
+
+    if layout.group_count == 1:
+        group(ir.Constant(INT64, 0))
+        return
     with cgutils.for_range(builder, ir.Constant(INT64, layout.group_count), intp=INT64) as loop:
-        place = builder.add(first, builder.mul(loop.index, ir.Constant(INT64, weights)))
-        there = ahead and llvm.at(builder, ahead, builder.mul(loop.index, ir.Constant(INT64, size)))
-        group(place, [parts(loop.index) for parts in groups], there)
+        group(loop.index)
 
 
 def for_each_vectors(
