@@ -55,6 +55,7 @@ ODD = [
     {"rows": 1, "columns": 1, "kinds": (0,), "outputs": (1,)},
     {"rows": 5, "columns": 65, "kinds": (0, 1, 30), "outputs": (7, 31, 1), "residual": True},
     {"rows": 3, "columns": 300, "kinds": (30,), "outputs": (130,), "bias": False},
+    {"rows": 15, "columns": 1100, "kinds": (30, 0, 1), "outputs": (6, 33, 3), "residual": True},
     {"rows": 7, "columns": 96, "kinds": (8, 2, 3), "outputs": (33, 1, 40)},
     {"rows": 6, "columns": 320, "kinds": (6, 7), "outputs": (65, 7), "bias": False, "residual": True},
     {"rows": 1, "columns": 512, "kinds": (12, 13, 14), "outputs": (33, 33, 33)},
