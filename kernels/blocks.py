@@ -31,7 +31,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from . import llvm
-from .llvm import CACHE_LINE, FLOAT, INT16, INT32, INT64, LANES, VECTOR
+from .llvm import CACHE_LINE, FLOAT, INT16, INT32, INT64, LANES, LONGS, VECTOR
 from .unpacking import PIECE, Block
 
 __all__ = [
@@ -46,7 +46,6 @@ AHEAD = 5120
 # Of a lone row: up to 1.1 times as fast on AMD, where the cores don't share the way to memory. On Intel all are alike.
 AHEAD_OF_ONE = {"f32": 2048, "f16": 7168, "bf16": 7168}
 
-_LONGS = ir.VectorType(INT32, LANES)
 
 Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, within a group, and LANES of them
 
@@ -155,12 +154,12 @@ def _in_six_bits(block: Block) -> list[_Kept]:
     def only(words: ir.Value, byte: int) -> ir.Value:
         return b.and_(words, llvm.same(INT32, block.lanes, byte * 0x01010101))
 
-    def up(words: ir.Value, bits: int) -> ir.Value:
-        return (b.shl if bits > 0 else b.lshr)(words, llvm.same(INT32, block.lanes, abs(bits)))
+    def down(words: ir.Value, bits: int) -> ir.Value:
+        return b.lshr(words, llvm.same(INT32, block.lanes, bits))
 
     s, t, last = block.words(0)[1:]
-    s_last = b.or_(only(last, 15), only(up(s, -2), 48))
-    t_last = b.or_(only(up(last, -4), 15), only(up(t, -2), 48))
+    s_last = b.or_(only(last, 15), only(down(s, 2), 48))
+    t_last = b.or_(only(down(last, 4), 15), only(down(t, 2), 48))
     return [_Kept(b, [only(s, 63), s_last]), _Kept(b, [only(t, 63), t_last])]
 
 
@@ -304,7 +303,7 @@ def _floats(builder: ir.IRBuilder, parts: Parts) -> Vectors:
     for part in parts:
         for i, piece in enumerate(part.pieces):
             for j in range(0, PIECE, LANES):
-                numbers = builder.zext(llvm.shuffle(builder, piece, range(j, j + LANES)), _LONGS)
+                numbers = builder.zext(llvm.shuffle(builder, piece, range(j, j + LANES)), LONGS)
                 weights = llvm.fma(builder, builder.sitofp(numbers, VECTOR), part.scale, part.shift)
                 yield part.first + i * PIECE + j, weights
 

@@ -49,6 +49,7 @@ FLOAT = ir.FloatType()
 INT64 = ir.IntType(64)
 INT32, INT16 = ir.IntType(32), ir.IntType(16)
 VECTOR = ir.VectorType(FLOAT, LANES)
+LONGS = ir.VectorType(INT32, LANES)
 
 
 def at(builder, pointer, *offsets):

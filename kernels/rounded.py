@@ -34,7 +34,7 @@ from numba.extending import intrinsic
 
 from . import llvm
 from .blocks import LAYOUTS, Part, Parts, block_of_each, for_each_block, for_each_group
-from .llvm import FLOAT, HAS_WORD_PRODUCTS, HAS_WORD_SUMS, INT16, INT32, INT64, LANES, VECTOR
+from .llvm import FLOAT, HAS_WORD_PRODUCTS, HAS_WORD_SUMS, INT16, INT32, INT64, LANES, LONGS, VECTOR
 from .simd import BYTES, FLOATS
 from .unpacking import PIECE, BlockOfEach, quarter
 
@@ -50,7 +50,6 @@ SMALLEST = 1e-30  # a piece whose numbers are all below is taken for zeros: 1 / 
 SPAN = 2 * PIECE
 ODD, SCALES, SUMS, SPAN_BYTES = SPAN, 2 * SPAN, 2 * SPAN + 8, 2 * SPAN + 20
 
-_LONGS = ir.VectorType(INT32, LANES)
 _WORDS = ir.VectorType(INT16, 2 * LANES)
 _PIECE_FLOATS = ir.VectorType(FLOAT, PIECE)
 _PIECE_LONGS = ir.VectorType(INT32, PIECE)
@@ -133,10 +132,10 @@ _MULTIPLY_WORDS = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd
 def _add_products(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
     """total + the sums of each lane's products of two words each."""
     if HAS_WORD_SUMS:
-        arguments = [total, *(builder.bitcast(words, _LONGS) for words in (weights, x))]
-        return llvm.call(builder, f"llvm.x86.avx512.vpdpwssd.{32 * LANES}", _LONGS, arguments)
+        arguments = [total, *(builder.bitcast(words, LONGS) for words in (weights, x))]
+        return llvm.call(builder, f"llvm.x86.avx512.vpdpwssd.{32 * LANES}", LONGS, arguments)
     arguments = [builder.bitcast(words, _WORDS) for words in (weights, x)]
-    return builder.add(total, llvm.call(builder, f"llvm.x86.{_MULTIPLY_WORDS}", _LONGS, arguments))
+    return builder.add(total, llvm.call(builder, f"llvm.x86.{_MULTIPLY_WORDS}", LONGS, arguments))
 
 
 def _words(builder: ir.IRBuilder, numbers: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -201,7 +200,7 @@ def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: i
 
     def body(byte: ir.Value, first: ir.Value) -> None:
         starts, ahead = block_of_each(builder, layout, weights, byte)
-        for_each_group(builder, layout, [BlockOfEach(builder, starts)], first, add, ahead)
+        for_each_group(builder, layout, [BlockOfEach(builder, *starts)], first, add, ahead)
 
     def add(first: ir.Value, each: list[Parts]) -> None:
         before = builder.mul(builder.sdiv(first, ir.Constant(INT64, SPAN)), ir.Constant(INT64, rows * SPAN_BYTES))

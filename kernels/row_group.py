@@ -59,11 +59,15 @@ def sums_of_each(builder, vectors):
     return vectors[0]
 
 
-def perfect_shuffle(builder, rows):
-    """Interleave the first half of some vectors with the second: i with i + half, one pair after another."""
+def perfect_shuffle(builder, rows, within=None):
+    """Interleave the first half of some vectors with the second: i with i + half, one pair after another.
+
+    within  lanes stay within runs of so many; None: within the vector
+    """
     lanes = rows[0].type.count
-    low = [i // 2 + lanes * (i % 2) for i in range(lanes)]
-    high = [lanes // 2 + i for i in low]
+    within = within or lanes
+    low = [start + i // 2 + lanes * (i % 2) for start in range(0, lanes, within) for i in range(within)]
+    high = [within // 2 + i for i in low]
     half = len(rows) // 2
     return [
         llvm.shuffle(builder, first, order, second)

@@ -9,23 +9,23 @@ from __future__ import annotations
 from llvmlite import ir
 
 from . import llvm
-from .llvm import FLOAT, INT16, INT32, INT64, LANES
+from .llvm import FLOAT, INT16, INT32, INT64, LANES, LONGS
+from .row_group import perfect_shuffle
 
 __all__ = ["PIECE", "Block", "BlockOfEach", "quarter"]
 
 PIECE = 16  # weights of one vector of bytes
 
 _BYTE = ir.IntType(8)
-_LONGS = ir.VectorType(INT32, LANES)
 
 
 class Block:
     """A block of a row. What there is one of, whole numbers and floats, is the same in all of `lanes` lanes."""
 
-    def __init__(self, builder: ir.IRBuilder, address: ir.Value, lanes: int = LANES) -> None:
+    def __init__(self, builder: ir.IRBuilder, *rows: ir.Value, lanes: int = LANES) -> None:
         self.builder = builder
         self.lanes = lanes
-        self.rows = [address]
+        self.rows = rows  # their addresses
 
     def load(self, offset: int, kind: ir.Type, count: int = 1) -> ir.Value:
         """A vector of `count` values of a kind, from an offset on."""
@@ -37,10 +37,7 @@ class Block:
     def moved(self, group: ir.Value, step: int) -> Block:
         """The bytes of a group, which begin so many bytes behind those of the one before."""
         offset = self.builder.mul(group, ir.Constant(INT64, step))
-        return self._at([llvm.at(self.builder, row, offset) for row in self.rows])
-
-    def _at(self, rows: list[ir.Value]) -> Block:
-        return Block(self.builder, *rows, lanes=self.lanes)
+        return type(self)(self.builder, *(llvm.at(self.builder, row, offset) for row in self.rows), lanes=self.lanes)
 
     def piece(self, offset: int) -> ir.Value:
         """PIECE bytes from an offset on."""
@@ -112,13 +109,6 @@ class BlockOfEach(Block):
     It has its own way to what is loaded (piece, words, half and fifth); the rest is Block's.
     """
 
-    def __init__(self, builder: ir.IRBuilder, addresses: list[ir.Value]) -> None:
-        super().__init__(builder, addresses[0])
-        self.rows = addresses
-
-    def _at(self, rows: list[ir.Value]) -> Block:
-        return BlockOfEach(self.builder, rows)
-
     def load(self, offset: int, kind: ir.Type, count: int = 1) -> ir.Value:
         raise NotImplementedError("there is a way to a piece, words, a half and fifth bits of each row")
 
@@ -136,7 +126,7 @@ class BlockOfEach(Block):
         return _join(self.builder, [self._load(row, offset, one) for row in self.rows])
 
     def fifth(self, offset: int) -> ir.Value:
-        bits, four = self.builder.zext(self._shorts(offset), _LONGS), []
+        bits, four = self.builder.zext(self._shorts(offset), LONGS), []
         for k in range(0, PIECE, 4):
             here = self.builder.lshr(bits, llvm.same(INT32, LANES, k))
             here = self.builder.and_(here, llvm.same(INT32, LANES, 15))
@@ -152,7 +142,7 @@ class BlockOfEach(Block):
 def quarter(builder: ir.IRBuilder, piece: ir.Value, k: int) -> ir.Value:
     """Numbers 4 k to 4 k + 3 of each row in a piece of BlockOfEach's, as LANES words of 32 bits."""
     numbers = llvm.shuffle(builder, piece, range(4 * LANES * k, 4 * LANES * (k + 1)))
-    return builder.bitcast(numbers, _LONGS)
+    return builder.bitcast(numbers, LONGS)
 
 
 def _join(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
@@ -166,12 +156,8 @@ def _join(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
 def _four_columns(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     """The columns of LANES rows of four: two shuffles each, which stay within 128 bits, where CPUs are fast."""
     vectors = [_join(builder, rows[k::4]) for k in range(4)]  # each 128 bits of one are a row, the next but three after
-    low = [lane + source for start in range(0, LANES, 4) for lane in (start, start + 1) for source in (0, LANES)]
-    high = [lane + 2 for lane in low]
     for _ in range(2):
-        vectors = [
-            llvm.shuffle(builder, vectors[k], order, vectors[k + 2]) for k in range(2) for order in (low, high)
-        ]
+        vectors = perfect_shuffle(builder, vectors, within=4)
     return vectors
 
 
