@@ -70,7 +70,8 @@ A_ROOM = DEPTH * ROWS + (DEPTH + LINE) * TILE_ROWS + 2 * LANES
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
-PACKING = 8  # packing a row of B takes the time of multiplying it by so many rows of A
+PACKING = 24  # packing a row of B takes the time of multiplying it by so many rows of A
+EXCHANGED = 4  # a float of A or C that goes from one core to another, that of so many multiply-adds
 FEW_ROWS = 96  # for up to so many rows B is not packed
 # Twice as many are few where they nearly fill their tiles: 1.05x to 1.07x on a core that does two multiply-adds of 512
 # bits a cycle, less on others. A small or shallow B is no work to pack.
@@ -371,15 +372,20 @@ def row_unit(a_transposed):
 
 
 @inline
-def rows_are_cut(rows, columns, a_transposed, parts):
-    """Whether C is cut across its rows or its columns: whichever leaves the largest part less to do."""
+def rows_are_cut(rows, columns, depth, a_transposed, parts):
+    """Whether C is cut across its rows or its columns: whichever leaves the largest part less to do.
+
+    What comes before and after is cut across rows. With the columns cut, each thread packs only its part of B, but
+    reads rows of A that others have written, and others read its columns of C.
+    """
     unit = row_unit(a_transposed)
     tall = (rows + unit - 1) // unit
     wide = (columns + TILE_COLUMNS - 1) // TILE_COLUMNS
     more = PACKING_A if a_transposed else 0
     by_rows = ((tall + parts - 1) // parts * unit + PACKING) * (wide * TILE_COLUMNS + more)
     by_columns = (rows + PACKING) * ((wide + parts - 1) // parts * TILE_COLUMNS + more)
-    return by_rows * 50 <= by_columns * 51  # what comes before and after is cut across rows, too
+    exchanged = rows * (depth + columns) * (parts - 1) // parts
+    return by_rows * depth <= by_columns * depth + EXCHANGED * exchanged
 
 
 @inline
@@ -399,7 +405,7 @@ def product_part(
 ):
     """What one of so many threads does of `product`; scratch has a row for each of them."""
     are_few = b_transposed and not a_transposed and rows_are_few(rows, columns, depth, room)
-    by_rows = not are_few and rows_are_cut(rows, columns, a_transposed, parts)
+    by_rows = not are_few and rows_are_cut(rows, columns, depth, a_transposed, parts)
     unit = TURNED_ROWS if are_few else row_unit(a_transposed) if by_rows else TILE_COLUMNS
     tiles = ((rows if by_rows else columns) + unit - 1) // unit
     start, stop = tiles * part // parts * unit, tiles * (part + 1) // parts * unit

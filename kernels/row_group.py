@@ -16,8 +16,6 @@ from .simd import FLOATS
 
 __all__ = ["transpose", "transpose_part"]
 
-TRANSPOSE_AHEAD = 128
-
 
 def _rows_from(builder, first, row):
     """The addresses of LANES rows, `row` floats apart."""
@@ -90,14 +88,15 @@ def _transpose(builder, to, to_row, sources):
 def transpose(typingctx, to, to_row, source, source_row):
     """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k]; to may be halves.
 
-    What stands TRANSPOSE_AHEAD floats further in each row is asked for: CPUs do that by themselves for fewer rows.
+    What stands LANES rows further on is asked for: CPUs do that by themselves for fewer rows.
     """
 
     def codegen(context, builder, signature, arguments):
         to, to_row, source, source_row = arguments
         rows = _rows_from(builder, source, source_row)
-        for row in rows:
-            llvm.prefetch(builder, llvm.at(builder, row, ir.Constant(INT64, TRANSPOSE_AHEAD)))
+        next_rows = llvm.at(builder, source, builder.mul(ir.Constant(INT64, LANES), source_row))
+        for row in _rows_from(builder, next_rows, source_row):
+            llvm.prefetch(builder, row)
         _transpose(builder, to, to_row, rows)
         return context.get_dummy_value()
 

@@ -81,13 +81,17 @@ def copy_column(typingctx, to, source):
 
 @intrinsic
 def copy_columns(typingctx, to, source, row):
-    """copy_column for COLUMNS_TOGETHER steps, `row` floats apart where they come from."""
+    """copy_column for COLUMNS_TOGETHER steps, `row` floats apart where they come from; as many further are asked for.
+
+    CPUs do not by themselves: these are a few lines of each of many rows.
+    """
 
     def codegen(context, builder, signature, arguments):
         to, source, row = arguments
-        values = []
+        values, ahead = [], builder.mul(row, ir.Constant(INT64, COLUMNS_TOGETHER))
         for _ in range(COLUMNS_TOGETHER):
             values.append(_load_column(builder, source))
+            llvm.prefetch(builder, llvm.at(builder, source, ahead))
             source = llvm.at(builder, source, row)
         for k, value in enumerate(values):
             _store_column(builder, value, llvm.at(builder, to, ir.Constant(INT64, k * TILE_ROWS)))
