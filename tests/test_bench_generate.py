@@ -12,6 +12,7 @@ import pytest
 import fastllm
 from fastllm import cli
 from fastllm.formats import open_model, write_gguf, write_huggingface
+from fastllm.formats.bytes_of_file import map_file
 from fastllm.parameters import Parameters, initialise
 from fastllm.peers import generation_race, race
 from fastllm.peers import generation_report as report
@@ -299,3 +300,19 @@ def test_sizes(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(bytes(7))
     (tmp_path / "config.json").write_bytes(bytes(90))
     assert size_of(str(tmp_path)) == size_of(str(tmp_path / "a.safetensors")) == 7
+
+
+def test_files_are_read_anew(tmp_path: Path) -> None:
+    path, text = tmp_path / "x.gguf", bytes(range(256)) * 100
+    path.write_bytes(text)
+    generation_race.read_anew(path)
+    assert map_file(path).tobytes() == path.read_bytes() == text
+
+
+def test_files_are_mapped_where_there_are_no_large_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", 12345, raising=False)  # which no kernel knows
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"bytes")
+    assert map_file(path).tobytes() == b"bytes"
+    monkeypatch.delattr("mmap.MADV_HUGEPAGE")  # as on macOS and Windows
+    assert map_file(path).tobytes() == b"bytes"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import mmap
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from ..config import ModelConfig, preset
 from ..conversion import load_source
 from ..errors import FormatError
 from ..formats import open_model, write_gguf, write_huggingface
+from ..formats.bytes_of_file import map_file
 from ..parameters import Parameters, initialise
 from .generation import GENERATORS, NEEDS, PACKAGES, SEED, GenerationCase, size_of
 from .race import PAUSE, PeerError, Worker, compile_kernels, threads_of_processes
@@ -136,15 +139,16 @@ def races(
         theirs = folder / f"{kind}-theirs"
         contenders = list(names)
         if "transformers" in contenders:
-            opened = open_model(path)
             try:
-                write_huggingface(theirs, opened.config, opened.weights, dtype="float32")
+                _write_theirs(theirs, path)
             except FormatError as error:
                 contenders.remove("transformers")
                 note(f"{kind}: transformers has no name for the model, so its row is left out: {error}")
         cases = {
             name: case_of(config, theirs if name == "transformers" else path, quick, cache_dtype) for name in contenders
         }
+        for file in [path, *theirs.glob("*.safetensors")]:
+            read_anew(file)
         try:
             yield _race(kind, cases, threads, QUICK if quick else FULL)
         except PeerError as error:
@@ -153,6 +157,24 @@ def races(
             shutil.rmtree(theirs, ignore_errors=True)
             if path != base:
                 path.unlink()
+
+
+def _write_theirs(folder: Path, path: Path) -> None:
+    """Write a GGUF file's model for transformers, in float32. Raises FormatError where it has no name there."""
+    opened = open_model(path)
+    write_huggingface(folder, opened.config, opened.weights, dtype="float32")
+
+
+def read_anew(path: Path) -> None:
+    """Have the system forget a file that has been written, and read it from the disk, as it would another day.
+
+    Linux keeps a file that is written in small pages, one that is read in large ones where its file system can, and
+    all contenders read weights from these pages.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    map_file(path)[:: mmap.PAGESIZE].max()
 
 
 def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rounds) -> list[Outcome]:
