@@ -34,6 +34,7 @@ from fastllm.kernels.jit import get_num_threads
 from fastllm.machine import usable_cores
 from fastllm.memory import aligned
 from fastllm.peers.cases import TrainingCase, cases
+from fastllm.peers.generation_race import random_config
 from fastllm.peers.race import Worker, threads_of_processes
 from fastllm.peers.worker import Probe
 
@@ -109,9 +110,7 @@ def decode(rounds: int) -> Record:
 
     What memory gives differs from place to place: its bandwidth is measured on the parameters themselves.
     """
-    config = preset(
-        "llama", vocab_size=32000, width=768, hidden=2048, layers=12, heads=12, kv_heads=12, context=1024
-    )
+    config = random_config()
     model, probe = Model(config), Probe()
     size = model.parameters.flat.size
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, 128)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from .atomic import replacing
 from .config import ModelConfig
 from .errors import FormatError
-from .formats.bytes_of_file import brief, read_json
+from .formats.bytes_of_file import brief, naming, read_json
 from .formats.huggingface import MODULES
 from .formats.huggingface_config import model_type
 from .formats.huggingface_folder import holds_a_model, stored_array
@@ -72,11 +72,12 @@ def save_adapter(
     base    the model that it adds to, which the files name: a path, or a name on Hugging Face's hub. None: what
             fastllm.load opened it from, if it did
 
-    Raises ValueError for a model without an adapter and for a folder with a model, which an adapter would hide, OSError
-    where the folder can't be written.
+    Raises ValueError for a model without an adapter, for one that isn't finite and for a folder with a model, which an
+    adapter would hide, OSError where the folder can't be written.
     """
     if model.adapter is None:
         raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it before")
+    model.adapter.check_finite()
     folder = Path(folder)
     name = model.origin if base is None else os.fspath(base)
     if any(holds_a_model(place) for place in (folder, folder / "checkpoint")):
@@ -141,7 +142,7 @@ def read_adapter(
         if not folder.exists():
             raise FileNotFoundError(f"there must be an adapter's folder at {folder}; got nothing; check the name")
         raise FormatError(f"{folder} must hold an adapter, with {CONFIG}; got none; name another folder")
-    try:
+    with naming(folder):
         rules = Rules(read_json(folder / CONFIG))
         found: dict[str, Addition] = {}
         arrays: Arrays = {}
@@ -160,9 +161,6 @@ def read_adapter(
         if additions is not None and found.keys() != additions.keys():
             missing = [name for name in additions if name not in found]
             raise FormatError(f"an adapter must add to what the job says; got nothing for {missing[:3]}; start anew")
-    except FormatError as error:
-        message = str(error)
-        raise FormatError(message if str(folder) in message else f"{folder}: {message}") from None
     adapter = AdapterParameters(config, {name: found[name] for name in linear_maps(config) if name in found})
     for name, view in adapter.items():
         view[...] = arrays[name]

@@ -26,6 +26,7 @@ from . import adapters
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
+from .formats.bytes_of_file import read_json
 from .formats.huggingface import from_huggingface, has_its_own_head, to_huggingface
 from .formats.huggingface_config import config_from_huggingface, model_type
 from .formats.huggingface_export import config_files
@@ -77,7 +78,11 @@ def save(
 
     optimizer, progress  kept with it, to go on with training later
     Raises OSError if the disk is full or the folder can't be written; what was there stays. Raises ValueError for a
-    model with an adapter: merge it before, or save it alone; and for generation_options that are none.
+    model with an adapter: merge it before, or save it alone; for parameters that aren't finite; and for
+    generation_options that are none.
+
+    RoPE that turns neighbouring columns (rope_interleaved) is written as Hugging Face has it, rows in another order,
+    unless an optimizer is kept: its moments belong to the rows as they are.
     """
     if model.adapter is not None:
         raise ValueError(
@@ -98,6 +103,8 @@ def save_tuned(
     It names model.origin as what the adapter adds to, which load then opens too.
     """
     GenerationConfig.of(None, model.generation_options)  # raises for what load would refuse
+    if model.adapter is not None or not model.is_frozen:
+        model.trainable.check_finite()
     if optimizer is not None and not optimizer.is_of(model):
         raise ValueError("an optimizer must be of what the saved model trains; got another's; save its own, or none")
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -258,7 +265,7 @@ class _Own(NamedTuple):
 def _own(folder: Path) -> _Own | None:
     """None for another project's model. Raises FormatError."""
     path = folder / CONFIG
-    theirs = _read_object(path)
+    theirs = read_json(path)
     own = theirs if theirs.get("format") == FORMAT else theirs.get(FORMAT)
     if own is None:
         return None
@@ -338,7 +345,7 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
     folder = find_checkpoint(path)
     if not (folder / PROGRESS).exists():
         raise FormatError(f"{folder} must hold {PROGRESS} to go on with training; got a model only; start a new run")
-    progress = _read_object(folder / PROGRESS)
+    progress = read_json(folder / PROGRESS, takes_nan=True)
     if optimizer is not None:
         try:
             optimizer.load_state(read_arrays(folder / OPTIMIZER))
@@ -374,7 +381,8 @@ def _write_model(folder: Path, model: Model, tokenizer: Tokenizer, keeps_order: 
     keeps_order  rows stay where they are, as the optimizer's moments do. Hugging Face has RoPE on the halves of a
                  head, so rows of a model that has it on pairs would change places
     """
-    config, parameters, options = model.config, model.parameters, model.generation_options
+    config, parameters = model.config, model.parameters
+    options = GenerationConfig.of(None, model.generation_options).given
     try:
         model_type(config)
         is_known = not (keeps_order and config.rope_interleaved)
@@ -437,14 +445,10 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, default=_python_number) + "\n", encoding="utf-8")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} must hold JSON; got {error}; use another checkpoint") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} must hold a JSON object; got {type(value).__name__}; use another checkpoint")
-    return value
+def _python_number(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} can't be written as JSON")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import ConfigError
@@ -37,6 +39,13 @@ def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, 
             raise ConfigError(f"{what} has no key {key!r}; {fix}")
 
 
+def whole_number(value: object, what: str) -> int:
+    """A whole number as Python's, NumPy's too. Raises TypeError for anything else."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{what} must be a whole number; got {value!r:.40}; use one such as 1")
+    return int(value)
+
+
 def _require(condition: bool, rule: str, received: object, fix: str) -> None:
     if not condition:
         raise ConfigError(f"{rule}; got {reprlib.repr(received)}; {fix}")
@@ -44,11 +53,11 @@ def _require(condition: bool, rule: str, received: object, fix: str) -> None:
 
 def _is_size(value: object) -> bool:
     """A count that an int32, as ids and positions are, can hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 < int(value) < 1 << 31
 
 
 def _is_positive(value: object, smallest: float = 0.0, largest: float = sys.float_info.max) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
     return is_number and smallest < value <= largest  # type: ignore[operator]
 
 
@@ -107,7 +116,7 @@ class ModelConfig:
     positions: str = "learned"
     rope_theta: float = 10000.0
     rope_interleaved: bool = False
-    rope_scaling: Mapping[str, Any] | None = None
+    rope_scaling: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     attention_bias: bool = True
     qk_norm: bool = False
     attention_output: bool = True
@@ -124,6 +133,7 @@ class ModelConfig:
             _require(
                 _is_size(value), f"{name} must be a whole number from 1 to 2^31 - 1", value, f"give {name}=1 or more"
             )
+            object.__setattr__(self, name, int(value))
         for name in ("norm_bias", "final_norm", "rope_interleaved", "attention_bias", "qk_norm", "attention_output",
                      "feed_forward_bias", "tied_head", "head_bias"):  # fmt: skip
             value = getattr(self, name)
@@ -136,7 +146,7 @@ class ModelConfig:
         ):
             value = getattr(self, name)
             _require(value in choices, f"{name} must be one of {', '.join(choices)}", value, "choose one of them")
-        for name, bounds in (("norm_eps", (0.0, FLOAT32[1])), ("rope_theta", ())):
+        for name, bounds in (("norm_eps", FLOAT32), ("rope_theta", ())):
             value = getattr(self, name)
             _require(
                 _is_positive(value, *bounds),
@@ -166,6 +176,7 @@ class ModelConfig:
         for name in ("kv_heads", "head_size"):
             value = getattr(self, name)
             _require(_is_size(value), f"{name} must be a whole number from 1 to 2^31 - 1", value, "or leave it out")
+            object.__setattr__(self, name, int(value))
         _require(
             self.heads % self.kv_heads == 0,
             "heads must be a multiple of kv_heads",
@@ -191,20 +202,24 @@ class ModelConfig:
             "choose an even head_size",
         )
         _require(
-            isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1,
+            isinstance(self.dropout, Real) and 0 <= self.dropout < 1,
             "dropout must be at least 0 and below 1",
             self.dropout,
             "0 turns it off",
         )
+        object.__setattr__(self, "dropout", float(self.dropout))
         _require(
-            self.initial_std is None or _is_positive(self.initial_std),
-            "initial_std must be a finite number > 0, or None",
+            self.initial_std is None or _is_positive(self.initial_std, *FLOAT32),
+            "initial_std must be a finite number > 0, as a float32 too, or None",
             self.initial_std,
             "0.02 is GPT-2's",
         )
+        if self.initial_std is not None:
+            object.__setattr__(self, "initial_std", float(self.initial_std))
         if self.rope_scaling is not None:
             is_table = isinstance(self.rope_scaling, Mapping)
             _require(is_table, "rope_scaling must be a table", self.rope_scaling, "give its type and numbers, or None")
+            object.__setattr__(self, "rope_scaling", copy.deepcopy(dict(self.rope_scaling)))
             self._check_rope_scaling(self.rope_scaling)
 
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:

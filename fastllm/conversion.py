@@ -313,3 +313,10 @@ def _as_sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
     if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.document["model"].get("byte_fallback"):
         return sentencepiece_from_huggingface(tokenizer)
     return tokenizer
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of the weights in a folder."""
+    path = Path(path)
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)

@@ -25,7 +25,7 @@ from .atomic import replacing
 from .dialogue import answer_tokens, check_speakers, lessons, prompt_tokens, question_tokens
 from .errors import DataError
 from .inputs import int32_of
-from .records import Record
+from .records import Record, checked_record
 from .tokenizers.base import Tokenizer, pieces
 
 NO_TARGET = -1
@@ -83,7 +83,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sequence: tokens and targets (T,) int32, T >= 2; targets[t] is the token after t, or -1."""
+    """One sequence: tokens and targets (T,) int32, T >= 1; targets[t] is the token after t, or -1."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -255,12 +255,22 @@ def pack(examples: list[Example]) -> PackedBatch:
 
 
 def make_examples(records: Iterable[Record], tokenizer: Tokenizer, context: int) -> list[Example]:
-    """Encode records. A longer text than the context is cut into several; of a longer dialogue the first turns go.
+    """Encode records, as files hold them. A longer text than the context is cut into several; of a longer dialogue the
+    first turns go.
 
     Records of fewer than two tokens, and turns that don't fit at all, give nothing.
-    Raises DataError for dialogues where the tokenizer can't mark who speaks, or that its chat template refuses.
+    Raises DataError for what is no record, and for dialogues where the tokenizer can't mark who speaks, or that its
+    chat template refuses; ValueError for a context below 1.
     """
-    return [example for record in records for example in encode_record(record, tokenizer, context)[0]]
+    if context < 1:
+        raise ValueError(f"context must be 1 or more; got {context}; give the model's")
+    examples: list[Example] = []
+    for number, record in enumerate(records, 1):
+        try:
+            examples += encode_record(checked_record(record), tokenizer, context)[0]
+        except DataError as error:
+            raise DataError(f"record {number}: {error}") from None
+    return examples
 
 
 def encode_file(

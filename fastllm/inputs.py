@@ -10,7 +10,7 @@ from operator import sub
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .config import ModelConfig
+from .config import ModelConfig, whole_number
 from .layers.batch import Batch
 from .layers.kv_cache import KVCache
 
@@ -98,11 +98,10 @@ def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.nda
 
 def checked_seed(seed: int, what: str) -> int:
     """What random numbers follow from: a whole number from 0 to 2^63 - 1."""
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
-        raise TypeError(f"{what} must be a whole number; got {seed!r:.40}; use 0")
-    if not 0 <= seed < 1 << 63:
-        raise ValueError(f"{what} must be from 0 to 2^63 - 1; got {seed}; use another")
-    return int(seed)
+    number = whole_number(seed, what)
+    if not 0 <= number < 1 << 63:
+        raise ValueError(f"{what} must be from 0 to 2^63 - 1; got {number}; use another")
+    return number
 
 
 def int32_of(array: np.ndarray, what: str) -> np.ndarray:

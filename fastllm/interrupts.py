@@ -27,7 +27,7 @@ class uninterrupted:
 
     @property
     def came(self) -> bool:
-        return self._presses > 0
+        return (self._held_by or self)._presses > 0
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from .config import ModelConfig
 from .errors import ConfigError
 from .parameters import FlatParameters, Shapes, parameter_shapes
 
-ATTENTION, FEED_FORWARD = ("query", "key", "value", "output"), ("gate", "up", "down")
+TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +37,20 @@ class LoRAConfig:
 
     rank: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] = (*ATTENTION, *FEED_FORWARD)
+    targets: tuple[str, ...] = TARGETS
     rank_stabilized: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or not 0 < self.rank < 1 << 16:
+        if not isinstance(self.rank, Integral) or isinstance(self.rank, bool) or not 0 < int(self.rank) < 1 << 16:
             raise ConfigError(f"rank must be a whole number from 1 to 65535; got {self.rank!r}; 8 is usual")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, Real) or not 0 < self.alpha < math.inf:
             raise ConfigError(f"alpha must be a finite number > 0; got {self.alpha!r}; twice the rank is usual")
-        known, given = (*ATTENTION, *FEED_FORWARD), self.targets
-        if not isinstance(given, (tuple, list)) or not given or any(name not in known for name in given):
-            raise ConfigError(f"targets must be names from {', '.join(known)}; got {given!r}; leave it out for all")
+        given = self.targets
+        if not isinstance(given, (tuple, list)) or not given or any(name not in TARGETS for name in given):
+            raise ConfigError(f"targets must be names from {', '.join(TARGETS)}; got {given!r}; leave it out for all")
         object.__setattr__(self, "targets", tuple(given))
+        object.__setattr__(self, "rank", int(self.rank))
+        object.__setattr__(self, "alpha", float(self.alpha))
 
     @property
     def scale(self) -> float:

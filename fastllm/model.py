@@ -212,6 +212,8 @@ class Model(Shareable):
         """
         if config is not None and options:
             raise ValueError("give a LoRAConfig or its fields; got both; leave one out")
+        if not isinstance(config, LoRAConfig | None):
+            raise TypeError(f"config must be a LoRAConfig; got {config!r:.40}; give one, or its fields by name")
         if self.adapter is not None:
             raise ValueError("a model has one adapter; got a second; merge_adapter() or remove_adapter() before")
         adapter = AdapterParameters(self.config, additions_of(self.config, config or LoRAConfig(**options)))
@@ -222,6 +224,8 @@ class Model(Shareable):
     @in_turn
     def set_adapter(self, adapter: AdapterParameters) -> None:
         """Use an adapter, in place of one that is there. Raises ValueError for one of another kind of model."""
+        if not isinstance(adapter, AdapterParameters):
+            raise TypeError(f"an adapter must be AdapterParameters; got {adapter!r:.40}; add_lora or load_adapter")
         if self._backend.dtype != np.float32:
             raise ValueError(f"an adapter goes with a model in float32; got {self._backend.dtype}; make another Model")
         maps = linear_maps(self.config)
@@ -236,8 +240,9 @@ class Model(Shareable):
 
     @in_turn
     def remove_adapter(self) -> None:
-        """Compute without the adapter again."""
-        self._build(self.parameters)
+        """Compute without the adapter again; nothing happens where there is none."""
+        if self.adapter is not None:
+            self._build(self.parameters)
 
     @in_turn
     def merge_adapter(self) -> None:

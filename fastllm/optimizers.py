@@ -31,11 +31,14 @@ def clip_scale(norm: float, max_norm: float) -> float:
 def clip_gradients(model: Model, max_norm: float) -> float:
     """Scale all gradients so that their global norm is at most max_norm; returns the norm before.
 
-    The Trainer does the same without a pass of its own: it hands clip_scale to Optimizer.step.
+    The Trainer does the same without a pass of its own: it hands clip_scale to Optimizer.step. Raises ValueError for
+    gradients that aren't finite, and leaves them as they are.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0; got {max_norm}; leave the call out for no clipping")
     norm = gradient_norm(model)
+    if not math.isfinite(norm):
+        raise ValueError(f"gradients must be finite to be clipped; got a norm of {norm}; lower the learning rate")
     factor = clip_scale(norm, max_norm)
     if factor < 1:
         with model._lock:
@@ -51,6 +54,7 @@ class Optimizer:
     Raises ValueError for an option out of range.
     """
 
+    kernel: str  # by its name in fastllm.kernels
     moments: tuple[str, ...] = ()
 
     def __init__(self, model: Model, weight_decay: float = 0.0) -> None:
@@ -116,6 +120,11 @@ class Optimizer:
         learning_rate: float,
         weight_decay: float,
     ) -> None:
+        kernel = getattr(self._kernels, self.kernel)
+        kernel(parameters, *moments, gradients, scale, learning_rate, *self._options(weight_decay))
+
+    def _options(self, weight_decay: float) -> tuple[float, ...]:
+        """What else the kernel takes."""
         raise NotImplementedError
 
     def state(self) -> dict[str, np.ndarray]:
@@ -150,6 +159,13 @@ def _check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name} must be at least 0 and below 1; got {value}; usual are 0.9 to 0.999")
 
 
+def _check_betas(betas: tuple[float, float]) -> None:
+    if len(betas) != 2:
+        raise ValueError(f"betas must be two numbers; got {betas}; usual are (0.9, 0.999)")
+    for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
+        _check_fraction(name, beta)
+
+
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017): see kernels/adam.py.
 
@@ -157,6 +173,7 @@ class AdamW(Optimizer):
     eps    added to the root of the latter
     """
 
+    kernel = "adamw"
     moments = ("first", "second")
 
     def __init__(
@@ -167,24 +184,13 @@ class AdamW(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(model, weight_decay)
-        for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
-            _check_fraction(name, beta)
+        _check_betas(betas)
         if not EPS[0] <= eps <= EPS[1]:
             raise ValueError(f"eps must be from {EPS[0]} to {EPS[1]}; got {eps}; usual is 1e-8")
         self.betas, self.eps = betas, eps
 
-    def _update(
-        self,
-        parameters: np.ndarray,
-        moments: list[np.ndarray],
-        gradients: np.ndarray,
-        scale: float,
-        learning_rate: float,
-        weight_decay: float,
-    ) -> None:
-        self._kernels.adamw(
-            parameters, *moments, gradients, scale, learning_rate, *self.betas, self.eps, weight_decay, self.steps
-        )
+    def _options(self, weight_decay: float) -> tuple[float, ...]:
+        return (*self.betas, self.eps, weight_decay, self.steps)
 
 
 class Adam(AdamW):
@@ -200,6 +206,7 @@ class SGD(Optimizer):
     momentum  share of the last update's velocity that goes on; 0: none
     """
 
+    kernel = "sgd"
     moments = ("velocity",)
 
     def __init__(self, model: Model, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
@@ -207,16 +214,8 @@ class SGD(Optimizer):
         _check_fraction("momentum", momentum)
         self.momentum = momentum
 
-    def _update(
-        self,
-        parameters: np.ndarray,
-        moments: list[np.ndarray],
-        gradients: np.ndarray,
-        scale: float,
-        learning_rate: float,
-        weight_decay: float,
-    ) -> None:
-        self._kernels.sgd(parameters, *moments, gradients, scale, learning_rate, self.momentum, weight_decay)
+    def _options(self, weight_decay: float) -> tuple[float, ...]:
+        return self.momentum, weight_decay
 
 
 class Lion(Optimizer):
@@ -225,24 +224,16 @@ class Lion(Optimizer):
     betas  of the mean that gives the update's sign, and of the mean that is kept
     """
 
+    kernel = "lion"
     moments = ("momentum",)
 
     def __init__(self, model: Model, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(model, weight_decay)
-        for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
-            _check_fraction(name, beta)
+        _check_betas(betas)
         self.betas = betas
 
-    def _update(
-        self,
-        parameters: np.ndarray,
-        moments: list[np.ndarray],
-        gradients: np.ndarray,
-        scale: float,
-        learning_rate: float,
-        weight_decay: float,
-    ) -> None:
-        self._kernels.lion(parameters, *moments, gradients, scale, learning_rate, *self.betas, weight_decay)
+    def _options(self, weight_decay: float) -> tuple[float, ...]:
+        return *self.betas, weight_decay
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "lion": Lion}

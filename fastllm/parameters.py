@@ -104,15 +104,15 @@ class FlatParameters(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, decayed: Shapes, others: Shapes, dtype: DTypeLike = np.float32) -> None:
-        self.decayed = sum(int(np.prod(shape)) for shape in decayed.values())
-        size = self.decayed + sum(int(np.prod(shape)) for shape in others.values())
+        self.decayed = sum(math.prod(shape) for shape in decayed.values())
+        size = self.decayed + sum(math.prod(shape) for shape in others.values())
         self.flat = aligned(size, dtype)
         self.flat.fill(0)
         self._views: dict[str, np.ndarray] = {}
         self._offsets: dict[str, int] = {}
         offset = 0
         for name, shape in (decayed | others).items():
-            stop = offset + int(np.prod(shape))
+            stop = offset + math.prod(shape)
             self._views[name] = self.flat[offset:stop].reshape(shape)
             self._offsets[name] = offset
             offset = stop
@@ -150,12 +150,19 @@ class FlatParameters(Mapping[str, np.ndarray]):
             array = np.asarray(arrays[name])
             if not np.issubdtype(array.dtype, np.floating):
                 raise ValueError(f"{name} must be floats; got {array.dtype}; the file is damaged or of another program")
-            with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
-                is_finite = np.isfinite(array.astype(np.float32, copy=False)).all()
-            if not is_finite:
+            if not _is_finite(array):
                 raise ValueError(f"{name} must be finite; got NaN or infinity; the file is damaged: use another")
         for name, view in self.items():
             view[...] = arrays[name]
+
+    def check_finite(self) -> None:
+        """Raise ValueError for what `load` would refuse."""
+        for name, view in self.items():
+            if not _is_finite(view):
+                raise ValueError(
+                    f"{name} must be finite to be saved; got NaN or infinity; go back to the last good checkpoint, and "
+                    "lower the learning rate or clip harder"
+                )
 
     def operand(self, name: str) -> np.ndarray:
         """The array itself, as kernels read it."""
@@ -169,6 +176,12 @@ class FlatParameters(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._views)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """As float32, for which other numbers may be too large."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
 class Parameters(FlatParameters):

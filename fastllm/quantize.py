@@ -53,6 +53,7 @@ def quantize(array: NDArray[np.floating], kind: str) -> Packed:
     if kind not in PACK:
         raise ValueError(f"kind must be one of {', '.join(PACK)}; got {kind!r}; use Q8_0 for half of float16's size")
     block = KINDS[kind].block
+    array = np.asarray(array)
     if array.ndim != 2 or array.shape[1] % block:
         raise ValueError(
             f"a matrix of {kind} must have a multiple of {block} columns; got shape {array.shape}; use F16 for it"

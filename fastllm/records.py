@@ -54,7 +54,7 @@ def _read_lines(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield _checked(json.loads(line))
+                yield checked_record(json.loads(line))
             except (ValueError, RecursionError) as error:
                 is_array = number == 1 and line.startswith("[")
                 said = "must be an object; got an array; call the file .json if it is one" if is_array else error
@@ -72,12 +72,12 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
         raise DataError(f"{path} must hold an array of records; got {type(given).__name__}; write [ ] around them")
     for number, record in enumerate(given, 1):
         try:
-            yield _checked(record)
+            yield checked_record(record)
         except DataError as error:
             raise DataError(f"{path}, record {number}: {error}") from None
 
 
-def _checked(given: object) -> Record:
+def checked_record(given: object) -> Record:
     """A record, of an instruction its dialogue. Raises DataError."""
     record: Record = dict(given) if isinstance(given, dict) else {}
     messages = record.get("messages")
@@ -90,7 +90,7 @@ def _checked(given: object) -> Record:
         del record["text"]  # the dialogue once more, laid out for another model
     if not isinstance(messages, list) or not messages:
         raise DataError(
-            'a line must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '
+            'a record must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '
             "neither; see the data folder's README"
         )
     begin = isinstance(messages[0], dict) and messages[0].get("role") == "system"
@@ -196,7 +196,7 @@ def _check_is_text(path: Path, text: str) -> None:
     if begin is None:
         return
     try:
-        _checked(json.JSONDecoder().raw_decode(text, begin.end())[0])
+        checked_record(json.JSONDecoder().raw_decode(text, begin.end())[0])
     except (ValueError, RecursionError):
         return
     name = ".json" if begin[1] else ".jsonl"

@@ -18,7 +18,8 @@ class Schedule:
     peak    highest learning rate
     steps   number of steps
     warmup  steps that rise linearly to peak
-    final   learning rate of the last step, unless that is one of the warm-up, and of all beyond; "constant" has none
+    final   learning rate of the last step, unless that is the first or one of the warm-up, and of all beyond;
+            "constant" has none
     decay   steps of wsd's descent; None: a fifth of all
 
     Raises ValueError for a value out of range.

@@ -9,6 +9,8 @@ from .claim import claim
 from .jit import chunk_count, inline, kernel, piece, prange
 from .simd import pointer
 
+LEAST = 1e-30  # of a sum of squares: below, many of them may have been too small for a float32
+
 
 @inline
 def _squares(x, chunk, chunks):
@@ -24,18 +26,32 @@ def _squares(x, chunk, chunks):
     return total
 
 
+@inline
+def _exact_squares(x):
+    total = np.float64(0)
+    for i in range(x.shape[0]):
+        total += np.float64(x[i]) * np.float64(x[i])
+    return total
+
+
 @kernel(parallel=True)
 def squared_norm(partials, x):
-    """The sum of squares of x (P,), a float64. partials: (MAX_CHUNKS,) float64 scratch."""
+    """The sum of squares of x (P,), a float64. partials: (MAX_CHUNKS,) float64 scratch.
+
+    Where a float32 does not hold the squares, they are added up once more, as float64.
+    """
     chunks = chunk_count(x.shape[0])
-    if chunks == 1:
-        return _squares(x, 0, 1)
-    for chunk in prange(chunks):
-        partials[chunk] = _squares(x, chunk, chunks)
     total = np.float64(0)
-    for chunk in range(chunks):
-        total += partials[chunk]
-    return total
+    if chunks == 1:
+        total = _squares(x, 0, 1)
+    else:
+        for chunk in prange(chunks):
+            partials[chunk] = _squares(x, chunk, chunks)
+        for chunk in range(chunks):
+            total += partials[chunk]
+    if LEAST < total < np.inf:
+        return total
+    return _exact_squares(x)
 
 
 @inline

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import sys
 import tempfile
 import warnings
@@ -169,13 +168,13 @@ class _Cache(FunctionCache):
         with self._guard_against_spurious_io_errors():
             try:
                 return self._load_overload(sig, target_context)
-            except (EOFError, pickle.UnpicklingError) as error:
+            except OSError as error:
+                _warn(f"a compiled kernel on disk can't be read ({error}) and is compiled anew")
+                return None
+            except Exception as error:  # pickle raises almost anything
                 _warn(f"a compiled kernel on disk is damaged ({type(error).__name__}: {error}) and is compiled anew")
                 with suppress(OSError):
                     self._cache_file.flush()
-                return None
-            except OSError as error:
-                _warn(f"a compiled kernel on disk can't be read ({error}) and is compiled anew")
                 return None
 
     def save_overload(self, sig: Signature, data: Any) -> None:

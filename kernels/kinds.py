@@ -99,10 +99,7 @@ def dot_rows(typingctx, kind, outputs, rows, there, out, out_row, x, rounded, we
 
     def codegen(context, builder, signature, arguments):
         there, out, out_row, x, rounded, weight, size, columns = arguments[3:]
-        last, places = builder.sub(there, ir.Constant(INT64, 1)), []
-        for o in range(o_count):
-            place = ir.Constant(INT64, o)
-            places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
+        places = llvm.numbers_there(builder, o_count, there)
         weights = [llvm.at(builder, weight, builder.mul(size, place)) for place in places]
         to = [llvm.at(builder, out, builder.mul(out_row, ir.Constant(INT64, r))) for r in range(r_count)]
         if number in ROUNDED:

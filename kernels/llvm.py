@@ -59,6 +59,13 @@ def at(builder, pointer, *offsets):
     return pointer
 
 
+def numbers_there(builder, count, there):
+    """0 to count - 1, of which only `there` are there, 1 or more: the last one stands for those that are missing."""
+    last = builder.sub(there, ir.Constant(INT64, 1))
+    numbers = [ir.Constant(INT64, number) for number in range(count)]
+    return [builder.select(builder.icmp_signed("<", number, last), number, last) for number in numbers]
+
+
 def load(builder, pointer, kind=VECTOR, align=4):
     """What stands at an address, as a value of a kind."""
     value = builder.load(builder.bitcast(pointer, kind.as_pointer()))

@@ -10,10 +10,11 @@ Three ideas, from the inside out:
 
        B block (depth, columns)  ->  panel 0: k=0 [c0 .. c31] k=1 [c0 .. c31] ...   panel 1: k=0 [c32 .. c63] ...
 
-   Beyond the matrix the panels hold anything, for what comes of it is not stored. A transposed B is transposed
-   on the way. A is read where it stands, in rows; only a transposed A is packed, and the last few rows are copied.
-   Where C has few rows, packing B does not pay: a B that is not large is read where it stands, in rows; instead of a
-   transposed one, whose rows are not the tile's, A is packed (multiply_few_rows).
+   with AVX-512; with narrower vectors a panel has 16 or 8 columns. Beyond the matrix the panels hold anything, for
+   what comes of it is not stored. A transposed B is transposed on the way. A is read where it stands, in rows; only a
+   transposed A is packed, and the last few rows are copied. Where C has few rows, packing B does not pay: a B that is
+   not large is read where it stands, in rows; instead of a transposed one, whose rows are not the tile's, A is packed
+   (multiply_few_rows).
 3. Blocking. A block of B is at most DEPTH deep and as wide as the second-level cache allows, so that it stays
    there while all rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in the first. Each block
    reads and writes all of C, so blocks are deep, and the depth is cut evenly: 384 in one costs 5% less than 256 and

@@ -14,23 +14,16 @@ from . import llvm
 from .llvm import INT64, LANES
 from .simd import FLOATS
 
-__all__ = ["transpose", "transpose_part"]
+__all__ = ["perfect_shuffle", "sums_of_each", "transpose", "transpose_part"]
 
 
-def _rows_from(builder, first, row):
-    """The addresses of LANES rows, `row` floats apart."""
-    return [llvm.at(builder, first, builder.mul(ir.Constant(INT64, k), row)) for k in range(LANES)]
-
-
-def _rows_there(builder, first, row, count):
-    """As _rows_from, where only `count` rows are there, 1 or more: the last one stands for those that are missing."""
-    last = builder.sub(count, ir.Constant(INT64, 1))
-    addresses = []
-    for k in range(LANES):
-        number = ir.Constant(INT64, k)
-        number = builder.select(builder.icmp_signed("<", number, last), number, last)
-        addresses.append(llvm.at(builder, first, builder.mul(number, row)))
-    return addresses
+def _rows_from(builder, first, row, there=None):
+    """The addresses of LANES rows, `row` floats apart, of which all or only so many are there."""
+    if there is None:
+        numbers = [ir.Constant(INT64, number) for number in range(LANES)]
+    else:
+        numbers = llvm.numbers_there(builder, LANES, there)
+    return [llvm.at(builder, first, builder.mul(number, row)) for number in numbers]
 
 
 def _pair(builder, a, b, width):
@@ -49,7 +42,7 @@ def _pair(builder, a, b, width):
 
 
 def sums_of_each(builder, vectors):
-    """The sums of the lanes of LANES vectors, as the lanes of one; each is added up as _reduce does it."""
+    """The sums of the lanes of LANES vectors, as the lanes of one; each is added up as llvm.reduce does it."""
     width = LANES
     while len(vectors) > 1:
         vectors = [_pair(builder, a, b, width) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
@@ -109,7 +102,7 @@ def transpose_part(typingctx, to, to_row, source, source_row, count):
 
     def codegen(context, builder, signature, arguments):
         to, to_row, source, source_row, count = arguments
-        _transpose(builder, to, to_row, _rows_there(builder, source, source_row, count))
+        _transpose(builder, to, to_row, _rows_from(builder, source, source_row, count))
         return context.get_dummy_value()
 
     return types.void(FLOATS, types.int64, FLOATS, types.int64, types.int64), codegen

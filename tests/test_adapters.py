@@ -328,7 +328,7 @@ def test_an_adapter_of_a_base_that_has_changed(base, tmp_path, tokenizer):
         fastllm.load(tmp_path / "third", backend="numpy")
 
 
-def test_a_base_that_has_been_copied_has_not_changed(tmp_path, rng):
+def test_a_base_that_has_been_copied_has_not_changed(rng):
     """checksum_of counts numbers, not how they are kept."""
     config = fastllm.preset("llama", vocab_size=64, layers=1, width=32, hidden=64, heads=2, kv_heads=2, context=16)
     weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes_of(config).items()}
@@ -399,7 +399,7 @@ def test_names_on_the_hub(base, monkeypatch):
     np.testing.assert_array_equal(model.forward([1, 2, 3]), expected)
 
 
-def test_a_tokenizer_of_its_own(base, tmp_path):
+def test_a_tokenizer_of_its_own(base):
     _, adapter, _ = base
     fastllm.WordTokenizer.build(["other words"]).save_into(adapter)
     assert "other" in fastllm.load(adapter, backend="numpy")[1].tokens

@@ -15,16 +15,17 @@ MAY_IMPORT = {
     "config": {"errors"},
     "parameters": {"config", "memory", "packed", "quantize"},
     "lora": {"config", "errors", "parameters"},
-    "layers": {"config", "errors", "interrupts", "lora", "memory", "packed", "parameters"},
+    "rope": {"config"},
+    "layers": {"config", "errors", "interrupts", "lora", "memory", "packed", "parameters", "rope"},
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters", "turns"},
     "optimizers": {"interrupts", "memory", "model"},
     "quantize": {"packed"},
-    "tokenizers": {"atomic", "errors"},
+    "tokenizers": {"atomic", "config", "errors"},
     "dialogue": {"errors", "tokenizers"},
     "records": {"dialogue", "errors", "tokenizers"},
     "datasets": {"atomic", "dialogue", "errors", "inputs", "records", "tokenizers"},
-    "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize"},
+    "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize", "rope"},
     "hub": {"errors"},
     "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model", "packed", "parameters", "quantize"},
     "checkpoint": {
@@ -35,7 +36,7 @@ MAY_IMPORT = {
         "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
         "tokenizers",
     },
-    "generation": {"config", "dialogue", "errors", "model", "tokenizers"},
+    "generation": {"config", "dialogue", "errors", "inputs", "model", "tokenizers"},
     "bench": {
         "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "peers",
         "schedules", "training",
@@ -46,8 +47,9 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {
-    "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "interrupts",
-    "kernels", "layers", "lora", "model", "optimizers", "parameters", "records", "schedules", "tokenizers",
+    "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "inputs",
+    "interrupts", "kernels", "layers", "lora", "model", "optimizers", "parameters", "records", "schedules",
+    "tokenizers",
 }  # fmt: skip
 MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main__", "cli"}
 

@@ -236,7 +236,8 @@ def their_model(kind, seed):
     import transformers
 
     import fastllm
-    from fastllm.formats.huggingface import config_from_huggingface, from_huggingface
+    from fastllm.formats.huggingface import from_huggingface
+    from fastllm.formats.huggingface_config import config_from_huggingface
 
     sizes = {"vocab_size": 40, "tie_word_embeddings": False}
     if kind == "gpt2":

@@ -11,12 +11,13 @@ import pytest
 
 import fastllm
 from fastllm import cli
+from fastllm.conversion import size_of
 from fastllm.formats import open_model, write_gguf, write_huggingface
 from fastllm.formats.bytes_of_file import map_file
 from fastllm.parameters import Parameters, initialise
 from fastllm.peers import generation_race, race
 from fastllm.peers import generation_report as report
-from fastllm.peers.generation import GENERATORS, GenerationCase, size_of
+from fastllm.peers.generation import GENERATORS, GenerationCase
 from fastllm.peers.generation_race import KINDS, TOLERANCES, Outcome, Rounds, case_of, check, random_config
 from fastllm.peers.race import PeerError
 from fastllm.peers.worker import make
@@ -282,7 +283,7 @@ def an_outcome(kind: str, contender: str, seconds: float, **more: Any) -> Outcom
 def test_rows_and_ratios(tmp_path: Path) -> None:
     ours = an_outcome("F32", "fastllm", 0.01, alone=[0.01], together=[0.02])
     other = an_outcome("F32", "llama.cpp", 0.02, error=0.003)
-    assert "100.0 (50.0-200.0)" in report.row(ours)
+    assert "100.0 (70.0-160.0)" in report.row(ours)
     assert "200 (2.00x)" in report.row(ours)  # 4 texts, a step in 0.02 s
     assert report.row(ours).split()[-3:] == ["500", "80", "-"]
     assert report.row(other).split()[-1] == "3e-03"
@@ -299,7 +300,7 @@ def test_rows_and_ratios(tmp_path: Path) -> None:
 def test_sizes(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(bytes(7))
     (tmp_path / "config.json").write_bytes(bytes(90))
-    assert size_of(str(tmp_path)) == size_of(str(tmp_path / "a.safetensors")) == 7
+    assert size_of(str(tmp_path)) == size_of(tmp_path / "a.safetensors") == 7
 
 
 def test_files_are_read_anew(tmp_path: Path) -> None:

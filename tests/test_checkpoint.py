@@ -15,6 +15,7 @@ from fastllm.atomic import work_path
 from fastllm.checkpoint import CONFIG, GENERATION, OPTIMIZER, PROGRESS, TOKENIZER, WEIGHTS, load_progress
 from fastllm.errors import FormatError
 from fastllm.formats import model_folder
+from fastllm.formats.bytes_of_file import MAX_JSON
 
 
 def weights_of(path):
@@ -406,10 +407,12 @@ DAMAGES = {
         "must be of F32, F16, BF16, F64, I64; got 'I32'",
     ),
     "missing weight": (lambda f: rewrite_weights(f, lambda a: a.pop(THEIRS)), f"missing, '{THEIRS}'"),
-    "empty config": (lambda f: (f / CONFIG).write_bytes(b""), "must hold JSON"),
-    "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "must hold JSON"),
-    "deep config": (lambda f: (f / CONFIG).write_bytes(b"[" * 10**5), "must hold JSON"),
-    "list": (lambda f: (f / CONFIG).write_text("[]"), "must hold a JSON object"),
+    "empty config": (lambda f: (f / CONFIG).write_bytes(b""), "must be JSON in UTF-8"),
+    "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "must be JSON in UTF-8"),
+    "deep config": (lambda f: (f / CONFIG).write_bytes(b"[" * 10**5), "must be JSON in UTF-8"),
+    "list": (lambda f: (f / CONFIG).write_text("[]"), "must be a JSON object"),
+    "long config": (lambda f: (f / CONFIG).write_bytes(b" " * (MAX_JSON + 1)), "must have at most"),
+    "a key twice": (lambda f: (f / CONFIG).write_text('{"a": 1, "a": 2}'), "the key 'a' twice"),
     "other format": (lambda f: (f / CONFIG).write_text('{"model_type": "bert"}'), "model_type must be one of gpt2"),
     "newer version": (lambda f: rewrite_config(f, version=99), "version"),
     "no model": (lambda f: rewrite_config(f, model=None), "must describe a model"),

@@ -137,7 +137,7 @@ def test_ctrl_c_at_the_prompt_leaves(monkeypatch):
     assert output.getvalue().endswith("you: \n")
 
 
-def test_ctrl_c_ends_a_chat_through_a_pipe(checkpoint, monkeypatch, capsys):
+def test_ctrl_c_ends_a_chat_through_a_pipe(checkpoint, monkeypatch):
     output = InterruptedTerminal()
     output.at = " very"
     monkeypatch.setattr("sys.stdin", io.StringIO("Is it far?\nWho are you?\n"))

@@ -1,11 +1,9 @@
 """fastllm convert: transformers, llama.cpp and fastllm open what it writes, and compute the same."""
 
 import dataclasses
-import importlib
 import json
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from converting import CONFIGS, CONTEXT, byte_level, convert, own
 
 import fastllm
 from fastllm import conversion
+from fastllm.adapters import write_adapter
 from fastllm.dialogue import prompt_tokens
 from fastllm.formats import open_model, write_gguf
 from fastllm.formats.gguf_file import read_gguf_file
@@ -132,15 +131,12 @@ def test_an_adapter_is_merged(tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["--no-tokenizer"]], ids=["whole", "alone"])
 def test_the_folder_of_an_adapter_is_merged_into_its_model(words, tmp_path):
-    if not Path(fastllm.__file__).with_name("adapters.py").is_file():
-        pytest.skip("this fastllm has no adapters in files")
-    adapters = importlib.import_module("fastllm.adapters")
     own(tmp_path / "ours")
     model, tokenizer = fastllm.load(tmp_path / "ours", backend="numpy")
     adapter = model.add_lora(rank=2)
     adapter.flat[...] = np.random.default_rng(1).standard_normal(adapter.flat.shape) * 0.3
     (tmp_path / "adapter").mkdir()
-    adapters.write_adapter(tmp_path / "adapter", model.config, adapter, str(tmp_path / "ours"))
+    write_adapter(tmp_path / "adapter", model.config, adapter, str(tmp_path / "ours"))
     ids = tokenizer.encode(TEXT)[:CONTEXT]
     expected = model.forward(ids)
     assert convert(tmp_path / "adapter", tmp_path / "theirs", *words) == 0

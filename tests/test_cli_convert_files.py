@@ -97,7 +97,7 @@ def test_names_that_are_no_text(name, tmp_path):
     [
         ({}, {"repetition_penalty": 1e300}, "repetition_penalty as a number from 1e-30 to 1e30; got 1e+300"),
         ({"rope_theta": 1e39}, {}, "rope.freq_base must fit into a float32"),
-        ({"rms_norm_eps": 1e-60}, {}, "layer_norm_rms_epsilon must fit into a float32; got 1e-60"),
+        ({"rms_norm_eps": 1e-60}, {}, "norm_eps must be a finite number > 0, as a float32 too; got 1e-60"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 1e39}}, {}, "rope_scaling needs factor, a finite"),
     ],
 )

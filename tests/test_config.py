@@ -1,8 +1,10 @@
 """ModelConfig and presets: what is filled in, what is refused, and the way to JSON and back."""
 
+import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 import fastllm
@@ -53,7 +55,7 @@ def test_what_is_left_out_is_filled_in():
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
         ({"dropout": math.nan}, "dropout must be at least 0 and below 1"),
-        ({"initial_std": 0}, "initial_std must be a finite number > 0, or None"),
+        ({"initial_std": 0}, "initial_std must be a finite number > 0, as a float32 too, or None"),
         ({"rope_scaling": {}}, "rope_scaling's type must be one of linear, llama3, factors; got None"),
         ({"rope_scaling": {"type": ["linear"]}}, "rope_scaling's type must be one of"),
         ({"rope_scaling": 4.0}, "rope_scaling must be a table"),
@@ -123,3 +125,26 @@ def test_wrong_presets():
         fastllm.preset("gpt2", layer=3)
     with pytest.raises(ConfigError, match="needs vocab_size"):
         fastllm.preset("nano")
+
+
+def test_numbers_of_numpy_become_pythons():
+    config = fastllm.preset(
+        "nano", vocab_size=np.int64(9), kv_heads=np.int32(2), dropout=np.float32(0.5), initial_std=np.float64(1)
+    )
+    assert config == fastllm.preset("nano", vocab_size=9, kv_heads=2, dropout=0.5, initial_std=1.0)
+    assert {type(value) for value in config.to_dict().values()} <= {int, float, bool, str, type(None)}
+    assert fastllm.LoRAConfig(rank=np.int64(2), alpha=np.float32(4)) == fastllm.LoRAConfig(rank=2, alpha=4.0)
+
+
+@pytest.mark.parametrize("option", [{"norm_eps": 1e-50}, {"initial_std": 1e39}])
+def test_numbers_that_no_float32_holds(option):
+    with pytest.raises(ConfigError, match="as a float32 too"):
+        fastllm.preset("nano", vocab_size=9, **option)
+
+
+def test_a_configuration_stays_as_it_is():
+    scaling = {"type": "linear", "factor": 2.0}
+    config = fastllm.preset("nano", vocab_size=9, rope_scaling=scaling)
+    scaling["factor"] = -1
+    assert config.rope_scaling == {"type": "linear", "factor": 2.0}
+    assert hash(config) == hash(dataclasses.replace(config))

@@ -11,7 +11,7 @@ from fastllm.datasets import Examples, encode_record, join, make_examples
 from fastllm.dialogue import prompt_tokens
 from fastllm.errors import DataError
 from fastllm.records import record_texts
-from fastllm.tokenizers import CharacterTokenizer
+from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_a_long_dialogue_takes_few_renderings(templated, monkeypatch):
     assert len(calls) <= 12
 
 
-def test_exact_answers_by_template(templated, monkeypatch):
+def test_exact_answers_by_template(templated):
     """A model that says what it was taught, from the template's prompt on to the token that ends the answer."""
     from fastllm.training.answers import exact_answers
 
@@ -244,3 +244,20 @@ def test_joined_examples_follow_one_another(letters):
     (dialogue,) = make_examples([{"messages": DIALOGUE}], letters, 80)
     assert one.tokens.tolist() == [*dialogue.tokens.tolist(), letters.end_id, 10, 11]
     assert one.targets.tolist() == [*dialogue.targets.tolist(), -1, 11, letters.end_id]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"messages": [{"role": "assistant", "content": "hi"}]}, "message 1 must be"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "a dialogue must end with the assistant's answer"),
+        ({"messages": []}, "a record must be"),
+        ({"txt": "x"}, "a record must be"),
+        (["x"], "a record must be"),
+    ],
+)
+def test_what_is_no_record(record, said):
+    with pytest.raises(DataError, match=f"record 2: {said}"):
+        make_examples([{"text": "fine"}, record], ByteTokenizer(), 24)
+    with pytest.raises(ValueError, match="context must be 1 or more; got 0"):
+        make_examples([{"text": "fine"}], ByteTokenizer(), 0)

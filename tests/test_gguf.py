@@ -10,9 +10,9 @@ from refusals import refusal
 from fastllm import FormatError, ModelConfig
 from fastllm.formats import open_model, write_gguf
 from fastllm.formats.gguf_file import read_gguf_file
-from fastllm.layers.rotary import rope_frequencies
 from fastllm.packed import KINDS, Packed
 from fastllm.quantize import dequantize
+from fastllm.rope import rope_frequencies
 
 FACTORS = np.array([1.0, 1.5, 7.0, 8.0], np.float32)
 
@@ -23,7 +23,7 @@ FACTORS = np.array([1.0, 1.5, 7.0, 8.0], np.float32)
         ({"llama.attention.head_count_kv": ("u32", 1)}, {"kv_heads": 1}),
         ({"llama.attention.head_count": ("array", ("i32", [2]))}, {"heads": 2}),
         ({"llama.rope.freq_base": ("f32", 5e5)}, {"rope_theta": 5e5}),
-        ({"llama.attention.layer_norm_rms_epsilon": ("f64", 1e-300)}, {"norm_eps": 1e-300}),
+        ({"llama.attention.layer_norm_rms_epsilon": ("f64", 1e-30)}, {"norm_eps": 1e-30}),
         ({"llama.rope.freq_base": ("f64", 1e300)}, {"rope_theta": 1e300}),
         ({"llama.attention.sliding_window": ("u32", 7)}, {"context": 7}),
         ({"llama.attention.sliding_window": ("u32", 99)}, {"context": 16}),

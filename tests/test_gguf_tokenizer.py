@@ -273,8 +273,9 @@ def test_a_control_token_that_pieces_would_join_to():
 def test_user_defined_pieces_join_with_nothing():
     tokenizer = tokenizer_from_gguf(LLAMA)
     user = tokenizer.id_of("<user>")
-    assert [tokenizer.tokens[i] for i in tokenizer.encode("ab<user>ab")] == ["▁ab", "<user>", "ab"]
-    assert tokenizer.decode(tokenizer.encode("ab<user>ab")) == "ab<user>ab"
+    assert [tokenizer.tokens[i] for i in tokenizer.encode("ab<user>ab")] == ["▁ab", "<user>", "▁ab"]
+    assert [tokenizer.tokens[i] for i in tokenizer.encode("<user><user>")] == ["<user>", "<user>"]
+    assert tokenizer.decode(tokenizer.encode("ab<user>ab")) == "ab<user> ab"
     assert user not in tokenizer.control_ids
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm.formats.huggingface import config_from_huggingface, from_huggingface, to_huggingface
+from fastllm.formats.huggingface import from_huggingface, to_huggingface
+from fastllm.formats.huggingface_config import config_from_huggingface
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = (

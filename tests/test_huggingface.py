@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fastllm import FormatError, ModelConfig
 from fastllm.formats import huggingface_config
-from fastllm.formats.huggingface import config_from_huggingface, from_huggingface, to_huggingface
-from fastllm.formats.huggingface_config import config_to_huggingface
+from fastllm.formats.huggingface import from_huggingface, to_huggingface
+from fastllm.formats.huggingface_config import config_from_huggingface, config_to_huggingface
 from fastllm.parameters import Parameters, initialise
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 5, "n_embd": 6, "n_layer": 2, "n_head": 2}

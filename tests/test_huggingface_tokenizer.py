@@ -189,7 +189,7 @@ def test_a_control_token_that_is_a_whole_word():
     assert tokenizer.decode([2, 2]) == tokenizers.Tokenizer.from_str(json.dumps(document)).decode([2, 2]) == "go go"
 
 
-def test_added_tokens_that_are_not_special_are_text(tmp_path):
+def test_added_tokens_that_are_not_special_are_text():
     document = json.loads(byte_level().to_str())
     document["added_tokens"] += [added(380, "<think>"), added(381, "<|im_end|>x"), added(382, "  ", rstrip=True)]
     document["added_tokens"].append(added(383, "<|eot_id|>", special=True, lstrip=True, rstrip=True))

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 from converting import own
-from training_jobs import DIALOGUES, Recorder, make_job, write_lines
+from training_jobs import DIALOGUES, Recorder, make_job, stop_at, write_lines
 
 import fastllm
 from fastllm.checkpoint import find_checkpoint, load_progress, read_arrays
@@ -25,16 +25,6 @@ from fastllm.training.job import Interrupted, Job
 from fastllm.training.source import resolve
 
 FACTS, DIALOGUE_STEPS = 16, 8
-
-
-def stop_at(phase, step):
-    """A Reporter at which someone presses Ctrl-C after an update."""
-
-    def press(at_phase, at_step):
-        if (at_phase, at_step) == (phase, step):
-            os.kill(os.getpid(), 2)
-
-    return Recorder(press)
 
 
 def finished(folder):

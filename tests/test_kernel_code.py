@@ -111,6 +111,12 @@ def test_a_damaged_cache_is_compiled_anew(tmp_path):
             os.truncate(path, size)
         assert "a compiled kernel on disk is damaged" in run_small(tmp_path)
     assert run_small(tmp_path) == ""
+    for path in tmp_path.rglob("*.nbi"):
+        index = bytearray(path.read_bytes())
+        index[index.index(b"\x80\x04", 2) + 1] ^= 0x10  # a bit of the number of pickle's protocol
+        path.write_bytes(index)
+    assert "a compiled kernel on disk is damaged" in run_small(tmp_path)
+    assert run_small(tmp_path) == ""
 
 
 READ_ONLY = """

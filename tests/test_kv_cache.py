@@ -9,6 +9,8 @@ from model_switches import make_model
 from whole_models import CONFIG, POSITIONS, TOLERANCE, assert_close, backends
 
 import fastllm
+from fastllm.kernels import cached_rows
+from fastllm.layers import kv_cache
 
 # What it keeps keys and values in, and how near its logits come: half of the last of 11 bits, of many numbers.
 caches = pytest.mark.parametrize(("dtype", "tolerance"), [("float32", TOLERANCE), ("float16", 2e-3)])
@@ -167,3 +169,8 @@ def test_slots_that_are_not_there():
         with pytest.raises(ValueError, match="a slot must be from 0 to 2; got"):
             use()
     assert cache.lengths.tolist() == [0, 0, 0]
+
+
+def test_kernels_and_caches_agree_on_which_keys_stand_together():
+    assert cached_rows.GROUP == kv_cache.GROUP
+    assert kv_cache.PAGE % kv_cache.GROUP == 0

@@ -14,7 +14,8 @@ from mutations import Memory, damaged
 
 from fastllm import FormatError, ModelConfig
 from fastllm.formats import OpenedModel, open_model, write_gguf, write_huggingface
-from fastllm.formats.huggingface import config_from_huggingface, to_huggingface
+from fastllm.formats.huggingface import to_huggingface
+from fastllm.formats.huggingface_config import config_from_huggingface
 from fastllm.packed import Packed
 from fastllm.parameters import Parameters, initialise, parameter_shapes
 from fastllm.quantize import dequantize

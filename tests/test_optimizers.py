@@ -236,3 +236,31 @@ def test_numbers_of_numpys():
     optimizer = fastllm.AdamW(model)
     optimizer.step(np.float16(1e-3), np.float32(0.5))  # warnings are errors
     assert optimizer.steps == 1
+
+
+@backends
+@pytest.mark.parametrize("value", [1e20, 1e-25])
+def test_gradients_whose_squares_no_float32_holds(backend, value):
+    model = make_model(CONFIG, backend)
+    model.gradients.flat[...] = value
+    norm = value * np.sqrt(model.gradients.flat.size)
+    assert gradient_norm(model) == pytest.approx(norm, rel=1e-6)
+    model.gradients.flat[1:] = 0
+    assert fastllm.clip_gradients(model, value / 4) == pytest.approx(value, rel=1e-6)
+    assert model.gradients.flat[0] == pytest.approx(value / 4, rel=1e-6)
+
+
+@backends
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_gradients_that_are_not_finite_are_not_clipped(backend, value):
+    model = make_model(CONFIG, backend)
+    model.gradients.flat[...] = 1
+    model.gradients.flat[7] = value
+    with pytest.raises(ValueError, match="gradients must be finite to be clipped; got a norm of"):
+        fastllm.clip_gradients(model, 1.0)
+    assert model.gradients.flat[0] == 1
+
+
+def test_betas_are_two():
+    with pytest.raises(ValueError, match="betas must be two numbers; got"):
+        fastllm.AdamW(make_model(CONFIG, "numpy"), betas=(0.9,))

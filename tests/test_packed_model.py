@@ -91,7 +91,7 @@ def test_what_trains_copies_the_weights_once():
 
 
 def test_rows_of_a_decoding_step_have_the_bits_of_one_alone():
-    """For each kind and any number of rows up to 32."""
+    """For any number of rows up to 32; of all kinds' products, see test_kernel_edges.py."""
     tokens = np.random.default_rng(0).integers(0, 47, 32)
     for kind in ("F32", "F16", "Q8_0", "Q4_0"):
         frozen, _ = pair(kind)

@@ -144,8 +144,8 @@ def test_published_instructions(shared_data):
         ("{}", "must hold an array of records; got dict"),
         ("3", "must hold an array of records; got int"),
         ("[]", "must hold at least one"),
-        ('[{"text": "x"}, {"text": 3}]', "data.json, record 2: a line must be"),
-        ('[{"text": "x"}, [], 3]', "data.json, record 2: a line must be"),
+        ('[{"text": "x"}, {"text": 3}]', "data.json, record 2: a record must be"),
+        ('[{"text": "x"}, [], 3]', "data.json, record 2: a record must be"),
         ('[{"instruction": "x", "output": 3}]', "data.json, record 1: output must be a text"),
     ],
 )

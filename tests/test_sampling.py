@@ -15,7 +15,6 @@ from fastllm.generation.sampling import (
     largest,
     log_softmax,
     min_p_mask,
-    probabilities,
     token_logprobs,
     top_k_mask,
     top_p_mask,
@@ -30,6 +29,14 @@ values = st.lists(st.integers(-3, 3), min_size=1, max_size=30).map(lambda x: np.
 
 def softmax(x):
     return np.exp(x) / np.exp(x).sum()
+
+
+def probabilities(logits, *settings, **named):
+    """The distribution that a token is drawn from, (V,): 0 for tokens left out."""
+    ids, probability = candidates(logits, *settings, **named)
+    out = np.zeros(logits.size)
+    out[slice(None) if ids is None else ids] = probability
+    return out
 
 
 def by_rank(x):

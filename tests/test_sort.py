@@ -5,7 +5,8 @@ import pytest
 
 import fastllm
 from fastllm import kernels
-from fastllm.formats.huggingface import config_from_huggingface, from_huggingface
+from fastllm.formats.huggingface import from_huggingface
+from fastllm.formats.huggingface_config import config_from_huggingface
 from fastllm.kernels import reference
 
 DIGITS = 6

@@ -1,11 +1,12 @@
 """Tokenizers as a tokenizer.json and back: the same ids, by `tokenizers`, transformers and ourselves."""
 
+import contextlib
 import functools
 import json
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers")
@@ -59,7 +60,7 @@ def pair(name):
         "word": lambda: WordTokenizer.build([TEXT]),
         "sentencepiece": sentencepiece,
         "no prefix": lambda: sentencepiece(add_space_prefix=False, begin_id=None),
-        "user-defined": lambda: sentencepiece(defined=("<user>", "<user>x", "▁=▁", "[.*]")),
+        "user-defined": lambda: sentencepiece(defined=("<user>", "<user>x", " = ", "[.*]")),
     }[name]()
     return tokenizer, to_huggingface(tokenizer)
 
@@ -71,8 +72,6 @@ NAMES = ("byte", "character", "word", "sentencepiece", "no prefix", "user-define
 @given(text=TEXTS | st.lists(st.sampled_from(["<user>", "<user>x", "= = ", "[.*]", " ", "a", "s"])).map("".join))
 def test_the_ids_are_the_same(name, text):
     tokenizer, theirs = pair(name)
-    # Alone, where nothing is put before it: said in the docstring.
-    assume(name != "user-defined" or text not in ("<user>", "<user>x", "▁=▁", "[.*]"))
     ids = tokenizer.encode(text)
     assert theirs.encode(text).tolist() == ids.tolist()
     if name != "word":  # which has a space between any two
@@ -162,10 +161,6 @@ def test_what_has_no_equal_is_refused(pieces):
 @pytest.mark.parametrize("name", ["sentencepiece", "no prefix", "user-defined"])
 def test_back_to_sentencepiece(name):
     tokenizer, theirs = pair(name)
-    if name == "user-defined":  # its way to put nothing before a text is no other's
-        with pytest.raises(ValueError, match="must be BPE with ▁ for spaces"):
-            sentencepiece_from_huggingface(theirs)
-        return
     back = sentencepiece_from_huggingface(theirs)
     assert (back.tokens, back.types) == ([*tokenizer.tokens[:-1]], tokenizer.types[:-1])
     assert (back.begin_id, back.end_id, back.unknown_id) == (tokenizer.begin_id, 2, 0)
@@ -183,7 +178,10 @@ def test_the_newer_form_of_llama(scheme):
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
     }
     given = HuggingFaceTokenizer(document, {"bos_token": "<s>", "eos_token": "</s>"})
-    back = sentencepiece_from_huggingface(given)
+    # Not behind a control token, where SentencePiece has no way to say so.
+    said = pytest.warns(UserWarning, match="around '<unk>'") if scheme == "first" else contextlib.nullcontext()
+    with said:
+        back = sentencepiece_from_huggingface(given)
     assert back.add_space_prefix == (scheme != "never")
     for text in ("a ab  abc", "aaa", "", *HARD_TEXTS):
         assert back.encode(text).tolist() == given.encode(text).tolist()

@@ -206,3 +206,18 @@ def test_a_trainer_that_has_trained_can_be_copied(copied):
     for each in (trainer, other):
         each.train()
     np.testing.assert_array_equal(other.model.parameters.flat, model.parameters.flat)
+
+
+def test_numbers_of_numpy_are_numbers():
+    plain, other = (make_trainer(dropout=0.2, seed=kind(3), accumulate=kind(2)) for kind in (int, np.int64))
+    other.step = np.int64(0)
+    for trainer in (plain, other):
+        trainer.train(3)
+    np.testing.assert_array_equal(plain.model.parameters.flat, other.model.parameters.flat)
+
+
+@pytest.mark.parametrize("name", ["seed", "accumulate"])
+@pytest.mark.parametrize("value", [None, 1.5, "1", True])
+def test_what_is_no_whole_number(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a whole number; got"):
+        make_trainer(**{name: value})

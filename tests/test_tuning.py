@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shutil
 
 import numpy as np
 import pytest
 from tiny_checkpoint import DIALOGUES as KNOWN
 from tiny_checkpoint import dialogue, learned, write_checkpoint
-from training_jobs import DIALOGUES, TEXTS, Recorder, make_job, write_lines
+from training_jobs import DIALOGUES, TEXTS, Recorder, make_job, stop_at, write_lines
 
 import fastllm
 from fastllm import cli
@@ -64,14 +63,6 @@ def tuning_job(folder, base, lora=LORA, **changes):
     })  # fmt: skip
 
 
-def stop_after(step):
-    def press(_, at_step):
-        if at_step == step:
-            os.kill(os.getpid(), 2)
-
-    return Recorder(press)
-
-
 def finished(folder):
     """Everything a run leaves behind but times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -102,7 +93,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, base, lora):
     assert recorder.records[-1]["validation_loss"] < recorder.records[0]["validation_loss"] - 0.005
     for step in (1, 5):
         with pytest.raises(Interrupted):
-            Job.start(tmp_path / f"run{step}", config).train(stop_after(step))
+            Job.start(tmp_path / f"run{step}", config).train(stop_at(None, step))
         assert load_progress(tmp_path / f"run{step}")["step"] == step
         resumed = Job.resume(tmp_path / f"run{step}")
         assert resumed.model.config == job.model.config
@@ -118,7 +109,7 @@ def test_an_adapter_goes_on_with_the_model_that_it_is_for(tmp_path, base):
     model.unfreeze()
     fastllm.save(tmp_path / "mine", model, tokenizer)
     with pytest.raises(Interrupted):
-        Job.start(tmp_path / "run", tuning_job(tmp_path, tmp_path / "mine")).train(stop_after(1))
+        Job.start(tmp_path / "run", tuning_job(tmp_path, tmp_path / "mine")).train(stop_at(None, 1))
     before = model.parameters["blocks.0.feed_forward.down.weight"].copy()
     model.parameters["blocks.0.feed_forward.down.weight"][...] *= 0.5
     fastllm.save(tmp_path / "mine", model, tokenizer)
@@ -241,7 +232,7 @@ def test_a_checkpoint_of_another_job(tmp_path, known):
     base, _, data = known
     config = tuning_job(tmp_path, base, data=data, validation=data)
     with pytest.raises(Interrupted):
-        Job.start(tmp_path / "run", config).train(stop_after(1))
+        Job.start(tmp_path / "run", config).train(stop_at(None, 1))
     path = tmp_path / "run" / "config.toml"
     given = path.read_text()
     path.write_text(given.replace("alpha = ", "alpha = 1"))

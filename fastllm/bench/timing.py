@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..errors import FastllmError
+from ..peers.report import spread
 
 PAUSE = 0.01  # seconds between two looks at the threads
 MOST_PAUSES = 100
@@ -100,10 +99,7 @@ def measure(benchmark: Benchmark, rounds: int, block_seconds: float) -> dict[str
     for _ in range(rounds):
         for contender in benchmark.contenders:
             blocks[contender.name].append(_block(contender, calls[contender.name]))
-    return {
-        name: Timing(first[name], *map(float, np.percentile(seconds, (50, 20, 80))))
-        for name, seconds in blocks.items()
-    }
+    return {name: Timing(first[name], *spread(seconds)) for name, seconds in blocks.items()}
 
 
 def _block(contender: Contender, calls: int) -> float:

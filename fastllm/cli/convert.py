@@ -52,7 +52,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..conversion import check_target, kind_of, load_source, write
+    from ..conversion import check_target, kind_of, load_source, size_of, write
 
     check_names(arguments.source, arguments.target)
     check_target(arguments.target, arguments.force)
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress(arguments.target) as report:
         write(source, arguments.target, arguments.type, force=arguments.force, progress=report)
     kinds = " and ".join(sorted(source.kinds))
-    size = written_size(Path(arguments.target))
+    size = size_of(arguments.target)
     alone = ", without a tokenizer" if source.tokenizer is None else ""
     print(
         f"{arguments.target}: {size_text(size)}, {kind or kinds} from {kinds}{alone}; {time.monotonic() - began:.1f} s"
@@ -74,12 +74,6 @@ def check_names(source: str, target: str) -> None:
     """Raise ConfigError where both are one file."""
     if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
         raise ConfigError(f"SRC and DST must be two; got {target} for both; choose another name for DST")
-
-
-def written_size(path: Path) -> int:
-    """Bytes of a file, or of the weights in a folder."""
-    files = [path] if path.is_file() else path.glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)
 
 
 def size_text(size: float) -> str:

@@ -84,15 +84,12 @@ def _tasks(arguments: argparse.Namespace) -> Tasks:
     config = dataclasses.replace(config, layers=1)
     twin, model = Model(config, backend="numpy"), Model(config)
     used = _twins_called(lambda: _train_and_answer(twin, make_optimizer(twin)))
-    tasks: Tasks = {name: lambda name=name: _call(name) for name in CASES  # type: ignore[misc]
-                    if name in used and not name.startswith("packed_")}  # fmt: skip  # whose cases have all kinds
-    return tasks | {"the model": lambda: _train_and_answer(model, make_optimizer(model))}
+    return _calls(used) | {"the model": lambda: _train_and_answer(model, make_optimizer(model))}
 
 
 def _tasks_of_file(opened: Model) -> Tasks:
     """What a model needs whose weights stay in a file: its kernels, those of its kinds of numbers, and all together."""
     from ..conversion import source_of
-    from ..kernels.cases import CASES
     from ..kernels.kinds import dot_of, unpack_of
     from ..model import Model
     from ..packed import KINDS
@@ -101,16 +98,23 @@ def _tasks_of_file(opened: Model) -> Tasks:
     config, weights = _few_layers(source)
     twin, model = Model(config, backend="numpy", weights=weights), Model(config, weights=weights)
     used = _twins_called(lambda: _answer(twin))
-    tasks: Tasks = {
-        name: lambda name=name: _call(name)  # type: ignore[misc]
-        for name in CASES
-        if name in used and not name.startswith("packed_")  # whose cases have all kinds
-    }
+    tasks = _calls(used)
     for name in sorted(source.kinds):
         number = KINDS[name].number
         tasks[f"dot products of {name}"] = lambda number=number: dot_of(number)  # type: ignore[misc]
         tasks[f"unpacking of {name}"] = lambda number=number: unpack_of(number)  # type: ignore[misc]
     return tasks | {"the model": lambda: _answer(model)}
+
+
+def _calls(names: set[str]) -> Tasks:
+    """A call of each of these kernels."""
+    from ..kernels.cases import CASES
+
+    return {
+        name: lambda name=name: _call(name)  # type: ignore[misc]
+        for name in CASES
+        if name in names and not name.startswith("packed_")  # whose cases have all kinds
+    }
 
 
 def _few_layers(source: Source) -> tuple[ModelConfig, Weights]:

@@ -6,7 +6,8 @@ import json
 import mmap
 import os
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, NoReturn
@@ -52,18 +53,32 @@ def mapped_file(array: NDArray[Any]) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises FormatError where there is none, OSError where it can't be opened."""
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have a FormatError of what is done within name the file or folder, if it doesn't."""
+    try:
+        yield
+    except FormatError as error:
+        message = str(error)
+        raise FormatError(message if str(path) in message else f"{path}: {message}") from None
+
+
+def read_json(path: Path, takes_nan: bool = False) -> dict[str, Any]:
+    """The JSON object in a file. Raises FormatError where there is none, OSError where it can't be opened.
+
+    takes_nan  NaN and infinities, which JSON doesn't have, are numbers as Python writes them
+    """
     size = path.stat().st_size
     if size > MAX_JSON:
         raise FormatError(f"{path} must have at most {MAX_JSON} bytes; got {size}; download the model again")
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(path.read_bytes(), str(path), takes_nan)
 
 
-def parse_json(data: bytes, what: str) -> dict[str, Any]:
+def parse_json(data: bytes, what: str, takes_nan: bool = False) -> dict[str, Any]:
     """The JSON object in at most MAX_JSON bytes, with each key once. Raises FormatError, which names `what`."""
+    constants = None if takes_nan else _reject
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_reject)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=constants)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         reason = str(error).replace("\n", " ")[:100]
         raise FormatError(f"{what} must be JSON in UTF-8; got {reason}; download the model again") from None

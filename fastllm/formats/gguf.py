@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from fastllm.config import ModelConfig
 from fastllm.errors import ConfigError, FormatError
-from fastllm.formats.bytes_of_file import brief
+from fastllm.formats.bytes_of_file import brief, naming
 from fastllm.formats.gguf_file import GgufFile, StoredTensor, read_gguf_file
 from fastllm.formats.modules import Module, check, check_layers, layout_of
 from fastllm.formats.opened import OpenedModel, Weights, generation_facts
 from fastllm.packed import Packed
 from fastllm.parameters import POSITIONS
 from fastllm.quantize import dequantize
+from fastllm.rope import base_frequencies, rope_divisors
 
 Json = Mapping[str, Any]
 
@@ -104,7 +105,7 @@ def open_gguf(path: Path) -> OpenedModel:
     Raises FormatError for a model that fastllm can't run and a damaged file, OSError where it can't be opened.
     """
     file = read_gguf_file(path)
-    try:
+    with naming(path):
         config = _config(file)
         return OpenedModel(
             config=config,
@@ -115,9 +116,6 @@ def open_gguf(path: Path) -> OpenedModel:
             metadata={key: value for key, value in file.metadata.items() if key.startswith("general.")},
             tokenizer_metadata={key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")},
         )
-    except FormatError as error:
-        message = str(error)
-        raise FormatError(message if message.startswith(str(path)) else f"{path}: {message}") from None
 
 
 def single(metadata: Json, key: str) -> Any:
@@ -248,12 +246,7 @@ def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:
     scaling = config.rope_scaling
     if config.positions != "rope" or scaling is None or scaling["type"] == "linear":
         return None
-    if scaling["type"] == "factors":
-        return np.array(scaling["factors"], np.float64)
-    turns = float(scaling["original_max_position_embeddings"]) * _frequencies(config) / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    keep = np.clip((turns - low) / (high - low), 0, 1)
-    return 1 / (keep + (1 - keep) / scaling["factor"])
+    return rope_divisors(config)
 
 
 def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[str, Any] | None:
@@ -270,7 +263,7 @@ def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[s
     if len(between):
         i = between[0]
         keep = (1 / factors[i] - 1 / factor) / (1 - 1 / factor)
-        original = max(1, round((low + keep * (high - low)) * 2 * math.pi / _frequencies(config)[i]))
+        original = max(1, round((low + keep * (high - low)) * 2 * math.pi / base_frequencies(config)[i]))
     scaling = {
         "type": "llama3",
         "factor": factor,
@@ -281,13 +274,6 @@ def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[s
     made = rope_factors(ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling}))
     assert made is not None
     return scaling if np.allclose(factors, made, rtol=FACTOR_TOLERANCE, atol=0) else None
-
-
-def _frequencies(config: ModelConfig) -> NDArray[np.float64]:
-    assert config.head_size is not None
-    size = config.head_size
-    with np.errstate(over="ignore"):  # a theta next to 0 is a damaged file's
-        return np.float64(config.rope_theta) ** (-np.arange(0, size, 2, dtype=np.float64) / size)
 
 
 def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, StoredTensor]) -> Weights:

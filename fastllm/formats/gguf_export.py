@@ -7,6 +7,7 @@ multiple of a block is F16. The file is written tensor after tensor, in pieces.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +45,7 @@ class _Tensor(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes."""
-        return int(np.prod(self.shape[:-1], dtype=object)) * self.kind.row_bytes(self.shape[-1])
+        return math.prod(self.shape[:-1]) * self.kind.row_bytes(self.shape[-1])
 
 
 def write_gguf(

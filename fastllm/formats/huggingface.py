@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import brief
-from fastllm.formats.huggingface_config import config_from_huggingface, model_type
+from fastllm.formats.huggingface_config import model_type
 from fastllm.formats.modules import Module, check, check_layers, layout_of
 from fastllm.formats.opened import float32
 from fastllm.formats.rows import row_order
 from fastllm.parameters import shapes_of
-
-__all__ = ["config_from_huggingface", "from_huggingface", "to_huggingface"]
 
 Arrays = Mapping[str, NDArray[Any]]
 

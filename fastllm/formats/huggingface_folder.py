@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief, read_json
+from fastllm.formats.bytes_of_file import brief, naming, read_json
 from fastllm.formats.huggingface import has_its_own_head, head_and_embedding, needed, renamed
 from fastllm.formats.huggingface_config import config_from_huggingface
 from fastllm.formats.opened import RANGES, OpenedModel, float32, generation_facts, packed
@@ -64,16 +64,13 @@ def open_huggingface(folder: Path) -> OpenedModel:
             f"{folder} must have weights of float32, float16 or bfloat16; got quantised ones, "
             f"{brief(fields['quantization_config'])}; use the model they were made from, or a GGUF file"
         )
-    try:
+    with naming(folder):
         config, stored = config_from_huggingface(fields), _stored(folder)
         two = {name: stored_array(name, stored[name]) for name in head_and_embedding(config) if name in stored}
         if has_its_own_head(config, two):
             config = dataclasses.replace(config, tied_head=False)
         given = needed(config, stored)
         arrays = renamed(config, {name: stored_array(name, tensor) for name, tensor in given.items()})
-    except FormatError as error:
-        message = str(error)
-        raise FormatError(message if str(folder) in message else f"{folder}: {message}") from None
     return OpenedModel(
         config=config,
         weights={

@@ -10,8 +10,9 @@ from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
 from fastllm.errors import DataError
 from fastllm.generation.config import GenerationConfig
 from fastllm.generation.engine import Engine, Generation
-from fastllm.generation.generate import check_vocabulary, decode_pieces, generate_tokens
+from fastllm.generation.generate import check_vocabulary, generate_tokens
 from fastllm.generation.sampling import Sampler
+from fastllm.generation.text import decode_pieces
 from fastllm.tokenizers.base import check_text
 
 if TYPE_CHECKING:

@@ -94,6 +94,8 @@ class GenerationConfig:
     def given(self) -> dict[str, Any]:
         """The fields that were given, even as the value they have anyway: they go before a model's defaults.
 
+        To change some, use `GenerationConfig.of(config, {...})`: `dataclasses.replace` gives all of them.
+
         >>> GenerationConfig(temperature=0.0).given
         {'temperature': 0.0}
         """

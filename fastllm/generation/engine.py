@@ -33,6 +33,7 @@ from fastllm.errors import ConfigError, FastllmError
 from fastllm.generation.config import GenerationConfig
 from fastllm.generation.prompt_lookup import draft
 from fastllm.generation.sampling import Floats, Sampler, TokenLogprobs, token_logprobs
+from fastllm.inputs import checked_tokens
 
 if TYPE_CHECKING:
     from fastllm.model import Model
@@ -413,17 +414,11 @@ def fit(model: Model, tokens: Sequence[int] | np.ndarray, config: GenerationConf
             f"tokens must be one row of at least one token id; got shape {prompt.shape}, {prompt.dtype}; "
             "start an empty text with the end token"
         )
-    context, vocab_size = model.config.context, model.config.vocab_size
+    context = model.config.context
     if prompt.size > context:
         raise ValueError(
             f"a prompt must fit into the model's context of {context} tokens; got {prompt.size}; "
             f"shorten it, for example to its last {context // 2} tokens"
         )
-    if prompt.min() < 0 or prompt.max() >= vocab_size:
-        at = int(np.flatnonzero((prompt < 0) | (prompt >= vocab_size))[0])
-        raise ValueError(
-            f"tokens must be from 0 to vocab_size - 1 = {vocab_size - 1}; got {prompt[at]} at position {at}; "
-            "was the text encoded with another tokenizer?"
-        )
     room = context - prompt.size + 1
-    return prompt.astype(np.int32), min(room, config.max_tokens or room)
+    return checked_tokens(model.config, prompt).copy(), min(room, config.max_tokens or room)

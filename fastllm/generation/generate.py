@@ -22,19 +22,7 @@ from fastllm.generation import beam
 from fastllm.generation.config import GenerationConfig
 from fastllm.generation.engine import Engine, Generation, fit
 from fastllm.generation.sampling import Sampler
-from fastllm.generation.text import Completion, Decoder, Piece, Reader, completion, decode_pieces
-
-__all__ = [
-    "beam_search",
-    "completions",
-    "decode_pieces",
-    "encode_prompt",
-    "generate",
-    "generate_batch",
-    "generate_tokens",
-    "stream",
-    "stream_pieces",
-]
+from fastllm.generation.text import Completion, Decoder, Piece, Reader, completion
 
 if TYPE_CHECKING:
     from fastllm.model import Model

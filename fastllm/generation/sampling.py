@@ -168,27 +168,6 @@ def candidates(
     return ids, probability
 
 
-def probabilities(
-    logits: Floats,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    typical_p: float = 1.0,
-) -> Floats:
-    """The distribution a token is drawn from: logits (V,) -> (V,) float64, 0 for tokens left out.
-
-    >>> probabilities(np.log([0.1, 0.4, 0.2, 0.3]), temperature=1.0, top_p=0.6).round(3)
-    array([0.   , 0.571, 0.   , 0.429])
-    """
-    ids, probability = candidates(logits, temperature, top_k, top_p, min_p, typical_p)
-    if ids is None:
-        return probability
-    out = np.zeros(logits.size)
-    out[ids] = probability
-    return out
-
-
 def softmax(logits: Floats, temperature: float) -> Floats:
     """logits (M,) of finite maximum -> probabilities (M,) float64."""
     x = logits.astype(np.float64)

@@ -39,12 +39,13 @@ class Block:
         """The stream after this block, from the stream x (N, C) before it; x must stay for backward."""
         middle, end = self.middle.array, self.end.array
         if self._is_pre:
-            self._attend(middle, self.attention_norm.forward(x), x, batch)
-            self._feed(end, self.feed_forward_norm.forward(middle), middle, batch)
+            self._branch(middle, self.attention, self.attention_dropout, self.attention_norm.forward(x), x, batch)
+            normed = self.feed_forward_norm.forward(middle)
+            self._branch(end, self.feed_forward, self.feed_forward_dropout, normed, middle, batch)
             return end
-        self._attend(middle, x, x, batch)
+        self._branch(middle, self.attention, self.attention_dropout, x, x, batch)
         normed = self.attention_norm.forward(middle)
-        self._feed(end, normed, normed, batch)
+        self._branch(end, self.feed_forward, self.feed_forward_dropout, normed, normed, batch)
         return self.feed_forward_norm.forward(end)
 
     def backward(self, dstream: np.ndarray, x: np.ndarray, batch: Batch) -> None:
@@ -65,20 +66,14 @@ class Block:
         dout = self.attention_dropout.backward(dropped, dbranch, batch)
         self.attention.backward(dstream, dout, x, dbranch, batch)
 
-    def _attend(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray, batch: Batch) -> None:
-        """out = residual + dropout(attention(x)); without dropout the sum rides along in the product."""
-        if self.attention_dropout.is_on(batch):
-            self.attention.forward(out, x, None, batch)
-            self.attention_dropout.forward(out, batch)
+    def _branch(
+        self, out: np.ndarray, layer: Attention | FeedForward, dropout: Dropout, x: np.ndarray, residual: np.ndarray,
+        batch: Batch,
+    ) -> None:  # fmt: skip
+        """out = residual + dropout(layer(x)); without dropout the sum rides along in the product."""
+        if dropout.is_on(batch):
+            layer.forward(out, x, None, batch)
+            dropout.forward(out, batch)
             self._backend.kernels.add(out, out, residual)
         else:
-            self.attention.forward(out, x, residual, batch)
-
-    def _feed(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray, batch: Batch) -> None:
-        """out = residual + dropout(feed_forward(x))."""
-        if self.feed_forward_dropout.is_on(batch):
-            self.feed_forward.forward(out, x, None, batch)
-            self.feed_forward_dropout.forward(out, batch)
-            self._backend.kernels.add(out, out, residual)
-        else:
-            self.feed_forward.forward(out, x, residual, batch)
+            layer.forward(out, x, residual, batch)

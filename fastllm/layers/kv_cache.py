@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from ..config import ModelConfig
+from ..config import ModelConfig, whole_number
 from ..memory import Place, aligned
 
 PAGE = 128  # tokens
-GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension: see kernels/kv_cache.py
+GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension; kernels/cached_rows.py has it, too
 
 
 class KVCache:
@@ -30,6 +30,7 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, slots: int, dtype: DTypeLike = np.float32) -> None:
+        slots = whole_number(slots, "slots")
         if slots < 1:
             raise ValueError(f"a cache needs at least one slot; got slots={slots}; give slots=1 or more")
         assert config.kv_heads is not None and config.head_size is not None

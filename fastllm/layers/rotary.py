@@ -1,36 +1,12 @@
-"""The angles of rotary position embedding (Su et al. 2021), with the usual ways to stretch them."""
+"""The angles of positions: rotary (rope.py), which all layers share, and sinusoidal."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ..config import ModelConfig
-
-
-def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """Radians a position for each pair of columns: theta^(-2i/D), (D/2,) float64, scaled as the config says.
-
-    "linear" divides all by factor (Chen et al. 2023, arXiv:2306.15595). "llama3" divides only those that turn
-    less than low_freq_factor times within the original context, leaves those that turn more than
-    high_freq_factor times, and blends in between (Llama 3.1's report, 2024). "factors" divides each by its own.
-    """
-    assert config.head_size is not None
-    size = config.head_size
-    frequencies = config.rope_theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling["type"] == "linear":
-        return frequencies / scaling["factor"]
-    if scaling["type"] == "factors":
-        return frequencies / np.array(scaling["factors"], np.float64)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0, 1)
-    return frequencies * (keep + (1 - keep) / scaling["factor"])
+from ..rope import rope_frequencies
 
 
 class Rotary:

@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -218,12 +217,6 @@ class Transformers(Generator):
 GENERATORS: dict[str, type[Generator]] = {"fastllm": Fastllm, "llama.cpp": LlamaCpp, "transformers": Transformers}
 NEEDS = {"llama.cpp": ("llama_cpp",), "transformers": ("torch", "transformers")}
 PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "torch transformers"}
-
-
-def size_of(path: str) -> int:
-    """Bytes of a file, or of the weights in a folder."""
-    files = [Path(path)] if os.path.isfile(path) else Path(path).glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from ..config import ModelConfig, preset
-from ..conversion import load_source
+from ..conversion import load_source, size_of
 from ..errors import FormatError
 from ..formats import open_model, write_gguf, write_huggingface
 from ..formats.bytes_of_file import map_file
 from ..parameters import Parameters, initialise
-from .generation import GENERATORS, NEEDS, PACKAGES, SEED, GenerationCase, size_of
+from .generation import GENERATORS, NEEDS, PACKAGES, SEED, GenerationCase
 from .race import PAUSE, PeerError, Worker, compile_kernels, threads_of_processes
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_0")

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import atomic, machine
 from .generation_race import TOLERANCES, Outcome
+from .report import spread
 
 VERSIONS = ("numpy", "numba", "llama_cpp_python", "torch", "transformers")
 ROW = "{:<5} {:<13} {:>20} {:>22} {:>14} {:>9} {:>10} {:>9}"
@@ -105,11 +106,7 @@ def write_json(
 
 
 def _rates(seconds: Sequence[float], tokens: int) -> dict[str, float]:
-    ordered = sorted(tokens / value for value in seconds)
-    last = len(ordered) - 1
-    return {
-        "median": statistics.median(ordered), "p20": ordered[round(0.2 * last)], "p80": ordered[round(0.8 * last)],
-    }  # fmt: skip
+    return dict(zip(("median", "p20", "p80"), spread([tokens / value for value in seconds]), strict=True))
 
 
 def _spread(rates: dict[str, float]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from .. import atomic, machine
 from .race import Race, Result
@@ -33,7 +35,7 @@ def share_of_peak(race: Race, contender: str = "fastllm") -> float:
 
 def row(race: Race) -> str:
     """A line under HEAD."""
-    low, high = _spread(_result(race, "fastllm"))
+    _, low, high = spread(_result(race, "fastllm").seconds)
     memory = {result.contender: result.peak_bytes / 1e6 for result in race.results}
     times = [_milliseconds(median(race, name)) if name in memory else "-" for name in ("eager", "compiled")]
     return ROW.format(
@@ -62,9 +64,9 @@ def as_dict(race: Race) -> dict[str, Any]:
     """A race as JSON takes it."""
     contenders = {}
     for result in race.results:
-        low, high = _spread(result)
+        middle, low, high = spread(result.seconds)
         contenders[result.contender] = {
-            "median_ms": median(race, result.contender) * 1e3,
+            "median_ms": middle * 1e3,
             "p20_ms": low * 1e3,
             "p80_ms": high * 1e3,
             "share_of_peak": share_of_peak(race, result.contender),
@@ -91,11 +93,10 @@ def _limit(race: Race, name: str) -> float:
     return statistics.median(limits[name] for limits in race.limits)
 
 
-def _spread(result: Result) -> tuple[float, float]:
-    """The 20th and 80th percentiles."""
-    ordered = sorted(result.seconds)
-    last = len(ordered) - 1
-    return ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+def spread(figures: Sequence[float]) -> tuple[float, float, float]:
+    """The median, the 20th and the 80th percentile."""
+    median, low, high = np.percentile(figures, (50, 20, 80)).tolist()
+    return median, low, high
 
 
 def _milliseconds(seconds: float) -> str:

@@ -6,6 +6,7 @@ with the exception's text. Between two requests it sleeps on the pipe and takes 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -175,7 +176,7 @@ class TorchTraining(Contender):
         offsets, offset = {}, 0
         for name, shape in shapes_of(self.config).items():
             offsets[name] = offset
-            offset += int(np.prod(shape))
+            offset += math.prod(shape)
         return [(parameter, offsets[self.names[name][0]]) for name, parameter in self.plain.named_parameters()]
 
     def step(self) -> float:

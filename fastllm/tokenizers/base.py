@@ -251,11 +251,16 @@ class Tokenizer(ABC):
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """The tokenizer that a file's JSON describes. Raises TypeError or ValueError where it describes none."""
+        return cls(**cls._lists_of(document))
+
+    @classmethod
+    def _lists_of(cls, document: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields, which must be lists."""
         fields: dict[str, Any] = {field: document.get(field) for field in cls.fields}
         for field, value in fields.items():
             if not isinstance(value, list):
                 raise TypeError(f'"{field}" must be a list; got {brief(value)}; save the tokenizer again')
-        return cls(**fields)
+        return fields
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write all that belongs to the tokenizer into a folder, for load_tokenizer. Raises OSError."""

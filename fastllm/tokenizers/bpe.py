@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from numbers import Integral
 from reprlib import repr as brief
 from typing import Self
 
+from fastllm.config import whole_number
 from fastllm.errors import DataError
 from fastllm.tokenizers.base import ASSISTANT, END, USER, check_text, pieces
 from fastllm.tokenizers.byte import BYTES
@@ -57,9 +57,7 @@ class BPETokenizer(HuggingFaceTokenizer):
         if isinstance(texts, str):
             raise TypeError(f"texts must be an iterable of str; got one str {brief(texts)}; pass [text]")
         size = USUAL_SIZE if max_size is None else max_size
-        for name, value in (("max_size", size), ("minimum_count", minimum_count)):
-            if not isinstance(value, Integral):
-                raise TypeError(f"{name} must be a whole number; got {value!r:.40}; leave it out for the usual one")
+        size, minimum_count = whole_number(size, "max_size"), whole_number(minimum_count, "minimum_count")
         if not LEAST_SIZE <= size <= MOST_SIZE:
             raise ValueError(
                 f"max_size must be at least {LEAST_SIZE} for bytes and control tokens, and at most {MOST_SIZE:,}; got "
@@ -71,8 +69,8 @@ class BPETokenizer(HuggingFaceTokenizer):
         learner = rust.Tokenizer(rust.models.BPE())
         learner.pre_tokenizer = rust.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = rust.trainers.BpeTrainer(
-            vocab_size=int(size),
-            min_frequency=int(min(minimum_count, 1 << 40)),
+            vocab_size=size,
+            min_frequency=min(minimum_count, 1 << 40),
             max_token_length=LONGEST,
             special_tokens=list(CONTROLS),
             initial_alphabet=rust.pre_tokenizers.ByteLevel.alphabet(),

@@ -25,9 +25,9 @@ import numpy as np
 
 from fastllm.errors import FormatError
 from fastllm.tokenizers.base import Tokenizer
-from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
+from fastllm.tokenizers.huggingface import ENDS_OF_TURN, HuggingFaceTokenizer
 from fastllm.tokenizers.huggingface_decoder import SPACE
-from fastllm.tokenizers.huggingface_document import BYTE_LEVEL, begin_processor
+from fastllm.tokenizers.huggingface_document import BYTE_LEVEL, added_token, begin_processor, bpe_model
 from fastllm.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceTokenizer
 
 PREFIX = "tokenizer.ggml."
@@ -184,10 +184,11 @@ class _Fields:
         ids = {name: self.token_id(key, len(tokens)) for name, key in names.items()}
         return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
-    def ends(self, count: int) -> list[int]:
-        """Tokens beside eos_token_id that end an answer."""
-        ids = (self.token_id(name, count) for name in ("eot_token_id", "eom_token_id"))
-        return [token_id for token_id in ids if token_id is not None]
+    def ends(self, tokens: list[str]) -> list[int]:
+        """Tokens beside eos_token_id that end an answer: those named so are control tokens, whatever their type."""
+        named = (self.token_id(name, len(tokens)) for name in ("eot_token_id", "eom_token_id"))
+        called_so = (i for i, token in enumerate(tokens) if token in ENDS_OF_TURN)
+        return list(dict.fromkeys(i for i in (*named, *called_so) if i is not None))
 
 
 def _byte_level(fields: _Fields) -> Tokenizer:
@@ -201,7 +202,8 @@ def _byte_level(fields: _Fields) -> Tokenizer:
     types = fields.numbers("token_type", len(tokens), "iu", NORMAL)
     merges = fields.texts("merges")
     special = fields.special(tokens)
-    ends = fields.ends(len(tokens))
+    ends = fields.ends(tokens)
+    controls = {*special.values(), *ends}
     merged = {part for merge in merges for part in merge.split(" ")}
     vocabulary: dict[str, int] = {}
     added = []
@@ -210,8 +212,8 @@ def _byte_level(fields: _Fields) -> Tokenizer:
             continue  # no token, but a row of the model's
         if vocabulary.setdefault(token, i) != i:
             raise ValueError(f"tokens must be distinct; got {brief(token)} at {vocabulary[token]} and {i}; use another")
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or i in (*special.values(), *ends):
-            added.append(_added(i, token, kind != USER_DEFINED or i in (*special.values(), *ends)))
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or i in controls:
+            added.append(added_token(i, token, kind != USER_DEFINED or i in controls))
     begin = special.get("bos_token") if fields.flag("add_bos_token", name in BEGINS) else None
     document = {
         "version": "1.0",
@@ -222,20 +224,13 @@ def _byte_level(fields: _Fields) -> Tokenizer:
         "pre_tokenizer": _sequence(SPLITS[PRE_TOKENIZERS[name]]),
         "post_processor": None if begin is None else begin_processor(tokens[begin], begin),
         "decoder": BYTE_LEVEL,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                  "ignore_merges": name in WHOLE_WORDS, "vocab": vocabulary, "merges": merges},
-    }  # fmt: skip
+        "model": bpe_model(vocabulary, merges, ignore_merges=name in WHOLE_WORDS),
+    }
     settings: dict[str, Any] = {key: tokens[token_id] for key, token_id in special.items() if tokens[token_id]}
     settings["clean_up_tokenization_spaces"] = False
     if (template := fields.template()) is not None:
         settings["chat_template"] = template
     return HuggingFaceTokenizer(document, settings, end_ids=ends)
-
-
-def _added(token_id: int, text: str, special: bool) -> dict[str, Any]:
-    return {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": False, "special": special}  # fmt: skip
 
 
 def _sequence(steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -250,6 +245,9 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
     if "eos_token" not in special:
         raise FormatError(f"{PREFIX}eos_token_id must name the token that ends a text; got none; use another file")
     begins = fields.flag("add_bos_token", True)
+    ends = fields.ends(tokens)
+    for i in ends:
+        types[i] = CONTROL
     return SentencePieceTokenizer(
         tokens,
         scores,
@@ -260,7 +258,7 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
         add_space_prefix=fields.flag("add_space_prefix", True),
         chat_template=fields.template(),
         special_tokens={name: tokens[token_id] for name, token_id in special.items()},
-        end_ids=fields.ends(len(tokens)),
+        end_ids=ends,
     )
 
 
@@ -300,7 +298,7 @@ def _sentencepiece_metadata(tokenizer: SentencePieceTokenizer) -> dict[str, Any]
         PREFIX + "model": "llama",
         PREFIX + "pre": "default",
         PREFIX + "tokens": [
-            token if i in tokenizer.control_ids else token.replace(" ", SPACE)
+            token if i in tokenizer.control_ids or tokenizer.types[i] == USER_DEFINED else token.replace(" ", SPACE)
             for i, token in enumerate(tokenizer.tokens)
         ],
         PREFIX + "scores": np.array(tokenizer.scores, np.float32),

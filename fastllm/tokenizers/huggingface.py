@@ -64,7 +64,8 @@ GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", END)
 ENDS_OF_TURN = frozenset(
-    (*ENDS_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<EOT>", "<|return|>")
+    (*ENDS_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<EOT>", "_<EOT>",
+     "[EOT]", "[EOS]", "<|return|>", "<｜end▁of▁sentence｜>")
 )
 """Names under which models end an answer. The one in their configuration is often not the only one."""
 

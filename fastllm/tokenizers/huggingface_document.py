@@ -24,6 +24,19 @@ MOST_IDS = 1 << 22
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
+def added_token(token_id: int, text: str, special: bool, normalized: bool = False) -> dict[str, Any]:
+    """An entry of added_tokens."""
+    return {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": normalized, "special": special}  # fmt: skip
+
+
+def bpe_model(vocabulary: Mapping[str, int], merges: list[Any], **options: Any) -> dict[str, Any]:
+    """A model of byte-pair encoding, with the options that are not as usual."""
+    usual = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}  # fmt: skip
+    return {**usual, **options, "vocab": vocabulary, "merges": merges}
+
+
 def vocabulary_of(document: Mapping[str, Any]) -> dict[str, int]:
     """Text -> id of the model's own tokens. Raises ValueError for one that is damaged."""
     model = document.get("model")

@@ -15,7 +15,7 @@ from fastllm.tokenizers.byte import BYTES, ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
 from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
 from fastllm.tokenizers.huggingface_decoder import byte_characters
-from fastllm.tokenizers.huggingface_document import BYTE_LEVEL
+from fastllm.tokenizers.huggingface_document import BYTE_LEVEL, added_token, bpe_model
 from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
 from fastllm.tokenizers.sentencepiece_json import sentencepiece_to_huggingface
 from fastllm.tokenizers.word import ASCII_PUNCTUATION, WordTokenizer
@@ -69,17 +69,13 @@ def house_marks(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": vocabulary[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True}
-            for token in controls
-        ],
+        "added_tokens": [added_token(vocabulary[token], token, special=True) for token in controls],
         "normalizer": None,
         "pre_tokenizer": splitter,
         "post_processor": None,
         "decoder": decoder,
         "model": model,
-    }  # fmt: skip
+    }
     settings: dict[str, Any] = {"eos_token": END, "clean_up_tokenization_spaces": False}
     if {USER, ASSISTANT}.issubset(controls):
         settings["chat_template"] = TEMPLATE
@@ -89,12 +85,7 @@ def house_marks(
 
 def _bytes() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     controls = {token: BYTES + i for i, token in enumerate((END, USER, ASSISTANT))}
-    model: dict[str, Any] = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-        "vocab": byte_characters() | controls, "merges": [],
-    }  # fmt: skip
-    return model, {**BYTE_LEVEL, "use_regex": False}, BYTE_LEVEL
+    return bpe_model(byte_characters() | controls, []), {**BYTE_LEVEL, "use_regex": False}, BYTE_LEVEL
 
 
 def _looked_up(tokenizer: Tokenizer) -> dict[str, Any]:

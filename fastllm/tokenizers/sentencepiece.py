@@ -1,9 +1,10 @@
 """SentencePiece's byte-pair encoding with byte fallback, as Llama 1 and 2, Mistral and Gemma use it.
 
-Spaces are written "▁", one of them before the text. Then the text is cut into characters, and of all neighbours
+User-defined pieces are found first, in the text as it is, and joined with nothing. In what stands before, between and
+behind them spaces are written "▁", one more of them in front. Then it is cut into characters, and of all neighbours
 whose union is a piece, the pair whose union scores best is joined, of equals the leftmost, until there is none.
-A character that is no piece becomes its bytes of UTF-8, tokens "<0x00>" ... "<0xFF>". User-defined pieces are
-found first and joined with nothing.
+A character that is no piece becomes its bytes of UTF-8, tokens "<0x00>" ... "<0xFF>". So do llama.cpp, and transformers
+with the tokenizer.json of Llama 2.
 
 A token has a type, by the numbers of SentencePiece and GGUF; only normal and user-defined pieces are ever made
 from text.
@@ -12,7 +13,6 @@ from text.
 from __future__ import annotations
 
 import heapq
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -34,8 +34,8 @@ class SentencePieceTokenizer(Tokenizer):
     """Pieces of text with scores.
 
     The space that encoding puts before a text is left out where decoding begins, so
-    decode(encode(text)) == text, but that a "▁" typed comes back as a space. An id beyond the tokens decodes to
-    "": tables of models are often longer.
+    decode(encode(text)) == text, but that a "▁" typed comes back as a space, and behind a user-defined piece there is
+    one more. An id beyond the tokens decodes to "": tables of models are often longer.
 
     types             NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE of each token
     scores            how early a pair is joined into the token: the higher the sooner
@@ -132,10 +132,7 @@ class SentencePieceTokenizer(Tokenizer):
                                  ("chat_template", (str, type(None)), "a text")):  # fmt: skip
             if name in options and not isinstance(options[name], kind):
                 raise TypeError(f'"{name}" must be {said}; got {brief(options[name])}; save the tokenizer again')
-        for field in cls.fields:
-            if not isinstance(document.get(field), list):
-                raise TypeError(f'"{field}" must be a list; got {brief(document.get(field))}; save the tokenizer again')
-        return cls(**{field: document[field] for field in cls.fields}, **options)
+        return cls(**cls._lists_of(document), **options)
 
     def _document(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in self.options}
@@ -144,15 +141,30 @@ class SentencePieceTokenizer(Tokenizer):
         return super()._document() | options
 
     def _encode(self, text: str) -> NDArray[np.int32]:
-        if text and self.add_space_prefix:
-            text = " " + text
-        text = text.replace(" ", self.space)
         ids: list[int] = []
-        end = 0
-        for match in self._user_defined.finditer(text):
-            ids += [*self._join(text[end : match.start()]), self._pieces[match.group()]]
-            end = match.end()
-        return np.array(ids + self._join(text[end:]), dtype=np.int32)
+        for part in self._around_user_defined(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                part = f" {part}" if self.add_space_prefix else part
+                ids += self._join(part.replace(" ", self.space))
+        return np.array(ids, dtype=np.int32)
+
+    def _around_user_defined(self, text: str) -> list[str | int]:
+        """The text in parts: the ids of user-defined pieces, the longest looked for first, and what is around them."""
+        parts: list[str | int] = [text] if text else []
+        for piece in self._user_defined:
+            if piece not in text:
+                continue
+            cut: list[str | int] = []
+            for part in parts:
+                if isinstance(part, int):
+                    cut.append(part)
+                    continue
+                for place, between in enumerate(part.split(piece)):
+                    cut += [self._pieces[piece]] * (place > 0) + [between] * (between != "")
+            parts = cut
+        return parts
 
     @cached_property
     def _control_texts(self) -> dict[str, int]:
@@ -162,9 +174,9 @@ class SentencePieceTokenizer(Tokenizer):
         return texts
 
     @cached_property
-    def _user_defined(self) -> re.Pattern[str]:
+    def _user_defined(self) -> list[str]:
         texts = [token for token, i in self._pieces.items() if self.types[i] == USER_DEFINED]
-        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+        return sorted(texts, key=len, reverse=True)
 
     def _join(self, text: str) -> list[int]:
         """Join characters into pieces, best score first.
@@ -238,7 +250,9 @@ class SentencePieceStream(ByteStream):
         tokenizer = self._tokenizer
         if token_id in tokenizer._bytes:
             return self._decoder.decode(tokenizer._bytes[token_id])
-        text = self._tokens[token_id] if token_id < len(self._tokens) else ""
-        if token_id not in tokenizer.control_ids:
+        if token_id >= len(self._tokens):
+            return self.flush()
+        text = self._tokens[token_id]
+        if token_id not in tokenizer.control_ids and tokenizer.types[token_id] != USER_DEFINED:
             text = text.replace(tokenizer.space, " ")
         return self.flush() + (text.removeprefix(" ") if self._begins else text)

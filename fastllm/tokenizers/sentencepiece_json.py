@@ -8,17 +8,17 @@ with the longer left part. Back, a piece scores by the first merge that makes it
     model       BPE with bytes to fall back on
     decoder     spaces for "▁", bytes joined to characters, the first space left out
 
-User-defined pieces are added tokens, found in the text as the normalizer leaves it. The normalizer is applied to what
-is looked for, too, so where there are such pieces it puts nothing before a text that is just one of them.
+User-defined pieces are added tokens, found before the normalizer does its work on what stands around them.
 
 What can't be said so are pieces that score the same, whose order is then theirs in the text, and pieces with a
-character that is none. So each conversion encodes hard texts with both, and fails where they differ.
+character that is none. So each conversion encodes hard texts with both, and fails where they differ. Where they differ
+around control tokens and user-defined pieces alone, it warns: a tokenizer.json may put "▁" before a text only.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from reprlib import repr as brief
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 from fastllm.tokenizers.base import Tokenizer
 from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
 from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, SPACE
-from fastllm.tokenizers.huggingface_document import begin_processor
+from fastllm.tokenizers.huggingface_document import added_token, begin_processor, bpe_model
 from fastllm.tokenizers.sentencepiece import (
     BYTE,
     CONTROL,
@@ -55,6 +55,7 @@ HARD_TEXTS = (
     *("http://www.example.com/a_b-c?d=e&f=%20g", "wwwwwwxxxxxyyyyzzz ababababab abcabcabc"),
 )
 TOKENS_CHECKED = 4000
+MARKS_CHECKED = 100
 
 
 def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFaceTokenizer:
@@ -65,13 +66,13 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
     Raises ValueError where no tokenizer.json gives the same ids, FastllmError without the package `tokenizers`.
     """
     space = tokenizer.space
-    texts = [token if i in tokenizer.control_ids else token.replace(space, SPACE)
-             for i, token in enumerate(tokenizer.tokens)]  # fmt: skip
+    as_they_are = tokenizer.control_ids | {i for i, kind in enumerate(tokenizer.types) if kind == USER_DEFINED}
+    texts = [token if i in as_they_are else token.replace(space, SPACE) for i, token in enumerate(tokenizer.tokens)]
     vocabulary = {text: i for i, text in enumerate(texts) if text}
     if len(vocabulary) != sum(map(bool, texts)):
         raise ValueError("tokens must differ where spaces are written ▁; got two alike; use another tokenizer")
-    plain = {text: i for text, i in vocabulary.items() if i not in tokenizer.control_ids and " " not in text}
-    joined = {text: i for text, i in plain.items() if tokenizer.types[i] == NORMAL}
+    plain = {text: i for text, i in vocabulary.items() if i not in tokenizer.control_ids}
+    joined = {text: i for text, i in plain.items() if tokenizer.types[i] == NORMAL and " " not in text}
     defined = [text for text, i in plain.items() if tokenizer.types[i] == USER_DEFINED]
     named = {tokenizer.id_of(text) for text in tokenizer.special_tokens.values()}
     named |= {i for i in (tokenizer.begin_id, tokenizer.end_id, tokenizer.unknown_id) if i is not None}
@@ -83,19 +84,15 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            *(_added(i, texts[i], special=True) for i in special if texts[i]),
-            *(_added(vocabulary[text], text, special=False) for text in defined),
+            *(added_token(i, texts[i], special=True) for i in special if texts[i]),
+            *(added_token(vocabulary[text], text, special=False) for text in defined),
         ],
-        "normalizer": _normalizer(tokenizer.add_space_prefix, defined),
+        "normalizer": {"type": "Sequence", "normalizers": [PREPEND] * tokenizer.add_space_prefix + [REPLACE]},
         "pre_tokenizer": None,
         "post_processor": None if begin is None else begin_processor(begin, vocabulary[begin], before_each=True),
         "decoder": {"type": "Sequence", "decoders": DECODER + [STRIP] * tokenizer.add_space_prefix},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": True, "ignore_merges": False,
-            "vocab": vocabulary, "merges": _merges(joined, tokenizer.scores),
-        },
-    }  # fmt: skip
+        "model": bpe_model(vocabulary, _merges(joined, tokenizer.scores), unk_token=unknown, byte_fallback=True),
+    }
     given = {"bos_token": begin, "eos_token": texts[tokenizer.end_id], "unk_token": unknown}
     settings: dict[str, Any] = {**tokenizer.special_tokens, **{name: text for name, text in given.items() if text}}
     settings["clean_up_tokenization_spaces"] = False
@@ -103,6 +100,7 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
         settings["chat_template"] = tokenizer.chat_template
     made = HuggingFaceTokenizer(document, settings, end_ids=tokenizer.end_ids - {tokenizer.end_id})
     _check(tokenizer, made, [texts[i] for i in joined.values()], typed_marks=space == SPACE)
+    _compare_around(tokenizer, made, {*special, *(vocabulary[text] for text in defined)})
     return made
 
 
@@ -150,20 +148,8 @@ def sentencepiece_from_huggingface(tokenizer: HuggingFaceTokenizer) -> SentenceP
         end_ids=tokenizer.end_ids,
     )
     _check(tokenizer, made, [text for i, text in enumerate(texts) if types[i] == NORMAL], typed_marks=True)
+    _compare_around(tokenizer, made, {token["id"] for token in document["added_tokens"]})
     return made
-
-
-def _added(token_id: int, text: str, *, special: bool) -> dict[str, Any]:
-    return {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": not special, "special": special}  # fmt: skip
-
-
-def _normalizer(prefixes: bool, defined: list[str]) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [PREPEND] if prefixes else []
-    if prefixes and defined:
-        alone = "|".join(map(re.escape, defined))
-        steps = [{"type": "Replace", "pattern": {"Regex": rf"\A(?!(?:{alone})\z)(?=[\s\S])"}, "content": SPACE}]
-    return {"type": "Sequence", "normalizers": [*steps, REPLACE]}
 
 
 def _merges(pieces: Mapping[str, int], scores: list[float]) -> list[str]:
@@ -212,6 +198,21 @@ def _check(one: Tokenizer, other: Tokenizer, pieces: list[str], typed_marks: boo
                 f"a tokenizer must give the same ids in both forms; got {brief(ids)} and {brief(others)} for "
                 f"{brief(text)}; pieces may have equal scores or characters that are none; use another tokenizer"
             )
+
+
+def _compare_around(one: Tokenizer, other: Tokenizer, marks: Iterable[int]) -> None:
+    """Warn where the ids around control tokens or user-defined pieces are others."""
+    for i in sorted(marks)[:MARKS_CHECKED]:
+        mark = one.tokens[i]
+        for text in (mark, f"{mark}a", f"a{mark}\n{mark}"):
+            ids, others = one.encode_template(text).tolist(), other.encode_template(text).tolist()
+            if ids != others:
+                warnings.warn(
+                    f"around {brief(mark)} a tokenizer of this form puts spaces elsewhere, so that chat prompts get "
+                    f"other ids: {brief(ids)} become {brief(others)}",
+                    stacklevel=3,
+                )
+                return
 
 
 def _texts(pieces: list[str], typed_marks: bool) -> Iterator[str]:

@@ -170,7 +170,7 @@ class Job:
     def _train_phase(self, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event) -> None:
         calendar = _Calendar(phase)
         saved = time.monotonic()
-        trainer.callbacks = [reporter.step, self._sums.add]
+        trainer.callbacks = [reporter.step, lambda done: self._sums.add(done)]  # to those of the line to come
         while trainer.step < trainer.steps:
             trainer.train(trainer.step + 1)
             if calendar.is_due(trainer.step):
@@ -191,7 +191,6 @@ class Job:
                 self.run.log(record)
                 reporter.log(record)
                 self._sums = Sums()
-                trainer.callbacks = [reporter.step, self._sums.add]
             if time.monotonic() - saved > self.config.checkpoint_seconds:
                 self._save(phase, trainer)
                 saved = time.monotonic()

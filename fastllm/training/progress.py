@@ -82,16 +82,15 @@ def _figures(record: dict[str, Any]) -> str:
     return f"{text}, accuracy {record['accuracy']:.0%}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
-def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
+def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> None:
     """Compile what generating with this model needs, and training with an optimizer if one is given.
 
-    Shows a progress line; returns the seconds it took. Runs a tiny batch, an update of nothing and two decoding
-    steps: parameters stay as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and
-    nothing is shown.
+    Shows a progress line. Runs a tiny batch, an update of nothing, a short prompt and a decoding step: parameters stay
+    as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and nothing is shown.
     """
     began = time.monotonic()
     if model.backend != "numba":
-        return 0.0
+        return
     from ..kernels import keeps_kernels, watch_compilation
 
     stream = sys.stderr
@@ -120,9 +119,8 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> float:
             cache = model.new_cache()
             model.prefill(tokens[:length], None, cache)
             model.decode(tokens[:1], cache)
-    seconds = time.monotonic() - began
     if names:
+        seconds = time.monotonic() - began
         clear = "\r\033[K" if is_terminal(stream) else ""
         kept = "they are kept on disk" if keeps_kernels() else "they can't be kept on disk"
         print(f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; {kept}", file=stream, flush=True)
-    return seconds

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from ..config import whole_number
 from ..datasets import Dataset, PackedBatch
 from ..errors import TrainingError
+from ..inputs import checked_seed
 from ..interrupts import uninterrupted
 from ..layers.score import Score
 from ..model import Model
@@ -54,7 +56,7 @@ class Trainer:
     seed        of dropout's masks
     callbacks   called with a Step after every update
 
-    Raises ValueError for an option out of range and for an optimizer of another model.
+    Raises ValueError for an option out of range and for an optimizer of another model, TypeError for what is no number.
 
     A step of a small model runs on as many of Numba's threads as are fastest, which is found out meanwhile.
 
@@ -79,6 +81,7 @@ class Trainer:
     ) -> None:
         if not 0 <= max_norm < math.inf:
             raise ValueError(f"max_norm must be finite and not negative; got {max_norm}; 0 never clips")
+        steps, accumulate = whole_number(steps, "steps"), whole_number(accumulate, "accumulate")
         if accumulate < 1 or steps < 1:
             raise ValueError(f"accumulate and steps must be 1 or more; got {accumulate} and {steps}; raise them")
         if optimizer.model is not model:
@@ -90,7 +93,7 @@ class Trainer:
         self.steps = steps
         self.max_norm = max_norm
         self.accumulate = accumulate
-        self.seed = seed
+        self.seed = checked_seed(seed, "seed")
         self.callbacks = list(callbacks)
         self.step = 0
         self._threads = StepThreads()
@@ -152,7 +155,7 @@ class Trainer:
         if not self.model.config.dropout:
             return None
         # The seed's 32 bits above 31 bits of counting: kernels take what fits a signed 64-bit integer.
-        return ((self.seed << 31) + self.step * self.accumulate + part) % (1 << 63)
+        return ((self.seed << 31) + int(self.step) * self.accumulate + part) % (1 << 63)
 
 
 def evaluate(model: Model, dataset: Dataset) -> Score:

@@ -89,8 +89,9 @@ def scatter_rows(rng, rows, picked, width):
     }
 
 
-RMS_NORM = [*ROWS, {"rows": 7, "width": 65, "residual": True}]
-NORM = [*RMS_NORM, {"rows": 65, "width": 33, "bias": False, "residual": True}]
+NORM = [*ROWS, {"rows": 65, "width": 33, "bias": False}]
+RMS_NORM_BACKWARD = [*ROWS, {"rows": 7, "width": 65, "residual": True}]
+NORM_BACKWARD = [*RMS_NORM_BACKWARD, {"rows": 65, "width": 33, "bias": False, "residual": True}]
 
 
 @case(
@@ -100,7 +101,7 @@ NORM = [*RMS_NORM, {"rows": 65, "width": 33, "bias": False, "residual": True}]
     flops=lambda s: 8 * s.rows * s.width,
     written=("out", "mean", "rstd"),
 )
-def layernorm_forward(rng, rows, width, bias=True, residual=False):
+def layernorm_forward(rng, rows, width, bias=True):
     return {
         "out": unwritten(rows, width),
         "mean": unwritten(rows),
@@ -113,7 +114,7 @@ def layernorm_forward(rng, rows, width, bias=True, residual=False):
 
 
 @case(
-    NORM,
+    NORM_BACKWARD,
     ROWS_REALISTIC,
     terms=lambda s: s.rows + s.width,
     flops=lambda s: 14 * s.rows * s.width,
@@ -139,13 +140,13 @@ def layernorm_backward(rng, rows, width, bias=True, residual=False):
 
 
 @case(
-    RMS_NORM,
+    ROWS,
     ROWS_REALISTIC,
     terms=lambda s: s.width,
     flops=lambda s: 4 * s.rows * s.width,
     written=("out", "rstd"),
 )
-def rms_norm_forward(rng, rows, width, residual=False):
+def rms_norm_forward(rng, rows, width):
     return {
         "out": unwritten(rows, width),
         "rstd": unwritten(rows),
@@ -156,7 +157,7 @@ def rms_norm_forward(rng, rows, width, residual=False):
 
 
 @case(
-    RMS_NORM,
+    RMS_NORM_BACKWARD,
     ROWS_REALISTIC,
     terms=lambda s: s.rows + s.width,
     flops=lambda s: 10 * s.rows * s.width,

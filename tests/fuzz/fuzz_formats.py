@@ -19,6 +19,7 @@ import atheris
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 with atheris.instrument_imports(include=["fastllm.formats", "fastllm.config"]):
+    import fastllm
     from fastllm.errors import FormatError
     from fastllm.formats import open_model
     from fastllm.formats.safetensors_file import read_safetensors
@@ -52,6 +53,8 @@ def safetensors_file(data):
 
 def folder(data):
     (FOLDER / "model" / "config.json").write_bytes(data)
+    with contextlib.suppress(FormatError, FileNotFoundError):  # there is no tokenizer
+        fastllm.load(FOLDER / "model")
     open_whole(FOLDER / "model")
 
 

@@ -1,0 +1,31 @@
+"""What `save` is given that is no model to be opened again, or not in Python's own numbers."""
+
+import numpy as np
+import pytest
+
+import fastllm
+from fastllm.checkpoint import load_progress
+
+NAME = "blocks.0.attention.query.weight"
+
+
+def test_what_is_not_finite_does_not_take_the_place_of_a_model(saved, tiny_model, tokenizer):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    tiny_model.parameters[NAME][0, 0] = np.inf
+    with pytest.raises(ValueError, match=f"{NAME} must be finite to be saved"):
+        fastllm.save(saved, tiny_model, tokenizer)
+    tiny_model.parameters[NAME][0, 0] = 0
+    tiny_model.add_lora(rank=2).flat[5] = np.nan
+    with pytest.raises(ValueError, match="must be finite to be saved"):
+        fastllm.save_adapter(saved.parent / "adapter", tiny_model)
+    assert not (saved.parent / "adapter").exists()
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_numbers_of_numpy_are_saved(tmp_path, tiny_model, tokenizer):
+    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "logit_bias": {np.int64(3): 1}}
+    tiny_model.generation_options = options
+    fastllm.save(tmp_path / "saved", tiny_model, tokenizer, progress={"loss": np.float32(0.5)})
+    again, _ = fastllm.load(tmp_path / "saved")
+    assert again.generation_options == {"temperature": 0.5, "top_k": 3, "logit_bias": {3: 1.0}}
+    assert load_progress(tmp_path / "saved") == {"loss": 0.5}
