@@ -57,7 +57,7 @@ from .hub import download, is_hub_name
 from .model import Model
 from .optimizers import Optimizer
 from .parameters import check_shapes, shapes_of
-from .tokenizers import load_tokenizer, tokenizer_from_gguf
+from .tokenizers import HuggingFaceTokenizer, load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
@@ -305,6 +305,8 @@ def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
     """A model of another project."""
     opened = open_model(path)
     tokenizer = _foreign_tokenizer(opened)
+    if tokenizer.vocab_size > opened.config.vocab_size and isinstance(tokenizer, HuggingFaceTokenizer):
+        tokenizer = _limited(path, tokenizer, opened.config.vocab_size)
     _check_vocabulary(path, tokenizer, opened.config)
     model = Model(opened.config, backend=backend, weights=opened.weights)
     options = {name: value for name, value in opened.generation.items() if name != "begin_id"}
@@ -329,6 +331,17 @@ def _foreign_tokenizer(opened: OpenedModel) -> Tokenizer:
         f"a checkpoint of llama2.c must have its tokenizer beside it; got no {' or '.join(names)} in "
         f"{opened.path.parent}; copy it there"
     )
+
+
+def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingFaceTokenizer:
+    """The tokenizer without the added tokens that the model has no rows for, if that is possible."""
+    with contextlib.suppress(ValueError, TypeError):
+        limited = tokenizer.limited(size)
+        if limited.vocab_size <= size:
+            surplus = ", ".join(tokenizer.tokens[size : size + 3])
+            warnings.warn(f"{path}: tokens that the model has no rows for are left out: {surplus}", stacklevel=4)
+            return limited
+    return tokenizer
 
 
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:

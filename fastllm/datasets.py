@@ -167,7 +167,7 @@ class TokenStream:
                 f"tokens must be a row of whole numbers; got shape {tokens.shape}, {tokens.dtype}; encode the text"
             )
         if len(tokens) < 2:
-            raise DataError(f"a text needs at least two tokens to train on; got {len(tokens)}; give a longer text")
+            raise DataError(f"a text needs at least two tokens; got {len(tokens)}; give a longer text")
         if missing is not None and not (tokens[1:] != missing).any():
             raise DataError("a text must hold tokens of the vocabulary; got none; train a model on texts like this one")
         if length < 1 or rows_per_update < 1:
@@ -369,7 +369,7 @@ def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
     encoded = [tokenizer.encode(piece).astype(kind) for piece in pieces(text)]
     tokens = np.concatenate(encoded) if encoded else np.empty(0, kind)
     if len(tokens) < 2:
-        raise DataError(f"a text needs at least two tokens to train on; got {len(tokens)}; give a longer text")
+        raise DataError(f"a text needs at least two tokens; got {len(tokens)}; give a longer text")
     try:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, tokens)

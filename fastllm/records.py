@@ -46,7 +46,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     read = _read_array if Path(path).suffix.lower() == ".json" else _read_lines
     records = list(read(path, read_text(path)))
     if not records:
-        raise DataError(f"{path} must hold at least one JSON object a line; got none; see the data folder's README")
+        raise DataError(f"{path} must hold at least one JSON object a line; got none; write a record a line")
     return records
 
 
@@ -56,8 +56,12 @@ def _read_lines(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
             try:
                 yield checked_record(json.loads(line))
             except (ValueError, RecursionError) as error:
-                is_array = number == 1 and line.startswith("[")
-                said = "must be an object; got an array; call the file .json if it is one" if is_array else error
+                if number == 1 and line.startswith("["):
+                    said = "must be an object; got an array; call the file .json if it is one"
+                elif isinstance(error, DataError):
+                    said = str(error)
+                else:
+                    said = f"{no_json(error, line)}; mend the line or drop it"
                 raise DataError(f"{path}, line {number}: {said}") from None
 
 
@@ -77,6 +81,12 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
             raise DataError(f"{path}, record {number}: {error}") from None
 
 
+def no_json(error: Exception, line: str) -> str:
+    """What is wrong with a line that is no JSON object."""
+    where = f", wrong from column {error.colno} on ({error.msg})" if isinstance(error, json.JSONDecodeError) else ""
+    return f"must be a JSON object; got {line.strip()!r:.60}{where}"
+
+
 def checked_record(given: object) -> Record:
     """A record, of an instruction its dialogue. Raises DataError."""
     record: Record = dict(given) if isinstance(given, dict) else {}
@@ -89,9 +99,10 @@ def checked_record(given: object) -> Record:
             return _valid(record)
         del record["text"]  # the dialogue once more, laid out for another model
     if not isinstance(messages, list) or not messages:
+        keys = f"an object with {', '.join(map(str, given))}" if isinstance(given, dict) and given else f"{given!r}"
         raise DataError(
             'a record must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '
-            "neither; see the data folder's README"
+            f"{keys:.80}; give it one of these shapes"
         )
     begin = isinstance(messages[0], dict) and messages[0].get("role") == "system"
     for turn, message in enumerate(messages):
@@ -182,11 +193,14 @@ def read_text(path: str | os.PathLike[str], refuse_records: bool = False) -> str
     return text
 
 
-def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in a folder and those in it whose names end so, by their names; none that is hidden (".git")."""
+def files_of(folder: Path, suffixes: tuple[str, ...] | None = None) -> list[Path]:
+    """The files in a folder and those in it whose names end so, by their names; none that is hidden (".git").
+
+    suffixes  None: of whatever name
+    """
     return sorted(
         path for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes and path.is_file()
+        if (suffixes is None or path.suffix.lower() in suffixes) and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )  # fmt: skip
 

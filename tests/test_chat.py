@@ -134,8 +134,8 @@ def test_a_system_message_is_a_text():
     tokenizer = copy.copy(TOKENIZER)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<assistant>"
     chat = Chat(answering("de"), tokenizer, system="be kind")
-    with pytest.raises(ValueError, match=r"lone surrogate U\+DCFF"):
-        chat.system = "\udcff"
+    with pytest.raises(ValueError, match=r"lone surrogate U\+D8FF"):
+        chat.system = "\ud8ff"
     with pytest.raises(TypeError):
         Chat(answering("de"), tokenizer, system=5)
     assert chat.system == "be kind"

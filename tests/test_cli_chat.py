@@ -282,6 +282,19 @@ def test_save_adds_what_train_reads(tmp_path, capsys):
     assert [message["role"] for message in second["messages"]] == ["user", "assistant"]
 
 
+def test_save_tells_of_answers_that_were_cut(tmp_path, capsys):
+    path = tmp_path / "talk.jsonl"
+    piped(f"What is red?\nIs it far?\n/max_tokens none\nAnd blue?\n/save {path}\n", max_tokens=1)
+    assert capsys.readouterr().err == f"added 3 turns to {path}; 2 did not end by themselves: complete it there\n"
+
+
+def test_stats_are_forgotten_with_the_answer(capsys):
+    piped("What is red?\n/stats\n/reset\n/stats\n")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("prompt ")
+    assert second == "no answer yet"
+
+
 def test_save_into_a_folder(tmp_path, capsys):
     """It is not read through."""
     (tmp_path / "a.jsonl").write_text("nonsense")
@@ -326,7 +339,7 @@ def test_a_wrong_byte_spoils_its_line_alone(checkpoint, encoding):
     assert found.returncode == 1
     assert found.stdout.decode().splitlines() == [FAR, "", RED]
     [error] = found.stderr.decode().splitlines()
-    assert error.startswith("fastllm: error: text must be valid Unicode")
+    assert error.startswith("fastllm: error: text must be UTF-8; got byte 0xff at position 2; convert it")
 
 
 def test_save_leaves_a_file_of_something_else_alone(tmp_path, capsys):

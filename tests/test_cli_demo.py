@@ -5,10 +5,12 @@ import os
 
 import pytest
 from test_cli_train import run, run_here
+from training_jobs import Recorder, make_job
 
 import fastllm
 from fastllm.cli.demo import QUESTIONS, demo_job
 from fastllm.training.config import JobConfig
+from fastllm.training.job import Job
 from fastllm.training.source import resolve
 
 EPOCHS = 2
@@ -71,6 +73,18 @@ def test_resuming_a_finished_demo(folder):
     assert status == 0, err
     assert "after training:" in out
     assert weights.read_bytes() == before
+    for words in (["--epochs", 3], ["--language", "zh"], ["--seed", 0], ["--rows-per-update", 1]):
+        status, out, err = run(folder, "demo", "--run", "runs/demo-en", "--resume", *words)
+        assert (status, out) == (2, "")
+        assert f"--resume goes on as the run began; got {words[0]} too" in err
+
+
+def test_no_run_of_another_job_is_taken_for_a_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Job.start(tmp_path / "other", make_job(tmp_path)).train(Recorder())
+    status, out, err = run_here(capsys, "demo", "--run", "other", "--resume", "--no-chat")
+    assert (status, out) == (2, "")
+    assert "demo goes on with a run of its own; got one that trains on" in err
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_texts_have_no_answers(checkpoint, tmp_path, capsys, name):
     [
         ("missing.txt", None, "missing.txt"),
         ("empty.txt", "", "at least two tokens"),
-        ("short.txt", "sea", "at least two tokens to train on; got 1"),
+        ("short.txt", "sea", "at least two tokens; got 1"),
         ("empty.jsonl", "", "at least one JSON object a line; got none"),
         ("wrong.jsonl", '{"text": "The sea"}\n{"txt": "is blue"}', "wrong.jsonl, line 2"),
         ("latin1.txt", "ä".encode("latin-1"), "must be UTF-8 text"),

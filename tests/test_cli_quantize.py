@@ -140,6 +140,7 @@ def test_wrong_use(tmp_path, text, capsys):
     for words, said in (
         (["model", "--type", "q8_0"], "add .gguf to its name"),
         (["model.gguf", "--type", "q8_0", "--text", text, "--tokens", "0"], "--tokens must be 1 or more"),
+        (["model.gguf", "--type", "q8_0", "--tokens", "10"], "--tokens goes with --text"),
     ):
         assert quantize(tmp_path / "ours", tmp_path / words[0], *words[1:]) == 2
         assert said in capsys.readouterr().err
@@ -149,8 +150,14 @@ def test_wrong_use(tmp_path, text, capsys):
         assert end.value.code == 2
     (tmp_path / "short.txt").write_text("a")
     (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
+    (tmp_path / "chat.jsonl").write_text('{"text": "a b c"}')
     options = ["--type", "q8_0", "--no-tokenizer", "--text"]
-    for name, said in (("none.txt", "there must be a text"), ("short.txt", "two tokens"), ("latin.txt", "UTF-8")):
+    for name, said in (
+        ("none.txt", "there must be a text"),
+        ("short.txt", "two tokens"),
+        ("latin.txt", "UTF-8"),
+        ("chat.jsonl", "--text must be a text file, by its name; got"),
+    ):
         assert quantize(tmp_path / "ours", tmp_path / "model.gguf", *options, tmp_path / name) == 1
         assert said in capsys.readouterr().err
     assert quantize(tmp_path / "ours", tmp_path / "model.gguf", "--type", "q8_0") == 1

@@ -255,7 +255,7 @@ def test_where_llama3_began_stands_outside_first():
         (LLAMA, {"head_dim": 3}, "got 3"),
         (LLAMA, {"rms_norm_eps": float("nan")}, "got nan"),
         (LLAMA, {"rope_scaling": [2]}, "got [2]"),
-        (LLAMA, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "default, linear, llama3; got 'yarn'"),
+        (LLAMA, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "default, linear, llama3, dynamic; got 'yarn'"),
         (LLAMA, {"rope_scaling": {"type": "linear"}}, "factor must be a finite number > 0; got None"),
         (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "got 0.5"),
     ],

@@ -28,20 +28,20 @@ def test_records(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "Expecting property name"),
+        ("{", "must be a JSON object; got '{', wrong from column 2 on (Expecting property name"),
         ('{"text": "cut', "Unterminated string"),
         ("[" * 10**5, ""),
-        ("[]", "got neither"),
-        ({"instruction": "x"}, "got neither"),
-        ({"output": "x", "input": "y"}, "got neither"),
+        ("[]", "got []; give it one of these shapes"),
+        ({"instruction": "x"}, "got an object with instruction; give"),
+        ({"output": "x", "input": "y"}, "got an object with output, input; give"),
         ({"instruction": 3, "output": "x"}, "instruction must be a text; got 3"),
         ({"instruction": "x", "output": None}, "output must be a text; got None"),
         ({"instruction": "x", "input": ["y"], "output": "z"}, "input must be a text; got ['y']"),
         ({"instruction": "", "input": "", "output": "z"}, "must say something; got neither"),
-        ("3", "got neither"),
-        ('{"text": 3}', "got neither"),
-        ('{"messages": []}', "got neither"),
-        ('{"messages": {"role": "user"}}', "got neither"),
+        ("3", "got 3; give"),
+        ('{"text": 3}', "got an object with text; give"),
+        ('{"messages": []}', "got an object with messages; give"),
+        ('{"messages": {"role": "user"}}', "got an object with messages; give"),
         ({"messages": [USER]}, "must end with the assistant's answer"),
         ({"messages": [ANSWER]}, 'message 1 must be {"role": "user"'),
         ({"messages": [USER, USER]}, 'message 2 must be {"role": "assistant"'),
@@ -203,8 +203,8 @@ def test_a_folder_of_texts(tmp_path):
     [
         (lambda: Examples([]), DataError, "at least one text or dialogue of two tokens; got none"),
         (lambda: Examples([example(1)], 0), ValueError, "rows_per_update must be 1 or more; got 0"),
-        (lambda: TokenStream(np.arange(1), 4), DataError, "at least two tokens to train on; got 1"),
-        (lambda: TokenStream(np.arange(0), 4), DataError, "at least two tokens to train on; got 0"),
+        (lambda: TokenStream(np.arange(1), 4), DataError, "at least two tokens; got 1"),
+        (lambda: TokenStream(np.arange(0), 4), DataError, "at least two tokens; got 0"),
         (lambda: TokenStream(np.arange(9), 0), ValueError, "must be 1 or more; got 0 and 16"),
         (lambda: TokenStream(np.arange(9), 4, 0), ValueError, "must be 1 or more; got 4 and 0"),
     ],
@@ -216,7 +216,7 @@ def test_too_little(make, error, message):
 
 @pytest.mark.parametrize("text", ["", "a"])
 def test_a_text_of_one_token_writes_no_file(tmp_path, text):
-    with pytest.raises(DataError, match=f"at least two tokens to train on; got {len(text)}"):
+    with pytest.raises(DataError, match=f"at least two tokens; got {len(text)}"):
         write_token_file(tmp_path / "text.npy", text, ByteTokenizer.build(["a"]))
     assert not list(tmp_path.iterdir())
 

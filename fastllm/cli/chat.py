@@ -235,6 +235,7 @@ class _Session:
             match name:
                 case "/reset":
                     self._chat.reset()
+                    self._seconds = None
                 case "/system":
                     self._chat.system = argument or None
                 case "/save":
@@ -319,7 +320,9 @@ def _save(chat: Chat, name: str) -> str:
     line = json.dumps({"messages": messages}, ensure_ascii=False).encode() + b"\n"
     _append(path, before + line)
     system = "" if chat.system is None else "the system message and "
-    return f"added {system}{len(turns)} turn{'s' if len(turns) > 1 else ''} to {path}"
+    cut = sum(map(chat.is_cut, turns))
+    warning = f"; {cut} did not end by {'itself' if cut == 1 else 'themselves'}: complete it there" if cut else ""
+    return f"added {system}{len(turns)} turn{'s' if len(turns) > 1 else ''} to {path}{warning}"
 
 
 def _append(path: Path, content: bytes) -> None:

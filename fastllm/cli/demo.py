@@ -31,11 +31,11 @@ LEARNING_RATES = {"facts": 5e-4, "dialogues": 1e-4}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--language", choices=sorted(QUESTIONS), default="en", help="of the data (default: en)")
-    parser.add_argument("--rows-per-update", type=int, default=ROWS_PER_UPDATE, metavar="N",
+    parser.add_argument("--language", choices=sorted(QUESTIONS), help="of the data (default: en)")
+    parser.add_argument("--rows-per-update", type=int, metavar="N",
                         help=f"texts or dialogues in a batch (default: {ROWS_PER_UPDATE})")  # fmt: skip
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each phase (default: {EPOCHS})")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and shuffling (default: 0)")
+    parser.add_argument("--epochs", type=int, help=f"of each phase (default: {EPOCHS})")
+    parser.add_argument("--seed", type=int, help="of weights and shuffling (default: 0)")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/demo-LANGUAGE)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     parser.add_argument("--no-chat", action="store_true", help="end when trained")
@@ -84,11 +84,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         if not arguments.run:
             raise ConfigError("--resume needs the folder of the run; got none; add --run DIR")
+        for name in ("language", "rows_per_update", "epochs", "seed"):
+            if getattr(arguments, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"--resume goes on as the run began; got {option} too; drop it, or begin another run")
         job = Job.resume(arguments.run)
+        _language(job)
     else:
-        folder = Path(arguments.run) if arguments.run else free_folder(f"runs/demo-{arguments.language}")
-        config = demo_job(arguments.language, arguments.rows_per_update, arguments.epochs, arguments.seed)
-        job = Job.start(folder, config)
+        language = arguments.language or "en"
+        rows = ROWS_PER_UPDATE if arguments.rows_per_update is None else arguments.rows_per_update
+        epochs = EPOCHS if arguments.epochs is None else arguments.epochs
+        folder = Path(arguments.run) if arguments.run else free_folder(f"runs/demo-{language}")
+        job = Job.start(folder, demo_job(language, rows, epochs, arguments.seed or 0))
     prepare(job)
     if not arguments.resume:
         _answer(job, "before training", max_tokens=16)
@@ -104,12 +111,20 @@ def run(arguments: argparse.Namespace) -> int:
     return chat_loop(job.model, job.tokenizer, GenerationConfig(), sys.stdin, sys.stdout)
 
 
+def _language(job: Job) -> str:
+    """Of the data of a demo's job. Raises ConfigError for another job."""
+    data = job.config.phases[-1].data
+    for language in QUESTIONS:
+        if data == f"fastllm:{language}/dialogues.jsonl":
+            return language
+    raise ConfigError(f"demo goes on with a run of its own; got one that trains on {data}; use `train --resume`")
+
+
 def _answer(job: Job, when: str, max_tokens: int | None = None) -> None:
     """Ask the question of the job's language."""
     from ..generation import Chat
 
-    language = "zh" if job.config.tokenizer.type == "character" else "en"
-    question = QUESTIONS[language]
+    question = QUESTIONS[_language(job)]
     answer = "".join(Chat(job.model, job.tokenizer, max_tokens=max_tokens).ask(question))
     print(f"{when}:\n  you: {question}\n  model: {answer}", flush=True)
 

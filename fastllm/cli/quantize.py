@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="DST.gguf", help="the file to write")
     parser.add_argument("--type", type=str.lower, choices=TYPES, required=True, metavar="TYPE", help=", ".join(TYPES))
     parser.add_argument("--text", metavar="FILE", help="measure the perplexity on this text, before and after")
-    parser.add_argument("--tokens", type=int, default=TOKENS, metavar="N",
+    parser.add_argument("--tokens", type=int, metavar="N",
                         help=f"how many tokens of it to predict, from its beginning ({TOKENS:,})")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     add_writing(parser)
@@ -57,15 +57,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not names_gguf(arguments.target):
         raise ConfigError(f"a quantised model is a GGUF file, {GGUF}; got {arguments.target}; add {GGUF} to its name")
-    if arguments.tokens < 1:
-        raise ConfigError(f"--tokens must be 1 or more; got {arguments.tokens}; leave it out for {TOKENS:,}")
+    if arguments.tokens is not None and arguments.text is None:
+        raise ConfigError("--tokens goes with --text; got no text; add --text FILE or drop it")
+    tokens = TOKENS if arguments.tokens is None else arguments.tokens
+    if tokens < 1:
+        raise ConfigError(f"--tokens must be 1 or more; got {tokens}; leave it out for {TOKENS:,}")
     check_names(arguments.source, arguments.target)
     check_target(arguments.target, arguments.force)
     if arguments.json:
         check_json(Path(arguments.json), arguments.source, arguments.target, arguments.text)
     before = None
     if arguments.text is not None:  # first, lest a missing text is found out after the work
-        before = Measure(arguments.source, Path(arguments.text), arguments.tokens)
+        before = Measure(arguments.source, Path(arguments.text), tokens)
     source = load_source(arguments.source, tokenizer=not arguments.no_tokenizer)
     with progress(arguments.target) as report:
         write(source, arguments.target, arguments.type, force=arguments.force, progress=report)
@@ -104,8 +107,10 @@ class Measure:
 
     def __init__(self, model: str, path: Path, tokens: int) -> None:
         from ..checkpoint import load
-        from ..records import read_text
+        from ..records import holds_records, read_text
 
+        if holds_records(path):
+            raise DataError(f"--text must be a text file, by its name; got {path}, of records; name a .txt file")
         text = read_text(path, refuse_records=True)[: (tokens + 1) * CHARACTERS_A_TOKEN]
         loaded, tokenizer = load(model)
         self._ids = tokenizer.encode(text)[: tokens + 1]

@@ -165,6 +165,11 @@ def _tokenizer(arguments: argparse.Namespace) -> dict[str, Any]:
                 "choose one of them"
             )
         table = {"path": os.path.abspath(given)}
+        if arguments.vocab_size is not None:
+            raise ConfigError(
+                f"--vocab-size goes with a tokenizer that is built; got --tokenizer {given:.200}, which is as it is; "
+                "drop one of them"
+            )
     return table if arguments.vocab_size is None else table | {"max_size": arguments.vocab_size}
 
 

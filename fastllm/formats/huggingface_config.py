@@ -18,6 +18,7 @@ from fastllm.formats.bytes_of_file import brief
 Json = Mapping[str, Any]
 
 ROPE_TYPES = ("default", "linear", "llama3")
+DYNAMIC = "dynamic"  # RoPE as it is within the context, stretched beyond it alone
 
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -25,6 +26,7 @@ GPT2_ACTIVATIONS = {
     "gelu": "gelu",
     "relu": "relu",
     "silu": "silu",
+    "swish": "silu",  # its older name
 }
 
 
@@ -153,7 +155,7 @@ def _write_gpt2(config: ModelConfig) -> Json:
 
 
 def _read_llama(config: Json) -> Json:
-    _require(config, "hidden_act", "silu")
+    _choice(config, "hidden_act", "silu", ("silu", "swish"))
     heads, width = _size(config, "num_attention_heads"), _size(config, "hidden_size")
     return {
         "vocab_size": _size(config, "vocab_size"),
@@ -239,7 +241,7 @@ def _windowed_qwen(config: Json) -> Json:
 
 def _windowed(config: Json, default: int | None) -> Json:
     """The context in which a sliding window hides nothing."""
-    context = _size(config, "max_position_embeddings")
+    context = _read_llama(config)["context"]
     window = config.get("sliding_window", default)
     return {"context": context if window is None else min(context, _size(config, "sliding_window", default))}
 
@@ -258,9 +260,12 @@ def _read_rope(config: Json) -> Json:
     }
     rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
     _require(rope, "partial_rotary_factor", 1.0)
-    kind = _choice(rope, "rope_type", None, ROPE_TYPES)
+    kind = _choice(rope, "rope_type", None, (*ROPE_TYPES, DYNAMIC))
     if config.get("original_max_position_embeddings") is not None:  # this alone goes before what stands inside
         rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    if kind == DYNAMIC:
+        context = min(_size(rope, "max_position_embeddings"), _size(rope, "original_max_position_embeddings"))
+        return {"rope_theta": _number(rope, "rope_theta", 10000.0), "context": context}
     scaling = None
     if kind != "default":
         scaling = {"type": kind, **{key: _number(rope, key) for key in ROPE_SCALINGS[kind]}}

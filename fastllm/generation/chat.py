@@ -93,8 +93,13 @@ class Chat:
         self._leave()
         self._engine = None
         self.turns: list[tuple[str, str]] = []
+        self._cut: list[tuple[str, str]] = []
         self.counts = (0, 0)
         self._sampler = Sampler(self.config)
+
+    def is_cut(self, turn: tuple[str, str]) -> bool:
+        """Whether an answer among `turns` did not end by itself: at the limit of tokens, or as it was closed."""
+        return any(turn is cut for cut in self._cut)
 
     def change(self, **options: Any) -> None:
         """Other options from the next answer on; the random state goes on, but with a new seed.
@@ -162,6 +167,8 @@ class Chat:
         finally:
             if answer or is_whole:
                 self.turns.append((question, answer))
+                if not is_whole or (self._generation is not None and self._generation.finish_reason == "length"):
+                    self._cut.append(self.turns[-1])
 
     def prompt(self, question: str) -> list[int]:
         """What the model is given for a question: as many of the last turns as fit, and the question.

@@ -39,7 +39,12 @@ def check_text(text: object) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        surrogate = f"U+{ord(text[error.start]):04X}"
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # as Python has what it read and couldn't decode
+            raise DataError(
+                f"text must be UTF-8; got byte 0x{code - 0xDC00:02x} at position {error.start}; convert it to UTF-8"
+            ) from None
+        surrogate = f"U+{code:04X}"
         raise DataError(
             f"text must be valid Unicode; got the lone surrogate {surrogate} at position {error.start}; "
             'clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
@@ -90,9 +95,11 @@ class Tokenizer(ABC):
     chat_template   Jinja source that lays out a conversation, None without one
     template_names  of chat templates, where there are several; the one called "default" is chat_template
     special_tokens  what a template calls some tokens, {"bos_token": "<s>", ...}
+    keeps_space     whether white space comes back as it was
     """
 
     name: ClassVar[str]
+    keeps_space: ClassVar[bool] = True
     """How files and command lines call this kind of tokenizer."""
     fields: ClassVar[tuple[str, ...]] = ("tokens",)
     """The lists that the file on disk holds, which are what the constructor takes."""

@@ -259,6 +259,23 @@ class HuggingFaceTokenizer(Tokenizer):
         """What tokenizer.json holds, all added tokens in it."""
         return json.loads(self._json)
 
+    def limited(self, size: int) -> HuggingFaceTokenizer:
+        """The tokenizer without added tokens of ids from `size` on, which a model of so many rows knows nothing of.
+
+        Raises ValueError where it can't do without one.
+        """
+        dropped = {text for text, token in self._added.items() if token["id"] >= size}
+        document, settings = self.document, dict(self._settings)
+        document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] not in dropped]
+        settings.pop("added_tokens_decoder", None)  # the document has them all
+        for name in NAMED:
+            if text_of(settings.get(name), name) in dropped:
+                del settings[name]
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            if isinstance(settings.get(name), list):
+                settings[name] = [value for value in settings[name] if text_of(value, name) not in dropped]
+        return HuggingFaceTokenizer(document, settings, end_ids=self._given_ends)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tokenizer.json alone, which says nothing of begin, end and chat template. Raises OSError."""
         write_text(path, self._json)

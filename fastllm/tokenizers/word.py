@@ -55,6 +55,7 @@ class WordTokenizer(VocabularyTokenizer):
     """
 
     name = "word"
+    keeps_space = False
     unit = "word or ASCII punctuation mark"
 
     @staticmethod

@@ -296,6 +296,8 @@ class JobConfig(_Table):
         """From a TOML file. Raises ConfigError naming the file, OSError if it can't be read."""
         try:
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there must be a job's TOML file at {path}; got nothing; check the name") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} must be TOML; got an error: {error}; see `fastllm train --help`") from None
         except ConfigError as error:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..atomic import write_text
 from ..errors import DataError
+from ..records import no_json
 from . import svg
 
 QUANTITIES = ("loss", "perplexity", "accuracy")
@@ -45,8 +46,11 @@ def read_metrics(path: str | os.PathLike[str]) -> Metrics:
     for number, line in enumerate(lines, 1):
         try:
             metrics.append(_check(json.loads(line)))
-        except (ValueError, RecursionError) as error:
+        except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            said = no_json(error, line.decode(errors="replace"))
+            raise DataError(f"{path}, line {number}: {said}; name a run's folder or its metrics.jsonl") from None
     if not metrics:
         raise DataError(f"{path} must hold at least one whole line; got none; train for longer")
     return metrics

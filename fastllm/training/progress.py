@@ -35,6 +35,7 @@ class Progress:
 
     def begin(self, phase: PhaseConfig, done: int, steps: int) -> None:
         self._phase, self._steps, self._next_line = phase, steps, 0
+        self._validation: dict[str, Any] = {}  # the last that there was
         self._began, self._first = time.monotonic(), done
         if self._is_terminal:
             # No bar, which would leave no room for the figures. A terminal that doesn't know its size has 80 columns.
@@ -49,6 +50,9 @@ class Progress:
             self._bar.update(done.step - self._bar.n)
 
     def log(self, record: dict[str, Any]) -> None:
+        if "validation_loss" in record:
+            self._validation = {"validation_loss": record["validation_loss"]}
+        record = self._validation | record
         if self._bar is not None:
             self._bar.set_postfix_str(_figures(record), refresh=False)
         elif record["step"] >= self._next_line or record["step"] == self._steps:

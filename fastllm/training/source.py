@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from .run import TOKENS
 
 SHIPPED = "fastllm:"
 VALIDATION_SHARE = 10  # a text without a validation file gives its last tenth
+LOST_SPACE = re.compile(r"[^\S ]|  ")
 LONGEST_NAME = 80  # bytes of a data file's name in that of its tokens
 
 
@@ -56,6 +58,11 @@ class Reading:
     seed: int
     folder: Path
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given = self.phase.sequence_length
+        if given is not None and given > self.context:
+            self.notes.append(f"sequence_length {given} is cut to the model's context of {self.context} tokens")
 
     @property
     def length(self) -> int:
@@ -108,6 +115,7 @@ class Source:
         if self._records is None:
             return self._stream(self._tokens(reading), reading)
         self._note_control(reading, [record["text"] for record in self._records if "text" in record])
+        self._note_space(reading, self._records)
         join = reading.length if reading.phase.join else 0
         dataset = Examples(self._examples(self._records, reading), reading.phase.rows_per_update, reading.seed, join)
         self._note_missing(reading, (example.tokens for example in dataset.examples))
@@ -150,6 +158,8 @@ class Source:
         return self._encoded
 
     def _stream(self, tokens: np.ndarray, reading: Reading) -> TokenStream:
+        if reading.phase.join:
+            reading.notes.append(f"join does nothing with {self.path}: the windows of a text follow one another")
         rows = reading.phase.rows_per_update
         try:
             return TokenStream(tokens, reading.length, rows, reading.seed, reading.tokenizer.missing_id)
@@ -163,6 +173,8 @@ class Source:
         note = f"{self.path}: {_number(texts, 'text file')}, {len(self._text):,} characters"
         if records:
             note += f"; {_number(records, 'file')} of JSON not read: name one to train on its records"
+        if others := len(files_of(self.path)) - texts - records:
+            note += f"; {_number(others, 'other file')} not read: only {', '.join(TEXT_SUFFIXES)} are"
         reading.notes.append(note)
 
     def _note_control(self, reading: Reading, texts: list[str]) -> None:
@@ -173,6 +185,20 @@ class Source:
             reading.notes.append(
                 f"{_number(len(found), 'text')} of control tokens in {self.path}, such as "
                 f"{tokenizer.tokens[found[0]]}, left as text: write dialogues as messages, and texts as records"
+            )
+
+    def _note_space(self, reading: Reading, records: list[Record]) -> None:
+        """Texts and answers that the model can't learn to say as they are."""
+        if reading.tokenizer.keeps_space:
+            return
+        said = (
+            text for record in records
+            for text in ([record["text"]] if "text" in record else [m["content"] for m in record["messages"][-1::-2]])
+        )  # fmt: skip
+        if lost := sum(bool(LOST_SPACE.search(text)) for text in said):
+            reading.notes.append(
+                f"line breaks, tabs or rows of spaces of {_number(lost, 'text')} of {self.path} are not learnt: words "
+                "are put one space apart; --tokenizer bpe or character keeps them"
             )
 
     def _note_missing(self, reading: Reading, pieces: Iterable[np.ndarray]) -> None:
