@@ -99,8 +99,8 @@ class Tokenizer(ABC):
     """
 
     name: ClassVar[str]
-    keeps_space: ClassVar[bool] = True
     """How files and command lines call this kind of tokenizer."""
+    keeps_space: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("tokens",)
     """The lists that the file on disk holds, which are what the constructor takes."""
     end_token: str = END
