@@ -275,7 +275,10 @@ class ModelConfig:
         reject_unknown_keys(fields, [field.name for field in dataclasses.fields(cls)], "the model's configuration")
         for field in dataclasses.fields(cls):
             if field.default is dataclasses.MISSING and field.name not in fields:
-                raise ConfigError(f"the model's configuration needs {field.name}; got {', '.join(fields) or 'nothing'}")
+                raise ConfigError(
+                    f"the model's configuration needs {field.name}; got {', '.join(fields) or 'nothing'}; add it, or "
+                    f"start from a preset: {', '.join(PRESETS)}"
+                )
         return cls(**fields)
 
 

@@ -22,9 +22,10 @@ from typing import Protocol
 import numpy as np
 
 from .atomic import replacing
+from .config import whole_number
 from .dialogue import answer_tokens, check_speakers, lessons, prompt_tokens, question_tokens
 from .errors import DataError
-from .inputs import int32_of
+from .inputs import checked_seed, int32_of
 from .records import Record, checked_record
 from .tokenizers.base import Tokenizer, pieces
 
@@ -108,8 +109,8 @@ class Examples:
             raise DataError("a data set needs at least one text or dialogue of two tokens; got none; add some")
         if rows_per_update < 1:
             raise ValueError(f"rows_per_update must be 1 or more; got {rows_per_update}; 1 is the slowest, but works")
-        self.rows_per_update = rows_per_update
-        self.seed = seed
+        self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
+        self.seed = checked_seed(seed, "seed")
         self._order: tuple[int, list[int]] | None = None
 
     @property
@@ -175,9 +176,9 @@ class TokenStream:
                 f"length and rows_per_update must be 1 or more; got {length} and {rows_per_update}; raise them"
             )
         self.tokens = tokens
-        self.length = min(length, len(tokens) - 1)
-        self.rows_per_update = rows_per_update
-        self.seed = seed
+        self.length = min(whole_number(length, "length"), len(tokens) - 1)
+        self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
+        self.seed = checked_seed(seed, "seed")
         self.missing = missing
 
     @property

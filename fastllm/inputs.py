@@ -80,9 +80,9 @@ def checked_targets(config: ModelConfig, targets: ArrayLike, shape: tuple[int, .
 
 def check_cache(config: ModelConfig, cache: KVCache, dtype: np.dtype) -> None:
     """Raise ValueError unless a cache was made by a model like this, which computes in a type."""
-    is_alike = cache.config is config or cache.config == config
+    is_alike = isinstance(cache, KVCache) and (cache.config is config or cache.config == config)
     if not is_alike or cache.dtype not in (dtype, np.float16):
-        raise ValueError("a cache must be of a model like this one; got one of another; make it with model.new_cache()")
+        raise ValueError("a cache must be of a model like this one; got another; make it with model.new_cache()")
 
 
 def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.ndarray:

@@ -158,3 +158,12 @@ def test_parts_begin_at_their_first_sequence(parts):
     split = list(batch.split(parts))
     assert np.concatenate([part.tokens for part in split]).tolist() == [1, 2, 3, 4, 5]
     assert all(part.starts[0] == 0 and part.starts[-1] == len(part.tokens) for part in split)
+
+
+@pytest.mark.parametrize("name", ["seed", "rows_per_update"])
+def test_what_is_no_whole_number(name):
+    tokens = np.arange(9)
+    for make in (lambda **options: Examples([example(1, 2)], **options), lambda **o: TokenStream(tokens, 3, **o)):
+        with pytest.raises(TypeError, match=f"{name} must be a whole number; got"):
+            make(**{"rows_per_update": 1, name: 1.5})
+        assert make(**{"rows_per_update": 1, name: np.int64(1)}).batch(0).target_count > 0

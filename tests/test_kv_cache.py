@@ -174,3 +174,11 @@ def test_slots_that_are_not_there():
 def test_kernels_and_caches_agree_on_which_keys_stand_together():
     assert cached_rows.GROUP == kv_cache.GROUP
     assert kv_cache.PAGE % kv_cache.GROUP == 0
+
+
+def test_what_is_no_cache():
+    model = make_model(CONFIG, "numpy")
+    with pytest.raises(ValueError, match="a cache must be of a model like this one"):
+        model.decode([1], None)
+    with pytest.raises(TypeError, match="slots must be a whole number; got 2.5"):
+        model.new_cache(2.5)
