@@ -63,6 +63,7 @@ from .tokenizers.base import Tokenizer
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
 # Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
 FORMAT, VERSION = "fastllm", 4
+ANOTHER = "use another checkpoint"
 JOB = "config.toml"  # a run's, beside its checkpoint
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
@@ -265,7 +266,7 @@ class _Own(NamedTuple):
 def _own(folder: Path) -> _Own | None:
     """None for another project's model. Raises FormatError."""
     path = folder / CONFIG
-    theirs = read_json(path)
+    theirs = read_json(path, ANOTHER)
     own = theirs if theirs.get("format") == FORMAT else theirs.get(FORMAT)
     if own is None:
         return None
@@ -338,8 +339,9 @@ def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingF
     with contextlib.suppress(ValueError, TypeError):
         limited = tokenizer.limited(size)
         if limited.vocab_size <= size:
-            surplus = ", ".join(tokenizer.tokens[size : size + 3])
-            warnings.warn(f"{path}: tokens that the model has no rows for are left out: {surplus}", stacklevel=4)
+            surplus = [token for token in tokenizer.tokens[size:] if token]
+            names = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} more" if len(surplus) > 3 else "")
+            warnings.warn(f"{path}: tokens that the model has no rows for are left out: {names}", stacklevel=4)
             return limited
     return tokenizer
 
@@ -358,7 +360,12 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
     folder = find_checkpoint(path)
     if not (folder / PROGRESS).exists():
         raise FormatError(f"{folder} must hold {PROGRESS} to go on with training; got a model only; start a new run")
-    progress = read_json(folder / PROGRESS, takes_nan=True)
+    try:  # of one's own, of any length, and with NaN
+        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{folder / PROGRESS} must hold JSON; got {error}; {ANOTHER}") from None
+    if not isinstance(progress, dict):
+        raise FormatError(f"{folder / PROGRESS} must hold a JSON object; got {type(progress).__name__}; {ANOTHER}")
     if optimizer is not None:
         try:
             optimizer.load_state(read_arrays(folder / OPTIMIZER))

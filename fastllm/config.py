@@ -57,8 +57,21 @@ def _is_size(value: object) -> bool:
 
 
 def _is_positive(value: object, smallest: float = 0.0, largest: float = sys.float_info.max) -> bool:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and smallest < value <= largest  # type: ignore[operator]
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return smallest < float(value) <= largest
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _python_number(value: Any) -> Any:
+    """A number as Python's, and numbers in a list; all else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [*map(_python_number, value)]
+    if isinstance(value, Real) and not isinstance(value, (int, float)):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return copy.copy(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +232,8 @@ class ModelConfig:
         if self.rope_scaling is not None:
             is_table = isinstance(self.rope_scaling, Mapping)
             _require(is_table, "rope_scaling must be a table", self.rope_scaling, "give its type and numbers, or None")
-            object.__setattr__(self, "rope_scaling", copy.deepcopy(dict(self.rope_scaling)))
+            scaling = {key: _python_number(value) for key, value in self.rope_scaling.items()}
+            object.__setattr__(self, "rope_scaling", scaling)
             self._check_rope_scaling(self.rope_scaling)
 
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:

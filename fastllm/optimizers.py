@@ -160,7 +160,7 @@ def _check_fraction(name: str, value: float) -> None:
 
 
 def _check_betas(betas: tuple[float, float]) -> None:
-    if len(betas) != 2:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers; got {betas}; usual are (0.9, 0.999)")
     for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
         _check_fraction(name, beta)

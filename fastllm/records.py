@@ -83,8 +83,10 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
 
 def no_json(error: Exception, line: str) -> str:
     """What is wrong with a line that is no JSON object."""
-    where = f", wrong from column {error.colno} on ({error.msg})" if isinstance(error, json.JSONDecodeError) else ""
-    return f"must be a JSON object; got {line.strip()!r:.60}{where}"
+    why = f": {error!s:.100}"
+    if isinstance(error, json.JSONDecodeError):
+        why = f", wrong from column {error.colno} on ({error.msg})"
+    return f"must be a JSON object; got {line.strip()!r:.60}{why}"
 
 
 def checked_record(given: object) -> Record:

@@ -235,6 +235,32 @@ def test_an_answer_ends_where_the_user_would_speak():
     assert "".join(Chat(model, TOKENIZER).ask("a?")) == "ab"
 
 
+@pytest.mark.parametrize(
+    ("options", "is_cut"),
+    [
+        ({}, False),
+        ({"max_tokens": 3}, True),
+        ({"max_tokens": 6}, True),  # nobody knows whether it would have ended there
+        ({"max_tokens": 7}, False),
+        ({"max_tokens": 4, "stop": "cd"}, False),
+        ({"max_tokens": 3, "stop": "cd"}, True),
+    ],
+)
+def test_answers_that_did_not_end_by_themselves(options, is_cut):
+    chat = Chat(answering("abcdef"), TOKENIZER, **options)
+    list(chat.ask("a?"))
+    assert chat.is_cut(chat.turns[0]) == is_cut
+
+
+def test_an_answer_by_beams_that_did_not_end_by_itself():
+    config = fastllm.preset("nano", vocab_size=TOKENIZER.vocab_size, width=16, hidden=16, layers=1, heads=2, context=32)
+    never = dict.fromkeys(TOKENIZER.control_ids, -np.inf)
+    chat = Chat(fastllm.Model(config, backend="numpy"), TOKENIZER, max_tokens=3, beams=2, logit_bias=never)
+    list(chat.ask("a?"))
+    assert chat.counts[1] == 3
+    assert chat.is_cut(chat.turns[0])
+
+
 def test_stop_strings_end_an_answer():
     chat = Chat(answering("abcdef"), TOKENIZER, stop="cd")
     assert list(chat.ask("a?")) == ["a", "b"]

@@ -5,6 +5,7 @@ import pytest
 
 import fastllm
 from fastllm.checkpoint import load_progress
+from fastllm.formats.bytes_of_file import MAX_JSON
 
 NAME = "blocks.0.attention.query.weight"
 
@@ -29,3 +30,9 @@ def test_numbers_of_numpy_are_saved(tmp_path, tiny_model, tokenizer):
     again, _ = fastllm.load(tmp_path / "saved")
     assert again.generation_options == {"temperature": 0.5, "top_k": 3, "logit_bias": {3: 1.0}}
     assert load_progress(tmp_path / "saved") == {"loss": 0.5}
+
+
+def test_progress_of_any_length(tmp_path, tiny_model, tokenizer):
+    progress = {"losses": [0.5, float("inf")], "notes": "x" * (MAX_JSON + 1)}
+    fastllm.save(tmp_path / "saved", tiny_model, tokenizer, progress=progress)
+    assert load_progress(tmp_path / "saved") == progress

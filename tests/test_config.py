@@ -148,3 +148,12 @@ def test_a_configuration_stays_as_it_is():
     scaling["factor"] = -1
     assert config.rope_scaling == {"type": "linear", "factor": 2.0}
     assert hash(config) == hash(dataclasses.replace(config))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_numpy_in_rope():
+    config = fastllm.preset(
+        "nano", vocab_size=9, rope_theta=np.float32(1e4), rope_scaling={"type": "linear", "factor": np.float32(2)}
+    )
+    assert json.dumps(config.to_dict())
+    assert (config.rope_theta, config.rope_scaling["factor"]) == (1e4, 2.0)

@@ -13,11 +13,12 @@ from fastllm.tokenizers.sentencepiece_json import HARD_TEXTS
 
 
 @pytest.mark.parametrize("piece", ["  ", "<a b>", "▁x"])
-def test_user_defined_pieces_are_found_and_shown_as_they_are(piece):
+def test_user_defined_pieces_are_found_as_they_are(piece):
+    """In the text, and shown so, but that a "▁" is shown as a space."""
     metadata = LLAMA | {G + "tokens": [{"<user>": piece}.get(token, token) for token in LLAMA_TOKENS]}
     tokenizer = tokenizer_from_gguf(metadata)
     assert [tokenizer.tokens[i] for i in tokenizer.encode(f"ab{piece}ab")] == ["▁ab", piece, "▁ab"]
-    assert tokenizer.decode(tokenizer.encode(f"ab{piece}ab")) == f"ab{piece} ab"
+    assert tokenizer.decode(tokenizer.encode(f"ab{piece}ab")) == f"ab{piece} ab".replace("▁", " ")
     assert tokenizer_to_gguf(tokenizer)[G + "tokens"][tokenizer.id_of(piece)] == piece
 
 
@@ -34,7 +35,7 @@ def test_tokens_that_end_a_turn_by_their_name_end_a_text(kind, name):
 
 
 PIECES = ["▁", "\n", "▁h", "hi", "▁hi", "user", "▁user", "x", "i", "h", "y"]
-MARKS = ["<|im_start|>", "<|im_end|>", "    ", "<tool call>", "<tool", "x=x"]
+MARKS = ["<|im_start|>", "<|im_end|>", "    ", "<tool call>", "<tool", "x=x", "hiy", "y你", "</s>x", "▁▁"]
 
 
 @pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED])
@@ -42,7 +43,7 @@ MARKS = ["<|im_start|>", "<|im_end|>", "    ", "<tool call>", "<tool", "x=x"]
 def test_llama_cpp_gives_the_same_ids(kind, prefix, tmp_path):
     gguf, llama_cpp = pytest.importorskip("gguf"), pytest.importorskip("llama_cpp")
     tokens = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], *PIECES, *MARKS]
-    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(PIECES), kind, kind, *[USER_DEFINED] * 4]
+    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(PIECES), kind, kind, *[USER_DEFINED] * 8]
     scores = [0.0] * 259 + [-1.0 - place for place in range(len(PIECES))] + [0.0] * len(MARKS)
     path = str(tmp_path / "vocabulary.gguf")
     writer = gguf.GGUFWriter(path, "llama")
@@ -67,6 +68,7 @@ def test_llama_cpp_gives_the_same_ids(kind, prefix, tmp_path):
     theirs = llama_cpp.Llama(path, vocab_only=True, verbose=False)
     ours = tokenizer_from_gguf(read_gguf_file(path).metadata)
     marked = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>user\n x    x<tool call> hi <tool x<tool><tool callx=x=x"
+    marked += "hiy你 </s>x</s>"
     for text in (*HARD_TEXTS, *MARKS, marked, f" {marked} ", "</s><s>", "    " * 3):
         for special, encode in ((False, ours.encode), (True, ours.encode_template)):
             expected = theirs.tokenize(text.encode(), add_bos=False, special=special)

@@ -180,5 +180,5 @@ def test_what_is_no_cache():
     model = make_model(CONFIG, "numpy")
     with pytest.raises(ValueError, match="a cache must be of a model like this one"):
         model.decode([1], None)
-    with pytest.raises(TypeError, match="slots must be a whole number; got 2.5"):
+    with pytest.raises(TypeError, match=r"slots must be a whole number; got 2\.5"):
         model.new_cache(2.5)

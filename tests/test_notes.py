@@ -28,12 +28,20 @@ def phase(data, **more):
 def test_white_space_that_words_forget(tmp_path):
     data = write_lines(tmp_path / "lists.jsonl", LISTS)
     said = notes(tmp_path, phases=phase(data))
-    assert f"line breaks, tabs or rows of spaces of 3 texts of {data} are not learnt" in said
+    assert f"white space other than single spaces is not learnt of 3 texts of {data}" in said
+
+
+def test_white_space_of_a_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("A title\n\n    some words here " * 20)
+    said = notes(tmp_path, phases=phase(str(path), join=True))
+    assert f"white space other than single spaces is not learnt of 1 text of {path}" in said
+    assert said.count("join does nothing") == 1
 
 
 def test_nothing_is_said_where_it_is_kept(tmp_path):
     data = write_lines(tmp_path / "lists.jsonl", LISTS)
-    assert "line breaks" not in notes(tmp_path, phases=phase(data), tokenizer={"type": "byte"})
+    assert "white space" not in notes(tmp_path, phases=phase(data), tokenizer={"type": "byte"})
 
 
 def test_options_that_do_less_than_they_say(tmp_path):

@@ -221,3 +221,25 @@ def test_numbers_of_numpy_are_numbers():
 def test_what_is_no_whole_number(name, value):
     with pytest.raises(TypeError, match=f"{name} must be a whole number; got"):
         make_trainer(**{name: value})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_whose_squares_would_overflow(backend, monkeypatch):
+    """Clipped, they do no harm; else the optimizer's second moments would be infinite for ever."""
+    for max_norm, is_fine in ((1.0, True), (0.0, False)):
+        trainer = make_trainer(backend, max_norm=max_norm)
+        trainer.train(1)
+        real = trainer.model.score_and_gradients
+
+        def huge(*given, real=real, model=trainer.model, **named):
+            score = real(*given, **named)
+            model.gradients.flat[...] *= np.float32(1e25)
+            return score
+
+        monkeypatch.setattr(trainer.model, "score_and_gradients", huge)
+        if is_fine:
+            trainer.train(2)
+        else:
+            with pytest.raises(TrainingError, match=r"must stay finite; got loss .* and gradient norm .*e\+2"):
+                trainer.train(2)
+        assert all(np.isfinite(moment).all() for moment in trainer.optimizer.state().values())

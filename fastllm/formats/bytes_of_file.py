@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastllm.errors import FormatError
 
 MAX_JSON = 16 << 20  # bytes; the largest index of shards has two; parsed, JSON takes some twenty times its bytes
+AGAIN = "download the model again"
 
 _repr = Repr()
 _repr.maxstring = _repr.maxother = 80
@@ -63,27 +64,26 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FormatError(message if str(path) in message else f"{path}: {message}") from None
 
 
-def read_json(path: Path, takes_nan: bool = False) -> dict[str, Any]:
+def read_json(path: Path, fix: str = AGAIN) -> dict[str, Any]:
     """The JSON object in a file. Raises FormatError where there is none, OSError where it can't be opened.
 
-    takes_nan  NaN and infinities, which JSON doesn't have, are numbers as Python writes them
+    fix  what to do then
     """
     size = path.stat().st_size
     if size > MAX_JSON:
-        raise FormatError(f"{path} must have at most {MAX_JSON} bytes; got {size}; download the model again")
-    return parse_json(path.read_bytes(), str(path), takes_nan)
+        raise FormatError(f"{path} must have at most {MAX_JSON} bytes; got {size}; {fix}")
+    return parse_json(path.read_bytes(), str(path), fix)
 
 
-def parse_json(data: bytes, what: str, takes_nan: bool = False) -> dict[str, Any]:
+def parse_json(data: bytes, what: str, fix: str = AGAIN) -> dict[str, Any]:
     """The JSON object in at most MAX_JSON bytes, with each key once. Raises FormatError, which names `what`."""
-    constants = None if takes_nan else _reject
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=constants)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_reject)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         reason = str(error).replace("\n", " ")[:100]
-        raise FormatError(f"{what} must be JSON in UTF-8; got {reason}; download the model again") from None
+        raise FormatError(f"{what} must be JSON in UTF-8; got {reason}; {fix}") from None
     if not isinstance(value, dict):
-        raise FormatError(f"{what} must be a JSON object; got {brief(value)}; download the model again")
+        raise FormatError(f"{what} must be a JSON object; got {brief(value)}; {fix}")
     return value
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
 from fastllm.errors import DataError
 from fastllm.generation.config import GenerationConfig
-from fastllm.generation.engine import Engine, Generation
+from fastllm.generation.engine import Engine, Generation, fit
 from fastllm.generation.generate import check_vocabulary, generate_tokens
 from fastllm.generation.sampling import Sampler
 from fastllm.generation.text import decode_pieces
@@ -134,6 +134,7 @@ class Chat:
                 self._engine = Engine(self.model, slots=1, remembers=True)
             [self._generation] = self._engine.submit(prompt, config, self._sampler)
             tokens = iter(self._generation)
+        self._limit = fit(self.model, prompt, config)[1]
         self.counts = (len(prompt), 0)
         pieces = decode_pieces(self.tokenizer, [], self._counted(tokens), self.config.stop)
         answer = self._answer(question, pieces)
@@ -167,8 +168,15 @@ class Chat:
         finally:
             if answer or is_whole:
                 self.turns.append((question, answer))
-                if not is_whole or (self._generation is not None and self._generation.finish_reason == "length"):
+                if not is_whole or (self.counts[1] == self._limit and not self._has_stopped()):
                     self._cut.append(self.turns[-1])
+
+    def _has_stopped(self) -> bool:
+        """Whether a stop string ended the last answer, though it may have come with the last token there was."""
+        if self._generation is None or not self.config.stop:
+            return False
+        text = self.tokenizer.decode(self._generation.tokens)
+        return any(stop in text for stop in self.config.stop)
 
     def prompt(self, question: str) -> list[int]:
         """What the model is given for a question: as many of the last turns as fit, and the question.

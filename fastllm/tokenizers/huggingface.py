@@ -272,8 +272,11 @@ class HuggingFaceTokenizer(Tokenizer):
             if text_of(settings.get(name), name) in dropped:
                 del settings[name]
         for name in ("additional_special_tokens", "extra_special_tokens"):
-            if isinstance(settings.get(name), list):
-                settings[name] = [value for value in settings[name] if text_of(value, name) not in dropped]
+            given = settings.get(name)
+            if isinstance(given, list):
+                settings[name] = [value for value in given if text_of(value, name) not in dropped]
+            elif isinstance(given, dict):
+                settings[name] = {key: value for key, value in given.items() if text_of(value, name) not in dropped}
         return HuggingFaceTokenizer(document, settings, end_ids=self._given_ends)
 
     def save(self, path: str | os.PathLike[str]) -> None:

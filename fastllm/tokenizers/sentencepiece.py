@@ -142,7 +142,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> NDArray[np.int32]:
         ids: list[int] = []
-        for part in self._around_user_defined(text):
+        for part in _cut(text, self._user_defined):
             if isinstance(part, int):
                 ids.append(part)
             else:
@@ -150,20 +150,17 @@ class SentencePieceTokenizer(Tokenizer):
                 ids += self._join(part.replace(" ", self.space))
         return np.array(ids, dtype=np.int32)
 
-    def _around_user_defined(self, text: str) -> list[str | int]:
-        """The text in parts: the ids of user-defined pieces, the longest looked for first, and what is around them."""
-        parts: list[str | int] = [text] if text else []
-        for piece in self._user_defined:
-            if piece not in text:
-                continue
-            cut: list[str | int] = []
-            for part in parts:
-                if isinstance(part, int):
-                    cut.append(part)
+    def split_control(self, text: str) -> list[str | int]:
+        """As in Tokenizer; but a longer user-defined piece goes before a control token within it."""
+        parts: list[str | int] = []
+        for part in _cut(text, self._user_defined | self._control_texts):
+            if isinstance(part, int):
+                if part in self._control_texts.values():
+                    parts.append(part)
                     continue
-                for place, between in enumerate(part.split(piece)):
-                    cut += [self._pieces[piece]] * (place > 0) + [between] * (between != "")
-            parts = cut
+                part = self.tokens[part]
+            before = parts.pop() if parts and isinstance(parts[-1], str) else ""
+            parts.append(f"{before}{part}")
         return parts
 
     @cached_property
@@ -174,9 +171,8 @@ class SentencePieceTokenizer(Tokenizer):
         return texts
 
     @cached_property
-    def _user_defined(self) -> list[str]:
-        texts = [token for token, i in self._pieces.items() if self.types[i] == USER_DEFINED]
-        return sorted(texts, key=len, reverse=True)
+    def _user_defined(self) -> dict[str, int]:
+        return {token: i for token, i in self._pieces.items() if self.types[i] == USER_DEFINED}
 
     def _join(self, text: str) -> list[int]:
         """Join characters into pieces, best score first.
@@ -232,6 +228,21 @@ class SentencePieceTokenizer(Tokenizer):
         return SentencePieceStream(self, skip_special)
 
 
+def _cut(text: str, pieces: Mapping[str, int]) -> list[str | int]:
+    """The text in parts: the ids of pieces, those of the most bytes looked for first, and what is around them."""
+    parts: list[str | int] = [text] if text else []
+    for piece in sorted((piece for piece in pieces if piece in text), key=lambda piece: -len(piece.encode())):
+        cut: list[str | int] = []
+        for part in parts:
+            if isinstance(part, int):
+                cut.append(part)
+                continue
+            for place, between in enumerate(part.split(piece)):
+                cut += [pieces[piece]] * (place > 0) + [between] * (between != "")
+        parts = cut
+    return parts
+
+
 class SentencePieceStream(ByteStream):
     """Holds the bytes of a character back until it is whole; leaves out the space a text begins with."""
 
@@ -253,6 +264,6 @@ class SentencePieceStream(ByteStream):
         if token_id >= len(self._tokens):
             return self.flush()
         text = self._tokens[token_id]
-        if token_id not in tokenizer.control_ids and tokenizer.types[token_id] != USER_DEFINED:
+        if token_id not in tokenizer.control_ids:
             text = text.replace(tokenizer.space, " ")
         return self.flush() + (text.removeprefix(" ") if self._begins else text)

@@ -72,7 +72,9 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
     if len(vocabulary) != sum(map(bool, texts)):
         raise ValueError("tokens must differ where spaces are written ▁; got two alike; use another tokenizer")
     plain = {text: i for text, i in vocabulary.items() if i not in tokenizer.control_ids}
-    joined = {text: i for text, i in plain.items() if tokenizer.types[i] == NORMAL and " " not in text}
+    joined = {
+        text: i for text, i in plain.items() if tokenizer.types[i] in (NORMAL, USER_DEFINED) and " " not in text
+    }
     defined = [text for text, i in plain.items() if tokenizer.types[i] == USER_DEFINED]
     named = {tokenizer.id_of(text) for text in tokenizer.special_tokens.values()}
     named |= {i for i in (tokenizer.begin_id, tokenizer.end_id, tokenizer.unknown_id) if i is not None}
@@ -205,7 +207,10 @@ def _compare_around(one: Tokenizer, other: Tokenizer, marks: Iterable[int]) -> N
     for i in sorted(marks)[:MARKS_CHECKED]:
         mark = one.tokens[i]
         for text in (mark, f"{mark}a", f"a{mark}\n{mark}"):
-            ids, others = one.encode_template(text).tolist(), other.encode_template(text).tolist()
+            try:
+                ids, others = one.encode_template(text).tolist(), other.encode_template(text).tolist()
+            except ValueError:  # a character that it has no token for
+                continue
             if ids != others:
                 warnings.warn(
                     f"around {brief(mark)} a tokenizer of this form puts spaces elsewhere, so that chat prompts get "

@@ -45,7 +45,7 @@ def read_metrics(path: str | os.PathLike[str]) -> Metrics:
     metrics = []
     for number, line in enumerate(lines, 1):
         try:
-            metrics.append(_check(json.loads(line)))
+            metrics.append(_check(json.loads(line.rstrip())))
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from None
         except (ValueError, RecursionError) as error:

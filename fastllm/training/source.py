@@ -101,6 +101,7 @@ class Source:
 
     def datasets(self, reading: Reading) -> tuple[Dataset, Dataset | None]:
         """For training, and what is held back for validation if no file is named for that."""
+        self._note_space(reading)
         if self._records is not None or reading.phase.validation is not None:
             return self.whole(reading), None
         tokens = self._tokens(reading)
@@ -115,7 +116,6 @@ class Source:
         if self._records is None:
             return self._stream(self._tokens(reading), reading)
         self._note_control(reading, [record["text"] for record in self._records if "text" in record])
-        self._note_space(reading, self._records)
         join = reading.length if reading.phase.join else 0
         dataset = Examples(self._examples(self._records, reading), reading.phase.rows_per_update, reading.seed, join)
         self._note_missing(reading, (example.tokens for example in dataset.examples))
@@ -158,8 +158,9 @@ class Source:
         return self._encoded
 
     def _stream(self, tokens: np.ndarray, reading: Reading) -> TokenStream:
-        if reading.phase.join:
-            reading.notes.append(f"join does nothing with {self.path}: the windows of a text follow one another")
+        note = f"join does nothing with {self.path}: the windows of a text follow one another"
+        if reading.phase.join and note not in reading.notes:
+            reading.notes.append(note)
         rows = reading.phase.rows_per_update
         try:
             return TokenStream(tokens, reading.length, rows, reading.seed, reading.tokenizer.missing_id)
@@ -187,18 +188,18 @@ class Source:
                 f"{tokenizer.tokens[found[0]]}, left as text: write dialogues as messages, and texts as records"
             )
 
-    def _note_space(self, reading: Reading, records: list[Record]) -> None:
+    def _note_space(self, reading: Reading) -> None:
         """Texts and answers that the model can't learn to say as they are."""
         if reading.tokenizer.keeps_space:
             return
-        said = (
-            text for record in records
+        said = [self._text] if self._records is None else (
+            text for record in self._records
             for text in ([record["text"]] if "text" in record else [m["content"] for m in record["messages"][-1::-2]])
         )  # fmt: skip
         if lost := sum(bool(LOST_SPACE.search(text)) for text in said):
             reading.notes.append(
-                f"line breaks, tabs or rows of spaces of {_number(lost, 'text')} of {self.path} are not learnt: words "
-                "are put one space apart; --tokenizer bpe or character keeps them"
+                f"white space other than single spaces is not learnt of {_number(lost, 'text')} of {self.path}: words "
+                "are put one space apart; --tokenizer bpe or character keeps it"
             )
 
     def _note_missing(self, reading: Reading, pieces: Iterable[np.ndarray]) -> None:

@@ -41,6 +41,7 @@ class Step:
 
 
 Callback = Callable[[Step], None]
+LARGEST_NORM = 1e18  # of gradients as an optimizer gets them: it squares them, as float32
 
 
 class Trainer:
@@ -135,13 +136,14 @@ class Trainer:
                 accumulate=number > 0,
             )
         norm = gradient_norm(self.model)
-        if not math.isfinite(score.total) or not math.isfinite(norm):
+        scale = clip_scale(norm, self.max_norm)
+        if not math.isfinite(score.total) or not norm * scale <= LARGEST_NORM:
             raise TrainingError(
                 f"loss and gradients must stay finite; got loss {score.loss:.4g} and gradient norm {norm:.4g} at "
                 f"step {self.step + 1}; lower the learning rate or clip harder"
             )
         rate = self.schedule(self.step)
-        self.optimizer.step(rate, clip_scale(norm, self.max_norm))
+        self.optimizer.step(rate, scale)
         return score, norm, rate
 
     def _on_threads(self, tokens: int) -> AbstractContextManager[None]:
