@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fastllm.errors import FormatError
-from fastllm.tokenizers.base import Tokenizer
+from fastllm.tokenizers.base import END, Tokenizer
 from fastllm.tokenizers.huggingface import ENDS_OF_TURN, HuggingFaceTokenizer
 from fastllm.tokenizers.huggingface_decoder import SPACE
 from fastllm.tokenizers.huggingface_document import BYTE_LEVEL, added_token, begin_processor, bpe_model
@@ -187,7 +187,7 @@ class _Fields:
     def ends(self, tokens: list[str]) -> list[int]:
         """Tokens beside eos_token_id that end an answer: those named so are control tokens, whatever their type."""
         named = (self.token_id(name, len(tokens)) for name in ("eot_token_id", "eom_token_id"))
-        called_so = (i for i, token in enumerate(tokens) if token in ENDS_OF_TURN)
+        called_so = (i for i, token in enumerate(tokens) if token in ENDS_OF_TURN and token != END)  # ours alone
         return list(dict.fromkeys(i for i in (*named, *called_so) if i is not None))
 
 
