@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "tokenizers": {"atomic", "config", "errors"},
     "dialogue": {"errors", "tokenizers"},
     "records": {"dialogue", "errors", "tokenizers"},
-    "datasets": {"atomic", "dialogue", "errors", "inputs", "records", "tokenizers"},
+    "datasets": {"atomic", "config", "dialogue", "errors", "inputs", "records", "tokenizers"},
     "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize", "rope"},
     "hub": {"errors"},
     "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model", "packed", "parameters", "quantize"},
