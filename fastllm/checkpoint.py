@@ -26,7 +26,7 @@ from . import adapters
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
-from .formats.bytes_of_file import read_json
+from .formats.bytes_of_file import naming, read_json
 from .formats.huggingface import from_huggingface, has_its_own_head, to_huggingface
 from .formats.huggingface_config import config_from_huggingface, model_type
 from .formats.huggingface_export import config_files
@@ -89,6 +89,8 @@ def save(
         raise ValueError(
             "a checkpoint holds a model without an adapter; got one with; merge_adapter() before, or save_adapter"
         )
+    if not model.is_frozen:
+        model.trainable.check_finite()
     save_tuned(directory, model, tokenizer, optimizer, progress)
 
 
@@ -101,11 +103,10 @@ def save_tuned(
 ) -> None:
     """As save, of a model with an adapter or without: of one with, the folder holds the adapter alone.
 
-    It names model.origin as what the adapter adds to, which load then opens too.
+    It names model.origin as what the adapter adds to, which load then opens too. Whether what is trained is finite has
+    been looked at.
     """
-    GenerationConfig.of(None, model.generation_options)  # raises for what load would refuse
-    if model.adapter is not None or not model.is_frozen:
-        model.trainable.check_finite()
+    options = GenerationConfig.of(None, model.generation_options).given  # raises for what load would refuse
     if optimizer is not None and not optimizer.is_of(model):
         raise ValueError("an optimizer must be of what the saved model trains; got another's; save its own, or none")
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -122,7 +123,7 @@ def save_tuned(
                 new, model.config, model.adapter, model.origin, adapters.checksum_of(model)
             )
         else:
-            _write_model(new, model, tokenizer, keeps_order=optimizer is not None)
+            _write_model(new, model, tokenizer, options, keeps_order=optimizer is not None)
         tokenizer.save_into(new)
         if optimizer is not None:
             _write_arrays(new / OPTIMIZER, optimizer.state())
@@ -395,14 +396,16 @@ def _find(path: Path) -> Path | None:
     return None
 
 
-def _write_model(folder: Path, model: Model, tokenizer: Tokenizer, keeps_order: bool) -> None:
+def _write_model(
+    folder: Path, model: Model, tokenizer: Tokenizer, options: Mapping[str, Any], keeps_order: bool
+) -> None:
     """Weights and config.json, with Hugging Face's names where it has some.
 
+    options      the model's of generation
     keeps_order  rows stay where they are, as the optimizer's moments do. Hugging Face has RoPE on the halves of a
                  head, so rows of a model that has it on pairs would change places
     """
     config, parameters = model.config, model.parameters
-    options = GenerationConfig.of(None, model.generation_options).given
     try:
         model_type(config)
         is_known = not (keeps_order and config.rope_interleaved)
@@ -439,10 +442,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         stored = read_safetensors(path)
     except FileNotFoundError:
         raise FormatError(f"{path} must be there; got no such file; the checkpoint is not complete") from None
-    try:
+    with naming(path):
         arrays = {name: stored_array(name, tensor, ARRAYS) for name, tensor in stored.items()}
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
     return {name: float32(array) if stored[name].dtype == "BF16" else array for name, array in arrays.items()}
 
 

@@ -107,9 +107,9 @@ class Examples:
         self.join = join
         if not self.examples:
             raise DataError("a data set needs at least one text or dialogue of two tokens; got none; add some")
+        self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
         if rows_per_update < 1:
             raise ValueError(f"rows_per_update must be 1 or more; got {rows_per_update}; 1 is the slowest, but works")
-        self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
         self.seed = checked_seed(seed, "seed")
         self._order: tuple[int, list[int]] | None = None
 
@@ -171,13 +171,14 @@ class TokenStream:
             raise DataError(f"a text needs at least two tokens; got {len(tokens)}; give a longer text")
         if missing is not None and not (tokens[1:] != missing).any():
             raise DataError("a text must hold tokens of the vocabulary; got none; train a model on texts like this one")
+        length = whole_number(length, "length")
+        self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
         if length < 1 or rows_per_update < 1:
             raise ValueError(
                 f"length and rows_per_update must be 1 or more; got {length} and {rows_per_update}; raise them"
             )
         self.tokens = tokens
-        self.length = min(whole_number(length, "length"), len(tokens) - 1)
-        self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
+        self.length = min(length, len(tokens) - 1)
         self.seed = checked_seed(seed, "seed")
         self.missing = missing
 

@@ -211,18 +211,18 @@ def _write_windowless(config: ModelConfig) -> Json:
 
 
 def _read_mistral(config: Json) -> Json:
-    return {**_read_llama(config), **_windowed(config, MISTRAL_WINDOW)}
+    return _windowed(_read_llama(config), config, MISTRAL_WINDOW)
 
 
 def _read_qwen2(config: Json) -> Json:
-    return {**_read_llama(config), **_windowed_qwen(config)}
+    return _windowed_qwen(_read_llama(config), config)
 
 
 def _read_qwen3(config: Json) -> Json:
-    return {**_read_llama({**config, "head_dim": _size(config, "head_dim", QWEN3_HEAD)}), **_windowed_qwen(config)}
+    return _windowed_qwen(_read_llama({**config, "head_dim": _size(config, "head_dim", QWEN3_HEAD)}), config)
 
 
-def _windowed_qwen(config: Json) -> Json:
+def _windowed_qwen(fields: Json, config: Json) -> Json:
     use = config.get("use_sliding_window", False)
     if not isinstance(use, bool):
         raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; mend config.json")
@@ -236,14 +236,15 @@ def _windowed_qwen(config: Json) -> Json:
         if kind not in ("full_attention", "sliding_attention"):
             raise FormatError(f"layer_types must be full_attention; got {brief(kind)}; use a model of that alone")
     use = use and "sliding_attention" in kinds
-    return _windowed({**config, "sliding_window": config.get("sliding_window", QWEN_WINDOW) if use else None}, None)
+    window = config.get("sliding_window", QWEN_WINDOW) if use else None
+    return _windowed(fields, {**config, "sliding_window": window}, None)
 
 
-def _windowed(config: Json, default: int | None) -> Json:
-    """The context in which a sliding window hides nothing."""
-    context = _read_llama(config)["context"]
-    window = config.get("sliding_window", default)
-    return {"context": context if window is None else min(context, _size(config, "sliding_window", default))}
+def _windowed(fields: Json, config: Json, default: int | None) -> Json:
+    """The fields, with a context in which a sliding window hides nothing."""
+    if config.get("sliding_window", default) is None:
+        return fields
+    return {**fields, "context": min(fields["context"], _size(config, "sliding_window", default))}
 
 
 def _read_rope(config: Json) -> Json:

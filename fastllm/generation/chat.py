@@ -129,12 +129,13 @@ class Chat:
         tokens: Iterator[int]
         if config.beams > 1:
             tokens = generate_tokens(self.model, prompt, config)
+            self._limit = fit(self.model, prompt, config)[1]
         else:
             if self._engine is None or self._engine.is_broken:
                 self._engine = Engine(self.model, slots=1, remembers=True)
             [self._generation] = self._engine.submit(prompt, config, self._sampler)
             tokens = iter(self._generation)
-        self._limit = fit(self.model, prompt, config)[1]
+            self._limit = self._generation.limit
         self.counts = (len(prompt), 0)
         pieces = decode_pieces(self.tokenizer, [], self._counted(tokens), self.config.stop)
         answer = self._answer(question, pieces)

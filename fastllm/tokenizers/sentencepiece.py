@@ -153,9 +153,9 @@ class SentencePieceTokenizer(Tokenizer):
     def split_control(self, text: str) -> list[str | int]:
         """As in Tokenizer; but a longer user-defined piece goes before a control token within it."""
         parts: list[str | int] = []
-        for part in _cut(text, self._user_defined | self._control_texts):
+        for part in _cut(text, self._marks):
             if isinstance(part, int):
-                if part in self._control_texts.values():
+                if part in self.control_ids or part == self.unknown_id:
                     parts.append(part)
                     continue
                 part = self.tokens[part]
@@ -169,6 +169,11 @@ class SentencePieceTokenizer(Tokenizer):
         if self.unknown_id is not None and self.tokens[self.unknown_id]:
             texts[self.tokens[self.unknown_id]] = self.unknown_id  # as in llama.cpp
         return texts
+
+    @cached_property
+    def _marks(self) -> dict[str, int]:
+        """What is looked for in what a chat template wrote."""
+        return self._user_defined | self._control_texts
 
     @cached_property
     def _user_defined(self) -> dict[str, int]:

@@ -56,10 +56,8 @@ class VocabularyTokenizer(Tokenizer):
         """
         if isinstance(texts, str):
             raise TypeError(f"texts must be an iterable of str; got one str {brief(texts)}; pass [text]")
-        if max_size is not None:
-            max_size = whole_number(max_size, "max_size")
         minimum_count = whole_number(minimum_count, "minimum_count")
-        if max_size is not None and max_size <= len(SPECIAL_TOKENS):
+        if max_size is not None and (max_size := whole_number(max_size, "max_size")) <= len(SPECIAL_TOKENS):
             raise ValueError(
                 f"max_size must be over {len(SPECIAL_TOKENS)}, the number of special tokens; got {max_size}; "
                 "raise it or leave it out"

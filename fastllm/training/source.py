@@ -170,11 +170,12 @@ class Source:
     def _note_folder(self, reading: Reading) -> None:
         if not self.path.is_dir():
             return
-        texts, records = (len(files_of(self.path, suffixes)) for suffixes in (TEXT_SUFFIXES, RECORD_SUFFIXES))
+        endings = [path.suffix.lower() for path in files_of(self.path)]
+        texts, records = (sum(map(endings.count, suffixes)) for suffixes in (TEXT_SUFFIXES, RECORD_SUFFIXES))
         note = f"{self.path}: {_number(texts, 'text file')}, {len(self._text):,} characters"
         if records:
             note += f"; {_number(records, 'file')} of JSON not read: name one to train on its records"
-        if others := len(files_of(self.path)) - texts - records:
+        if others := len(endings) - texts - records:
             note += f"; {_number(others, 'other file')} not read: only {', '.join(TEXT_SUFFIXES)} are"
         reading.notes.append(note)
 
