@@ -123,6 +123,26 @@ def test_slots_that_share_pages_go_their_own_ways(backend, dtype, tolerance):
     assert len(sizes) == 1
 
 
+def test_a_cache_grows_as_its_texts_do():
+    """Once for all slots of a step, with room for as much again; what counts is what has been taken."""
+    model = make_model(dataclasses.replace(CONFIG, context=1024), "numpy")
+    cache, places = model.new_cache(4), set()
+    model.prefill(np.zeros((4, 128), int), None, cache)
+    page = cache.nbytes // 4
+    for tokens, pages in ((1, 8), (127, 8), (1, 12), (128, 16), (400, 28)):
+        places.add(cache.place)
+        model.prefill(np.zeros((4, tokens), int), None, cache)
+        assert cache.nbytes == pages * page
+    assert len(places) == 2
+    for slot in range(4):
+        cache.truncate(slot, 785)
+    for tokens in (100, 139):
+        model.prefill(np.zeros((4, tokens), int), None, cache)
+    assert cache.nbytes == 32 * page and len(cache.keys[0]) == 32
+    with pytest.raises(ValueError, match="at most context = 1024 tokens"):
+        model.decode([1, 1, 1, 1], cache)
+
+
 def test_an_interrupted_step_leaves_the_cache_as_it_was(monkeypatch):
     model = make_model(CONFIG, "numpy")
     cache = model.new_cache()

@@ -20,7 +20,8 @@ class KVCache:
     config        of the model that it is for
     dtype         of keys and values
     lengths       (slots,) int32, tokens in each slot
-    keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16
+    keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16; there may
+                  be more of them than pages are taken: the system gives memory to what is written
     values        for each layer, (pages, K, T, D), likewise
     pages         (slots, most) int32, the numbers of each slot's pages, in order
     place         stands for the memory of keys and values, until it moves
@@ -61,8 +62,8 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes taken so far."""
-        return sum(layer.nbytes for layer in (*self.keys, *self.values))
+        """Bytes of the pages taken so far."""
+        return len(self._users) * sum(layer[:1].nbytes for layer in (*self.keys, *self.values))
 
     def reserve(self, new: Mapping[int, int]) -> None:
         """Make room for so many new tokens in each slot named. Lengths stay as they are until `advance`.
@@ -76,6 +77,8 @@ class KVCache:
                     f"a text may have at most context = {context} tokens; got {length} with the {new[slot]} new "
                     f"ones, in slot {slot} of the cache; stop there, or shorten the prompt"
                 )
+        missing = sum(max(0, self._pages_of(length) - int(self._held[slot])) for slot, length in total.items())
+        self._grow(len(self._users) + missing - len(self._free))
         for slot, length in total.items():
             self._make_room(slot, length)
 
@@ -155,24 +158,30 @@ class KVCache:
         return -(-length // self.page)
 
     def _take(self) -> int:
-        """A page for one slot; there are half as many again whenever they run out."""
-        if not self._free:
-            count = len(self._users)
-            more = max(1, self.slots if not count else count // 2)
-            # One after another: all of the old and of the new together would be more than twice the memory. Those that
-            # a full memory or Ctrl-C leave larger than others serve the next time.
-            self._place[0] = Place()
-            for layers in (self.keys, self.values):
-                for i, layer in enumerate(layers):
-                    if len(layer) < count + more:
-                        grown = aligned((count + more, *layer.shape[1:]), layer.dtype)
-                        grown[:count] = layer[:count]
-                        layers[i] = grown
-            self._users += [0] * more
-            self._free += range(count + more - 1, count - 1, -1)
-        number = self._free.pop()
-        self._users[number] = 1
+        """A page for one slot."""
+        if self._free:
+            number = self._free.pop()
+            self._users[number] = 1
+            return number
+        number = len(self._users)
+        self._grow(number + 1)
+        self._users.append(1)
         return number
+
+    def _grow(self, pages: int) -> None:
+        """Have room for so many pages, and where there is none, for twice as many, up to what all slots may need."""
+        if min(len(layer) for layer in (*self.keys, *self.values)) >= pages:
+            return
+        taken, room = len(self._users), max(pages, min(2 * pages, self.pages.size))
+        # One after another: all of the old and of the new together would be more than twice the memory. Those that a
+        # full memory or Ctrl-C leave larger than others serve the next time.
+        self._place[0] = Place()
+        for layers in (self.keys, self.values):
+            for i, layer in enumerate(layers):
+                if len(layer) < pages:
+                    grown = aligned((room, *layer.shape[1:]), layer.dtype)
+                    grown[:taken] = layer[:taken]
+                    layers[i] = grown
 
     def _drop(self, number: int) -> None:
         self._users[number] -= 1
