@@ -8,8 +8,8 @@ The contract, the same for all of them:
   int32. An optional array that is not there is passed empty. Nothing is checked here: layers do that.
 - Gradients of activations are overwritten, but by a low-rank addition (lora.py), which adds to its map's; gradients of
   parameters are added to, those of matrices overwritten where `accumulate` is false, which spares setting them to zero.
-- No memory is taken in compiled code: scratch is passed in, from `matmul_scratch`, `packed_scratch` or
-  `attention_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks; `attention_decode` takes its list of tasks.
+- No memory is taken in compiled code: scratch is passed in, from `matmul_scratch`, `packed_scratch`,
+  `attention_scratch` or `decode_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks.
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
 
@@ -35,7 +35,7 @@ from .gradient_norm import scale, squared_norm, zero
 from .head_norm import head_norm_backward, head_norm_forward
 from .jit import MAX_CHUNKS as MAX_CHUNKS
 from .jit import cache_directory, keeps_kernels, watch_compilation
-from .kv_cache import attention_decode, kv_cache_write
+from .kv_cache import attention_decode, decode_scratch, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
 from .lion import lion
@@ -48,6 +48,7 @@ from .packed import (
     packed_rows_forward,
     packed_scratch,
 )
+from .replay import Replay
 from .residual import add
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward
@@ -57,6 +58,7 @@ from .softmax import softmax_backward, softmax_forward
 from .swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
+    "Replay",
     "adamw",
     "add",
     "attention_backward",
@@ -67,6 +69,7 @@ __all__ = [
     "cache_directory",
     "cross_entropy_forward",
     "cross_entropy_forward_backward",
+    "decode_scratch",
     "dropout_backward",
     "dropout_forward",
     "embedding_backward",

@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ from numba.core.ccallback import CFunc
 from numba.core.runtime import _nrt_python as runtime
 from numba.core.typing import Signature
 
+from .entry import CompilerWithEntries
 from .llvm import LINE
 
 __all__ = [
     "Deferred",
     "Linked",
+    "Prepared",
     "bounds",
     "cache_directory",
     "chunk_count",
@@ -127,7 +129,7 @@ def kernel(function: Callable | None = None, *, parallel: bool = False, calls: L
     """
     if function is None:
         return lambda f: kernel(f, parallel=parallel, calls=calls)
-    compiled = numba.njit(function, parallel=parallel, no_cfunc_wrapper=True, **FLAGS)
+    compiled = numba.njit(function, parallel=parallel, pipeline_class=CompilerWithEntries, **FLAGS)
     _keep(compiled, function)
     if not numba.config.DISABLE_JIT:  # else it is a Python function, as doctor will say
         compiled.compile = _after(calls, compiled.compile)
@@ -144,6 +146,21 @@ def _after(calls: Linked | None, compile_kernel: Callable) -> Callable:
             return compile_kernel(signature)
 
     return compile_all
+
+
+class Prepared:
+    """A kernel that is another one, given arguments that are made of its own.
+
+    prepare  returns that kernel, which is compiled, and its arguments
+    """
+
+    def __init__(self, prepare: Callable[..., tuple[Callable, tuple]]) -> None:
+        self.prepare = prepare
+        update_wrapper(self, prepare)
+
+    def __call__(self, *arguments: Any) -> None:
+        compiled, made = self.prepare(*arguments)
+        compiled(*made)
 
 
 _guard: Callable[[], AbstractContextManager[object]] = nullcontext

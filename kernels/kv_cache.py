@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from . import llvm
 from .cached_rows import AHEAD, GROUP, TOGETHER, add_rows, dot_group, stack
 from .elementary import LOG2_E, exp2, exp2_lanes
-from .jit import Linked, chunk_count, deferred, inline, kernel, literally, prange
+from .jit import Linked, Prepared, chunk_count, deferred, inline, kernel, literally, prange
 from .llvm import LANES, LINE
 from .row_group import transpose
 from .simd import (
@@ -344,7 +344,16 @@ def decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, 
             _finish(out, results, tasks[number], size)
 
 
-def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
+def decode_scratch(rows, heads, kv_heads, head_size):
+    """Scratch for attention_decode: room for the tasks of up to so many rows, and for their results."""
+    parts = (heads // kv_heads + TOGETHER - 1) // TOGETHER
+    pieces = rows * max(1, TASKS // (kv_heads * parts))  # at most
+    tasks = np.empty((pieces * kv_heads * parts + 1, COLUMNS), np.int64)
+    return tasks, np.empty((pieces * heads, (head_size + 2 + LINE - 1) // LINE * LINE), np.float32)
+
+
+@Prepared
+def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, scratch):
     """Each row attends to the first tokens of its slot. The same bits whatever other rows there are.
 
     out          (N, H*D)         written
@@ -355,11 +364,9 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
     slots        (N,)             the slot of each row
     lengths      (N,)             tokens it sees, its own counted; > 0
     scale        usually 1 / sqrt(D)
+    scratch      from decode_scratch(N or more, H, K, D)
     """
     together = _together(heads, kv_heads, keys.itemsize)
-    rows, each, size = len(out), kv_heads * together[0], values.shape[3]
-    pieces = rows * max(1, TASKS // each)  # at most
-    # Not in the kernel: to read one that takes memory from the disk, Numba loads 5 MB of itself.
-    tasks = np.empty((pieces * each + 1, COLUMNS), np.int64)
-    results = np.empty((pieces * heads, (size + 2 + LINE - 1) // LINE * LINE), np.float32)
-    decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together)
+    return decode_heads, (
+        out, *scratch, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together
+    )  # fmt: skip

@@ -8,11 +8,12 @@ A decoding step, with a few rows, is bound by the weights' way from memory: pack
 
 import numpy as np
 
-from .jit import inline, kernel, prange
+from .jit import Prepared, inline, kernel, prange
 from .matmul import SERIAL_WORK, linked, product, product_part
 from .simd import null, optional, pointer
 
 
+@Prepared
 def linear_forward(out, x, weight, bias, residual, scratch):
     """An affine map of each row.
 
@@ -23,7 +24,7 @@ def linear_forward(out, x, weight, bias, residual, scratch):
     residual (N, O)  added to the result; (0, 0) for none
     scratch  from matmul_scratch()
     """
-    product(out, x, weight, False, True, residual, bias, scratch)
+    return product, (out, x, weight, False, True, residual, bias, scratch)
 
 
 @inline

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from numba import config, types
 
-from .jit import Linked, inline, kernel, prange
+from .jit import Linked, Prepared, inline, kernel, prange
 from .llvm import LANES, LINE
 from .row_group import transpose, transpose_part
 from .simd import (
@@ -468,10 +468,11 @@ def product(out, a, b, transpose_a, transpose_b, addend, bias, scratch):
         )
 
 
+@Prepared
 def matmul(out, a, b, transpose_a, transpose_b, accumulate, scratch):
     """out (M, N) = op(a) @ op(b), or out += op(a) @ op(b); op transposes if told to.
 
     a  (M, K), or (K, M) if transpose_a       b  (K, N), or (N, K) if transpose_b
     scratch  from matmul_scratch()
     """
-    product(out, a, b, transpose_a, transpose_b, out if accumulate else NO_MATRIX, NO_ROW, scratch)
+    return product, (out, a, b, transpose_a, transpose_b, out if accumulate else NO_MATRIX, NO_ROW, scratch)

@@ -10,7 +10,7 @@ have them ("interleaved"). Weights made for one give plausible nonsense with the
 
 import numpy as np
 
-from .jit import chunk_count, inline, kernel, prange
+from .jit import Prepared, chunk_count, inline, kernel, prange
 
 FORWARD, BACKWARD = np.float32(1), np.float32(-1)
 
@@ -60,6 +60,7 @@ def _rope(qkv, cos, sin, positions, heads, interleaved, direction):
         _rotate(qkv, cos, sin, positions, heads, interleaved, direction, chunk, chunks)
 
 
+@Prepared
 def rope_forward(qkv, cos, sin, positions, heads, interleaved):
     """Rotate the first heads * D columns of qkv (N, W) in place: the queries and keys.
 
@@ -67,9 +68,10 @@ def rope_forward(qkv, cos, sin, positions, heads, interleaved):
     positions (N,)      row n stands at positions[n] < T
     heads               query heads + key heads
     """
-    _rope(qkv, cos, sin, positions, heads, interleaved, FORWARD)
+    return _rope, (qkv, cos, sin, positions, heads, interleaved, FORWARD)
 
 
+@Prepared
 def rope_backward(dqkv, cos, sin, positions, heads, interleaved):
     """Turn the gradients of the first heads * D columns back, in place; arguments as in rope_forward."""
-    _rope(dqkv, cos, sin, positions, heads, interleaved, BACKWARD)
+    return _rope, (dqkv, cos, sin, positions, heads, interleaved, BACKWARD)

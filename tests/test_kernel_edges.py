@@ -188,9 +188,10 @@ def test_what_is_no_number_stays_none(backend, is_half):
         cache = keys, values, np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
         backend.attention_prefill(out, qkv, *cache, starts, np.zeros(1, np.int32), 1, 1, 0.25, scratch)
         assert np.isnan(out[3:]).all() and np.isfinite(out[:3]).all()
+        room = kernels.decode_scratch(1, 1, 1, 16)
         for length in (3, 4, 40):
             row = np.ones((1, 16), np.float32)
-            backend.attention_decode(row, qkv[39:], *cache, np.array([length], np.int32), 1, 1, 0.25)
+            backend.attention_decode(row, qkv[39:], *cache, np.array([length], np.int32), 1, 1, 0.25, room)
             assert np.isnan(row).all() == (length > 3)
 
 
@@ -297,7 +298,8 @@ def test_every_float16_of_a_cache_is_read_as_what_it_is(backend, name):
     cache = keys, values, rows[:, None], rows
     with np.errstate(invalid="ignore"):  # some are signalling NaN
         if name == "attention_decode":
-            backend.attention_decode(out, qkv, *cache, np.ones_like(rows), 1, 1, 0.25)
+            room = kernels.decode_scratch(len(halves), 1, 1, 16)
+            backend.attention_decode(out, qkv, *cache, np.ones_like(rows), 1, 1, 0.25, room)
         else:
             starts, before = np.arange(len(halves) + 1, dtype=np.int32), np.zeros_like(rows)
             scratch = kernels.attention_scratch(16)

@@ -168,7 +168,8 @@ def parameter_names(function):
 
 # No kernels.
 SERVICES = {
-    "attention_scratch", "cache_directory", "keeps_kernels", "matmul_scratch", "packed_scratch", "watch_compilation",
+    "Replay", "attention_scratch", "cache_directory", "decode_scratch", "keeps_kernels", "matmul_scratch",
+    "packed_scratch", "watch_compilation",
 }  # fmt: skip
 
 

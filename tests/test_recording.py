@@ -240,7 +240,7 @@ def test_what_is_made_once_is_not_made_again():
         model.decode([1], cache)
     for place in (model._network.workspace.place, cache.place):
         (one,) = recorded(model, place)
-        names = {kernel.__name__ for kernel, _ in one._calls}
+        names = {kernel.__name__ for kernel, _ in one._replay._calls}
         assert len(names) > 5
         assert not any("scratch" in name for name in names)
 

@@ -52,7 +52,10 @@ class Attention:
             pages = batch.cache.pages
             k.kv_cache_write(keys, values, qkv, batch.places, *sizes)
             if batch.is_decode:
-                k.attention_decode(mixed, qkv, keys, values, pages, batch.slots, batch.lengths, *sizes, self.scale)
+                k.attention_decode(
+                    mixed, qkv, keys, values, pages, batch.slots, batch.lengths, *sizes, self.scale,
+                    b.decode_scratch(len(mixed), *sizes),
+                )  # fmt: skip
             else:
                 k.attention_prefill(
                     mixed, qkv, keys, values, pages, batch.slots, batch.starts, batch.before, *sizes, self.scale,

@@ -2,7 +2,7 @@
 
 The kernels of a small model take a few microseconds each, and the layers' Python between them a twentieth of a training
 step or a fifth of a decoding one. So the second pass of a kind writes down which kernels it calls with which arguments,
-and the next ones call them from that list.
+and the next ones call them again, without Python.
 
 What a layer does between `forward` or `backward` and the kernels is thus done once for many passes. It may depend on
 what is the same in all of them: parameters, scratch, the workspace's arrays, the sizes that are the key. It may not
@@ -64,7 +64,7 @@ class Recordings:
 class _Recording:
     """What one pass called: it has just run."""
 
-    __slots__ = ("_arrays", "_calls", "result")
+    __slots__ = ("_arrays", "_replay", "result")
 
     def __init__(self, backend: Backend, batch: Batch, compute: Callable[[Batch], object]) -> None:
         batch = batch.copy()
@@ -75,13 +75,12 @@ class _Recording:
             self.result = compute(batch)
         finally:
             backend.kernels = listener.kernels
-        self._calls = listener.calls
+        self._replay = backend.kernels.Replay(listener.calls)
 
     def run(self, arrays: list[np.ndarray]) -> object:
         for mine, new in zip(self._arrays, arrays, strict=True):
             mine[...] = new
-        for kernel, arguments in self._calls:
-            kernel(*arguments)
+        self._replay()
         return self.result
 
 

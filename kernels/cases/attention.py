@@ -225,6 +225,7 @@ def attention_decode(rng, lengths, page, heads, kv_heads, head_size, is_half=Fal
         "heads": heads,
         "kv_heads": kv_heads,
         "scale": head_size**-0.5,
+        "scratch": Scratch.DECODE,
     }
 
 

@@ -21,6 +21,7 @@ class Scratch(Enum):
     MATMUL = auto()
     ATTENTION = auto()
     PACKED = auto()
+    DECODE = auto()
 
 
 def with_scratch(arguments: Arguments, kernels: ModuleType) -> Arguments:
@@ -33,6 +34,10 @@ def with_scratch(arguments: Arguments, kernels: ModuleType) -> Arguments:
     if arguments.get("scratch") is Scratch.PACKED:
         x = arguments["x"] if "x" in arguments else arguments["dx"]
         return arguments | {"scratch": kernels.packed_scratch(x.shape[1], len(x))}
+    if arguments.get("scratch") is Scratch.DECODE:
+        rows, heads = len(arguments["out"]), arguments["heads"]
+        size = arguments["out"].shape[1] // heads
+        return arguments | {"scratch": kernels.decode_scratch(rows, heads, arguments["kv_heads"], size)}
     return arguments
 
 

@@ -30,7 +30,7 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
     _numbers(values)[p, :, t] = rows[:, heads + kv_heads :]
 
 
-def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale):
+def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, scratch):
     """Let one new token of each row's slot attend to its cache, which already holds its own key.
 
     out            (N, H*D)  written

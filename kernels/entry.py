@@ -1,0 +1,144 @@
+"""A second way into a compiled kernel: a function whose arguments stand in memory, as words of 64 bits (replay.py).
+
+Python takes apart what it hands to a kernel each time anew. The words are what is left of that, written down once: of
+a number its bits, of an array its address and shape, of a tuple its items'.
+
+The function is compiled with the kernel and kept on the disk with it, in the place of the one that Numba would make for
+C. `CompilerWithEntries` has it made, `entry_of` says where it is, `words_of` what it reads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import BaseNativeLowering, NativeLowering, NativeParforLowering
+from numba.np.arrayobj import make_array, populate_array
+from numba.parfors.parfor_lowering import ParforLower
+
+from .llvm import INT32, INT64
+
+__all__ = ["CompilerWithEntries", "entry_of", "words_of"]
+
+
+def words_of(value: Any, words: list[int]) -> Hashable:
+    """Add the words that stand for an argument; returns what decides about its Numba type, which takes longer."""
+    if isinstance(value, np.ndarray):
+        words.append(value.__array_interface__["data"][0])
+        words += value.shape
+        return value.dtype, value.ndim, value.flags.num
+    if isinstance(value, tuple):
+        return tuple(words_of(item, words) for item in value)
+    if isinstance(value, float | np.floating):
+        bits = value if isinstance(value, np.float32) else np.float64(value)
+        words.append(int.from_bytes(bits.tobytes(), sys.byteorder, signed=True))
+    else:
+        words.append(int(value))
+    return type(value)
+
+
+class _Reader:
+    """Arguments from words, one after another."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, words: ir.Value) -> None:
+        self._context, self._builder, self._words = context, builder, words
+        self._number = 0
+
+    def _word(self) -> ir.Value:
+        place = self._builder.gep(self._words, [ir.Constant(INT64, self._number)])
+        self._number += 1
+        return self._builder.load(place)
+
+    def read(self, kind: types.Type) -> ir.Value:
+        builder = self._builder
+        if isinstance(kind, types.Array):
+            return self._array(kind)
+        if isinstance(kind, types.BaseTuple):
+            return self._context.make_tuple(builder, kind, [self.read(item) for item in kind])
+        word, llvm_type = self._word(), self._context.get_value_type(kind)
+        if isinstance(kind, types.Float):
+            bits = builder.trunc(word, INT32) if kind.bitwidth == 32 else word
+            return builder.bitcast(bits, llvm_type)
+        return builder.trunc(word, llvm_type)  # of as many bits, LLVM makes nothing of it
+
+    def _array(self, kind: types.Array) -> ir.Value:
+        builder, array = self._builder, make_array(kind)(self._context, self._builder)
+        data = builder.inttoptr(self._word(), array.data.type)
+        shape = [self._word() for _ in range(kind.ndim)]
+        itemsize = self._context.get_constant(
+            types.intp, self._context.get_abi_sizeof(self._context.get_data_type(kind.dtype))
+        )
+        strides = [itemsize]
+        for length in shape[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+        populate_array(array, data, shape, strides, itemsize, meminfo=None)
+        return array._getvalue()
+
+
+def _is_read(kind: types.Type) -> bool:
+    if isinstance(kind, types.Array):
+        return kind.layout == "C"
+    if isinstance(kind, types.BaseTuple):
+        return all(map(_is_read, kind))
+    return isinstance(kind, types.Integer | types.Boolean | types.Float)
+
+
+class _Lower(ParforLower):
+    def create_cfunc_wrapper(self) -> None:
+        """The function of words, which returns 0, or the kernel's status where that has failed."""
+        context, fndesc = self.context, self.fndesc
+        if not all(map(_is_read, fndesc.argtypes)):
+            return
+        module = context.create_module("entry")
+        kernel = ir.Function(
+            module, context.call_conv.get_function_type(fndesc.restype, fndesc.argtypes), fndesc.llvm_func_name
+        )
+        function = ir.Function(
+            module, ir.FunctionType(INT32, [INT64.as_pointer()]), fndesc.llvm_cfunc_wrapper_name
+        )
+        builder = ir.IRBuilder(function.append_basic_block())
+        reader = _Reader(context, builder, function.args[0])
+        arguments = [reader.read(kind) for kind in fndesc.argtypes]
+        status, _ = context.call_conv.call_function(
+            builder, kernel, fndesc.restype, fndesc.argtypes, arguments, attrs=("noinline",)
+        )
+        builder.ret(status.code)
+        self.library.add_ir_module(module)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(BaseNativeLowering):
+    _name = "fastllm_lowering"
+
+    @property
+    def lowering_class(self) -> type:
+        return _Lower
+
+
+class CompilerWithEntries(CompilerBase):
+    """Numba's own pipeline but for the function beside the kernel."""
+
+    def define_pipelines(self) -> list:
+        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        manager.passes = [
+            (_Lowering, said) if one in (NativeLowering, NativeParforLowering) else (one, said)
+            for one, said in manager.passes
+        ]
+        manager.finalize()
+        return [manager]
+
+
+def entry_of(compiled: Any, arguments: tuple) -> int:
+    """The address of a kernel's function of words, for such arguments. Raises TypeError where it can't have one."""
+    kinds = tuple(map(compiled.typeof_pyval, arguments))
+    if not all(map(_is_read, kinds)):
+        raise TypeError(f"words stand for C-contiguous arrays, numbers and tuples of these; got {kinds}")
+    compiled.compile(kinds)  # as a rule it is
+    result = compiled.overloads[kinds]
+    return result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
