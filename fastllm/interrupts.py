@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # its getsignal makes no enumeration: a tenth of the time
+import _signal  # type: ignore[import-not-found]  # it makes no enumerations: a tenth of the time
 import signal
 import threading
 from types import FrameType
@@ -41,7 +41,7 @@ class uninterrupted:
         if self._held_by is not None:
             self._held_by._waits += self._is_short
         if self._held_by is self:
-            signal.signal(signal.SIGINT, self._note)
+            _signal.signal(signal.SIGINT, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -57,7 +57,7 @@ class uninterrupted:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         around = self._held_by
         if around is self:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _signal.signal(signal.SIGINT, signal.default_int_handler)
             if self.came and error is None:
                 raise KeyboardInterrupt
         elif around is not None and self._is_short:

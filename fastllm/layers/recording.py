@@ -25,8 +25,8 @@ from .workspace import Workspace
 R = TypeVar("R")
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
-# Kinds of passes at one place that are recorded, each in ten to twenty kilobytes: the first that there are. To record
-# costs as much as three passes gain, so nothing is recorded that is not used, and no place is made for others.
+# Kinds of passes at one place that are recorded, each in twenty to forty kilobytes: the first that there are. To record
+# costs as much as ten passes gain, so nothing is recorded that is not used, and no place is made for others.
 MOST = 256
 
 
