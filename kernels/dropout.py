@@ -9,7 +9,7 @@ and threads need no streams of their own.
 
 import numpy as np
 
-from .jit import Prepared, bounds, chunk_count, inline, kernel, piece, prange
+from .jit import bounds, chunk_count, inline, kernel, piece, prange, prepared
 
 U = np.uint64
 GOLDEN = U(0x9E3779B97F4A7C15)
@@ -50,7 +50,7 @@ def dropout_forward(out, x, probability, seed, offset):
         _drop(out, x, probability, seed, offset, chunk, chunks)
 
 
-@Prepared
+@prepared
 def dropout_backward(dx, dout, probability, seed, offset):
     """dx (N, C) from dout, with the probability, seed and offset of forward; dx may be dout itself."""
     return dropout_forward, (dx, dout, probability, seed, offset)

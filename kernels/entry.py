@@ -3,8 +3,8 @@
 Python takes apart what it hands to a kernel each time anew. The words are what is left of that, written down once: of
 a number its bits, of an array its address and shape, of a tuple its items'.
 
-The function is compiled with the kernel and kept on the disk with it, in the place of the one that Numba would make for
-C. `CompilerWithEntries` has it made, `entry_of` says where it is, `words_of` what it reads.
+The function is compiled with the kernel and kept on the disk with it, under a name of its own. `CompilerWithEntries`
+has it made, `entry_of` says where it is, `words_of` what it reads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Hashable
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -24,7 +25,9 @@ from numba.parfors.parfor_lowering import ParforLower
 
 from .llvm import INT32, INT64
 
-__all__ = ["CompilerWithEntries", "entry_of", "words_of"]
+__all__ = ["ENTRY", "CompilerWithEntries", "entry_of", "words_of"]
+
+ENTRY = ir.FunctionType(INT32, [INT64.as_pointer()])
 
 
 def words_of(value: Any, words: list[int]) -> Hashable:
@@ -89,9 +92,14 @@ def _is_read(kind: types.Type) -> bool:
     return isinstance(kind, types.Integer | types.Boolean | types.Float)
 
 
+def _name(fndesc: Any) -> str:
+    return f"words.{fndesc.mangled_name}"
+
+
 class _Lower(ParforLower):
-    def create_cfunc_wrapper(self) -> None:
-        """The function of words, which returns 0, or the kernel's status where that has failed."""
+    def lower(self) -> None:
+        """The kernel, and beside it the function of words, which returns 0, or the kernel's status where that fails."""
+        super().lower()
         context, fndesc = self.context, self.fndesc
         if not all(map(_is_read, fndesc.argtypes)):
             return
@@ -99,9 +107,7 @@ class _Lower(ParforLower):
         kernel = ir.Function(
             module, context.call_conv.get_function_type(fndesc.restype, fndesc.argtypes), fndesc.llvm_func_name
         )
-        function = ir.Function(
-            module, ir.FunctionType(INT32, [INT64.as_pointer()]), fndesc.llvm_cfunc_wrapper_name
-        )
+        function = ir.Function(module, ENTRY, _name(fndesc))
         builder = ir.IRBuilder(function.append_basic_block())
         reader = _Reader(context, builder, function.args[0])
         arguments = [reader.read(kind) for kind in fndesc.argtypes]
@@ -127,18 +133,22 @@ class CompilerWithEntries(CompilerBase):
     def define_pipelines(self) -> list:
         manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
         manager.passes = [
-            (_Lowering, said) if one in (NativeLowering, NativeParforLowering) else (one, said)
-            for one, said in manager.passes
+            (_Lowering if kind in (NativeLowering, NativeParforLowering) else kind, purpose)
+            for kind, purpose in manager.passes
         ]
         manager.finalize()
         return [manager]
 
 
 def entry_of(compiled: Any, arguments: tuple) -> int:
-    """The address of a kernel's function of words, for such arguments. Raises TypeError where it can't have one."""
+    """The address of a kernel's function of words, for such arguments. Raises TypeError where there is none."""
     kinds = tuple(map(compiled.typeof_pyval, arguments))
-    if not all(map(_is_read, kinds)):
-        raise TypeError(f"words stand for C-contiguous arrays, numbers and tuples of these; got {kinds}")
-    compiled.compile(kinds)  # as a rule it is
+    compiled.compile(kinds)
     result = compiled.overloads[kinds]
-    return result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
+    address = result.library.get_pointer_to_function(_name(result.fndesc))
+    if not address:
+        raise TypeError(
+            f"words stand for C-contiguous arrays, numbers and tuples of these; got {kinds}; for these, Numba "
+            f"{numba.__version__} made no function of words of {compiled.__name__}"
+        )
+    return address

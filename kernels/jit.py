@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache, cached_property, update_wrapper
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from .llvm import LINE
 __all__ = [
     "Deferred",
     "Linked",
-    "Prepared",
     "bounds",
     "cache_directory",
     "chunk_count",
@@ -50,6 +49,7 @@ __all__ = [
     "literally",
     "piece",
     "prange",
+    "prepared",
     "set_num_threads",
     "watch_compilation",
 ]
@@ -129,7 +129,9 @@ def kernel(function: Callable | None = None, *, parallel: bool = False, calls: L
     """
     if function is None:
         return lambda f: kernel(f, parallel=parallel, calls=calls)
-    compiled = numba.njit(function, parallel=parallel, pipeline_class=CompilerWithEntries, **FLAGS)
+    compiled = numba.njit(
+        function, parallel=parallel, no_cfunc_wrapper=True, pipeline_class=CompilerWithEntries, **FLAGS
+    )
     _keep(compiled, function)
     if not numba.config.DISABLE_JIT:  # else it is a Python function, as doctor will say
         compiled.compile = _after(calls, compiled.compile)
@@ -148,19 +150,19 @@ def _after(calls: Linked | None, compile_kernel: Callable) -> Callable:
     return compile_all
 
 
-class Prepared:
+def prepared(prepare: Callable[..., tuple[Callable, tuple]]) -> Callable:
     """A kernel that is another one, given arguments that are made of its own.
 
-    prepare  returns that kernel, which is compiled, and its arguments
+    prepare  returns that kernel, which is compiled, and its arguments; replay.py asks it for them, too
     """
 
-    def __init__(self, prepare: Callable[..., tuple[Callable, tuple]]) -> None:
-        self.prepare = prepare
-        update_wrapper(self, prepare)
-
-    def __call__(self, *arguments: Any) -> None:
-        compiled, made = self.prepare(*arguments)
+    @wraps(prepare)
+    def call(*arguments: Any, **named: Any) -> None:
+        compiled, made = prepare(*arguments, **named)
         compiled(*made)
+
+    call.prepare = prepare
+    return call
 
 
 _guard: Callable[[], AbstractContextManager[object]] = nullcontext

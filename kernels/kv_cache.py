@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from . import llvm
 from .cached_rows import AHEAD, GROUP, TOGETHER, add_rows, dot_group, stack
 from .elementary import LOG2_E, exp2, exp2_lanes
-from .jit import Linked, Prepared, chunk_count, deferred, inline, kernel, literally, prange
+from .jit import Linked, chunk_count, deferred, inline, kernel, literally, prange, prepared
 from .llvm import LANES, LINE
 from .row_group import transpose
 from .simd import (
@@ -352,7 +352,7 @@ def decode_scratch(rows, heads, kv_heads, head_size):
     return tasks, np.empty((pieces * heads, (head_size + 2 + LINE - 1) // LINE * LINE), np.float32)
 
 
-@Prepared
+@prepared
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, scratch):
     """Each row attends to the first tokens of its slot. The same bits whatever other rows there are.
 

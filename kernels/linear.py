@@ -8,12 +8,12 @@ A decoding step, with a few rows, is bound by the weights' way from memory: pack
 
 import numpy as np
 
-from .jit import Prepared, inline, kernel, prange
+from .jit import inline, kernel, prange, prepared
 from .matmul import SERIAL_WORK, linked, product, product_part
 from .simd import null, optional, pointer
 
 
-@Prepared
+@prepared
 def linear_forward(out, x, weight, bias, residual, scratch):
     """An affine map of each row.
 

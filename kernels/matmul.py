@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from numba import config, types
 
-from .jit import Linked, Prepared, inline, kernel, prange
+from .jit import Linked, inline, kernel, prange, prepared
 from .llvm import LANES, LINE
 from .row_group import transpose, transpose_part
 from .simd import (
@@ -468,7 +468,7 @@ def product(out, a, b, transpose_a, transpose_b, addend, bias, scratch):
         )
 
 
-@Prepared
+@prepared
 def matmul(out, a, b, transpose_a, transpose_b, accumulate, scratch):
     """out (M, N) = op(a) @ op(b), or out += op(a) @ op(b); op transposes if told to.
 

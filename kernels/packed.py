@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from .jit import Prepared, chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, prange, prepared
 from .kinds import call_dot, call_round, call_unpack, dot_of, rounding_of, step, unpack_of
 from .matmul import linked, matmul_scratch, multiply, thread_rooms
 from .simd import advance, advance_optional, as_bytes, null, optional, pointer
@@ -83,7 +83,7 @@ def dots(out, x, weights, functions, rounding, bias, residual, scratch):
         _dot_outputs(out, x, rounded, weights, functions, bias, residual, start, min(outputs, start + CHUNK))
 
 
-@Prepared
+@prepared
 def packed_rows_forward(out, x, weights, kinds, bias, residual, scratch):
     """An affine map of each of a few rows, by dot products.
 
@@ -153,7 +153,7 @@ def products(out, x, weights, functions, bias, residual, scratch):
         _multiply_part(out, x, weights, functions, bias, residual, scratch, part, parts)
 
 
-@Prepared
+@prepared
 def packed_forward(out, x, weights, kinds, bias, residual, scratch):
     """An affine map of each row, by the matrix product: arguments as in packed_rows_forward."""
     return products, (out, x, weights, _unpackers(kinds), bias, residual, scratch)
@@ -195,7 +195,7 @@ def products_backward(dx, dout, weights, functions, residual, scratch):
         _backward_part(dx, dout, weights, functions, residual, scratch, part, parts)
 
 
-@Prepared
+@prepared
 def packed_backward(dx, dout, weights, kinds, residual, scratch):
     """The gradient of packed_forward by x: weights that stay in a file have none.
 
@@ -229,7 +229,7 @@ def look_up(out, ids, weight, unpack):
         _look_up_rows(out, ids, weight, unpack, rows * chunk // chunks, rows * (chunk + 1) // chunks)
 
 
-@Prepared
+@prepared
 def packed_embedding_forward(out, ids, weight, kind):
     """out (N, C) = rows ids (N,) of weight (V, bytes of a row) uint8 of one kind."""
     return look_up, (out, ids, weight, unpack_of(kind))

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .entry import entry_of, words_of
-from .jit import Prepared, kernel
-from .llvm import INT32, INT64
+from .entry import ENTRY, entry_of, words_of
+from .jit import kernel
+from .simd import advance, pointer
 
 __all__ = ["Replay"]
 
@@ -26,21 +25,9 @@ def _call(typingctx, address, words):
 
     def codegen(context, builder, signature, arguments):
         address, words = arguments
-        kind = ir.FunctionType(INT32, [INT64.as_pointer()])
-        return builder.call(builder.inttoptr(address, kind.as_pointer()), [words])
+        return builder.call(builder.inttoptr(address, ENTRY.as_pointer()), [words])
 
     return types.int32(types.int64, types.CPointer(types.int64)), codegen
-
-
-@intrinsic
-def _at(typingctx, words, number):
-    """The address of a word."""
-
-    def codegen(context, builder, signature, arguments):
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        return builder.gep(array.data, [arguments[1]])
-
-    return types.CPointer(types.int64)(words, number), codegen
 
 
 @kernel
@@ -51,7 +38,7 @@ def _run(words):
     """
     at = done = 0
     while at < words.shape[0]:
-        if _call(words[at], _at(words, at + 2)) != 0:
+        if _call(words[at], advance(pointer(words), at + 2)) != 0:
             return done
         at += 2 + words[at + 1]
         done += 1
@@ -62,14 +49,11 @@ _entries: dict[Hashable, int] = {}  # by kernels and what decides about the type
 
 
 class Replay:
-    """Calls of kernels: pairs of a kernel and its arguments, whose arrays stay where they are in memory.
-
-    All have been done before.
-    """
+    """Calls of kernels: pairs of a kernel and its arguments, whose arrays stay where they are in memory."""
 
     def __init__(self, calls: Sequence[tuple[Callable, tuple]]) -> None:
         # Kept, for the arrays to stay.
-        self._calls = [one.prepare(*given) if isinstance(one, Prepared) else (one, given) for one, given in calls]
+        self._calls = [one.prepare(*given) if hasattr(one, "prepare") else (one, given) for one, given in calls]
         words: list[int] = []
         for compiled, arguments in self._calls:
             its: list[int] = []
@@ -85,3 +69,4 @@ class Replay:
         if done < len(self._calls):
             compiled, arguments = self._calls[done]
             compiled(*arguments)  # which says why
+            raise RuntimeError(f"{compiled.__name__} failed, but not when it was called again")

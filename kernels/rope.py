@@ -10,7 +10,7 @@ have them ("interleaved"). Weights made for one give plausible nonsense with the
 
 import numpy as np
 
-from .jit import Prepared, chunk_count, inline, kernel, prange
+from .jit import chunk_count, inline, kernel, prange, prepared
 
 FORWARD, BACKWARD = np.float32(1), np.float32(-1)
 
@@ -60,7 +60,7 @@ def _rope(qkv, cos, sin, positions, heads, interleaved, direction):
         _rotate(qkv, cos, sin, positions, heads, interleaved, direction, chunk, chunks)
 
 
-@Prepared
+@prepared
 def rope_forward(qkv, cos, sin, positions, heads, interleaved):
     """Rotate the first heads * D columns of qkv (N, W) in place: the queries and keys.
 
@@ -71,7 +71,7 @@ def rope_forward(qkv, cos, sin, positions, heads, interleaved):
     return _rope, (qkv, cos, sin, positions, heads, interleaved, FORWARD)
 
 
-@Prepared
+@prepared
 def rope_backward(dqkv, cos, sin, positions, heads, interleaved):
     """Turn the gradients of the first heads * D columns back, in place; arguments as in rope_forward."""
     return _rope, (dqkv, cos, sin, positions, heads, interleaved, BACKWARD)

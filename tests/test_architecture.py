@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
         "tokenizers",
     },
-    "generation": {"config", "dialogue", "errors", "inputs", "model", "tokenizers"},
+    "generation": {"config", "dialogue", "errors", "inputs", "interrupts", "model", "tokenizers"},
     "bench": {
         "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "peers",
         "schedules", "training",

@@ -1,6 +1,7 @@
 """Many requests at once: each as it would be alone, whatever else runs."""
 
 import doctest
+import signal
 
 import numpy as np
 import pytest
@@ -318,6 +319,35 @@ def test_an_interrupted_step_is_done_again(at, speculate):
     model.at = at
     assert texts(model) == texts(TableModel(context=40))
     assert model.at == -1 or model.calls < at
+
+
+@pytest.mark.parametrize("at", range(1, 10))
+def test_ctrl_c_while_tokens_are_drawn_changes_no_text(at):
+    class Pressed(Sampler):
+        draws = 0
+
+        def __call__(self, logits):
+            token = super().__call__(logits)
+            Pressed.draws += 1
+            if Pressed.draws == at:
+                signal.raise_signal(signal.SIGINT)
+            return token
+
+    def texts(kind):
+        running, interrupts = Engine(TableModel(context=40), slots=2), 0
+        config = GenerationConfig(max_tokens=4, temperature=1.0, seed=3)
+        generations = [one for prompt in ([1, 2], [3]) for one in running.submit(prompt, config, kind(config))]
+        while running.busy:
+            try:
+                running.step()
+            except KeyboardInterrupt:
+                interrupts += 1
+        assert is_idle(running)
+        return [one.tokens for one in generations], interrupts
+
+    expected, none = texts(Sampler)
+    assert none == 0
+    assert texts(Pressed) == (expected, int(at <= 8))
 
 
 def test_a_sampler_that_raises_leaves_no_trace_of_the_step():

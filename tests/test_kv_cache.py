@@ -134,13 +134,69 @@ def test_a_cache_grows_as_its_texts_do():
         model.prefill(np.zeros((4, tokens), int), None, cache)
         assert cache.nbytes == pages * page
     assert len(places) == 2
-    for slot in range(4):
-        cache.truncate(slot, 785)
     for tokens in (100, 139):
         model.prefill(np.zeros((4, tokens), int), None, cache)
+    for slot in range(4):
+        cache.truncate(slot, 785)
+    model.prefill(np.zeros((4, 239), int), None, cache)  # on the pages that were given back
     assert cache.nbytes == 32 * page and len(cache.keys[0]) == 32
     with pytest.raises(ValueError, match="at most context = 1024 tokens"):
         model.decode([1, 1, 1, 1], cache)
+
+
+def test_a_cache_grows_for_slots_that_part():
+    model = make_model(dataclasses.replace(CONFIG, context=64), "numpy")
+    cache = model.new_cache(4)
+    model.prefill([1, 2, 3], None, cache)
+    for slot in (1, 2, 3):
+        cache.copy(0, slot)
+    logits = model.decode([5] * 4, cache)
+    assert (logits == logits[0]).all() and len(cache.keys[0]) == 4
+
+
+@pytest.mark.parametrize("share", [lambda cache: cache.copy(0, 1), lambda cache: cache.reorder([0, 0])])
+def test_pages_that_a_failed_step_took_are_not_shared(monkeypatch, share):
+    def decoded(fails):
+        model = make_model(dataclasses.replace(CONFIG, context=300), "numpy")
+        cache = model.new_cache(2)
+        model.prefill(np.arange(128) % 19, None, cache, slots=[0])
+        if fails:
+            with monkeypatch.context() as patch:
+                patch.setattr(model._network, "forward", full)
+                with pytest.raises(MemoryError):
+                    model.decode([1], cache, [0])
+        share(cache)
+        return [model.decode(pair, cache) for pair in ([1, 2], [3, 4], [5, 6])]
+
+    def full(*arguments):
+        raise MemoryError
+
+    np.testing.assert_array_equal(decoded(True), decoded(False))
+
+
+def test_room_for_more_is_not_needed(monkeypatch):
+    """Where memory is short, a cache takes what it must have; where there is none, it stays as it was."""
+    most = []
+
+    def short(shape, dtype):
+        if shape[0] > most[-1]:
+            raise MemoryError
+        return aligned(shape, dtype)
+
+    model = make_model(dataclasses.replace(CONFIG, context=700), "numpy")
+    texts = np.random.default_rng(3).integers(0, 19, (2, 300))
+    expected = model.prefill(texts, None, model.new_cache(2))
+    aligned = kv_cache.aligned
+    monkeypatch.setattr(kv_cache, "aligned", short)
+    cache = model.new_cache(2)
+    most.append(2)
+    model.prefill(texts[:, :100], None, cache)
+    assert len(cache.keys[0]) == 2
+    with pytest.raises(MemoryError):
+        model.prefill(texts[:, 100:], None, cache)
+    most.append(6)
+    assert_close(model.prefill(texts[:, 100:], None, cache), expected)
+    assert len(cache.keys[0]) == 6
 
 
 def test_an_interrupted_step_leaves_the_cache_as_it_was(monkeypatch):

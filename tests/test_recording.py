@@ -1,4 +1,4 @@
-"""Passes that are called again from a list give what the layers give, bit by bit, and hold on to nothing."""
+"""Passes that are done again give what the layers give, bit by bit, and hold on to nothing."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ CONFIG = fastllm.ModelConfig(
 
 @pytest.fixture
 def layers_only(monkeypatch):
-    """Within it, nothing is called from a list."""
+    """Within it, nothing is done again without the layers."""
 
     def apply():
         monkeypatch.setattr(Recordings, "run", lambda self, owner, key, batch, compute: compute(batch))
@@ -31,7 +31,7 @@ def layers_only(monkeypatch):
 
 @pytest.fixture
 def replayed(monkeypatch):
-    """Counts passes that were called from a list."""
+    """Counts passes that were done again."""
     counts = []
     run = recording._Recording.run
     monkeypatch.setattr(recording._Recording, "run", lambda *a: (counts.append(1), run(*a))[1])
@@ -39,7 +39,7 @@ def replayed(monkeypatch):
 
 
 def of_batches(model, batches, **options):
-    """Losses, right answers and gradients of each batch, four times over: done, written down, and from the list."""
+    """Losses, right answers and gradients of each batch, four times over: done, written down, and done again."""
     results = []
     for batch in batches * 4:
         score = model.score_and_gradients(batch.tokens, batch.targets, batch.starts, **options)

@@ -1,9 +1,13 @@
 """Calls that are done again: kernels get the arguments they had, whatever these are."""
 
+import copy
+
 import numpy as np
 import pytest
 
+from fastllm import kernels
 from fastllm.kernels import Replay, rope_forward
+from fastllm.kernels.cases import CASES, with_scratch
 from fastllm.kernels.jit import kernel, prange
 from fastllm.kernels.replay import _entries
 
@@ -27,6 +31,11 @@ def doubled(out, x):
 
 
 @kernel
+def count(out, x):
+    out[0] = x.ndim
+
+
+@kernel
 def refused(out, limit):
     if out[0] >= limit:
         raise ValueError("too large")
@@ -38,7 +47,7 @@ def arguments():
     frozen.flags.writeable = False
     return (
         np.zeros(8), np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(3, dtype=np.uint16), frozen + 40,
-        np.arange(8, dtype=np.float64).reshape(2, 2, 2), np.empty((0, 5), np.float32),
+        np.arange(24, dtype=np.float64).reshape(2, 3, 4), np.empty((0, 5), np.float32),
         (np.arange(4, dtype=np.uint8).reshape(2, 2), frozen[:2]), (3, -4), -2.5, np.float32(-0.1), -7, True, 1 << 40,
     )  # fmt: skip
 
@@ -79,6 +88,12 @@ def test_types_are_told_apart():
     assert len({address for (compiled, _), address in _entries.items() if compiled is refused}) == 9
 
 
+def test_dimensions_are_told_apart():
+    outs = [np.zeros(1), np.zeros(1)]
+    Replay([(count, (out, np.zeros(shape))) for out, shape in zip(outs, (4, (2, 2)), strict=True)])()
+    assert [out[0] for out in outs] == [1, 2]
+
+
 def test_a_kernel_that_another_one_stands_for():
     qkv = np.arange(8, dtype=np.float32).reshape(1, 8)
     cos, sin = np.zeros((2, 4), np.float32), np.ones((2, 4), np.float32)
@@ -109,3 +124,17 @@ def test_what_words_cannot_stand_for():
 
 def test_no_calls():
     Replay([])()
+
+
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [pytest.param(case, size, id=f"{case.kernel}-{i}") for case in CASES.values() for i, size in enumerate(case.sizes)],
+)
+def test_every_kernel_is_done_again(case, size):
+    inputs = with_scratch(case.build(np.random.default_rng(0), **size), kernels)
+    kernel = getattr(kernels, case.kernel)
+    given, expected = copy.deepcopy(inputs), copy.deepcopy(inputs)
+    kernel(*expected.values())
+    Replay([(kernel, tuple(given.values()))])()
+    for name in (*case.written, *case.updated):
+        assert given[name].tobytes() == expected[name].tobytes(), name

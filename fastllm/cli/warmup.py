@@ -43,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    tasks = _tasks(arguments)
+    from ..kernels import Replay
+
+    tasks = _tasks(arguments) | {"calls done again": Replay([])}
     began, compiled = time.perf_counter(), 0
     for number, (name, task) in enumerate(tasks.items(), 1):
         print(f"{number:>3}/{len(tasks)}  {name:<32}", end="", flush=True)
@@ -183,7 +185,10 @@ def _train_and_answer(model: Model, optimizer: Optimizer) -> None:
 
     tokens = np.arange(min(3, model.config.context))
     targets = np.where(tokens < len(tokens) - 1, -1, tokens)
-    model.score_and_gradients(tokens, targets, dropout_seed=0 if model.config.dropout else None)
+    for accumulate in (False, True):
+        model.score_and_gradients(
+            tokens, targets, dropout_seed=0 if model.config.dropout else None, accumulate=accumulate
+        )
     clip_gradients(model, 1e-6)
     optimizer.step(1e-6)
     _answer(model)

@@ -34,6 +34,7 @@ from fastllm.generation.config import GenerationConfig
 from fastllm.generation.prompt_lookup import draft
 from fastllm.generation.sampling import Floats, Sampler, TokenLogprobs, token_logprobs
 from fastllm.inputs import checked_tokens
+from fastllm.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from fastllm.model import Model
@@ -149,8 +150,9 @@ class Engine:
         starts = accumulate((len(part) for part in parts), initial=0)
         with self._undone_if_interrupted(rows):
             logits = self.model.decode(tokens, self._cache, slots)
-            for generation, part, start in zip(rows, parts, starts, strict=False):
-                self._accept(generation, part[1:], logits[start : start + len(part)])
+            with uninterrupted():  # who has drawn a token has it
+                for generation, part, start in zip(rows, parts, starts, strict=False):
+                    self._accept(generation, part[1:], logits[start : start + len(part)])
 
     def _accept(self, generation: Generation, drafted: list[int], logits: Floats) -> None:
         """Choose from each row of logits, up to the first that doesn't go on as drafted."""
@@ -240,12 +242,13 @@ class Engine:
         slots = np.array([generation._slot for generation in rows], np.int32)
         with self._undone_if_interrupted(rows):
             logits = self.model.prefill(np.concatenate(stretches), starts, self._cache, slots)
-            for generation, stretch, row in zip(rows, stretches, logits, strict=True):
-                prompt = generation._prompt
-                prompt.cached += len(stretch)
-                if prompt.is_read:
-                    prompt.logits = row.copy() if prompt.waiting else None
-                    self._choose(generation, row)
+            with uninterrupted():
+                for generation, stretch, row in zip(rows, stretches, logits, strict=True):
+                    prompt = generation._prompt
+                    prompt.cached += len(stretch)
+                    if prompt.is_read:
+                        prompt.logits = row.copy() if prompt.waiting else None
+                        self._choose(generation, row)
 
     @contextlib.contextmanager
     def _in_one_go(self) -> Iterator[None]:

@@ -66,7 +66,7 @@ class Backend:
             self.partials = self.rms_partials = self.head_partials = np.empty((0, 0, 0), self.dtype)
             self.norm_partials = np.empty(0, np.float64)
         self._columns = 1
-        self._decode_scratch: tuple[int, Any] = 0, None
+        self._decode_scratch: tuple[int, Any] = 0, self.no_matrix
 
     def reserve(self, columns: int) -> None:
         """A packed matrix has so many columns: the scratch is to have room for its rows."""
@@ -93,6 +93,6 @@ class Backend:
     def decode_scratch(self, rows: int, heads: int, kv_heads: int) -> Any:
         """Scratch of attention of so many new tokens on a cache, of the heads there are in every layer."""
         if self.name == "numba" and rows > self._decode_scratch[0]:
-            rows = max(rows, min(STEP_ROWS, 2 * rows))
+            rows = max(rows, STEP_ROWS)
             self._decode_scratch = rows, self._module.decode_scratch(rows, heads, kv_heads, self._head_size)
         return self._decode_scratch[1]

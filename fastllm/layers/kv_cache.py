@@ -11,6 +11,7 @@ from ..config import ModelConfig, whole_number
 from ..memory import Place, aligned
 
 PAGE = 128  # tokens
+LITTLE = 1 << 27  # bytes
 GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension; kernels/cached_rows.py has it, too
 
 
@@ -77,20 +78,35 @@ class KVCache:
                     f"a text may have at most context = {context} tokens; got {length} with the {new[slot]} new "
                     f"ones, in slot {slot} of the cache; stop there, or shorten the prompt"
                 )
-        missing = sum(max(0, self._pages_of(length) - int(self._held[slot])) for slot, length in total.items())
-        self._grow(len(self._users) + missing - len(self._free))
+        held, missing, needy = self._held.tolist(), 0, []
+        parting: dict[int, int] = {}  # slots that leave a page
         for slot, length in total.items():
+            more, shared = max(0, self._pages_of(length) - held[slot]), self._shared_page(slot)
+            if shared is not None:
+                parting[shared] = parting.get(shared, 0) + 1
+            if more or shared is not None:
+                missing += more
+                needy.append((slot, length))
+        missing += sum(min(count, self._users[page] - 1) for page, count in parting.items())
+        if missing > len(self._free):
+            self._grow(len(self._users) + missing - len(self._free))
+        for slot, length in needy:
             self._make_room(slot, length)
+
+    def _shared_page(self, slot: int) -> int | None:
+        """The page that a slot's next token would be written to, if others see it, too."""
+        number, within = divmod(int(self.lengths[slot]), self.page)
+        page = int(self.pages[slot, number]) if within else 0
+        return page if within and self._users[page] > 1 else None
 
     def _make_room(self, slot: int, length: int) -> None:
         """Give a slot pages for so many tokens, which others don't see from its next token on."""
-        begin = int(self.lengths[slot])
-        mine, first = self.pages[slot], begin // self.page
-        if begin % self.page and self._users[mine[first]] > 1:
-            shared, own = int(mine[first]), self._take()
+        mine, shared = self.pages[slot], self._shared_page(slot)
+        if shared is not None:
+            own = self._take()
             for layer in (*self.keys, *self.values):
                 layer[own] = layer[shared]
-            mine[first] = own
+            mine[int(self.lengths[slot]) // self.page] = own
             self._drop(shared)
         while self._held[slot] < self._pages_of(length):
             mine[self._held[slot]] = self._take()
@@ -130,7 +146,7 @@ class KVCache:
         if source != target:
             self.release(target)
             self.pages[target], self.lengths[target] = self.pages[source], self.lengths[source]
-            self._held[target] = self._held[source]
+            self._held[target] = self._pages_of(int(self.lengths[source]))  # not what a step that failed has left
             for number in self.pages[target, : self._held[target]]:
                 self._users[number] += 1
 
@@ -142,6 +158,8 @@ class KVCache:
                 f"reorder takes {self.slots} slot numbers from 0 to {self.slots - 1}; got {order.tolist()}; "
                 "give one for each slot"
             )
+        for slot in range(self.slots):  # what a step that failed has left is for none but it
+            self.truncate(slot, int(self.lengths[slot]))
         pages, held, lengths = self.pages.copy(), self._held.copy(), self.lengths.copy()
         for source in order:  # first each is held once more, lest a page becomes free in between
             for number in pages[source, : held[source]]:
@@ -158,28 +176,36 @@ class KVCache:
         return -(-length // self.page)
 
     def _take(self) -> int:
-        """A page for one slot."""
+        """A page for one slot. There is room for it."""
         if self._free:
             number = self._free.pop()
             self._users[number] = 1
-            return number
-        number = len(self._users)
-        self._grow(number + 1)
-        self._users.append(1)
+        else:
+            number = len(self._users)
+            self._users.append(1)
         return number
 
     def _grow(self, pages: int) -> None:
-        """Have room for so many pages, and where there is none, for twice as many, up to what all slots may need."""
-        if min(len(layer) for layer in (*self.keys, *self.values)) >= pages:
+        """Have room for so many pages, and where there is none, for more, up to what all slots may need.
+
+        It is for twice as many while that is little: the system gives memory to what is written. Where it counts what
+        is asked for, half as many again, or none.
+        """
+        arrays = (*self.keys, *self.values)
+        if min(map(len, arrays)) >= pages:
             return
-        taken, room = len(self._users), max(pages, min(2 * pages, self.pages.size))
+        is_little = pages * sum(layer[:1].nbytes for layer in arrays) <= LITTLE
+        taken, more = len(self._users), pages if is_little else pages // 2
         # One after another: all of the old and of the new together would be more than twice the memory. Those that a
         # full memory or Ctrl-C leave larger than others serve the next time.
         self._place[0] = Place()
         for layers in (self.keys, self.values):
             for i, layer in enumerate(layers):
                 if len(layer) < pages:
-                    grown = aligned((room, *layer.shape[1:]), layer.dtype)
+                    try:
+                        grown = aligned((max(pages, min(pages + more, self.pages.size)), *layer.shape[1:]), layer.dtype)
+                    except MemoryError:
+                        grown = aligned((pages, *layer.shape[1:]), layer.dtype)
                     grown[:taken] = layer[:taken]
                     layers[i] = grown
 

@@ -1,8 +1,8 @@
 """Passes through the layers that are done again: the same kernels on the same memory, which holds other numbers.
 
-The kernels of a small model take a few microseconds each, and the layers' Python between them a twentieth of a training
-step or a fifth of a decoding one. So the second pass of a kind writes down which kernels it calls with which arguments,
-and the next ones call them again, without Python.
+The kernels of a small model take a few microseconds each, and the layers' Python and the calls between them an eighth
+of a training step, or half of a decoding one. So the second pass of a kind writes down which kernels it calls with
+which arguments, and the next ones call them again, without Python.
 
 What a layer does between `forward` or `backward` and the kernels is thus done once for many passes. It may depend on
 what is the same in all of them: parameters, scratch, the workspace's arrays, the sizes that are the key. It may not
@@ -26,7 +26,7 @@ R = TypeVar("R")
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
 # Kinds of passes at one place that are recorded, each in twenty to forty kilobytes: the first that there are. To record
-# costs as much as ten passes gain, so nothing is recorded that is not used, and no place is made for others.
+# costs as much as ten to twenty passes gain, so nothing is recorded that is not used, and no place is made for others.
 MOST = 256
 
 
