@@ -20,7 +20,6 @@ from numba.core import types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import BaseNativeLowering, NativeLowering, NativeParforLowering
-from numba.np.arrayobj import make_array, populate_array
 from numba.parfors.parfor_lowering import ParforLower
 
 from .llvm import INT32, INT64
@@ -71,7 +70,9 @@ class _Reader:
         return builder.trunc(word, llvm_type)  # of as many bits, LLVM makes nothing of it
 
     def _array(self, kind: types.Array) -> ir.Value:
-        builder, array = self._builder, make_array(kind)(self._context, self._builder)
+        from numba.np.arrayobj import populate_array  # with much that only compilation needs
+
+        builder, array = self._builder, self._context.make_array(kind)(self._context, self._builder)
         data = builder.inttoptr(self._word(), array.data.type)
         shape = [self._word() for _ in range(kind.ndim)]
         itemsize = self._context.get_constant(
