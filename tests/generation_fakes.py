@@ -5,6 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from fastllm.generation import generate_tokens
+from fastllm.generation.sampling import Sampler
+
 
 class FakeCache:
     """Keeps the tokens themselves, so a wrong slot, copy or reorder changes the logits."""
@@ -139,3 +142,19 @@ def greedy_without_cache(model, tokens, count):
     for _ in range(count):
         tokens.append(int(np.argmax(model.next_logits(tokens))))
     return tokens[-count:]
+
+
+def run(engine):
+    while engine.busy:
+        engine.step()
+
+
+def is_idle(engine):
+    """Whether all slots are free, and the cache holds nothing."""
+    return len(engine._free) == engine.slots and not engine._cache.used and not engine.busy
+
+
+def samples(prompt, config, model):
+    """What each of the samples is alone."""
+    for sample in range(config.n):
+        yield list(generate_tokens(model, prompt, config, n=1, sampler=Sampler(config, sample)))
