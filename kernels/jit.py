@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, cached_property, wraps
 from pathlib import Path
@@ -25,7 +25,7 @@ import numba
 from llvmlite import binding
 from numba import get_num_threads, literally, prange, set_num_threads, types
 from numba.core import event, sigutils
-from numba.core.caching import FunctionCache, _CacheLocator
+from numba.core.caching import FunctionCache, IndexDataCacheFile, _CacheLocator
 from numba.core.ccallback import CFunc
 from numba.core.runtime import _nrt_python as runtime
 from numba.core.typing import Signature
@@ -174,6 +174,21 @@ def guard_compilation(block: Callable[[], AbstractContextManager[object]]) -> No
     _guard = block
 
 
+class _CacheFiles(IndexDataCacheFile):
+    """Machine code of one function on the disk: a file for each signature, and an index.
+
+    Numba counts the files. Two processes that compile a function for different arguments at once would give both the
+    same number, and what the index then names would be the other's machine code: nothing tells. So a file is named
+    after what it is for. And it is there before the index names it.
+    """
+
+    def save(self, key: Hashable, data: Any) -> None:
+        number = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        name = self._data_name(int(number, 16))
+        self._save_data(name, data)
+        self._save_index(self._load_index() | {key: name})
+
+
 class _Cache(FunctionCache):
     """Numba's disk cache, but machine code is read from it without setting up the compiler.
 
@@ -181,6 +196,12 @@ class _Cache(FunctionCache):
     for what it never uses. Machine code needs the functions of Numba's runtime only. If there is none on the disk,
     the compiler sets itself up.
     """
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        self._cache_file = _CacheFiles(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
 
     def load_overload(self, sig: Signature, target_context: Any) -> Any:
         _add_runtime()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fastllm.kernels import jit
+from fastllm.kernels.jit import _CacheFiles
 from fastllm.kernels.llvm import LANES
 from fastllm.kernels.simd import PROBE_SUMS, multiply_add_rounds, pointer
 
@@ -119,6 +120,22 @@ def test_a_damaged_cache_is_compiled_anew(tmp_path):
     assert run_small(tmp_path) == ""
 
 
+def test_processes_that_compile_a_kernel_at_once_do_not_mix_it_up(tmp_path, monkeypatch):
+    """For different arguments: both have read an index without either; one writes everything while the other does."""
+    first, second = (_CacheFiles(str(tmp_path), "kernel", "stamp") for _ in range(2))
+    monkeypatch.setattr(second, "_load_index", dict)
+    save_data = first._save_data
+
+    def save_between(name, data):
+        second.save("its arguments", "its machine code")
+        save_data(name, data)
+
+    monkeypatch.setattr(first, "_save_data", save_between)
+    first.save("arguments", "machine code")
+    reader = _CacheFiles(str(tmp_path), "kernel", "stamp")
+    assert [reader.load(key) for key in ("arguments", "its arguments")] == ["machine code", "its machine code"]
+
+
 READ_ONLY = """
 import tempfile
 def refuse(*arguments, **options):
@@ -149,7 +166,7 @@ def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    monkeypatch.setattr(_CacheFiles, "save", full)
 
     @jit.kernel
     def twice(x):
