@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
         "tokenizers",
     },
+    "compilation": {"config", "kernels", "machine", "model", "optimizers", "packed", "parameters"},
     "generation": {"config", "dialogue", "errors", "inputs", "interrupts", "model", "tokenizers"},
     "bench": {
         "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "peers",
@@ -47,8 +48,8 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {
-    "adapters", "atomic", "checkpoint", "config", "datasets", "dialogue", "errors", "generation", "inputs",
-    "interrupts", "kernels", "layers", "lora", "model", "optimizers", "parameters", "records", "schedules",
+    "adapters", "atomic", "checkpoint", "compilation", "config", "datasets", "dialogue", "errors", "generation",
+    "inputs", "interrupts", "kernels", "layers", "lora", "model", "optimizers", "parameters", "records", "schedules",
     "tokenizers",
 }  # fmt: skip
 MAY_IMPORT["cli"] = {*MAY_IMPORT, *set().union(*MAY_IMPORT.values())} - {"__main__", "cli"}

@@ -130,9 +130,9 @@ class Measure:
         return self._perplexity(Model(opened.config, weights=opened.weights))
 
     def _perplexity(self, model: Model) -> float:
+        from ..compilation import compile_kernels
         from ..datasets import TokenStream
         from ..training import evaluate
-        from ..training.progress import compile_kernels
 
         compile_kernels(model)
         print(f"predicting {self.count:,} tokens ...", file=sys.stderr, flush=True)

@@ -5,24 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from ..compilation import is_terminal
 from .config import PhaseConfig
 from .trainer import Step
 
-if TYPE_CHECKING:
-    from ..model import Model
-    from ..optimizers import Optimizer
-
 LINES = 10  # a phase without a terminal
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks on; a program without a console, such as pythonw, has no streams at all."""
-    return stream is not None and stream.isatty()
 
 
 class Progress:
@@ -84,47 +75,3 @@ def _figures(record: dict[str, Any]) -> str:
     if "validation_loss" in record:
         text += f", validation {record['validation_loss']:.3f}"
     return f"{text}, accuracy {record['accuracy']:.0%}, {record['tokens_per_second']:,.0f} tokens/s"
-
-
-def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> None:
-    """Compile what generating with this model needs, and training with an optimizer if one is given.
-
-    Shows a progress line. Runs a tiny batch, an update of nothing, a short prompt and a decoding step: parameters stay
-    as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and nothing is shown.
-    """
-    began = time.monotonic()
-    if model.backend != "numba":
-        return
-    from ..kernels import keeps_kernels, watch_compilation
-
-    stream = sys.stderr
-    names: list[str] = []
-
-    def report(name: str) -> None:
-        if name not in names:
-            names.append(name)
-            if is_terminal(stream):
-                print(f"\r\033[Kcompiling kernels: {len(names)}, {name} ...", end="", file=stream, flush=True)
-            elif len(names) == 1:
-                print("compiling kernels (once for this machine) ...", file=stream, flush=True)
-
-    with watch_compilation(report):
-        tokens = np.zeros(4, np.int32)
-        starts = np.array([0, 2, 4] if model.config.context > 1 else [0, 1, 2, 3, 4], np.int32)
-        targets = np.array([0, -1, 0, 0], np.int32)
-        if optimizer is not None:
-            dropout = 0 if model.config.dropout else None
-            model.score(tokens, targets, starts)
-            model.score_and_gradients(tokens, targets, starts, dropout_seed=dropout)
-            model.zero_gradients()
-            optimizer.compile()
-        length = min(2, model.config.context - 1)
-        if length:
-            cache = model.new_cache()
-            model.prefill(tokens[:length], None, cache)
-            model.decode(tokens[:1], cache)
-    if names:
-        seconds = time.monotonic() - began
-        clear = "\r\033[K" if is_terminal(stream) else ""
-        kept = "they are kept on disk" if keeps_kernels() else "they can't be kept on disk"
-        print(f"{clear}compiled {len(names)} kernels in {seconds:.0f} s; {kept}", file=stream, flush=True)

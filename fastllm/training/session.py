@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..compilation import compile_kernels
 from .curves import draw, read_metrics, write_svg
 from .job import Interrupted, Job
-from .progress import Progress, compile_kernels
+from .progress import Progress
 from .run import PLOT
 
 TOKENS = {"word": "words", "character": "characters", "byte": "bytes", "bpe": "pairs of bytes"}

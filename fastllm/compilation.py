@@ -1,0 +1,258 @@
+"""Compile what a model needs before it is waited for, on several cores.
+
+Numba compiles one function after another. So beside the process that shall use them, others, helpers, compile the same
+kernels from the other end of the list; what they are done with, it finds on the disk. Where the two meet, at most one
+kernel each is compiled twice.
+
+A helper knows what the kernels are called with from a model of the same architecture, only smaller, whose arithmetic
+is done by the twins while it writes down the calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import ModuleType
+from typing import Any, Self, TextIO, cast
+
+import numpy as np
+
+from .config import ModelConfig
+from .machine import usable_cores
+from .model import Model
+from .optimizers import OPTIMIZERS, Optimizer
+from .packed import KINDS, Packed
+from .parameters import FileParameters, shapes_of
+
+MOST_HELPERS = 3  # each takes 250 MB, and there are not many kernels
+HELPER = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from fastllm.compilation import help_to_compile
+help_to_compile()
+"""
+# Sizes of the small model: K-quants have blocks of 256 weights, and heads may have to be as wide as the model.
+SIZES = {"layers": 1, "vocab_size": 16, "width": 256, "hidden": 256, "heads": 8, "head_size": 32}
+# Their compilation begins with that of the matrix product, which is what the process itself begins with.
+LAST = frozenset(
+    {
+        "attention_backward", "attention_forward", "attention_prefill", "linear_backward", "linear_forward", "matmul",
+        "packed_backward", "packed_forward",
+    }
+)  # fmt: skip
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks on; a program without a console, such as pythonw, has no streams at all."""
+    return stream is not None and stream.isatty()
+
+
+def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> None:
+    """Compile what generating with this model needs, and training with an optimizer if one is given.
+
+    Shows a progress line. Runs a tiny batch, an update of nothing, a short prompt and a decoding step: parameters stay
+    as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and nothing is shown.
+    """
+    began = time.monotonic()
+    if model.backend != "numba":
+        return
+    from .kernels import keeps_kernels, watch_compilation
+
+    stream = sys.stderr
+    names: list[str] = []
+
+    def report(name: str) -> None:
+        if not names:
+            helpers.start()
+        if name not in names:
+            names.append(name)
+            if is_terminal(stream):
+                print(f"\r\033[Kcompiling kernels: {len(names)}, {name} ...", end="", file=stream, flush=True)
+            elif len(names) == 1:
+                print("compiling kernels (once for this machine) ...", file=stream, flush=True)
+
+    with _Helpers(model, optimizer) as helpers, watch_compilation(report):
+        _run(model, optimizer)
+    if names:
+        seconds = time.monotonic() - began
+        clear = "\r\033[K" if is_terminal(stream) else ""
+        kept = "they are kept on disk" if keeps_kernels() else "they can't be kept on disk"
+        print(f"{clear}compiled the kernels in {seconds:.0f} s; {kept}", file=stream, flush=True)
+
+
+def _run(model: Model, optimizer: Optimizer | None) -> None:
+    """A little of all that a model shall do."""
+    tokens = np.zeros(4, np.int32)
+    starts = np.array([0, 2, 4] if model.config.context > 1 else [0, 1, 2, 3, 4], np.int32)
+    targets = np.array([0, -1, 0, 0], np.int32)
+    if optimizer is not None:
+        dropout = 0 if model.config.dropout else None
+        model.score(tokens, targets, starts)
+        model.score_and_gradients(tokens, targets, starts, dropout_seed=dropout)
+        model.zero_gradients()
+        optimizer.compile()
+    length = min(2, model.config.context - 1)
+    if length:
+        cache = model.new_cache()
+        model.prefill(tokens[:length], None, cache)
+        model.decode(tokens[:1], cache)
+
+
+class _Helpers:
+    """Processes that compile what this one will need, until the block ends."""
+
+    def __init__(self, model: Model, optimizer: Optimizer | None) -> None:
+        self._model, self._optimizer = model, optimizer
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def start(self) -> None:
+        """As many as there are other cores; none where what they make is not kept, or nothing can be started."""
+        from .kernels import keeps_kernels
+
+        count = min(MOST_HELPERS, usable_cores() - 1)
+        if count < 1 or not keeps_kernels() or not sys.executable or getattr(sys, "frozen", False):
+            return
+        task = _task_of(self._model, self._optimizer)
+        with suppress(OSError):
+            for number in range(count):
+                self._start(task | {"share": [number, count]})
+
+    def _start(self, task: dict[str, Any]) -> None:
+        path = json.dumps([folder for folder in sys.path if isinstance(folder, str)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", HELPER, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"NUMBA_NUM_THREADS": "1"},
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        self.processes.append(process)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(task).encode() + b"\n")
+        process.stdin.flush()  # and stays open: see help_to_compile
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()  # kernels are put on the disk as a whole
+            with suppress(OSError):
+                process.communicate()
+
+
+def _task_of(model: Model, optimizer: Optimizer | None) -> dict[str, Any]:
+    """What a helper is told of a model: what decides about its kernels, as JSON has it."""
+    optimizers = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
+    weights: dict[str, tuple[str, bool]] = {}
+    if isinstance(model.parameters, FileParameters):
+        packed = {name: model.parameters.packed(name) for name in model.parameters}
+        weights = {name: (array.kind.name, array.data.flags.writeable) for name, array in packed.items()}
+    additions = model.adapter.additions if model.adapter is not None else {}
+    return {
+        "config": model.config.to_dict(),
+        "weights": weights,
+        "targets": sorted({name.rpartition(".")[2] for name in additions}),
+        "optimizer": optimizers[0] if optimizers else None,
+        "cache_dtype": model.cache_dtype.name,
+    }
+
+
+def help_to_compile() -> None:
+    """What a helper does. The task, the helper's number and how many there are stand in a line on its standard input.
+
+    It ends when that is closed: with the process that it helps at the latest, however that ends.
+    """
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    number, count = task["share"]
+    work = _work(task)
+    first = number * len(work) // count
+    for call in work[first:] + work[:first]:
+        call()
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+def _work(task: Mapping[str, Any]) -> list[Callable[[], object]]:
+    """What compiles all that a task needs, from its end on; but what begins with the matrix product comes last."""
+    from .kernels.kinds import dot_of, unpack_of
+
+    backwards = list(_calls(*_small_model(task)).items())[::-1]
+    backwards.sort(key=lambda item: item[0][0] in LAST)
+    kinds = [KINDS[name].number for name in sorted({kind for kind, _ in task["weights"].values()})]
+    return [*(partial(of, kind) for kind in kinds for of in (dot_of, unpack_of)), *(call for _, call in backwards)]
+
+
+def _small_model(task: Mapping[str, Any]) -> tuple[Model, Optimizer | None]:
+    """One that needs the same kernels, called with the same types."""
+    fields, weights = task["config"], task["weights"]
+    context, kv_heads = min(fields["context"], SIZES["vocab_size"]), SIZES["heads"]
+    if fields["kv_heads"] != fields["heads"]:
+        kv_heads //= 2
+    config = ModelConfig.from_dict(fields | SIZES | {"kv_heads": kv_heads, "context": context, "rope_scaling": None})
+    shapes = shapes_of(config) if weights else {}
+    model = Model(config, weights={name: _zeros(shape, *weights[name]) for name, shape in shapes.items()} or None)
+    model.cache_dtype = task["cache_dtype"]
+    if task["targets"]:
+        model.add_lora(targets=task["targets"])
+    return model, OPTIMIZERS[task["optimizer"]](model) if task["optimizer"] else None
+
+
+def _zeros(shape: tuple[int, ...], name: str, is_writeable: bool) -> np.ndarray | Packed:
+    """A parameter as a file holds it."""
+    kind = KINDS[name]
+    is_packed = name != "F32"
+    array = np.zeros((shape[0], kind.row_bytes(shape[1])), np.uint8) if is_packed else np.zeros(shape, np.float32)
+    array.flags.writeable = is_writeable
+    return Packed(array, kind) if is_packed else array
+
+
+class _Notes:
+    """Stands in the place of the kernels: the twins compute, and what is called is written down, once for each type."""
+
+    def __init__(self, kernels: ModuleType) -> None:
+        self._kernels = kernels
+        self.calls: dict[tuple[str, Hashable], Callable[[], object]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        from .kernels import reference
+
+        kernel, twin = getattr(self._kernels, name), getattr(reference, name, None)
+        if twin is None:
+            return kernel
+
+        def call(*arguments: Any) -> object:
+            self.calls.setdefault((name, _types(arguments)), partial(kernel, *arguments))
+            return twin(*arguments)
+
+        return call
+
+
+def _types(value: object) -> Any:
+    """What of an argument decides for what a kernel is compiled."""
+    if isinstance(value, tuple):
+        return tuple(map(_types, value))
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.ndim, value.flags.writeable, value.flags.c_contiguous
+    return type(value)
+
+
+def _calls(model: Model, optimizer: Optimizer | None) -> dict[tuple[str, Hashable], Callable[[], object]]:
+    """The calls of kernels, each with types of its own, in the order in which a process makes the first of them."""
+    notes = _Notes(model._backend.kernels)
+    model._backend.kernels = cast(ModuleType, notes)
+    with np.errstate(all="ignore"):
+        _run(model, optimizer)
+    return notes.calls

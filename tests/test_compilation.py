@@ -1,0 +1,195 @@
+"""Kernels compiled before they are waited for, and the processes that help with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import fastllm
+from fastllm import compilation
+from fastllm.formats import open_model, write_gguf
+from fastllm.quantize import quantize
+
+SMALL = {"vocab_size": 40, "width": 64, "hidden": 96, "layers": 2, "heads": 4, "context": 8}
+MODELS = {
+    "rustgpt": {"preset": "rustgpt", "kv_heads": 4, "heads": 1},
+    "gpt2": {"preset": "gpt2", "kv_heads": 4},
+    "gpt2 with dropout": {"preset": "gpt2", "kv_heads": 4, "dropout": 0.1},
+    "llama": {"preset": "llama", "kv_heads": 2},
+    "qwen3": {"preset": "llama", "kv_heads": 2, "qk_norm": True, "head_size": 24, "tied_head": True},
+    "other RoPE": {"preset": "llama", "kv_heads": 4, "rope_interleaved": True, "rope_scaling": {
+        "type": "linear", "factor": 2.0}},
+    "a context of one": {"preset": "gpt2", "kv_heads": 4, "context": 1},
+}  # fmt: skip
+
+
+def model_of(name: str, weights: str | None = None, directory=None) -> fastllm.Model:
+    """A model, in memory or opened from a GGUF file of a kind of weights."""
+    fields = SMALL | MODELS[name]
+    fields["kv_heads"] = min(fields["kv_heads"], fields["heads"])
+    config = fastllm.preset(fields.pop("preset"), **fields)
+    model = fastllm.Model(config)
+    if weights is None:
+        return model
+    arrays = {
+        name: quantize(array, weights) if array.ndim == 2 and array.shape[1] % 32 == 0 else array
+        for name, array in model.parameters.items()
+    }
+    write_gguf(directory / "model.gguf", config, arrays, None, {})
+    opened = open_model(directory / "model.gguf")
+    return fastllm.Model(opened.config, weights=opened.weights)
+
+
+def assert_all_is_known(model, optimizer):
+    """A helper calls the same kernels with the same types as the model itself."""
+    task = json.loads(json.dumps(compilation._task_of(model, optimizer)))
+    helped = compilation._calls(*compilation._small_model(task))
+    own = compilation._calls(model, optimizer)
+    assert set(helped) == set(own)
+    assert len(own) > 5 or model.config.context == 1  # then there is nothing to decode
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", None])
+def test_a_helper_knows_what_is_needed(name, optimizer):
+    model = model_of(name)
+    assert_all_is_known(model, fastllm.optimizers.OPTIMIZERS[optimizer](model) if optimizer else None)
+
+
+@pytest.mark.parametrize("weights", ["Q4_0", "Q8_0", "F16", "F32"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_a_helper_knows_what_a_file_needs(name, weights, tmp_path):
+    model = model_of(name, weights, tmp_path)
+    model.cache_dtype = "float16"
+    assert_all_is_known(model, None)
+
+
+@pytest.mark.parametrize("weights", [None, "Q8_0"])
+def test_a_helper_knows_what_tuning_needs(weights, tmp_path):
+    model = model_of("llama", weights, tmp_path)
+    model.add_lora(targets=("query", "down"))
+    assert_all_is_known(model, fastllm.AdamW(model))
+
+
+def test_a_helper_begins_elsewhere_and_leaves_the_matrix_product_for_last():
+    model = model_of("llama")
+    calls = compilation._work(compilation._task_of(model, fastllm.AdamW(model)))
+    names = [call.func.__name__ for call in calls]
+    assert names[0] == "attention_decode"
+    assert set(names[-5:]) <= compilation.LAST
+    assert names.index("squared_norm") < names.index("embedding_forward") < names.index("linear_forward")
+
+
+def helper(task):
+    process = subprocess.Popen(
+        [sys.executable, "-c", compilation.HELPER, json.dumps(sys.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdin.write(json.dumps(task).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+@pytest.mark.parametrize("weights", [None, "Q4_1"])
+def test_a_helper_does_all_there_is_to_do(weights, tmp_path):
+    model = model_of("llama", weights, tmp_path)
+    optimizer = fastllm.AdamW(model) if weights is None else None
+    compilation.compile_kernels(model, optimizer)
+    process = helper(compilation._task_of(model, optimizer) | {"share": [1, 2]})
+    assert process.wait(120) == 0
+    assert process.communicate() == (b"", b"")
+
+
+def test_a_helper_ends_with_whom_it_helps():
+    model = model_of("gpt2")
+    process = helper(compilation._task_of(model, None) | {"share": [0, 1]})
+    process.stdin.close()
+    assert process.wait(120) == 0
+    assert process.stderr.read() == b""
+    process.stdout.close()
+    process.stderr.close()
+
+
+@contextmanager
+def something_compiles(report):
+    report("a_kernel")
+    report("another_kernel")
+    yield
+
+
+@pytest.fixture
+def helpers(monkeypatch):
+    """The processes that are started as soon as something must be compiled, on a machine of three cores."""
+    started = []
+    start = compilation._Helpers.start
+
+    def noting(self):
+        start(self)
+        started.append(self.processes)
+
+    monkeypatch.setattr(compilation._Helpers, "start", noting)
+    monkeypatch.setattr("fastllm.kernels.watch_compilation", something_compiles)
+    monkeypatch.setattr(compilation, "usable_cores", lambda: 3)
+    return started
+
+
+def test_helpers_are_there_while_it_compiles(helpers, capsys):
+    compilation.compile_kernels(model_of("gpt2"))
+    (processes,) = helpers
+    assert len(processes) == 2
+    assert all(process.poll() is not None for process in processes)
+    said = capsys.readouterr().err
+    assert said.startswith("compiling kernels (once for this machine) ...\ncompiled the kernels in ")
+    assert said.endswith(" s; they are kept on disk\n")
+
+
+def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compilation, "_run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compilation.compile_kernels(model_of("gpt2"))
+    assert [process.poll() is not None for process in helpers[0]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fastllm.compilation.usable_cores", lambda: 1),
+        ("fastllm.kernels.keeps_kernels", lambda: False),
+        ("sys.executable", ""),
+        ("sys.executable", "/there/is/no/python"),
+    ],
+)
+def test_where_nobody_can_help_it_compiles_alone(helpers, monkeypatch, name, value, capsys):
+    monkeypatch.setattr(name, value)
+    compilation.compile_kernels(model_of("gpt2"))
+    assert helpers == [[]]
+    assert "compiled the kernels in " in capsys.readouterr().err
+
+
+def test_nothing_is_started_where_all_is_there(helpers, monkeypatch, capsys):
+    model = model_of("gpt2")
+    compilation._run(model, None)
+    monkeypatch.setattr("fastllm.kernels.watch_compilation", lambda report: contextmanager(lambda: iter([None]))())
+    compilation.compile_kernels(model)
+    assert (helpers, capsys.readouterr().err) == ([], "")
+
+
+def test_the_twins_need_no_compilation(helpers):
+    compilation.compile_kernels(fastllm.Model(model_of("gpt2").config, backend="numpy"))
+    assert helpers == []
+
+
+def test_what_is_compiled_leaves_the_model_as_it_is():
+    model = model_of("llama")
+    before = model.parameters.flat.copy()
+    compilation.compile_kernels(model, fastllm.AdamW(model))
+    np.testing.assert_array_equal(model.parameters.flat, before)
+    assert not model.gradients.flat.any()
