@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
-from typing import Any, Self, TextIO, cast
+from typing import Any, NamedTuple, Self, TextIO, cast
 
 import numpy as np
 
@@ -54,8 +54,16 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> None:
-    """Compile what generating with this model needs, and training with an optimizer if one is given.
+class Uses(NamedTuple):
+    """What a model shall do: be trained with an optimizer and measured, be measured, generate."""
+
+    optimizer: Optimizer | None = None
+    measures: bool = False
+    generates: bool = False
+
+
+def compile_kernels(model: Model, uses: Uses) -> None:
+    """Compile what a model needs.
 
     Shows a progress line. Runs a tiny batch, an update of nothing, a short prompt and a decoding step: parameters stay
     as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and nothing is shown.
@@ -78,8 +86,8 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> None:
             elif len(names) == 1:
                 print("compiling kernels (once for this machine) ...", file=stream, flush=True)
 
-    with _Helpers(model, optimizer) as helpers, watch_compilation(report):
-        _run(model, optimizer)
+    with _Helpers(model, uses) as helpers, watch_compilation(report):
+        _run(model, uses)
     if names:
         seconds = time.monotonic() - began
         clear = "\r\033[K" if is_terminal(stream) else ""
@@ -87,19 +95,19 @@ def compile_kernels(model: Model, optimizer: Optimizer | None = None) -> None:
         print(f"{clear}compiled the kernels in {seconds:.0f} s; {kept}", file=stream, flush=True)
 
 
-def _run(model: Model, optimizer: Optimizer | None) -> None:
+def _run(model: Model, uses: Uses) -> None:
     """A little of all that a model shall do."""
     tokens = np.zeros(4, np.int32)
     starts = np.array([0, 2, 4] if model.config.context > 1 else [0, 1, 2, 3, 4], np.int32)
     targets = np.array([0, -1, 0, 0], np.int32)
-    if optimizer is not None:
-        dropout = 0 if model.config.dropout else None
+    if uses.measures or uses.optimizer is not None:
         model.score(tokens, targets, starts)
-        model.score_and_gradients(tokens, targets, starts, dropout_seed=dropout)
+    if uses.optimizer is not None:
+        model.score_and_gradients(tokens, targets, starts, dropout_seed=0 if model.config.dropout else None)
         model.zero_gradients()
-        optimizer.compile()
+        uses.optimizer.compile()
     length = min(2, model.config.context - 1)
-    if length:
+    if uses.generates and length:
         cache = model.new_cache()
         model.prefill(tokens[:length], None, cache)
         model.decode(tokens[:1], cache)
@@ -108,8 +116,8 @@ def _run(model: Model, optimizer: Optimizer | None) -> None:
 class _Helpers:
     """Processes that compile what this one will need, until the block ends."""
 
-    def __init__(self, model: Model, optimizer: Optimizer | None) -> None:
-        self._model, self._optimizer = model, optimizer
+    def __init__(self, model: Model, uses: Uses) -> None:
+        self._model, self._uses = model, uses
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -122,7 +130,7 @@ class _Helpers:
         count = min(MOST_HELPERS, usable_cores() - 1)
         if count < 1 or not keeps_kernels() or not sys.executable or getattr(sys, "frozen", False):
             return
-        task = _task_of(self._model, self._optimizer)
+        task = _task_of(self._model, self._uses)
         with suppress(OSError):
             for number in range(count):
                 self._start(task | {"share": [number, count]})
@@ -149,9 +157,9 @@ class _Helpers:
                 process.communicate()
 
 
-def _task_of(model: Model, optimizer: Optimizer | None) -> dict[str, Any]:
+def _task_of(model: Model, uses: Uses) -> dict[str, Any]:
     """What a helper is told of a model: what decides about its kernels, as JSON has it."""
-    optimizers = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
+    optimizers = [name for name, kind in OPTIMIZERS.items() if type(uses.optimizer) is kind]
     weights: dict[str, tuple[str, bool]] = {}
     if isinstance(model.parameters, FileParameters):
         packed = {name: model.parameters.packed(name) for name in model.parameters}
@@ -162,6 +170,8 @@ def _task_of(model: Model, optimizer: Optimizer | None) -> dict[str, Any]:
         "weights": weights,
         "targets": sorted({name.rpartition(".")[2] for name in additions}),
         "optimizer": optimizers[0] if optimizers else None,
+        "measures": uses.measures,
+        "generates": uses.generates,
         "cache_dtype": model.cache_dtype.name,
     }
 
@@ -195,8 +205,8 @@ def _work(task: Mapping[str, Any]) -> list[Callable[[], object]]:
     return [*(partial(of, kind) for kind in kinds for of in (dot_of, unpack_of)), *(call for _, call in backwards)]
 
 
-def _small_model(task: Mapping[str, Any]) -> tuple[Model, Optimizer | None]:
-    """One that needs the same kernels, called with the same types."""
+def _small_model(task: Mapping[str, Any]) -> tuple[Model, Uses]:
+    """One that needs the same kernels, called with the same types, and what it shall do."""
     fields, weights = task["config"], task["weights"]
     context, kv_heads = min(fields["context"], SIZES["vocab_size"]), SIZES["heads"]
     if fields["kv_heads"] != fields["heads"]:
@@ -207,7 +217,8 @@ def _small_model(task: Mapping[str, Any]) -> tuple[Model, Optimizer | None]:
     model.cache_dtype = task["cache_dtype"]
     if task["targets"]:
         model.add_lora(targets=task["targets"])
-    return model, OPTIMIZERS[task["optimizer"]](model) if task["optimizer"] else None
+    optimizer = OPTIMIZERS[task["optimizer"]](model) if task["optimizer"] else None
+    return model, Uses(optimizer, task["measures"], task["generates"])
 
 
 def _zeros(shape: tuple[int, ...], name: str, is_writeable: bool) -> np.ndarray | Packed:
@@ -249,10 +260,10 @@ def _types(value: object) -> Any:
     return type(value)
 
 
-def _calls(model: Model, optimizer: Optimizer | None) -> dict[tuple[str, Hashable], Callable[[], object]]:
+def _calls(model: Model, uses: Uses) -> dict[tuple[str, Hashable], Callable[[], object]]:
     """The calls of kernels, each with types of its own, in the order in which a process makes the first of them."""
     notes = _Notes(model._backend.kernels)
     model._backend.kernels = cast(ModuleType, notes)
     with np.errstate(all="ignore"):
-        _run(model, optimizer)
+        _run(model, uses)
     return notes.calls

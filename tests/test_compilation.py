@@ -12,6 +12,7 @@ import pytest
 
 import fastllm
 from fastllm import compilation
+from fastllm.compilation import Uses
 from fastllm.formats import open_model, write_gguf
 from fastllm.quantize import quantize
 
@@ -26,6 +27,9 @@ MODELS = {
         "type": "linear", "factor": 2.0}},
     "a context of one": {"preset": "gpt2", "kv_heads": 4, "context": 1},
 }  # fmt: skip
+
+
+GENERATING = Uses(generates=True)
 
 
 def model_of(name: str, weights: str | None = None, directory=None) -> fastllm.Model:
@@ -45,20 +49,26 @@ def model_of(name: str, weights: str | None = None, directory=None) -> fastllm.M
     return fastllm.Model(opened.config, weights=opened.weights)
 
 
-def assert_all_is_known(model, optimizer):
+def assert_all_is_known(model, *uses):
     """A helper calls the same kernels with the same types as the model itself."""
-    task = json.loads(json.dumps(compilation._task_of(model, optimizer)))
+    task = json.loads(json.dumps(compilation._task_of(model, Uses(*uses))))
     helped = compilation._calls(*compilation._small_model(task))
-    own = compilation._calls(model, optimizer)
+    own = compilation._calls(model, Uses(*uses))
     assert set(helped) == set(own)
     assert len(own) > 5 or model.config.context == 1  # then there is nothing to decode
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", None])
-def test_a_helper_knows_what_is_needed(name, optimizer):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion"])
+def test_a_helper_knows_what_training_needs(name, optimizer):
     model = model_of(name)
-    assert_all_is_known(model, fastllm.optimizers.OPTIMIZERS[optimizer](model) if optimizer else None)
+    assert_all_is_known(model, fastllm.optimizers.OPTIMIZERS[optimizer](model), False, True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("uses", [(True, False), (False, True), (True, True)])
+def test_a_helper_knows_what_measuring_and_generating_need(name, uses):
+    assert_all_is_known(model_of(name), None, *uses)
 
 
 @pytest.mark.parametrize("weights", ["Q4_0", "Q8_0", "F16", "F32"])
@@ -66,19 +76,19 @@ def test_a_helper_knows_what_is_needed(name, optimizer):
 def test_a_helper_knows_what_a_file_needs(name, weights, tmp_path):
     model = model_of(name, weights, tmp_path)
     model.cache_dtype = "float16"
-    assert_all_is_known(model, None)
+    assert_all_is_known(model, None, True, True)
 
 
 @pytest.mark.parametrize("weights", [None, "Q8_0"])
 def test_a_helper_knows_what_tuning_needs(weights, tmp_path):
     model = model_of("llama", weights, tmp_path)
     model.add_lora(targets=("query", "down"))
-    assert_all_is_known(model, fastllm.AdamW(model))
+    assert_all_is_known(model, fastllm.AdamW(model), False, True)
 
 
 def test_a_helper_begins_elsewhere_and_leaves_the_matrix_product_for_last():
     model = model_of("llama")
-    calls = compilation._work(compilation._task_of(model, fastllm.AdamW(model)))
+    calls = compilation._work(compilation._task_of(model, Uses(fastllm.AdamW(model), generates=True)))
     names = [call.func.__name__ for call in calls]
     assert names[0] == "attention_decode"
     assert set(names[-5:]) <= compilation.LAST
@@ -98,16 +108,16 @@ def helper(task):
 @pytest.mark.parametrize("weights", [None, "Q4_1"])
 def test_a_helper_does_all_there_is_to_do(weights, tmp_path):
     model = model_of("llama", weights, tmp_path)
-    optimizer = fastllm.AdamW(model) if weights is None else None
-    compilation.compile_kernels(model, optimizer)
-    process = helper(compilation._task_of(model, optimizer) | {"share": [1, 2]})
+    uses = Uses(fastllm.AdamW(model) if weights is None else None, True, True)
+    compilation.compile_kernels(model, uses)
+    process = helper(compilation._task_of(model, uses) | {"share": [1, 2]})
     assert process.wait(120) == 0
     assert process.communicate() == (b"", b"")
 
 
 def test_a_helper_ends_with_whom_it_helps():
     model = model_of("gpt2")
-    process = helper(compilation._task_of(model, None) | {"share": [0, 1]})
+    process = helper(compilation._task_of(model, GENERATING) | {"share": [0, 1]})
     process.stdin.close()
     assert process.wait(120) == 0
     assert process.stderr.read() == b""
@@ -139,7 +149,7 @@ def helpers(monkeypatch):
 
 
 def test_helpers_are_there_while_it_compiles(helpers, capsys):
-    compilation.compile_kernels(model_of("gpt2"))
+    compilation.compile_kernels(model_of("gpt2"), GENERATING)
     (processes,) = helpers
     assert len(processes) == 2
     assert all(process.poll() is not None for process in processes)
@@ -154,7 +164,7 @@ def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):
 
     monkeypatch.setattr(compilation, "_run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        compilation.compile_kernels(model_of("gpt2"))
+        compilation.compile_kernels(model_of("gpt2"), GENERATING)
     assert [process.poll() is not None for process in helpers[0]] == [True, True]
 
 
@@ -169,27 +179,27 @@ def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):
 )
 def test_where_nobody_can_help_it_compiles_alone(helpers, monkeypatch, name, value, capsys):
     monkeypatch.setattr(name, value)
-    compilation.compile_kernels(model_of("gpt2"))
+    compilation.compile_kernels(model_of("gpt2"), GENERATING)
     assert helpers == [[]]
     assert "compiled the kernels in " in capsys.readouterr().err
 
 
 def test_nothing_is_started_where_all_is_there(helpers, monkeypatch, capsys):
     model = model_of("gpt2")
-    compilation._run(model, None)
+    compilation._run(model, GENERATING)
     monkeypatch.setattr("fastllm.kernels.watch_compilation", lambda report: contextmanager(lambda: iter([None]))())
-    compilation.compile_kernels(model)
+    compilation.compile_kernels(model, GENERATING)
     assert (helpers, capsys.readouterr().err) == ([], "")
 
 
 def test_the_twins_need_no_compilation(helpers):
-    compilation.compile_kernels(fastllm.Model(model_of("gpt2").config, backend="numpy"))
+    compilation.compile_kernels(fastllm.Model(model_of("gpt2").config, backend="numpy"), GENERATING)
     assert helpers == []
 
 
 def test_what_is_compiled_leaves_the_model_as_it_is():
     model = model_of("llama")
     before = model.parameters.flat.copy()
-    compilation.compile_kernels(model, fastllm.AdamW(model))
+    compilation.compile_kernels(model, Uses(fastllm.AdamW(model), generates=True))
     np.testing.assert_array_equal(model.parameters.flat, before)
     assert not model.gradients.flat.any()

@@ -68,6 +68,7 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
 
     Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
     """
+    from ..compilation import Uses, compile_kernels
     from ..datasets import Dataset, Examples, TokenStream, count_missing, encode_file
     from ..errors import FastllmError
     from ..records import holds_records, read_records, read_text
@@ -88,6 +89,7 @@ def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTE
     else:
         tokens = tokenizer.encode(read_text(path, refuse_records=True))
         dataset = TokenStream(tokens, context, missing=tokenizer.missing_id)
+    compile_kernels(model, Uses(measures=True, generates=bool(records)))
     score = evaluate(model, dataset)
     if not math.isfinite(score.loss):
         raise FastllmError(f"the loss must be finite; got {score.loss}; load another checkpoint")

@@ -81,11 +81,11 @@ def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def load_to_generate(arguments: argparse.Namespace) -> tuple[Model, Tokenizer]:
     """The model that was asked for, with its kernels compiled, and its tokenizer."""
     from ..checkpoint import load
-    from ..compilation import compile_kernels
+    from ..compilation import Uses, compile_kernels
 
     model, tokenizer = load(arguments.model, arguments.backend)
     model.cache_dtype = arguments.cache_dtype
-    compile_kernels(model)
+    compile_kernels(model, Uses(generates=True))
     return model, tokenizer
 
 

@@ -130,11 +130,11 @@ class Measure:
         return self._perplexity(Model(opened.config, weights=opened.weights))
 
     def _perplexity(self, model: Model) -> float:
-        from ..compilation import compile_kernels
+        from ..compilation import Uses, compile_kernels
         from ..datasets import TokenStream
         from ..training import evaluate
 
-        compile_kernels(model)
+        compile_kernels(model, Uses(measures=True))
         print(f"predicting {self.count:,} tokens ...", file=sys.stderr, flush=True)
         score = evaluate(model, TokenStream(self._ids, self.window))
         if not math.isfinite(score.perplexity):

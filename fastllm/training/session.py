@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..compilation import compile_kernels
+from ..compilation import Uses, compile_kernels
 from .curves import draw, read_metrics, write_svg
 from .job import Interrupted, Job
 from .progress import Progress
@@ -32,7 +32,7 @@ def describe(job: Job) -> str:
 def prepare(job: Job) -> None:
     """Say what the model is, and compile what it needs."""
     print("\n".join([describe(job), *job.notes]), flush=True)
-    compile_kernels(job.model, job.config.optimizer.make(job.model))
+    compile_kernels(job.model, Uses(job.config.optimizer.make(job.model), generates=True))
 
 
 def train_and_plot(job: Job) -> int:
