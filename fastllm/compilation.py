@@ -38,8 +38,8 @@ sys.path[:] = json.loads(sys.argv[1])
 from fastllm.compilation import help_to_compile
 help_to_compile()
 """
-# Sizes of the small model: K-quants have blocks of 256 weights, and heads may have to be as wide as the model.
-SIZES = {"layers": 1, "vocab_size": 16, "width": 256, "hidden": 256, "heads": 8, "head_size": 32}
+# Of the small model: K-quants have blocks of so many weights, and so many are eight heads of 32.
+BLOCK = 256
 # Their compilation begins with that of the matrix product, which is what the process itself begins with.
 LAST = frozenset(
     {
@@ -52,6 +52,9 @@ LAST = frozenset(
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether somebody looks on; a program without a console, such as pythonw, has no streams at all."""
     return stream is not None and stream.isatty()
+
+
+Calls = dict[str, list[Callable[[], object]]]
 
 
 class Uses(NamedTuple):
@@ -86,8 +89,8 @@ def compile_kernels(model: Model, uses: Uses) -> None:
             elif len(names) == 1:
                 print("compiling kernels (once for this machine) ...", file=stream, flush=True)
 
-    with _Helpers(model, uses) as helpers, watch_compilation(report):
-        _run(model, uses)
+    with Helpers(model, uses) as helpers, watch_compilation(report):
+        exercise(model, uses)
     if names:
         seconds = time.monotonic() - began
         clear = "\r\033[K" if is_terminal(stream) else ""
@@ -95,8 +98,8 @@ def compile_kernels(model: Model, uses: Uses) -> None:
         print(f"{clear}compiled the kernels in {seconds:.0f} s; {kept}", file=stream, flush=True)
 
 
-def _run(model: Model, uses: Uses) -> None:
-    """A little of all that a model shall do."""
+def exercise(model: Model, uses: Uses) -> None:
+    """Do a little of all that a model shall do."""
     tokens = np.zeros(4, np.int32)
     starts = np.array([0, 2, 4] if model.config.context > 1 else [0, 1, 2, 3, 4], np.int32)
     targets = np.array([0, -1, 0, 0], np.int32)
@@ -111,9 +114,10 @@ def _run(model: Model, uses: Uses) -> None:
         cache = model.new_cache()
         model.prefill(tokens[:length], None, cache)
         model.decode(tokens[:1], cache)
+    model._backend.kernels.Replay([])()  # what does passes again
 
 
-class _Helpers:
+class Helpers:
     """Processes that compile what this one will need, until the block ends."""
 
     def __init__(self, model: Model, uses: Uses) -> None:
@@ -197,21 +201,33 @@ def _end_with_input() -> None:
 
 def _work(task: Mapping[str, Any]) -> list[Callable[[], object]]:
     """What compiles all that a task needs, from its end on; but what begins with the matrix product comes last."""
+    backwards = list(_calls_of(task).items())[::-1]
+    backwards.sort(key=lambda item: item[0] in LAST)
+    return [call for _, calls in backwards for call in calls]
+
+
+def kernel_calls(model: Model, uses: Uses) -> Calls:
+    """What compiles each kernel that a model needs, by its name, in the order in which it comes to them."""
+    return _calls_of(_task_of(model, uses))
+
+
+def _calls_of(task: Mapping[str, Any]) -> Calls:
     from .kernels.kinds import dot_of, unpack_of
 
-    backwards = list(_calls(*_small_model(task)).items())[::-1]
-    backwards.sort(key=lambda item: item[0][0] in LAST)
-    kinds = [KINDS[name].number for name in sorted({kind for kind, _ in task["weights"].values()})]
-    return [*(partial(of, kind) for kind in kinds for of in (dot_of, unpack_of)), *(call for _, call in backwards)]
+    calls = _noted(*_small_model(task))
+    for name in sorted({kind for kind, _ in task["weights"].values()}):
+        calls[f"dot products of {name}"] = [partial(dot_of, KINDS[name].number)]
+        calls[f"unpacking of {name}"] = [partial(unpack_of, KINDS[name].number)]
+    return calls
 
 
 def _small_model(task: Mapping[str, Any]) -> tuple[Model, Uses]:
     """One that needs the same kernels, called with the same types, and what it shall do."""
     fields, weights = task["config"], task["weights"]
-    context, kv_heads = min(fields["context"], SIZES["vocab_size"]), SIZES["heads"]
-    if fields["kv_heads"] != fields["heads"]:
-        kv_heads //= 2
-    config = ModelConfig.from_dict(fields | SIZES | {"kv_heads": kv_heads, "context": context, "rope_scaling": None})
+    group = fields["heads"] // fields["kv_heads"]  # heads that share keys: what attends to a cache is compiled for each
+    sizes = {"width": BLOCK * group, "hidden": BLOCK, "heads": 8 * group, "kv_heads": 8, "head_size": BLOCK // 8}
+    others = {"layers": 1, "vocab_size": 16, "context": min(fields["context"], 16), "rope_scaling": None}
+    config = ModelConfig.from_dict(fields | sizes | others)
     shapes = shapes_of(config) if weights else {}
     model = Model(config, weights={name: _zeros(shape, *weights[name]) for name, shape in shapes.items()} or None)
     model.cache_dtype = task["cache_dtype"]
@@ -235,7 +251,7 @@ class _Notes:
 
     def __init__(self, kernels: ModuleType) -> None:
         self._kernels = kernels
-        self.calls: dict[tuple[str, Hashable], Callable[[], object]] = {}
+        self.calls: dict[str, dict[Hashable, Callable[[], object]]] = {}
 
     def __getattr__(self, name: str) -> Any:
         from .kernels import reference
@@ -245,7 +261,7 @@ class _Notes:
             return kernel
 
         def call(*arguments: Any) -> object:
-            self.calls.setdefault((name, _types(arguments)), partial(kernel, *arguments))
+            self.calls.setdefault(name, {}).setdefault(_types(arguments), partial(kernel, *arguments))
             return twin(*arguments)
 
         return call
@@ -260,10 +276,10 @@ def _types(value: object) -> Any:
     return type(value)
 
 
-def _calls(model: Model, uses: Uses) -> dict[tuple[str, Hashable], Callable[[], object]]:
-    """The calls of kernels, each with types of its own, in the order in which a process makes the first of them."""
+def _noted(model: Model, uses: Uses) -> Calls:
+    """The calls of kernels, each with types of its own, in the order in which the first of each kernel is made."""
     notes = _Notes(model._backend.kernels)
     model._backend.kernels = cast(ModuleType, notes)
     with np.errstate(all="ignore"):
-        _run(model, uses)
-    return notes.calls
+        exercise(model, uses)
+    return {name: list(calls.values()) for name, calls in notes.calls.items()}

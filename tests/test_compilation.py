@@ -52,9 +52,12 @@ def model_of(name: str, weights: str | None = None, directory=None) -> fastllm.M
 def assert_all_is_known(model, *uses):
     """A helper calls the same kernels with the same types as the model itself."""
     task = json.loads(json.dumps(compilation._task_of(model, Uses(*uses))))
-    helped = compilation._calls(*compilation._small_model(task))
-    own = compilation._calls(model, Uses(*uses))
-    assert set(helped) == set(own)
+    helped, own = (
+        {name: {compilation._types(call.args) for call in calls} for name, calls in compilation._noted(*pair).items()}
+        for pair in (compilation._small_model(task), (model, Uses(*uses)))
+    )
+    assert helped == own
+    assert list(helped) == list(own)
     assert len(own) > 5 or model.config.context == 1  # then there is nothing to decode
 
 
@@ -136,13 +139,13 @@ def something_compiles(report):
 def helpers(monkeypatch):
     """The processes that are started as soon as something must be compiled, on a machine of three cores."""
     started = []
-    start = compilation._Helpers.start
+    start = compilation.Helpers.start
 
     def noting(self):
         start(self)
         started.append(self.processes)
 
-    monkeypatch.setattr(compilation._Helpers, "start", noting)
+    monkeypatch.setattr(compilation.Helpers, "start", noting)
     monkeypatch.setattr("fastllm.kernels.watch_compilation", something_compiles)
     monkeypatch.setattr(compilation, "usable_cores", lambda: 3)
     return started
@@ -162,7 +165,7 @@ def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compilation, "_run", interrupt)
+    monkeypatch.setattr(compilation, "exercise", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compilation.compile_kernels(model_of("gpt2"), GENERATING)
     assert [process.poll() is not None for process in helpers[0]] == [True, True]
@@ -186,7 +189,7 @@ def test_where_nobody_can_help_it_compiles_alone(helpers, monkeypatch, name, val
 
 def test_nothing_is_started_where_all_is_there(helpers, monkeypatch, capsys):
     model = model_of("gpt2")
-    compilation._run(model, GENERATING)
+    compilation.exercise(model, GENERATING)
     monkeypatch.setattr("fastllm.kernels.watch_compilation", lambda report: contextmanager(lambda: iter([None]))())
     compilation.compile_kernels(model, GENERATING)
     assert (helpers, capsys.readouterr().err) == ([], "")

@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..config import PRESETS, ModelConfig, preset
+from ..config import PRESETS, preset
 
 if TYPE_CHECKING:
-    from ..conversion import Source
-    from ..formats.opened import Weights
+    from ..compilation import Uses
+    from ..config import ModelConfig
     from ..model import Model
-    from ..optimizers import Optimizer
-    from ..training.config import JobConfig
 
 Tasks = dict[str, Callable[[], object]]
 
@@ -43,176 +39,94 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..kernels import Replay
+    if not (arguments.preset or arguments.config or arguments.model):
+        return _run(_all_kernels(), lambda: None)
+    from ..compilation import Helpers, exercise, kernel_calls
 
-    tasks = _tasks(arguments) | {"calls done again": Replay([])}
+    model, uses = _model(arguments)
+    tasks: Tasks = {
+        name: lambda calls=calls: [call() for call in calls]  # type: ignore[misc]
+        for name, calls in kernel_calls(model, uses).items()
+    }
+    if uses.optimizer is not None:
+        tasks["scale"] = lambda: _call("scale")  # of clip_gradients; a Trainer clips otherwise
+    with Helpers(model, uses) as helpers:
+        return _run(tasks | {"the model": lambda: exercise(model, uses)}, helpers.start)
+
+
+def _run(tasks: Tasks, compiles: Callable[[], object]) -> int:
+    """Do all of them.
+
+    compiles  called when it first turns out that something isn't on disk
+    """
+    from ..kernels import Replay, watch_compilation
+
+    tasks = {"calls done again": Replay([])} | tasks
+    names: list[str] = []
+
+    def report(name: str) -> None:
+        if not names:
+            compiles()
+        names.append(name)
+
     began, compiled = time.perf_counter(), 0
-    for number, (name, task) in enumerate(tasks.items(), 1):
-        print(f"{number:>3}/{len(tasks)}  {name:<32}", end="", flush=True)
-        kept, start = _kept(), time.perf_counter()
-        task()
-        is_new = _kept() > kept
-        compiled += is_new
-        print(
-            f"{time.perf_counter() - start:7.2f} s  {'compiled' if is_new else 'from the cache'}", flush=True
-        )
+    with watch_compilation(report):
+        for number, (name, task) in enumerate(tasks.items(), 1):
+            print(f"{number:>3}/{len(tasks)}  {name:<32}", end="", flush=True)
+            known, start = len(names), time.perf_counter()
+            task()
+            is_new = len(names) > known
+            compiled += is_new
+            said = "compiled" if is_new else "from the cache"
+            print(f"{time.perf_counter() - start:7.2f} s  {said}", flush=True)
     print(f"{time.perf_counter() - began:.1f} s; {_outcome(compiled, len(tasks))}")
     return 0
 
 
-def _tasks(arguments: argparse.Namespace) -> Tasks:
-    """What to run, by name; each does a little of everything that shall be compiled."""
-    from ..checkpoint import load
-    from ..kernels.cases import CASES
-    from ..model import Model
-    from ..optimizers import OPTIMIZERS
-    from ..training.config import JobConfig
-
-    if not (arguments.preset or arguments.config or arguments.model):
-        return {name: lambda name=name: _call(name, with_float16=True) for name in CASES}  # type: ignore[misc]
-    make_optimizer: Callable[[Model], Optimizer]
-    if arguments.model:
-        opened, _ = load(arguments.model)
-        if opened.is_frozen:
-            return _tasks_of_file(opened)
-        config, make_optimizer = opened.config, OPTIMIZERS["adamw"]
-    elif arguments.preset:
-        config, make_optimizer = preset(arguments.preset, vocab_size=VOCABULARY), OPTIMIZERS["adamw"]
-    else:
-        job = JobConfig.read(arguments.config)
-        if job.path is not None:
-            return {"the model to be tuned": lambda: _tune(job)}
-        config, make_optimizer = job.model_config(VOCABULARY), job.optimizer.make
-    config = dataclasses.replace(config, layers=1)
-    twin, model = Model(config, backend="numpy"), Model(config)
-    used = _twins_called(lambda: _train_and_answer(twin, make_optimizer(twin)))
-    return _calls(used) | {"the model": lambda: _train_and_answer(model, make_optimizer(model))}
-
-
-def _tasks_of_file(opened: Model) -> Tasks:
-    """What a model needs whose weights stay in a file: its kernels, those of its kinds of numbers, and all together."""
-    from ..conversion import source_of
-    from ..kernels.kinds import dot_of, unpack_of
-    from ..model import Model
-    from ..packed import KINDS
-
-    source = source_of(opened, None)
-    config, weights = _few_layers(source)
-    twin, model = Model(config, backend="numpy", weights=weights), Model(config, weights=weights)
-    used = _twins_called(lambda: _answer(twin))
-    tasks = _calls(used)
-    for name in sorted(source.kinds):
-        number = KINDS[name].number
-        tasks[f"dot products of {name}"] = lambda number=number: dot_of(number)  # type: ignore[misc]
-        tasks[f"unpacking of {name}"] = lambda number=number: unpack_of(number)  # type: ignore[misc]
-    return tasks | {"the model": lambda: _answer(model)}
-
-
-def _calls(names: set[str]) -> Tasks:
-    """A call of each of these kernels."""
+def _all_kernels() -> Tasks:
     from ..kernels.cases import CASES
 
-    return {
-        name: lambda name=name: _call(name)  # type: ignore[misc]
-        for name in CASES
-        if name in names and not name.startswith("packed_")  # whose cases have all kinds
-    }
+    return {name: lambda name=name: _call(name) for name in CASES}  # type: ignore[misc]
 
 
-def _few_layers(source: Source) -> tuple[ModelConfig, Weights]:
-    """The model with one layer of each sort: layers of a file may be of different kinds of numbers."""
-    layers: dict[tuple[str, ...], dict[str, Any]] = {}
-    weights: Weights = {}
-    for name, weight in source.weights.items():
-        if not name.startswith("blocks."):
-            weights[name] = weight
-    for layer in range(source.config.layers):
-        prefix = f"blocks.{layer}."
-        own = {name.removeprefix(prefix): w for name, w in source.weights.items() if name.startswith(prefix)}
-        layers.setdefault(tuple(str(getattr(weight, "kind", "")) for weight in own.values()), own)
-    for i, own in enumerate(layers.values()):
-        weights |= {f"blocks.{i}.{name}": weight for name, weight in own.items()}
-    return dataclasses.replace(source.config, layers=len(layers)), weights
-
-
-def _call(name: str, with_float16: bool = False) -> None:
-    """Call a kernel at its small test sizes: parallel loops are compiled whether or not they pay there.
-
-    with_float16  also as a cache of that needs it, which few ask for
-    """
+def _call(name: str) -> None:
+    """Call a kernel at its small test sizes: parallel loops are compiled whether or not they pay there."""
     import numpy as np
 
     from .. import kernels
     from ..kernels.cases import CASES, with_scratch
 
     for size in CASES[name].sizes:
-        if size.get("is_half") and not with_float16:
-            continue
         arguments = with_scratch(CASES[name].build(np.random.default_rng(0), **size), kernels)
         getattr(kernels, name)(*arguments.values())
 
 
-def _twins_called(work: Callable[[], object]) -> set[str]:
-    """Names of the functions of the twins that some work calls: the kernels that it would need."""
-    called = set()
+def _model(arguments: argparse.Namespace) -> tuple[Model, Uses]:
+    """The model, or one of the same kind, and what it may be wanted for."""
+    from ..checkpoint import load
+    from ..compilation import Uses
+    from ..optimizers import AdamW
+    from ..training.config import JobConfig
 
-    def note(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and frame.f_globals.get("__name__", "").startswith("fastllm.kernels.reference."):
-            called.add(frame.f_code.co_name)
+    if arguments.config:
+        from ..training.job import build
 
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
-    return called
-
-
-def _tune(job: JobConfig) -> None:
-    """What a tuning job needs: its model as it is, but trained on next to nothing."""
-    from ..training.job import build
-
-    _, model = build(job, {})
-    _train_and_answer(model, job.optimizer.make(model))
+        job = JobConfig.read(arguments.config)
+        model = build(job, {})[1] if job.path is not None else _small(job.model_config(VOCABULARY))
+        return model, Uses(job.optimizer.make(model), generates=True)
+    if arguments.model:
+        model, _ = load(arguments.model)
+        if model.is_frozen:
+            return model, Uses(measures=True, generates=True)
+    else:
+        model = _small(preset(arguments.preset, vocab_size=VOCABULARY))
+    return model, Uses(AdamW(model), generates=True)
 
 
-def _train_and_answer(model: Model, optimizer: Optimizer) -> None:
-    """A step, a validation, a prompt and a token. Some tokens have no target, as in a dialogue's question."""
-    import numpy as np
+def _small(config: ModelConfig) -> Model:
+    from ..model import Model
 
-    from ..optimizers import clip_gradients
-
-    tokens = np.arange(min(3, model.config.context))
-    targets = np.where(tokens < len(tokens) - 1, -1, tokens)
-    for accumulate in (False, True):
-        model.score_and_gradients(
-            tokens, targets, dropout_seed=0 if model.config.dropout else None, accumulate=accumulate
-        )
-    clip_gradients(model, 1e-6)
-    optimizer.step(1e-6)
-    _answer(model)
-
-
-def _answer(model: Model) -> None:
-    """A validation, a prompt and a token."""
-    import numpy as np
-
-    length = min(3, model.config.context)
-    tokens = np.arange(length) % model.config.vocab_size
-    model.score(tokens, np.where(tokens < length - 1, -1, tokens))
-    cache = model.new_cache()
-    model.prefill(tokens[: max(1, length - 1)], None, cache)
-    if length > 1:
-        model.decode(tokens[:1], cache)
-
-
-def _kept() -> int:
-    """Number of compiled functions on disk."""
-    from ..kernels import cache_directory
-
-    folder = cache_directory()
-    return sum(1 for _ in folder.rglob("*.nbc")) if folder else 0
+    return Model(dataclasses.replace(config, layers=1))
 
 
 def _outcome(compiled: int, count: int) -> str:
@@ -222,4 +136,4 @@ def _outcome(compiled: int, count: int) -> str:
         return f"all {count} came from the cache in {cache_directory()}"
     if not keeps_kernels():
         return "nothing was kept, as no cache folder is writable; see `fastllm doctor`"
-    return f"{compiled} of {count} were compiled and are now kept in {cache_directory()}"
+    return f"what was missing of {count} was compiled and is now kept in {cache_directory()}"
