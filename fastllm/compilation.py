@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
@@ -34,7 +34,7 @@ from .parameters import FileParameters, shapes_of
 MOST_HELPERS = 3  # each takes 250 MB, and there are not many kernels
 HELPER = """
 import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+sys.path[:] = json.loads(sys.stdin.readline())
 from fastllm.compilation import help_to_compile
 help_to_compile()
 """
@@ -54,7 +54,8 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-Calls = dict[str, list[Callable[[], object]]]
+# What is to be compiled, as JSON has it: what a model shall do, from task_of; or, where it is empty, all there is.
+Task = dict[str, Any]
 
 
 class Uses(NamedTuple):
@@ -89,7 +90,7 @@ def compile_kernels(model: Model, uses: Uses) -> None:
             elif len(names) == 1:
                 print("compiling kernels (once for this machine) ...", file=stream, flush=True)
 
-    with Helpers(model, uses) as helpers, watch_compilation(report):
+    with Helpers(task_of(model, uses)) as helpers, watch_compilation(report):
         exercise(model, uses)
     if names:
         seconds = time.monotonic() - began
@@ -120,8 +121,8 @@ def exercise(model: Model, uses: Uses) -> None:
 class Helpers:
     """Processes that compile what this one will need, until the block ends."""
 
-    def __init__(self, model: Model, uses: Uses) -> None:
-        self._model, self._uses = model, uses
+    def __init__(self, task: Task) -> None:
+        self._task = task
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -134,15 +135,13 @@ class Helpers:
         count = min(MOST_HELPERS, usable_cores() - 1)
         if count < 1 or not keeps_kernels() or not sys.executable or getattr(sys, "frozen", False):
             return
-        task = _task_of(self._model, self._uses)
         with suppress(OSError):
             for number in range(count):
-                self._start(task | {"share": [number, count]})
+                self._start(self._task | {"share": [number, count]})
 
-    def _start(self, task: dict[str, Any]) -> None:
-        path = json.dumps([folder for folder in sys.path if isinstance(folder, str)])
+    def _start(self, task: Task) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-c", HELPER, path],
+            [sys.executable, "-c", HELPER],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -151,7 +150,7 @@ class Helpers:
         )
         self.processes.append(process)
         assert process.stdin is not None
-        process.stdin.write(json.dumps(task).encode() + b"\n")
+        process.stdin.write(lines_for_helper(task))
         process.stdin.flush()  # and stays open: see help_to_compile
 
     def __exit__(self, *error: object) -> None:
@@ -161,17 +160,18 @@ class Helpers:
                 process.communicate()
 
 
-def _task_of(model: Model, uses: Uses) -> dict[str, Any]:
-    """What a helper is told of a model: what decides about its kernels, as JSON has it."""
+def task_of(model: Model, uses: Uses) -> Task:
+    """What of a model decides about its kernels."""
     optimizers = [name for name, kind in OPTIMIZERS.items() if type(uses.optimizer) is kind]
-    weights: dict[str, tuple[str, bool]] = {}
+    packed: dict[str, Packed] = {}
     if isinstance(model.parameters, FileParameters):
         packed = {name: model.parameters.packed(name) for name in model.parameters}
-        weights = {name: (array.kind.name, array.data.flags.writeable) for name, array in packed.items()}
+    first = [name for name in packed if name.startswith("blocks.0.") or not name.startswith("blocks.")]
     additions = model.adapter.additions if model.adapter is not None else {}
     return {
         "config": model.config.to_dict(),
-        "weights": weights,
+        "weights": {name: (packed[name].kind.name, packed[name].data.flags.writeable) for name in first},
+        "kinds": sorted({array.kind.name for array in packed.values()}),
         "targets": sorted({name.rpartition(".")[2] for name in additions}),
         "optimizer": optimizers[0] if optimizers else None,
         "measures": uses.measures,
@@ -180,14 +180,20 @@ def _task_of(model: Model, uses: Uses) -> dict[str, Any]:
     }
 
 
+def lines_for_helper(task: Task) -> bytes:
+    """Where it finds this library, and what there is to do: its "share" is its number among how many."""
+    path = [folder for folder in sys.path if isinstance(folder, str)]
+    return f"{json.dumps(path)}\n{json.dumps(task)}\n".encode()
+
+
 def help_to_compile() -> None:
-    """What a helper does. The task, the helper's number and how many there are stand in a line on its standard input.
+    """What a helper does, as the second line of its standard input says.
 
     It ends when that is closed: with the process that it helps at the latest, however that ends.
     """
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    number, count = task["share"]
+    number, count = task.pop("share")
     work = _work(task)
     first = number * len(work) // count
     for call in work[first:] + work[:first]:
@@ -199,29 +205,38 @@ def _end_with_input() -> None:
     os._exit(0)
 
 
-def _work(task: Mapping[str, Any]) -> list[Callable[[], object]]:
+def _work(task: Task) -> list[Callable[[], object]]:
     """What compiles all that a task needs, from its end on; but what begins with the matrix product comes last."""
-    backwards = list(_calls_of(task).items())[::-1]
+    backwards = list(calls_of(task).items())[::-1]
     backwards.sort(key=lambda item: item[0] in LAST)
     return [call for _, calls in backwards for call in calls]
 
 
-def kernel_calls(model: Model, uses: Uses) -> Calls:
-    """What compiles each kernel that a model needs, by its name, in the order in which it comes to them."""
-    return _calls_of(_task_of(model, uses))
-
-
-def _calls_of(task: Mapping[str, Any]) -> Calls:
+def calls_of(task: Task) -> dict[str, list[Callable[[], object]]]:
+    """What compiles each kernel that a task needs, by its name, in the order in which they are first called."""
+    from .kernels.cases import CASES
     from .kernels.kinds import dot_of, unpack_of
 
+    if not task:
+        return {name: [partial(call_small, name)] for name in CASES}
     calls = _noted(*_small_model(task))
-    for name in sorted({kind for kind, _ in task["weights"].values()}):
+    for name in task["kinds"]:
         calls[f"dot products of {name}"] = [partial(dot_of, KINDS[name].number)]
         calls[f"unpacking of {name}"] = [partial(unpack_of, KINDS[name].number)]
     return calls
 
 
-def _small_model(task: Mapping[str, Any]) -> tuple[Model, Uses]:
+def call_small(name: str) -> None:
+    """Call a kernel at its small test sizes: parallel loops are compiled whether or not they pay there."""
+    from . import kernels
+    from .kernels.cases import CASES, with_scratch
+
+    for size in CASES[name].sizes:
+        arguments = with_scratch(CASES[name].build(np.random.default_rng(0), **size), kernels)
+        getattr(kernels, name)(*arguments.values())
+
+
+def _small_model(task: Task) -> tuple[Model, Uses]:
     """One that needs the same kernels, called with the same types, and what it shall do."""
     fields, weights = task["config"], task["weights"]
     group = fields["heads"] // fields["kv_heads"]  # heads that share keys: what attends to a cache is compiled for each
@@ -276,7 +291,7 @@ def _types(value: object) -> Any:
     return type(value)
 
 
-def _noted(model: Model, uses: Uses) -> Calls:
+def _noted(model: Model, uses: Uses) -> dict[str, list[Callable[[], object]]]:
     """The calls of kernels, each with types of its own, in the order in which the first of each kernel is made."""
     notes = _Notes(model._backend.kernels)
     model._backend.kernels = cast(ModuleType, notes)

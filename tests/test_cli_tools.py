@@ -237,7 +237,7 @@ def test_warmup_of_a_tuning_job(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_what_was_warmed_up_is_all_that_training_and_answering_need(tmp_path: Path) -> None:
-    """From an empty cache. The model itself comes last: were a kernel missing, or one of its types, it would compile."""
+    """From an empty cache. The model itself comes last: were a kernel missing, or a type of it, it would compile."""
     done = fastllm_process("warmup", "--preset", "llama", NUMBA_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert re.search(r"  linear_forward .* compiled\n", done.stdout)

@@ -14,6 +14,7 @@ import fastllm
 from fastllm import compilation
 from fastllm.compilation import Uses
 from fastllm.formats import open_model, write_gguf
+from fastllm.kernels.cases import CASES
 from fastllm.quantize import quantize
 
 SMALL = {"vocab_size": 40, "width": 64, "hidden": 96, "layers": 2, "heads": 4, "context": 8}
@@ -51,7 +52,7 @@ def model_of(name: str, weights: str | None = None, directory=None) -> fastllm.M
 
 def assert_all_is_known(model, *uses):
     """A helper calls the same kernels with the same types as the model itself."""
-    task = json.loads(json.dumps(compilation._task_of(model, Uses(*uses))))
+    task = json.loads(json.dumps(compilation.task_of(model, Uses(*uses))))
     helped, own = (
         {name: {compilation._types(call.args) for call in calls} for name, calls in compilation._noted(*pair).items()}
         for pair in (compilation._small_model(task), (model, Uses(*uses)))
@@ -91,19 +92,23 @@ def test_a_helper_knows_what_tuning_needs(weights, tmp_path):
 
 def test_a_helper_begins_elsewhere_and_leaves_the_matrix_product_for_last():
     model = model_of("llama")
-    calls = compilation._work(compilation._task_of(model, Uses(fastllm.AdamW(model), generates=True)))
+    calls = compilation._work(compilation.task_of(model, Uses(fastllm.AdamW(model), generates=True)))
     names = [call.func.__name__ for call in calls]
     assert names[0] == "attention_decode"
     assert set(names[-5:]) <= compilation.LAST
     assert names.index("squared_norm") < names.index("embedding_forward") < names.index("linear_forward")
 
 
+def test_without_a_model_all_kernels_are_compiled():
+    assert set(compilation.calls_of({})) == set(CASES)
+
+
 def helper(task):
     process = subprocess.Popen(
-        [sys.executable, "-c", compilation.HELPER, json.dumps(sys.path)],
+        [sys.executable, "-c", compilation.HELPER],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    process.stdin.write(json.dumps(task).encode() + b"\n")
+    process.stdin.write(compilation.lines_for_helper(task))
     process.stdin.flush()
     return process
 
@@ -113,14 +118,14 @@ def test_a_helper_does_all_there_is_to_do(weights, tmp_path):
     model = model_of("llama", weights, tmp_path)
     uses = Uses(fastllm.AdamW(model) if weights is None else None, True, True)
     compilation.compile_kernels(model, uses)
-    process = helper(compilation._task_of(model, uses) | {"share": [1, 2]})
+    process = helper(compilation.task_of(model, uses) | {"share": [1, 2]})
     assert process.wait(120) == 0
     assert process.communicate() == (b"", b"")
 
 
 def test_a_helper_ends_with_whom_it_helps():
     model = model_of("gpt2")
-    process = helper(compilation._task_of(model, GENERATING) | {"share": [0, 1]})
+    process = helper(compilation.task_of(model, GENERATING) | {"share": [0, 1]})
     process.stdin.close()
     assert process.wait(120) == 0
     assert process.stderr.read() == b""

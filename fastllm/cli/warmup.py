@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..config import PRESETS, preset
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ..config import ModelConfig
     from ..model import Model
 
-Tasks = dict[str, Callable[[], object]]
+Work = dict[str, Callable[[], object]]
 
 VOCABULARY = 16  # of a model that is only there to be compiled, where sizes make no difference
 
@@ -39,29 +40,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not (arguments.preset or arguments.config or arguments.model):
-        return _run(_all_kernels(), lambda: None)
-    from ..compilation import Helpers, exercise, kernel_calls
+    from ..compilation import Helpers, Task, call_small, calls_of, exercise, task_of
+    from ..kernels import Replay
 
-    model, uses = _model(arguments)
-    tasks: Tasks = {
-        name: lambda calls=calls: [call() for call in calls]  # type: ignore[misc]
-        for name, calls in kernel_calls(model, uses).items()
-    }
-    if uses.optimizer is not None:
-        tasks["scale"] = lambda: _call("scale")  # of clip_gradients; a Trainer clips otherwise
-    with Helpers(model, uses) as helpers:
-        return _run(tasks | {"the model": lambda: exercise(model, uses)}, helpers.start)
+    task: Task = {}
+    last: Work = {}
+    if arguments.preset or arguments.config or arguments.model:
+        model, uses = _model(arguments)
+        task = task_of(model, uses)
+        if uses.optimizer is not None:
+            last["scale"] = partial(call_small, "scale")  # of clip_gradients; a Trainer clips otherwise
+        last["the model"] = partial(exercise, model, uses)
+    first: Work = {"calls done again": Replay([])}
+    kernels: Work = {name: partial(_call_all, calls) for name, calls in calls_of(task).items()}
+    with Helpers(task) as helpers:
+        return _do(first | kernels | last, helpers.start)
 
 
-def _run(tasks: Tasks, compiles: Callable[[], object]) -> int:
-    """Do all of them.
+def _call_all(calls: list[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+def _do(work: Work, compiles: Callable[[], object]) -> int:
+    """Do it, and say how long each takes.
 
     compiles  called when it first turns out that something isn't on disk
     """
-    from ..kernels import Replay, watch_compilation
+    from ..kernels import watch_compilation
 
-    tasks = {"calls done again": Replay([])} | tasks
     names: list[str] = []
 
     def report(name: str) -> None:
@@ -71,34 +78,16 @@ def _run(tasks: Tasks, compiles: Callable[[], object]) -> int:
 
     began, compiled = time.perf_counter(), 0
     with watch_compilation(report):
-        for number, (name, task) in enumerate(tasks.items(), 1):
-            print(f"{number:>3}/{len(tasks)}  {name:<32}", end="", flush=True)
+        for number, (name, compile_it) in enumerate(work.items(), 1):
+            print(f"{number:>3}/{len(work)}  {name:<32}", end="", flush=True)
             known, start = len(names), time.perf_counter()
-            task()
+            compile_it()
             is_new = len(names) > known
             compiled += is_new
             said = "compiled" if is_new else "from the cache"
             print(f"{time.perf_counter() - start:7.2f} s  {said}", flush=True)
-    print(f"{time.perf_counter() - began:.1f} s; {_outcome(compiled, len(tasks))}")
+    print(f"{time.perf_counter() - began:.1f} s; {_outcome(compiled, len(work))}")
     return 0
-
-
-def _all_kernels() -> Tasks:
-    from ..kernels.cases import CASES
-
-    return {name: lambda name=name: _call(name) for name in CASES}  # type: ignore[misc]
-
-
-def _call(name: str) -> None:
-    """Call a kernel at its small test sizes: parallel loops are compiled whether or not they pay there."""
-    import numpy as np
-
-    from .. import kernels
-    from ..kernels.cases import CASES, with_scratch
-
-    for size in CASES[name].sizes:
-        arguments = with_scratch(CASES[name].build(np.random.default_rng(0), **size), kernels)
-        getattr(kernels, name)(*arguments.values())
 
 
 def _model(arguments: argparse.Namespace) -> tuple[Model, Uses]:
