@@ -11,7 +11,7 @@ import pytest
 from model_switches import ROWS, make_batch, make_config, make_model
 
 import fastllm
-from fastllm.layers import recording
+from fastllm.layers import network, recording
 from fastllm.layers.recording import Recordings
 
 CONFIG = fastllm.ModelConfig(
@@ -264,7 +264,8 @@ def test_an_interrupted_pass_is_not_kept(monkeypatch):
     assert of_batches(model, [batch], accumulate=False) == expected
 
 
-def test_large_passes_and_the_twins_are_not_kept():
+def test_large_passes_and_the_twins_are_not_kept(monkeypatch):
+    monkeypatch.setattr(network, "SMALL", 1_000_000_000)
     large = fastllm.Model(fastllm.preset("nano", vocab_size=50, width=384, layers=4, heads=4))
     ids = np.arange(60) % 50
     twin = make_model(CONFIG, "numpy")

@@ -1,6 +1,9 @@
 """Calls that are done again: kernels get the arguments they had, whatever these are."""
 
 import copy
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -138,3 +141,37 @@ def test_every_kernel_is_done_again(case, size):
     Replay([(kernel, tuple(given.values()))])()
     for name in (*case.written, *case.updated):
         assert given[name].tobytes() == expected[name].tobytes(), name
+
+
+@pytest.fixture
+def long_turns():
+    """Threads that run Python are not asked to let others do so."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_parallel_loops_do_not_wait_for_python(long_turns):
+    """Another thread runs Python as soon as the calls have begun, until the last of them is done."""
+    out, x, last = np.zeros(40_000, np.float32), np.ones(40_000, np.float32), np.zeros(1, np.float32)
+    calls = Replay([(doubled, (out, x))] * 5000 + [(doubled, (last, x[:1]))])
+    calls()
+    last[:] = 0
+    gate, is_late = threading.Event(), []
+
+    def run_python():
+        gate.wait()
+        end = time.monotonic() + 20
+        while not last[0]:
+            if time.monotonic() > end:
+                is_late.append(True)
+                break
+
+    other = threading.Thread(target=run_python)
+    other.start()
+    gate.set()
+    calls()
+    other.join()
+    assert last[0] == 2
+    assert not is_late

@@ -16,8 +16,9 @@ from .rotary import Rotary
 from .score import Score
 from .shared import Shared
 
-# Floating-point operations of a pass through the layers. Beside more, the layers' Python is nothing: see recording.py.
-SMALL = 1_000_000_000
+# Floating-point operations of a pass through the layers. Beside more, the layers' Python is nothing (see recording.py),
+# and Ctrl-C, which comes between kernels else, would wait.
+SMALL = 100_000_000_000
 
 
 class Network:

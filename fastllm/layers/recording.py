@@ -2,7 +2,8 @@
 
 The kernels of a small model take a few microseconds each, and the layers' Python and the calls between them an eighth
 of a training step, or half of a decoding one. So the second pass of a kind writes down which kernels it calls with
-which arguments, and the next ones call them again, without Python.
+which arguments, and the next ones call them again, without Python. Nor do these wait for Python: a kernel gives its
+lock back, and to have that again takes five milliseconds while another thread runs Python, after each of a hundred.
 
 What a layer does between `forward` or `backward` and the kernels is thus done once for many passes. It may depend on
 what is the same in all of them: parameters, scratch, the workspace's arrays, the sizes that are the key. It may not
