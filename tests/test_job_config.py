@@ -160,3 +160,5 @@ def test_wrong_files(tmp_path, content, message):
     assert str(path) in str(raised.value)
     with pytest.raises(FileNotFoundError):
         JobConfig.read(tmp_path / "missing.toml")
+    with pytest.raises(IsADirectoryError, match="got a folder; name a file in it"):
+        JobConfig.read(tmp_path)

@@ -294,6 +294,8 @@ class JobConfig(_Table):
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> JobConfig:
         """From a TOML file. Raises ConfigError naming the file, OSError if it can't be read."""
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"there must be a job's TOML file at {path}; got a folder; name a file in it")
         try:
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
