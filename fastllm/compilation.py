@@ -38,6 +38,7 @@ sys.path[:] = json.loads(sys.stdin.readline())
 from fastllm.compilation import help_to_compile
 help_to_compile()
 """
+ISOLATED = ("-I", "-c", HELPER)  # nothing is imported from the folder that the user is in, unless this process would
 # Of the small model: K-quants have blocks of so many weights, and so many are eight heads of 32.
 BLOCK = 256
 # Their compilation begins with that of the matrix product, which is what the process itself begins with.
@@ -141,7 +142,7 @@ class Helpers:
 
     def _start(self, task: Task) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-c", HELPER],
+            [sys.executable, *ISOLATED],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,10 +104,10 @@ def test_without_a_model_all_kernels_are_compiled():
     assert set(compilation.calls_of({})) == set(CASES)
 
 
-def helper(task):
+def helper(task, folder=None):
     process = subprocess.Popen(
-        [sys.executable, "-c", compilation.HELPER],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, *compilation.ISOLATED],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder,
     )  # fmt: skip
     process.stdin.write(compilation.lines_for_helper(task))
     process.stdin.flush()
@@ -131,6 +132,18 @@ def test_a_helper_ends_with_whom_it_helps():
     assert process.stderr.read() == b""
     process.stdout.close()
     process.stderr.close()
+
+
+def test_a_helper_runs_nothing_that_lies_where_the_user_is(tmp_path, monkeypatch):
+    """A folder of a stranger's, say. The program `fastllm` itself imports nothing from there either."""
+    for name in ("json", "numpy", "fastllm", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(sys, "path", [folder or str(Path.cwd()) for folder in sys.path])
+    model = model_of("gpt2")
+    compilation.compile_kernels(model, GENERATING)
+    process = helper(compilation.task_of(model, GENERATING) | {"share": [0, 1]}, tmp_path)
+    assert process.wait(120) == 0
+    assert process.communicate() == (b"", b"")
 
 
 @contextmanager
