@@ -1,8 +1,8 @@
 """Compile what a model needs before it is waited for, on several cores.
 
 Numba compiles one function after another. So beside the process that shall use them, others, helpers, compile the same
-kernels from the other end of the list; what they are done with, it finds on the disk. Where the two meet, at most one
-kernel each is compiled twice.
+kernels from the other end of the list; what they are done with, it finds on the disk. Only where two meet, and what
+several kernels have in common, may be compiled twice.
 
 A helper knows what the kernels are called with from a model of the same architecture, only smaller, whose arithmetic
 is done by the twins while it writes down the calls.
@@ -194,11 +194,15 @@ def help_to_compile() -> None:
     """
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    number, count = task.pop("share")
-    work = _work(task)
-    first = number * len(work) // count
-    for call in work[first:] + work[:first]:
+    share = task.pop("share")
+    for call in _from_share(_work(task), *share):
         call()
+
+
+def _from_share(work: list[Any], number: int, count: int) -> list[Any]:
+    """All work, from where one of so many helpers begins."""
+    first = number * len(work) // count
+    return work[first:] + work[:first]
 
 
 def _end_with_input() -> None:

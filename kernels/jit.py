@@ -179,11 +179,13 @@ class _CacheFiles(IndexDataCacheFile):
 
     Numba counts the files. Two processes that compile a function for different arguments at once would give both the
     same number, and what the index then names would be the other's machine code: nothing tells. So a file is named
-    after what it is for. And it is there before the index names it.
+    after what it is for. And it is there before the index names it. Of two that write the index at once, one's entry
+    may be lost: then that is compiled again.
     """
 
     def save(self, key: Hashable, data: Any) -> None:
-        number = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        whole = self._version, self._source_stamp, key
+        number = hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
         name = self._data_name(int(number, 16))
         self._save_data(name, data)
         self._save_index(self._load_index() | {key: name})

@@ -124,14 +124,30 @@ def test_a_helper_does_all_there_is_to_do(weights, tmp_path):
     assert process.communicate() == (b"", b"")
 
 
+def test_helpers_begin_at_different_places_and_do_all():
+    work = list(range(10))
+    assert [compilation._from_share(work, number, 3)[0] for number in range(3)] == [0, 3, 6]
+    assert all(sorted(compilation._from_share(work, number, 3)) == work for number in range(3))
+
+
+ENDLESS = """
+import time
+from fastllm import compilation
+compilation._work = lambda task: [lambda: print("busy", flush=True), lambda: time.sleep(600)]
+compilation.help_to_compile()
+"""
+
+
 def test_a_helper_ends_with_whom_it_helps():
-    model = model_of("gpt2")
-    process = helper(compilation.task_of(model, GENERATING) | {"share": [0, 1]})
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    process.stdin.write(json.dumps({"share": [0, 1]}).encode() + b"\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"busy\n"
     process.stdin.close()
-    assert process.wait(120) == 0
-    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
     process.stdout.close()
-    process.stderr.close()
 
 
 def test_a_helper_runs_nothing_that_lies_where_the_user_is(tmp_path, monkeypatch):

@@ -136,6 +136,16 @@ def test_processes_that_compile_a_kernel_at_once_do_not_mix_it_up(tmp_path, monk
     assert [reader.load(key) for key in ("arguments", "its arguments")] == ["machine code", "its machine code"]
 
 
+def test_what_another_version_of_numba_writes_is_not_taken_for_ones_own(tmp_path, monkeypatch):
+    """Though it ends before it has written the index."""
+    _CacheFiles(str(tmp_path), "kernel", "stamp").save("arguments", "machine code")
+    other = _CacheFiles(str(tmp_path), "kernel", "stamp")
+    monkeypatch.setattr(other, "_version", "another")
+    monkeypatch.setattr(other, "_save_index", lambda overloads: None)
+    other.save("arguments", "its machine code")
+    assert _CacheFiles(str(tmp_path), "kernel", "stamp").load("arguments") == "machine code"
+
+
 READ_ONLY = """
 import tempfile
 def refuse(*arguments, **options):

@@ -107,6 +107,7 @@ def _model(arguments: argparse.Namespace) -> tuple[Model, Uses]:
         model, _ = load(arguments.model)
         if model.is_frozen:
             return model, Uses(measures=True, generates=True)
+        model = _small(model.config)
     else:
         model = _small(preset(arguments.preset, vocab_size=VOCABULARY))
     return model, Uses(AdamW(model), generates=True)

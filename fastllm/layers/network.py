@@ -16,8 +16,8 @@ from .rotary import Rotary
 from .score import Score
 from .shared import Shared
 
-# Floating-point operations of a pass through the layers. Beside more, the layers' Python is nothing (see recording.py),
-# and Ctrl-C, which comes between kernels else, would wait.
+# Floating-point operations of a pass through the layers. Beside more, the layers' Python is nothing (see recording.py);
+# and Ctrl-C, which otherwise comes between two kernels, would wait for all of them.
 SMALL = 100_000_000_000
 
 

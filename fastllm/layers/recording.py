@@ -26,8 +26,9 @@ from .workspace import Workspace
 R = TypeVar("R")
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
-# Kinds of passes at one place that are recorded, each in twenty to forty kilobytes: the first that there are. To record
-# costs as much as ten to twenty passes gain, so nothing is recorded that is not used, and no place is made for others.
+# Kinds of passes at one place that are recorded: the first that there are, each in twenty to fifty kilobytes, or three
+# hundred of thirty layers. To record costs as much as ten to twenty passes gain, so nothing is recorded that is not
+# used, and no place is made for others.
 MOST = 256
 
 
