@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import partial
-from types import ModuleType
-from typing import Any, NamedTuple, Self, TextIO, cast
+from typing import Any, NamedTuple, Self, TextIO
 
 import numpy as np
 
 from .config import ModelConfig
+from .layers.recording import listening
 from .machine import usable_cores
 from .model import Model
 from .optimizers import OPTIMIZERS, Optimizer
@@ -76,14 +76,12 @@ def compile_kernels(model: Model, uses: Uses) -> None:
     began = time.monotonic()
     if model.backend != "numba":
         return
-    from .kernels import keeps_kernels, watch_compilation
+    from .kernels import Replay, keeps_kernels, watch_compilation
 
     stream = sys.stderr
     names: list[str] = []
 
     def report(name: str) -> None:
-        if not names:
-            helpers.start()
         if name not in names:
             names.append(name)
             if is_terminal(stream):
@@ -91,8 +89,9 @@ def compile_kernels(model: Model, uses: Uses) -> None:
             elif len(names) == 1:
                 print("compiling kernels (once for this machine) ...", file=stream, flush=True)
 
-    with Helpers(task_of(model, uses)) as helpers, watch_compilation(report):
+    with Helpers(partial(task_of, model, uses)), watch_compilation(report):
         exercise(model, uses)
+        Replay([])()  # what does passes again
     if names:
         seconds = time.monotonic() - began
         clear = "\r\033[K" if is_terminal(stream) else ""
@@ -116,18 +115,30 @@ def exercise(model: Model, uses: Uses) -> None:
         cache = model.new_cache()
         model.prefill(tokens[:length], None, cache)
         model.decode(tokens[:1], cache)
-    model._backend.kernels.Replay([])()  # what does passes again
 
 
 class Helpers:
-    """Processes that compile what this one will need, until the block ends."""
+    """Processes that compile what this one will need, from when it first compiles something until the block ends.
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    make_task  what they shall compile
+    """
+
+    def __init__(self, make_task: Callable[[], Task]) -> None:
+        from .kernels import watch_compilation
+
+        self._make_task = make_task
+        self._watch = watch_compilation(self._note)
+        self._has_begun = False
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        self._watch.__enter__()
         return self
+
+    def _note(self, name: str) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self.start()
 
     def start(self) -> None:
         """As many as there are other cores; none where what they make is not kept, or nothing can be started."""
@@ -136,9 +147,10 @@ class Helpers:
         count = min(MOST_HELPERS, usable_cores() - 1)
         if count < 1 or not keeps_kernels() or not sys.executable or getattr(sys, "frozen", False):
             return
+        task = self._make_task()
         with suppress(OSError):
             for number in range(count):
-                self._start(self._task | {"share": [number, count]})
+                self._start(task | {"share": [number, count]})
 
     def _start(self, task: Task) -> None:
         process = subprocess.Popen(
@@ -154,7 +166,8 @@ class Helpers:
         process.stdin.write(lines_for_helper(task))
         process.stdin.flush()  # and stays open: see help_to_compile
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._watch.__exit__(*error)
         for process in self.processes:
             process.kill()  # kernels are put on the disk as a whole
             with suppress(OSError):
@@ -219,11 +232,12 @@ def _work(task: Task) -> list[Callable[[], object]]:
 
 def calls_of(task: Task) -> dict[str, list[Callable[[], object]]]:
     """What compiles each kernel that a task needs, by its name, in the order in which they are first called."""
-    from .kernels.cases import CASES
+    if not task:
+        from .kernels.cases import CASES
+
+        return {name: [partial(call_small, name)] for name in CASES}
     from .kernels.kinds import dot_of, unpack_of
 
-    if not task:
-        return {name: [partial(call_small, name)] for name in CASES}
     calls = _noted(*_small_model(task))
     for name in task["kinds"]:
         calls[f"dot products of {name}"] = [partial(dot_of, KINDS[name].number)]
@@ -266,27 +280,6 @@ def _zeros(shape: tuple[int, ...], name: str, is_writeable: bool) -> np.ndarray 
     return Packed(array, kind) if is_packed else array
 
 
-class _Notes:
-    """Stands in the place of the kernels: the twins compute, and what is called is written down, once for each type."""
-
-    def __init__(self, kernels: ModuleType) -> None:
-        self._kernels = kernels
-        self.calls: dict[str, dict[Hashable, Callable[[], object]]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        from .kernels import reference
-
-        kernel, twin = getattr(self._kernels, name), getattr(reference, name, None)
-        if twin is None:
-            return kernel
-
-        def call(*arguments: Any) -> object:
-            self.calls.setdefault(name, {}).setdefault(_types(arguments), partial(kernel, *arguments))
-            return twin(*arguments)
-
-        return call
-
-
 def _types(value: object) -> Any:
     """What of an argument decides for what a kernel is compiled."""
     if isinstance(value, tuple):
@@ -298,8 +291,11 @@ def _types(value: object) -> Any:
 
 def _noted(model: Model, uses: Uses) -> dict[str, list[Callable[[], object]]]:
     """The calls of kernels, each with types of its own, in the order in which the first of each kernel is made."""
-    notes = _Notes(model._backend.kernels)
-    model._backend.kernels = cast(ModuleType, notes)
-    with np.errstate(all="ignore"):
+    from .kernels import reference
+
+    noted: dict[str, dict[Hashable, Callable[[], object]]] = {}
+    with listening(model._backend, reference) as calls, np.errstate(all="ignore"):
         exercise(model, uses)
-    return {name: list(calls.values()) for name, calls in notes.calls.items()}
+    for kernel, arguments in calls:
+        noted.setdefault(kernel.__name__, {}).setdefault(_types(arguments), partial(kernel, *arguments))
+    return {name: list(of_types.values()) for name, of_types in noted.items()}

@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
         "tokenizers",
     },
-    "compilation": {"config", "kernels", "machine", "model", "optimizers", "packed", "parameters"},
+    "compilation": {"config", "kernels", "layers", "machine", "model", "optimizers", "packed", "parameters"},
     "generation": {"config", "dialogue", "errors", "inputs", "interrupts", "model", "tokenizers"},
     "bench": {
         "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "peers",

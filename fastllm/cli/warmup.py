@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         last["the model"] = partial(exercise, model, uses)
     first: Work = {"calls done again": Replay([])}
     kernels: Work = {name: partial(_call_all, calls) for name, calls in calls_of(task).items()}
-    with Helpers(task) as helpers:
-        return _do(first | kernels | last, helpers.start)
+    with Helpers(lambda: task):
+        return _do(first | kernels | last)
 
 
 def _call_all(calls: list[Callable[[], object]]) -> None:
@@ -62,22 +62,13 @@ def _call_all(calls: list[Callable[[], object]]) -> None:
         call()
 
 
-def _do(work: Work, compiles: Callable[[], object]) -> int:
-    """Do it, and say how long each takes.
-
-    compiles  called when it first turns out that something isn't on disk
-    """
+def _do(work: Work) -> int:
+    """Do it, and say how long each takes."""
     from ..kernels import watch_compilation
 
     names: list[str] = []
-
-    def report(name: str) -> None:
-        if not names:
-            compiles()
-        names.append(name)
-
     began, compiled = time.perf_counter(), 0
-    with watch_compilation(report):
+    with watch_compilation(names.append):
         for number, (name, compile_it) in enumerate(work.items(), 1):
             print(f"{number:>3}/{len(work)}  {name:<32}", end="", flush=True)
             known, start = len(names), time.perf_counter()

@@ -12,7 +12,8 @@ compute anything itself, nor take a number out of the batch: from that come arra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -71,13 +72,9 @@ class _Recording:
     def __init__(self, backend: Backend, batch: Batch, compute: Callable[[Batch], object]) -> None:
         batch = batch.copy()
         self._arrays = batch.arrays()
-        listener = _Listener(backend.kernels)
-        try:
-            backend.kernels = cast(ModuleType, listener)
+        with listening(backend, backend.kernels) as calls:
             self.result = compute(batch)
-        finally:
-            backend.kernels = listener.kernels
-        self._replay = backend.kernels.Replay(listener.calls)
+        self._replay = backend.kernels.Replay(calls)
 
     def run(self, arrays: list[np.ndarray]) -> object:
         for mine, new in zip(self._arrays, arrays, strict=True):
@@ -86,18 +83,30 @@ class _Recording:
         return self.result
 
 
-class _Listener:
-    """Stands in the place of the kernels, calls them, and writes down what is called."""
+@contextmanager
+def listening(backend: Backend, computing: ModuleType) -> Iterator[list[Call]]:
+    """Write down which kernels of a backend are called within, in a list; the functions of a module compute."""
+    listener = _Listener(backend.kernels, computing)
+    try:
+        backend.kernels = cast(ModuleType, listener)
+        yield listener.calls
+    finally:
+        backend.kernels = listener.kernels
 
-    def __init__(self, kernels: ModuleType) -> None:
+
+class _Listener:
+    """Stands in the place of the kernels, and writes down what is called."""
+
+    def __init__(self, kernels: ModuleType, computing: ModuleType) -> None:
         self.kernels = kernels
         self.calls: list[Call] = []
+        self._computing = computing
 
     def __getattr__(self, name: str) -> Callable[..., object]:
-        kernel = getattr(self.kernels, name)
+        kernel, compute = getattr(self.kernels, name), getattr(self._computing, name)
 
         def call(*arguments: Any) -> object:
             self.calls.append((kernel, arguments))
-            return kernel(*arguments)
+            return compute(*arguments)
 
         return call
