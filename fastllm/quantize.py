@@ -1,14 +1,6 @@
 """Numbers into the kinds of packed.py and back, as llama.cpp's reference does it (ggml-quants.c), to the last bit.
 
-A row is cut into blocks. With d, m and dmin float16, sc and mn whole numbers a group of a block, q a weight:
-
-    Q8_0        32 weights    d * q            q of int8
-    Q4_0, Q5_0  32 weights    d * (q - 8)      q of 4 bits;  d * (q - 16)  of 5
-    Q4_1, Q5_1  32 weights    d * q + m
-    Q4_K, Q5_K  8 groups of 32 weights    d * sc * q - dmin * mn    sc, mn of 6 bits
-    Q6_K        16 groups of 16 weights   d * sc * (q - 32)         sc of int8, q of 6 bits
-
-How the bits of a block are arranged stands at each function. Products and sums are float32, in this order.
+What the kinds are stands in `kernels/reference/packed.py`, which takes them apart.
 """
 
 from __future__ import annotations
@@ -28,13 +20,13 @@ PIECE = 1 << 19  # weights dealt with at a time: what lies between is a few time
 
 def dequantize(packed: Packed) -> Floats:
     """The matrix in float32, (rows, columns)."""
+    from .kernels.reference.packed import unpacked  # and with it the kernels, which take longer to load than all else
+
     rows, columns = packed.shape
-    unpack = UNPACK[packed.kind.name]
     out = np.empty((rows, columns), np.float32)
     step = max(1, PIECE // max(1, columns))
     for begin in range(0, rows if columns else 0, step):
-        data = np.ascontiguousarray(packed.data[begin : begin + step])
-        out[begin : begin + step] = unpack(data.reshape(-1, packed.kind.size)).reshape(-1, columns)
+        out[begin : begin + step] = unpacked(packed.data[begin : begin + step], packed.kind.number)
     return out
 
 
@@ -80,122 +72,6 @@ def quantize(array: NDArray[np.floating], kind: str) -> Packed:
 def _overflows(given: NDArray[np.floating], rounded: NDArray[np.floating]) -> bool:
     """Whether a finite number became infinite."""
     return bool((np.isinf(rounded) & np.isfinite(given)).any())
-
-
-def _half(data: Bytes) -> Floats:
-    """float16, two bytes a row, as a column."""
-    return np.ascontiguousarray(data).view("<f2").astype(np.float32)
-
-
-def _nibbles(data: Bytes) -> Bytes:
-    """(n, b) bytes -> (n, 2b) numbers: the lower halves of all bytes, then the upper."""
-    return np.concatenate([data & 15, data >> 4], axis=1)
-
-
-def _fifth_bits(data: Bytes) -> Bytes:
-    """(n, 4) bytes -> (n, 32): bit i is weight i's highest, to be added to its lower four."""
-    return np.unpackbits(data, axis=1, bitorder="little") << np.uint8(4)
-
-
-def _unpack_f32(data: Bytes) -> Floats:
-    return data.view("<f4")
-
-
-def _unpack_f16(data: Bytes) -> Floats:
-    return data.view("<f2").astype(np.float32)
-
-
-def _unpack_bf16(data: Bytes) -> Floats:
-    return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def _unpack_q8_0(data: Bytes) -> Floats:
-    """d, 32 int8."""
-    return _half(data[:, :2]) * data[:, 2:].view(np.int8).astype(np.float32)
-
-
-def _unpack_q4_0(data: Bytes) -> Floats:
-    """d, 16 bytes: weights 0 to 15 in the lower halves, 16 to 31 in the upper."""
-    return _half(data[:, :2]) * (_nibbles(data[:, 2:]).astype(np.float32) - np.float32(8))
-
-
-def _unpack_q4_1(data: Bytes) -> Floats:
-    """d, m, and as Q4_0."""
-    return _half(data[:, :2]) * _nibbles(data[:, 4:]).astype(np.float32) + _half(data[:, 2:4])
-
-
-def _unpack_q5_0(data: Bytes) -> Floats:
-    """d, 4 bytes of fifth bits, and as Q4_0."""
-    q = _nibbles(data[:, 6:]) | _fifth_bits(data[:, 2:6])
-    return _half(data[:, :2]) * (q.astype(np.float32) - np.float32(16))
-
-
-def _unpack_q5_1(data: Bytes) -> Floats:
-    """d, m, 4 bytes of fifth bits, and as Q4_0."""
-    q = _nibbles(data[:, 8:]) | _fifth_bits(data[:, 4:8])
-    return _half(data[:, :2]) * q.astype(np.float32) + _half(data[:, 2:4])
-
-
-def _scales(data: Bytes) -> tuple[Floats, Floats]:
-    """d * sc and dmin * mn, (n, 8, 1) each, from the first 16 bytes of Q4_K and Q5_K: d, dmin, and 12 of 6-bit numbers.
-
-    sc of groups 0 to 3 is in the lower six bits of bytes 0 to 3, mn in those of 4 to 7. Groups 4 to 7 have their lower
-    four bits in bytes 8 to 11, sc in the lower halves and mn in the upper, their two highest above those of the others.
-    """
-    first, second, third = data[:, 4:8], data[:, 8:12], data[:, 12:16]
-    scale = np.concatenate([first & 63, third & 15 | (first >> 6) << 4], axis=1)
-    least = np.concatenate([second & 63, third >> 4 | (second >> 6) << 4], axis=1)
-    products = _half(data[:, :2]) * scale.astype(np.float32), _half(data[:, 2:4]) * least.astype(np.float32)
-    return products[0][:, :, None], products[1][:, :, None]
-
-
-def _groups_of_nibbles(data: Bytes) -> Bytes:
-    """(n, 128) bytes -> (n, 8, 32): 32 bytes are two groups, one in the lower halves and one in the upper."""
-    pairs = data.reshape(-1, 4, 1, 32)
-    return np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
-
-
-def _unpack_q4_k(data: Bytes) -> Floats:
-    """Scales, 128 bytes of weights."""
-    scale, least = _scales(data)
-    return (scale * _groups_of_nibbles(data[:, 16:]).astype(np.float32) - least).reshape(-1, 256)
-
-
-def _unpack_q5_k(data: Bytes) -> Floats:
-    """Scales, 32 bytes of fifth bits, bit g of byte i for weight i of group g, 128 bytes of the lower four."""
-    scale, least = _scales(data)
-    fifth = data[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    q = _groups_of_nibbles(data[:, 48:]) | fifth << 4
-    return (scale * q.astype(np.float32) - least).reshape(-1, 256)
-
-
-def _unpack_q6_k(data: Bytes) -> Floats:
-    """128 bytes of lower four bits, 64 of upper two, 16 int8 scales, d. Each half of the block is four rows of 32:
-
-    rows 0 and 1 have their lower bits in the lower halves of bytes 0 to 31 and 32 to 63, rows 2 and 3 in the upper;
-    row r has its upper bits at bits 2r and 2r + 1 of the 32 bytes.
-    """
-    low = data[:, :128].reshape(-1, 2, 1, 2, 32)
-    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
-    high = data[:, 128:192].reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
-    scale = _half(data[:, 208:]) * data[:, 192:208].view(np.int8).astype(np.float32)
-    q = (low | high << 4).reshape(-1, 16, 16).astype(np.float32) - np.float32(32)
-    return (scale[:, :, None] * q).reshape(-1, 256)
-
-
-UNPACK: dict[str, Callable[[Bytes], Floats]] = {
-    "F32": _unpack_f32,
-    "F16": _unpack_f16,
-    "BF16": _unpack_bf16,
-    "Q8_0": _unpack_q8_0,
-    "Q4_0": _unpack_q4_0,
-    "Q4_1": _unpack_q4_1,
-    "Q5_0": _unpack_q5_0,
-    "Q5_1": _unpack_q5_1,
-    "Q4_K": _unpack_q4_k,
-    "Q5_K": _unpack_q5_k,
-    "Q6_K": _unpack_q6_k,
-}
 
 
 def _halves(*columns: Floats) -> Bytes | None:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters", "turns"},
     "optimizers": {"interrupts", "memory", "model"},
-    "quantize": {"packed"},
+    "quantize": {"kernels", "packed"},
     "tokenizers": {"atomic", "config", "errors"},
     "dialogue": {"errors", "tokenizers"},
     "records": {"dialogue", "errors", "tokenizers"},

@@ -5,8 +5,8 @@ import pytest
 
 from fastllm import kernels
 from fastllm.kernels import reference
-from fastllm.kernels.cases.packed import BLOCKS, matrices
-from fastllm.kernels.reference.packed import unpacked
+from fastllm.kernels.cases.packed import matrices
+from fastllm.kernels.reference.packed import KINDS, unpacked
 
 EPS = float(np.finfo(np.float32).eps)
 EXTREMES = np.array([[-1e4, -100, -20, -1e-30, 0, 1e-30, 20, 100, 1e4]], np.float32)
@@ -215,7 +215,7 @@ def test_powers_of_two_that_are_not_normal_numbers_are_zero():
     assert out[3] == out[2]
 
 
-FEW_BITS = [kind for kind, (weights, _, _) in BLOCKS.items() if weights > 1]
+FEW_BITS = [kind for kind, (weights, _, _) in KINDS.items() if weights > 1]
 
 
 def dots_and_weights(kind, x, outputs=7):
@@ -251,7 +251,14 @@ def test_rows_that_are_no_numbers_or_next_to_nothing(kind):
     assert (out[3] == 0).all()
 
 
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_twin_unpacks_to_float32(kind):
+    weights, _ = matrices(np.random.default_rng(kind), (kind,), (3,), 512)
+    assert unpacked(weights[0], kind).dtype == np.float32
+    assert unpacked(weights[0][:0], kind).shape == (0, 512)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_same_bits_beside_any_others(kind):
     columns = 512 if kind in FEW_BITS else 1100  # many: fewer rows are taken together
     x = np.random.default_rng(0).standard_normal((32, columns), dtype=np.float32)

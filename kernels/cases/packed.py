@@ -2,23 +2,11 @@
 
 import numpy as np
 
+from ..reference.packed import KINDS
 from ..rounded import ROUNDED
 from .case import Scratch, case, integers, normal, optional, unwritten
 
-# number of a kind -> weights and bytes of a block, and where its float16 scales stand
-BLOCKS = {
-    0: (1, 4, ()),
-    1: (1, 2, (0,)),
-    30: (1, 2, ()),
-    8: (32, 34, (0,)),
-    2: (32, 18, (0,)),
-    3: (32, 20, (0, 2)),
-    6: (32, 22, (0,)),
-    7: (32, 24, (0, 2)),
-    12: (256, 144, (0, 2)),
-    13: (256, 176, (0, 2)),
-    14: (256, 210, (208,)),
-}
+SCALES = {1: (0,), 8: (0,), 2: (0,), 3: (0, 2), 6: (0,), 7: (0, 2), 12: (0, 2), 13: (0, 2), 14: (208,)}  # float16
 
 
 def weights(rng, kind, rows, columns):
@@ -30,14 +18,14 @@ def weights(rng, kind, rows, columns):
 
 def _bytes(rng, kind, rows, columns):
     """Any bytes will do, but scales must be small numbers."""
-    block, size, scales = BLOCKS[kind]
+    block, size, _ = KINDS[kind]
     if kind == 0:
         return normal(rng, rows, columns).view(np.uint8)
     if kind == 30:
         upper = normal(rng, rows, columns).view(np.uint32) >> 16
         return upper.astype(np.uint16).view(np.uint8)
     data = rng.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
-    for place in scales:
+    for place in SCALES[kind]:
         scale = rng.normal(0, 0.02, (rows, columns // block, 1)).astype(np.float16)
         data[:, :, place : place + 2] = scale.view(np.uint8)
     return data.reshape(rows, -1)
@@ -71,11 +59,14 @@ MANY_ROWS = {
 }
 
 
+def packed_bytes(kind, rows, columns):
+    weights, size, _ = KINDS[kind]
+    return rows * columns // weights * size
+
+
 def bytes_moved(s):
-    packed = sum(
-        rows * s.columns // BLOCKS[kind][0] * BLOCKS[kind][1] for kind, rows in zip(s.kinds, s.outputs, strict=True)
-    )
-    return packed + 4 * s.rows * (s.columns + sum(s.outputs))
+    packed = (packed_bytes(kind, rows, s.columns) for kind, rows in zip(s.kinds, s.outputs, strict=True))
+    return sum(packed) + 4 * s.rows * (s.columns + sum(s.outputs))
 
 
 def flops(s):
@@ -136,11 +127,11 @@ def packed_backward(rng, rows, columns, kinds, outputs, bias=True, residual=Fals
 
 
 @case(
-    [{"rows": 7, "columns": 512, "kind": kind} for kind in BLOCKS] + [{"rows": 1, "columns": 37, "kind": 0}],
+    [{"rows": 7, "columns": 512, "kind": kind} for kind in KINDS] + [{"rows": 1, "columns": 37, "kind": 0}],
     {"smollm2 256x576 Q8_0": {"rows": 256, "columns": 576, "kind": 8}},
     flops=lambda s: 0,
     written=("out",),
-    bytes_moved=lambda s: 4 * s.rows * s.columns + s.rows * s.columns // BLOCKS[s.kind][0] * BLOCKS[s.kind][1],
+    bytes_moved=lambda s: 4 * s.rows * s.columns + packed_bytes(s.kind, s.rows, s.columns),
 )
 def packed_embedding_forward(rng, rows, columns, kind):
     return {

@@ -43,14 +43,15 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
         query, key, value = _split_heads(qkv[begin:end], heads, kv_heads)
         scores = _causal_scores(query, key, scale)
         top = scores.max(axis=2, keepdims=True)
-        total = np.exp(scores - top).sum(axis=2, keepdims=True)
-        p = np.exp(scores - top) / total
+        p = np.exp(scores - top)
+        total = p.sum(axis=2, keepdims=True)
+        p /= total
         lse[begin:end] = (top + np.log(total))[..., 0].T
         out[begin:end] = (p @ value).swapaxes(0, 1).reshape(end - begin, -1)
 
 
 def _numbers(cache):
-    """What stands in a cache's array: uint16 are the bits of float16, and become float32 beside others of that."""
+    """What stands in a cache's array: uint16 are the bits of float16."""
     return cache.view(np.float16) if cache.dtype == np.uint16 else cache
 
 
@@ -71,7 +72,7 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
         length = earlier + end - begin
         used = pages[slot, : -(-length // values.shape[2])]
         key, value = (
-            np.concatenate(_numbers(cache), axis=1)[:, :length].repeat(heads // kv_heads, axis=0)
+            np.concatenate(_numbers(cache).astype(qkv.dtype), axis=1)[:, :length].repeat(heads // kv_heads, axis=0)
             for cache in (keys[used].swapaxes(3, 4).reshape(values[used].shape), values[used])
         )  # (H, T, D)
         query = qkv[begin:end, : heads * size].reshape(-1, heads, size).swapaxes(0, 1)

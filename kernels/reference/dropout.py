@@ -30,9 +30,9 @@ def dropout_forward(out, x, probability, seed, offset):
     probability  scalar in [0, 1): the share to zero
     seed, offset integers >= 0: the sequence, and where in it this array begins
     """
-    out[...] = np.where(_is_kept(x.shape, probability, seed, offset), x * (1 / (1 - probability)), 0)
+    out[...] = x * _is_kept(x.shape, probability, seed, offset) * (1 / (1 - probability))
 
 
 def dropout_backward(dx, dout, probability, seed, offset):
     """Gradient of dropout_forward; dx (N, C) is overwritten, dout is (N, C)."""
-    dx[...] = np.where(_is_kept(dout.shape, probability, seed, offset), dout * (1 / (1 - probability)), 0)
+    dx[...] = dout * _is_kept(dout.shape, probability, seed, offset) * (1 / (1 - probability))

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def _numbers(cache):
-    """What stands in a cache's array: uint16 are the bits of float16, and become float32 beside others of that."""
+    """What stands in a cache's array, to be read or written: uint16 are the bits of float16."""
     return cache.view(np.float16) if cache.dtype == np.uint16 else cache
 
 
@@ -45,10 +45,10 @@ def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_he
         query = qkv[n, : out.shape[1]].reshape(grouped)  # (K, H/K, D)
         used = pages[slot, : -(-length // values.shape[2])]
         key, value = (
-            np.concatenate(_numbers(cache), axis=1)[:, :length]
+            np.concatenate(_numbers(cache).astype(qkv.dtype), axis=1)[:, :length]
             for cache in (keys[used].swapaxes(3, 4).reshape(values[used].shape), values[used])
         )  # (K, T, D)
-        scores = scale * np.einsum("kgd,ktd->kgt", query, key)
+        scores = scale * (query @ key.swapaxes(1, 2))
         p = np.exp(scores - scores.max(axis=2, keepdims=True))
         p /= p.sum(axis=2, keepdims=True)
-        out[n] = np.einsum("kgt,ktd->kgd", p, value).ravel()
+        out[n] = (p @ value).ravel()

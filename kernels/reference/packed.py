@@ -1,76 +1,144 @@
 """Linear maps of weights as files keep them. Blocks as in ggml (github.com/ggml-org/ggml, ggml-quants.c).
 
     out = x @ weight.T + bias + residual        dx = dout @ weight + residual
+
+A row is cut into blocks. With d, m and dmin float16, sc and mn whole numbers a group of a block, q a weight:
+
+    Q8_0        32 weights    d * q            q of int8
+    Q4_0, Q5_0  32 weights    d * (q - 8)      q of 4 bits;  d * (q - 16)  of 5
+    Q4_1, Q5_1  32 weights    d * q + m
+    Q4_K, Q5_K  8 groups of 32 weights    d * sc * q - dmin * mn    sc, mn of 6 bits
+    Q6_K        16 groups of 16 weights   d * sc * (q - 32)         sc of int8, q of 6 bits
+
+How the bits of a block are arranged stands at each function. Products and sums are float32, in this order, as in
+llama.cpp's reference, to the last bit.
 """
 
 import numpy as np
 
 
-def halves(blocks, first):
-    """The float16 at bytes first, first + 1 of each block, (..., 1)."""
-    return blocks[..., first : first + 2].copy().view(np.float16).astype(np.float32)
+def half(data):
+    """float16, two bytes a row, as a column."""
+    return np.ascontiguousarray(data).view("<f2").astype(np.float32)
 
 
-def nibbles(q):
-    """Lower four bits of all bytes, then upper four: (..., 2 n) int32 from (..., n)."""
-    return np.concatenate([q & 15, q >> 4], axis=-1).astype(np.int32)
+def nibbles(data):
+    """(n, b) bytes -> (n, 2b) numbers: the lower halves of all bytes, then the upper."""
+    return np.concatenate([data & 15, data >> 4], axis=1)
 
 
-def fifth_bits(blocks, first):
-    """The 32 bits at bytes first .. first + 3, each worth 16."""
-    return 16 * np.unpackbits(blocks[..., first : first + 4], axis=-1, bitorder="little").astype(np.int32)
+def fifth_bits(data):
+    """(n, 4) bytes -> (n, 32): bit i is weight i's highest, to be added to its lower four."""
+    return np.unpackbits(data, axis=1, bitorder="little") << np.uint8(4)
 
 
-def scales_and_minima(blocks):
-    """The eight 6-bit pairs of Q4_K and Q5_K: (..., 8, 1) each."""
-    a, b, c = (blocks[..., i : i + 4] for i in (4, 8, 12))
-    s = np.concatenate([a & 63, (c & 15) | (a >> 6 << 4)], axis=-1)
-    t = np.concatenate([b & 63, (c >> 4) | (b >> 6 << 4)], axis=-1)
-    return s[..., None].astype(np.float32), t[..., None].astype(np.float32)
+def f32(data):
+    return data.view("<f4")
 
 
-def q4_k(blocks, fifth):
-    """The 256 weights of Q4_K, or of Q5_K with its fifth bits (..., 8, 32); the four others are the last 128 bytes."""
-    s, t = scales_and_minima(blocks)
-    q = nibbles(blocks[..., -128:].reshape(*blocks.shape[:-1], 4, 32)).reshape(*blocks.shape[:-1], 8, 32) + fifth
-    d, m = halves(blocks, 0)[..., None], halves(blocks, 2)[..., None]
-    return (d * s * q - m * t).reshape(*blocks.shape[:-1], 256)
+def f16(data):
+    return data.view("<f2").astype(np.float32)
 
 
-def q5_k(blocks):
-    bits = np.unpackbits(blocks[..., 16:48], axis=-1, bitorder="little").reshape(*blocks.shape[:-1], 32, 8)
-    return q4_k(blocks, 16 * bits.swapaxes(-1, -2).astype(np.int32))
+def bf16(data):
+    return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def q6_k(blocks):
-    low = blocks[..., :128].reshape(*blocks.shape[:-1], 2, 2, 32)  # half, which 32 bytes, byte
-    low = np.stack([low & 15, low >> 4], axis=-3).reshape(*blocks.shape[:-1], 2, 4, 32)
-    high = blocks[..., 128:192].reshape(*blocks.shape[:-1], 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-    q = (low | high << 4).astype(np.int32).reshape(*blocks.shape[:-1], 16, 16) - 32
-    s = blocks[..., 192:208].view(np.int8)[..., None].astype(np.float32)
-    return (halves(blocks, 208)[..., None] * s * q).reshape(*blocks.shape[:-1], 256)
+def q8_0(data):
+    """d, 32 int8."""
+    return half(data[:, :2]) * data[:, 2:].view(np.int8).astype(np.float32)
 
 
-# number of a kind -> bytes of a block, and its weights from blocks (..., bytes)
+def q4_0(data):
+    """d, 16 bytes: weights 0 to 15 in the lower halves, 16 to 31 in the upper."""
+    return half(data[:, :2]) * (nibbles(data[:, 2:]).astype(np.float32) - np.float32(8))
+
+
+def q4_1(data):
+    """d, m, and as Q4_0."""
+    return half(data[:, :2]) * nibbles(data[:, 4:]).astype(np.float32) + half(data[:, 2:4])
+
+
+def q5_0(data):
+    """d, 4 bytes of fifth bits, and as Q4_0."""
+    q = nibbles(data[:, 6:]) | fifth_bits(data[:, 2:6])
+    return half(data[:, :2]) * (q.astype(np.float32) - np.float32(16))
+
+
+def q5_1(data):
+    """d, m, 4 bytes of fifth bits, and as Q4_0."""
+    q = nibbles(data[:, 8:]) | fifth_bits(data[:, 4:8])
+    return half(data[:, :2]) * q.astype(np.float32) + half(data[:, 2:4])
+
+
+def scales(data):
+    """d * sc and dmin * mn, (n, 8, 1) each, from the first 16 bytes of Q4_K and Q5_K: d, dmin, and 12 of 6-bit numbers.
+
+    sc of groups 0 to 3 is in the lower six bits of bytes 0 to 3, mn in those of 4 to 7. Groups 4 to 7 have their lower
+    four bits in bytes 8 to 11, sc in the lower halves and mn in the upper, their two highest above those of the others.
+    """
+    first, second, third = data[:, 4:8], data[:, 8:12], data[:, 12:16]
+    scale = np.concatenate([first & 63, third & 15 | (first >> 6) << 4], axis=1)
+    least = np.concatenate([second & 63, third >> 4 | (second >> 6) << 4], axis=1)
+    products = half(data[:, :2]) * scale.astype(np.float32), half(data[:, 2:4]) * least.astype(np.float32)
+    return products[0][:, :, None], products[1][:, :, None]
+
+
+def groups_of_nibbles(data):
+    """(n, 128) bytes -> (n, 8, 32): 32 bytes are two groups, one in the lower halves and one in the upper."""
+    pairs = data.reshape(-1, 4, 1, 32)
+    return np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
+
+
+def q4_k(data):
+    """Scales, 128 bytes of weights."""
+    scale, least = scales(data)
+    return (scale * groups_of_nibbles(data[:, 16:]).astype(np.float32) - least).reshape(-1, 256)
+
+
+def q5_k(data):
+    """Scales, 32 bytes of fifth bits, bit g of byte i for weight i of group g, 128 bytes of the lower four."""
+    scale, least = scales(data)
+    fifth = data[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    q = groups_of_nibbles(data[:, 48:]) | fifth << 4
+    return (scale * q.astype(np.float32) - least).reshape(-1, 256)
+
+
+def q6_k(data):
+    """128 bytes of lower four bits, 64 of upper two, 16 int8 scales, d. Each half of the block is four rows of 32:
+
+    rows 0 and 1 have their lower bits in the lower halves of bytes 0 to 31 and 32 to 63, rows 2 and 3 in the upper;
+    row r has its upper bits at bits 2r and 2r + 1 of the 32 bytes.
+    """
+    low = data[:, :128].reshape(-1, 2, 1, 2, 32)
+    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
+    high = data[:, 128:192].reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    scale = half(data[:, 208:]) * data[:, 192:208].view(np.int8).astype(np.float32)
+    q = (low | high << 4).reshape(-1, 16, 16).astype(np.float32) - np.float32(32)
+    return (scale[:, :, None] * q).reshape(-1, 256)
+
+
+# number of a kind -> weights of a block, its bytes, and its weights from those: (n, bytes) -> (n, weights)
 KINDS = {
-    0: (4, lambda b: b.view(np.float32)),
-    1: (2, lambda b: b.view(np.float16).astype(np.float32)),
-    30: (2, lambda b: (b.view(np.uint16).astype(np.uint32) << 16).view(np.float32)),
-    8: (34, lambda b: halves(b, 0) * b[..., 2:].view(np.int8)),
-    2: (18, lambda b: halves(b, 0) * (nibbles(b[..., 2:]) - 8)),
-    3: (20, lambda b: halves(b, 0) * nibbles(b[..., 4:]) + halves(b, 2)),
-    6: (22, lambda b: halves(b, 0) * (nibbles(b[..., 6:]) + fifth_bits(b, 2) - 16)),
-    7: (24, lambda b: halves(b, 0) * (nibbles(b[..., 8:]) + fifth_bits(b, 4)) + halves(b, 2)),
-    12: (144, lambda b: q4_k(b, 0)),
-    13: (176, q5_k),
-    14: (210, q6_k),
+    0: (1, 4, f32),
+    1: (1, 2, f16),
+    30: (1, 2, bf16),
+    8: (32, 34, q8_0),
+    2: (32, 18, q4_0),
+    3: (32, 20, q4_1),
+    6: (32, 22, q5_0),
+    7: (32, 24, q5_1),
+    12: (256, 144, q4_k),
+    13: (256, 176, q5_k),
+    14: (256, 210, q6_k),
 }
 
 
 def unpacked(weight, kind):
     """float32 (O, I) from bytes (O, bytes of a row)."""
-    size, weights = KINDS[kind]
-    return weights(weight.reshape(len(weight), -1, size)).reshape(len(weight), -1)
+    rows, size = weight.shape
+    weights, block, unpack = KINDS[kind]
+    return unpack(weight.reshape(-1, block)).reshape(rows, size // block * weights)
 
 
 def stacked(weights, kinds):
