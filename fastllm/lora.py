@@ -94,9 +94,11 @@ class AdapterParameters(FlatParameters):
             bound = view.shape[1] ** -0.5
             view[...] = 0 if name.endswith("lora_b") else rng.uniform(-bound, bound, view.shape)
 
-    def change(self, name: str) -> np.ndarray:
-        """What is added to a map's weight (O, I)."""
-        return self.additions[name].scale * (self[f"{name}.lora_b"] @ self[f"{name}.lora_a"])
+    def change(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """What is added to a map's weight (O, I); in `out` where that is given."""
+        out = np.matmul(self[f"{name}.lora_b"], self[f"{name}.lora_a"], out=out)
+        out *= self.additions[name].scale
+        return out
 
 
 def linear_maps(config: ModelConfig) -> dict[str, tuple[int, int]]:

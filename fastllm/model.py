@@ -248,15 +248,18 @@ class Model(Shareable):
     def merge_adapter(self) -> None:
         """Add what the adapter adds to the parameters themselves, which are float32 in memory from then on.
 
-        The model is then no longer the one at `origin`, which becomes None.
+        The model is then no longer the one at `origin`, which becomes None. Raises ValueError where there is no
+        adapter, MemoryError where there is no room, with the adapter as it was.
         """
         if self.adapter is None:
             raise ValueError("merge_adapter needs an adapter; got a model without; add_lora or load_adapter before")
-        adapter, parameters = self.adapter, self.unfreeze()  # which may find no memory: nothing is lost then
-        with uninterrupted(is_short=True):
+        adapter, parameters = self.adapter, self.unfreeze()
+        weights = {name: parameters[f"{name}.weight"] for name in adapter.additions}
+        room = np.empty(max(weight.size for weight in weights.values()), np.float32)  # here memory may be lacking,
+        with uninterrupted(is_short=True):  # in here no more
             self.remove_adapter()
-            for name in adapter.additions:
-                parameters[f"{name}.weight"][...] += adapter.change(name)
+            for name, weight in weights.items():
+                weight += adapter.change(name, room[: weight.size].reshape(weight.shape))
             self.origin = None
 
     @property
@@ -278,7 +281,7 @@ class Model(Shareable):
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
         logits = aligned((ids.size, self.config.vocab_size), self._backend.dtype)
-        for part in batch.parts(ROWS_AT_ONCE):
+        for part in batch.parts(ids.size if keep else ROWS_AT_ONCE):
             self.head.forward(logits[part.rows], self._network.forward(part, keep))
         return logits.reshape(*ids.shape, -1)
 

@@ -43,10 +43,11 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     Messages alternate and end in an answer. Instructions become messages, see above.
     Raises DataError naming the line or record, OSError for a file that can't be read.
     """
-    read = _read_array if Path(path).suffix.lower() == ".json" else _read_lines
-    records = list(read(path, read_text(path)))
+    is_array = Path(path).suffix.lower() == ".json"
+    records = list((_read_array if is_array else _read_lines)(path, read_text(path)))
     if not records:
-        raise DataError(f"{path} must hold at least one JSON object a line; got none; write a record a line")
+        rule = "an array of at least one JSON object" if is_array else "at least one JSON object a line"
+        raise DataError(f"{path} must hold {rule}; got none; write one for each text or dialogue")
     return records
 
 

@@ -88,19 +88,31 @@ def test_float32_twin_equals_float64_twin(case, size):
 
 
 @pytest.mark.parametrize(("case", "size"), SIZES)
-def test_same_bits_on_one_and_two_threads(case, size):
+def test_same_bits_on_any_number_of_threads(monkeypatch, case, size):
+    """Kernels that have a row of scratch for each thread cut their work into as many parts, whoever does them."""
     assert numba.config.NUMBA_NUM_THREADS >= 2, "needs NUMBA_NUM_THREADS=2 or more; set it before numba loads"
-    inputs = with_scratch(case.build(np.random.default_rng(0), **size), kernels)
+    with monkeypatch.context() as patch:
+        patch.setattr(numba.config, "NUMBA_NUM_THREADS", 8)
+        inputs = with_scratch(case.build(np.random.default_rng(0), **size), kernels)
     threads = numba.get_num_threads()
     results = []
     try:
-        for count in (1, 2):
+        for count, parts in [(1, 1), (2, 2), (2, 3), (2, 8)] if is_cut_by_scratch(inputs) else [(1, 0), (2, 0)]:
             numba.set_num_threads(count)
-            results.append(run(kernels, case, as_type(inputs, np.float32)))
+            arguments = as_type(inputs, np.float32)
+            if parts:
+                arguments["scratch"] = arguments["scratch"][:parts]
+            results.append(run(kernels, case, arguments))
     finally:
         numba.set_num_threads(threads)
-    for name, one in results[0].items():
-        assert one.tobytes() == results[1][name].tobytes(), name
+    for others in results[1:]:
+        for name, one in results[0].items():
+            assert one.tobytes() == others[name].tobytes(), name
+
+
+def is_cut_by_scratch(arguments):
+    scratch = arguments.get("scratch")
+    return isinstance(scratch, np.ndarray) and len(scratch) == 8
 
 
 # Backward against central differences of the float64 forward twin.

@@ -238,6 +238,34 @@ def test_a_cache_of_what_it_cannot_keep(dtype):
     assert model.cache_dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", ["float16", np.float16, np.dtype(np.float16)])
+def test_a_cache_of_float16_by_any_name(dtype):
+    assert kv_cache.KVCache(CONFIG, 1, dtype).keys[0].dtype == np.uint16
+
+
+class Interrupted(list):
+    """How many slots hold each page, where Ctrl-C comes before one more does."""
+
+    def __setitem__(self, where, value):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_copy_gives_no_page_to_two_slots_that_one_may_write_to():
+    model = model_with_cache(CONFIG, "numpy", "float32")
+    cache = model.new_cache(2)
+    text = np.arange(7)
+    model.prefill(text, None, cache, [0])
+    users, cache._users = cache._users, Interrupted(cache._users)
+    with pytest.raises(KeyboardInterrupt):
+        cache.copy(0, 1)
+    cache._users = users
+    assert cache.lengths.tolist() == [7, 0]
+    cache.copy(0, 1)
+    cache.release(0)
+    model.prefill(text[::-1], None, cache, [0])
+    assert_close(model.decode([3], cache, [1])[0], model.forward([*text, 3])[-1], TOLERANCE)
+
+
 def test_slots_that_are_not_there():
     cache = fastllm.Model(CONFIG, backend="numpy").new_cache(3)
     for use in (lambda: cache.copy(2, -1), lambda: cache.copy(3, 0), lambda: cache.truncate(-1, 0),

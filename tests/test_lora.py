@@ -296,6 +296,22 @@ def test_merging_changes_no_logits(config, base):
     assert list(model.gradients) == list(model.parameters)
 
 
+def test_an_adapter_is_not_lost_where_there_is_no_memory_to_merge_it(monkeypatch):
+    model = tuned(next(iter(CONFIGS.values())))
+    before = model.forward([1, 2, 3])
+
+    def full(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastllm.model.np, "empty", full)
+        patch.setattr(fastllm.lora.np, "matmul", full)
+        with pytest.raises(MemoryError):
+            model.merge_adapter()
+    assert model.adapter is not None
+    np.testing.assert_array_equal(model.forward([1, 2, 3]), before)
+
+
 def test_defaults():
     model = fastllm.Model(CONFIGS["llama"])
     adapter = model.add_lora()

@@ -240,15 +240,16 @@ LARGE = {
 
 
 @pytest.mark.parametrize("config", LARGE.values(), ids=LARGE)
-def test_same_bits_on_one_and_two_threads(config):
-    """Of three updates on a thousand rows, which every kernel splits in several parts."""
+def test_same_bits_in_any_number_of_parts(monkeypatch, config):
+    """Of three updates on a thousand rows, which every kernel splits in several parts: products in so many."""
     assert numba.config.NUMBA_NUM_THREADS >= 2, "needs NUMBA_NUM_THREADS=2 or more; set it before numba loads"
     batch = make_batch(config, (80,) * 12 + (17, 1))
     threads = numba.get_num_threads()
     results = []
     try:
-        for count in (1, 2):
+        for count, parts in [(1, 1), (2, 2), (2, 3)]:
             numba.set_num_threads(count)
+            monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", parts)
             model = fastllm.Model(config, seed=0)
             optimizer = fastllm.AdamW(model, weight_decay=0.1)
             for step in range(3):
@@ -259,7 +260,7 @@ def test_same_bits_on_one_and_two_threads(config):
             results.append((model.parameters.flat.tobytes(), model.forward(batch.tokens, batch.starts).tobytes()))
     finally:
         numba.set_num_threads(threads)
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 PROCESS = """
@@ -329,6 +330,15 @@ def test_a_larger_batch_after_a_smaller_one():
         got = gradients_of(model, batch)
     np.testing.assert_array_equal(gradients_of(model, large), expected)
     np.testing.assert_array_equal(got, gradients_of(make_model(CONFIG, "numba"), small))
+
+
+def test_activations_that_are_kept_are_of_all_rows():
+    config = fastllm.preset("nano", vocab_size=11, layers=1, width=32, heads=2)
+    model = fastllm.Model(config, seed=0)
+    tokens = np.random.default_rng(0).integers(0, 11, (20, 64))
+    logits = model.forward(tokens, keep=True)
+    assert model.blocks[0].middle.array.shape[0] == 20 * 64
+    np.testing.assert_allclose(logits, model.forward(tokens), atol=1e-5)
 
 
 def test_logits_belong_to_the_caller():

@@ -143,7 +143,7 @@ def test_published_instructions(shared_data):
         ("[" * 10**5, "must be JSON; got an error"),
         ("{}", "must hold an array of records; got dict"),
         ("3", "must hold an array of records; got int"),
-        ("[]", "must hold at least one"),
+        ("[]", "must hold an array of at least one JSON object; got none"),
         ('[{"text": "x"}, {"text": 3}]', "data.json, record 2: a record must be"),
         ('[{"text": "x"}, [], 3]', "data.json, record 2: a record must be"),
         ('[{"instruction": "x", "output": 3}]', "data.json, record 1: output must be a text"),

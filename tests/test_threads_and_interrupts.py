@@ -186,11 +186,11 @@ def test_a_merge_is_made_whole(monkeypatch):
     model.adapter.flat[...] = 0.1
     expected, change, calls = model.forward([1, 2, 3]), type(model.adapter).change, []
 
-    def interrupted(adapter, name):
+    def interrupted(adapter, name, out):
         calls.append(1)
         if len(calls) == 3:
             press()
-        return change(adapter, name)
+        return change(adapter, name, out)
 
     monkeypatch.setattr(type(model.adapter), "change", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -268,8 +268,9 @@ def a_trainer():
 
 
 @pytest.mark.parametrize("place", ["_update", "score_and_gradients"])
+@pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("at", [1, 2, 5, 6])
-def test_interrupted_in_an_update_and_trained_on_is_uninterrupted(monkeypatch, place, at):
+def test_interrupted_in_an_update_and_trained_on_is_uninterrupted(monkeypatch, place, at, presses):
     whole = a_trainer()
     whole.train()
 
@@ -280,7 +281,8 @@ def test_interrupted_in_an_update_and_trained_on_is_uninterrupted(monkeypatch, p
     def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) == at:
-            press()
+            for _ in range(presses):
+                press()
         return method(*arguments, **options)
 
     monkeypatch.setattr(of, place, interrupted)
@@ -288,7 +290,8 @@ def test_interrupted_in_an_update_and_trained_on_is_uninterrupted(monkeypatch, p
     trainer.callbacks = [lambda done: told.append(done.step)]
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert trainer.optimizer.steps == trainer.step == len(told) < 12
+    assert trainer.optimizer.steps == trainer.step < 12
+    assert presses == 2 or len(told) == trainer.step
     trainer.train()
     assert (trainer.step, trainer.optimizer.steps) == (12, 12)
     assert trainer.model.parameters.flat.tobytes() == whole.model.parameters.flat.tobytes()

@@ -39,7 +39,7 @@ class KVCache:
         self.config = config
         self.dtype = np.dtype(dtype)
         heads, size = config.kv_heads, config.head_size
-        if dtype == np.float16:  # which Numba doesn't know
+        if self.dtype == np.float16:  # which Numba doesn't know
             dtype = np.uint16
         self.page = min(PAGE, -(-config.context // GROUP) * GROUP)
         self.keys = [np.empty((0, heads, self.page // GROUP, size, GROUP), dtype) for _ in range(config.layers)]
@@ -145,10 +145,11 @@ class KVCache:
         self._check_slot(source)
         if source != target:
             self.release(target)
-            self.pages[target], self.lengths[target] = self.pages[source], self.lengths[source]
-            self._held[target] = self._pages_of(int(self.lengths[source]))  # not what a step that failed has left
-            for number in self.pages[target, : self._held[target]]:
+            held = self._pages_of(int(self.lengths[source]))  # not what a step that failed has left
+            for number in self.pages[source, :held]:  # before they are the target's: Ctrl-C may come in between
                 self._users[number] += 1
+            self.pages[target], self.lengths[target] = self.pages[source], self.lengths[source]
+            self._held[target] = held
 
     def reorder(self, indices: ArrayLike) -> None:
         """Let slot b hold what slot indices[b] held; indices (slots,) may repeat (beam search)."""

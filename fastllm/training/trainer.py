@@ -95,6 +95,8 @@ class Trainer:
         self.max_norm = max_norm
         self.accumulate = accumulate
         self.seed = checked_seed(seed, "seed")
+        if self.seed >= 1 << 32:
+            raise ValueError(f"a trainer's seed must be from 0 to 2^32 - 1; got {seed}; use another")
         self.callbacks = list(callbacks)
         self.step = 0
         self._threads = StepThreads()
@@ -113,7 +115,6 @@ class Trainer:
                 batch = self.dataset.batch(self.step)
                 with self._on_threads(len(batch.tokens)):
                     score, norm, rate = self._update(batch)
-                self.step += 1
                 done = Step(self.step, len(batch.tokens), score, norm, rate, time.perf_counter() - began)
                 for callback in self.callbacks:
                     callback(done)
@@ -143,7 +144,9 @@ class Trainer:
                 f"step {self.step + 1}; lower the learning rate or clip harder"
             )
         rate = self.schedule(self.step)
-        self.optimizer.step(rate, scale)
+        with uninterrupted(is_short=True):  # what is done is counted
+            self.optimizer.step(rate, scale)
+            self.step += 1
         return score, norm, rate
 
     def _on_threads(self, tokens: int) -> AbstractContextManager[None]:
