@@ -50,6 +50,7 @@ CASES = {
     "mistral-tied": ("MistralForCausalLM", "MistralConfig", {**COMMON, "tie_word_embeddings": True}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", COMMON),
     "qwen2-tied": ("Qwen2ForCausalLM", "Qwen2Config", {**COMMON, "tie_word_embeddings": True}),
+    "qwen2-wide": ("Qwen2ForCausalLM", "Qwen2Config", {**COMMON, "head_dim": 16}),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**COMMON, "head_dim": 16}),
     "qwen3-tied-biases": (
         "Qwen3ForCausalLM",

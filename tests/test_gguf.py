@@ -77,6 +77,7 @@ def test_metadata(path, fields, expected):
         ({"llama.rope.freq_base": ("bool", True)}, "a finite number > 0; got True"),
         ({"llama.rope.freq_base": ("f64", float("inf"))}, "a finite number > 0; got inf"),
         ({"llama.rope.scaling.type": ("string", "yarn")}, "none or linear; got 'yarn'"),
+        ({"llama.rope.scaling.attn_factor": ("f32", 2)}, "attn_factor must be 1; got 2.0"),
         ({"llama.expert_count": ("u32", 8)}, "llama.expert_count must not be given; got 8"),
         ({"llama.logit_scale": ("array", ("f32", [1, 2]))}, "llama.logit_scale must be a single value"),
         ({"llama.attention.causal": ("bool", False)}, "attention.causal must be true"),

@@ -22,6 +22,9 @@ MODELS = {
     "llama, linear": {"rope_scaling": {"type": "linear", "factor": 2.0}},
     "qwen2": {"attention_bias": True, "attention_output_bias": False, "rope_interleaved": False},
     "llama, qkv biases": {"attention_bias": True, "attention_output_bias": False},
+    "llama, qkv biases, on halves": {
+        "attention_bias": True, "attention_output_bias": False, "rope_interleaved": False, "head_size": 6
+    },
     "qwen3": {"qk_norm": True, "rope_interleaved": False, "head_size": 8},
     "qwen3, on pairs": {"qk_norm": True, "rope_interleaved": True},
     "gpt2": {

@@ -140,7 +140,8 @@ def test_smollm2(smollm2):
     metadata = gguf_metadata(smollm2)
     tokenizer = tokenizer_from_gguf(metadata)
     assert tokenizer.vocab_size == 49152
-    assert (tokenizer.begin_id, tokenizer.end_id, tokenizer.end_ids) == (None, 2, {0, 2})
+    assert (tokenizer.begin_id, tokenizer.end_id, tokenizer.end_ids) == (None, 2, {0, 2, 4})
+    assert [tokenizer.tokens[i] for i in (0, 2, 4)] == ["<|endoftext|>", "<|im_end|>", "<reponame>"]
     assert tokenizer.control_ids == set(range(17))
     assert tokenizer.chat_template.startswith("{% for message in messages %}")
     written = tokenizer_to_gguf(tokenizer)

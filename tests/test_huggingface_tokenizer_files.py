@@ -114,6 +114,14 @@ def test_where_a_chat_template_stands(files, template, tmp_path):
     assert tokenizer.end_token == "<|endoftext|>"  # nothing names another: known by its name
 
 
+def test_several_chat_templates_are_kept(tmp_path):
+    templates = [{"name": "rag", "template": "B"}, {"name": "default", "template": "A"}]
+    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})
+    made.save_into(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"] == templates
+    assert load_tokenizer(tmp_path).chat_template == "A"
+
+
 def test_several_chat_templates_none_of_them_the_default():
     templates = [{"name": "tool", "template": "B"}, {"name": "rag", "template": "C"}]
     made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})

@@ -105,7 +105,7 @@ def _architecture(config: ModelConfig) -> str:
     """llama.cpp's name for models like this. Raises FormatError where it has none."""
     if config.qk_norm:
         name = "qwen3"
-    elif config.attention_bias and not config.attention_output_bias and not config.rope_interleaved:
+    elif _is_qwen2(config):
         name = "qwen2"
     else:
         name = "llama" if config.positions == "rope" else "gpt2"
@@ -135,6 +135,12 @@ def _architecture(config: ModelConfig) -> str:
             f"{', '.join(wrong)}; keep it in fastllm's own format"
         )
     return name
+
+
+def _is_qwen2(config: ModelConfig) -> bool:
+    """Whether to call it so: biases of query, key and value alone, and heads that fill the width, as llama.cpp asks."""
+    are_alone = config.attention_bias and not config.attention_output_bias
+    return are_alone and not config.rope_interleaved and config.head_size == config.width / config.heads
 
 
 def _fields(architecture: str, config: ModelConfig) -> dict[str, Any]:

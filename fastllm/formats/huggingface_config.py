@@ -260,7 +260,8 @@ def _read_rope(config: Json) -> Json:
         "original_max_position_embeddings": config["max_position_embeddings"],
     }
     rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
-    _require(rope, "partial_rotary_factor", 1.0)
+    if rope.get("partial_rotary_factor") is not None:
+        _require(rope, "partial_rotary_factor", 1.0)
     kind = _choice(rope, "rope_type", None, (*ROPE_TYPES, DYNAMIC))
     if config.get("original_max_position_embeddings") is not None:  # this alone goes before what stands inside
         rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]

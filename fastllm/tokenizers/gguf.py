@@ -33,6 +33,9 @@ from fastllm.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, U
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 
+# What llama.cpp ends a text at: the marks of a code model's files, too. END is ours alone.
+ENDS = (ENDS_OF_TURN - {END}) | {"<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<reponame>"}
+
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -187,7 +190,7 @@ class _Fields:
     def ends(self, tokens: list[str]) -> list[int]:
         """Tokens beside eos_token_id that end an answer: those named so are control tokens, whatever their type."""
         named = (self.token_id(name, len(tokens)) for name in ("eot_token_id", "eom_token_id"))
-        called_so = (i for i, token in enumerate(tokens) if token in ENDS_OF_TURN and token != END)  # ours alone
+        called_so = (i for i, token in enumerate(tokens) if token in ENDS)
         return list(dict.fromkeys(i for i in (*named, *called_so) if i is not None))
 
 

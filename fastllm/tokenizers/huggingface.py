@@ -289,7 +289,7 @@ class HuggingFaceTokenizer(Tokenizer):
         settings.pop("name_or_path", None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
-        if self.chat_template is not None:
+        if self.chat_template is not None and not self.template_names:  # which are there as they were given
             settings["chat_template"] = self.chat_template
         self.save(Path(folder) / FILE_NAME)
         write_json(Path(folder) / CONFIG, settings, indent=2)
@@ -342,7 +342,8 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if (folder / TEMPLATE).is_file():
         settings["chat_template"] = _read_text(folder / TEMPLATE)
     elif "chat_template" not in settings and (folder / TEMPLATES).is_dir():
-        settings["chat_template"] = {path.stem: _read_text(path) for path in (folder / TEMPLATES).glob("*.jinja")}
+        paths = sorted((folder / TEMPLATES).glob("*.jinja"))
+        settings["chat_template"] = [{"name": path.stem, "template": _read_text(path)} for path in paths]
     if settings.get("chat_template") is None and (folder / TEMPLATE_JSON).is_file():
         settings["chat_template"] = _read_object(folder / TEMPLATE_JSON).get("chat_template")
     return settings

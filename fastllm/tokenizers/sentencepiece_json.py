@@ -150,6 +150,7 @@ def sentencepiece_from_huggingface(tokenizer: HuggingFaceTokenizer) -> SentenceP
         end_ids=tokenizer.end_ids,
     )
     _check(tokenizer, made, [text for i, text in enumerate(texts) if types[i] == NORMAL], typed_marks=True)
+    _compare_leading(tokenizer, made)
     _compare_around(tokenizer, made, {token["id"] for token in document["added_tokens"]})
     return made
 
@@ -218,6 +219,20 @@ def _compare_around(one: Tokenizer, other: Tokenizer, marks: Iterable[int]) -> N
                     stacklevel=3,
                 )
                 return
+
+
+def _compare_leading(one: Tokenizer, other: Tokenizer) -> None:
+    """Warn where texts that begin with a space get others."""
+    try:
+        ids, others = one.encode(" a").tolist(), other.encode(" a").tolist()
+    except ValueError:  # a character that it has no token for
+        return
+    if ids != others:
+        warnings.warn(
+            f"a tokenizer of this form puts one more space before a text that begins with a space: of ' a', "
+            f"{brief(ids)} become {brief(others)}",
+            stacklevel=3,
+        )
 
 
 def _texts(pieces: list[str], typed_marks: bool) -> Iterator[str]:
