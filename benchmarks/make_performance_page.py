@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.atomic import write_text
-from fastllm.bench import three_digits
+from fastllm.figures import three_digits
 from fastllm.training import svg
 
 Record = dict[str, Any]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.atomic import write_text
-from fastllm.bench import three_digits
+from fastllm.figures import three_digits
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "| case | twin ms | kernel ms | p20 - p80 | faster | GFLOP/s | GB/s |\n|---|--:|--:|--:|--:|--:|--:|"

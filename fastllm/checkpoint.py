@@ -104,7 +104,7 @@ def save_tuned(
     """As save, of a model with an adapter or without: of one with, the folder holds the adapter alone.
 
     It names model.origin as what the adapter adds to, which load then opens too. Whether what is trained is finite has
-    been looked at.
+    been looked at. Raises as save does.
     """
     options = GenerationConfig.of(None, model.generation_options).given  # raises for what load would refuse
     if optimizer is not None and not optimizer.is_of(model):
@@ -357,7 +357,10 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
 
 
 def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """The progress kept with a checkpoint, and the optimizer's state put into `optimizer`."""
+    """The progress kept with a checkpoint, and the optimizer's state put into `optimizer`.
+
+    Raises FileNotFoundError where there is no checkpoint, FormatError for one without progress or that is damaged.
+    """
     folder = find_checkpoint(path)
     if not (folder / PROGRESS).exists():
         raise FormatError(f"{folder} must hold {PROGRESS} to go on with training; got a model only; start a new run")

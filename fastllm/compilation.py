@@ -236,7 +236,7 @@ def calls_of(task: Task) -> dict[str, list[Callable[[], object]]]:
         from .kernels.cases import CASES
 
         return {name: [partial(call_small, name)] for name in CASES}
-    from .kernels.kinds import dot_of, unpack_of
+    from .kernels.block_rows import dot_of, unpack_of
 
     calls = _noted(*_small_model(task))
     for name in task["kinds"]:

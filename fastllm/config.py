@@ -25,7 +25,7 @@ ROPE_SCALINGS = {
 }
 
 
-STEP_ROWS = 32  # of a decoding step: up to so many, each has the same bits as alone
+STEP_ROWS = 32  # of a decoding step: with no more of them, each has the bits that it has alone
 FLOAT32 = (1e-37, 3e38)  # what is neither 0 nor infinite as one
 MOST_POSITIONS = 1 << 27  # floats, half a gigabyte
 

@@ -2,8 +2,10 @@
 
 
 class FastllmError(Exception):
-    """Any error in files, configurations and data. A wrong argument of a call is a ValueError or a TypeError as well as
-    anywhere, a missing file a FileNotFoundError."""
+    """Base of the errors in files, configurations and data.
+
+    A wrong argument of a call raises ValueError or TypeError, a missing file FileNotFoundError.
+    """
 
 
 class ConfigError(FastllmError, ValueError):

@@ -12,8 +12,8 @@ from typing import Self
 class uninterrupted:
     """A block that Ctrl-C leaves whole: it takes effect behind it. A second one takes effect at once.
 
-    It is just the block on another thread than the main one, which no signal interrupts, and where somebody else
-    handles Ctrl-C.
+    It does nothing on another thread than the main one, which no signal interrupts, and where another handler of
+    Ctrl-C is installed.
 
     is_short  a second one waits too, within a longer block as well
     came      whether Ctrl-C has been pressed: a long block may end at the next good place then

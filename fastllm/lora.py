@@ -28,9 +28,9 @@ class LoRAConfig:
     """What is added to a model.
 
     rank             R, columns of the small maps
-    alpha            the addition counts alpha / rank times; 16 whatever the rank (`fastllm train` takes twice the rank)
+    alpha            the addition is scaled by alpha / rank; 16 whatever the rank (`fastllm train` takes twice the rank)
     targets          which linear maps of each block: names from query, key, value, output, gate, up, down
-    rank_stabilized  the addition counts alpha / sqrt(rank) times (Kalajdzievski 2023, arXiv:2312.03732)
+    rank_stabilized  the addition is scaled by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)
 
     Raises ConfigError, which names rule, value and fix.
     """

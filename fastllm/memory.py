@@ -14,7 +14,10 @@ _number = itertools.count()
 
 
 class Place:
-    """Stands for arrays as long as they stay where they are in memory. What is known of them hangs on it, weakly."""
+    """Stands for arrays as long as they stay where they are in memory: then another takes its place.
+
+    What is known of where they are has it as a weak key, and is gone with it.
+    """
 
 
 def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, zeroed: bool = False) -> np.ndarray:

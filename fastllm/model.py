@@ -24,11 +24,11 @@ from .layers.rotary import Rotary
 from .layers.score import Score
 from .layers.shared import Shared
 from .layers.workspace import Workspace
+from .locking import Shareable, in_turn
 from .lora import AdapterParameters, LoRAConfig, additions_of, linear_maps
 from .memory import aligned
 from .packed import Packed
 from .parameters import FileParameters, FlatParameters, Parameters, count_parameters, initialise
-from .turns import Shareable, in_turn
 
 # Rows of a prompt that are read at once: their activations take little memory, and products are at full speed.
 PREFILL_ROWS = 256
@@ -47,6 +47,8 @@ class Model(Shareable):
     dtype    float32; with backend "numpy" also float64, for gradient checks
     weights  in place of random ones: float32 arrays and packed matrices by name, as fastllm.formats opens them. They
              stay where they are, in a mapped file say, and are read only: see `unfreeze`
+
+    Raises ValueError for a backend, a dtype or weights that don't go with it, ConfigError where Numba is switched off.
 
     tokens are whole numbers from 0 to vocab_size - 1, (N,) packed rows or (B, T); starts (S+1,) says where sequences
     begin in packed rows. A target below 0 has no loss. Activations are the model's: threads that share it take turns.
@@ -223,7 +225,10 @@ class Model(Shareable):
 
     @in_turn
     def set_adapter(self, adapter: AdapterParameters) -> None:
-        """Use an adapter, in place of one that is there. Raises ValueError for one of another kind of model."""
+        """Use an adapter, in place of one that is there.
+
+        Raises ValueError for one of another kind of model, TypeError for what is none.
+        """
         if not isinstance(adapter, AdapterParameters):
             raise TypeError(f"an adapter must be AdapterParameters; got {adapter!r:.40}; add_lora or load_adapter")
         if self._backend.dtype != np.float32:
@@ -290,7 +295,7 @@ class Model(Shareable):
         """Sum of losses, right answers and targets; no dropout."""
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
-        batch.aim(checked_targets(self.config, targets, ids.shape))
+        batch.set_targets(checked_targets(self.config, targets, ids.shape))
         score = Score()
         for part in batch.parts(ROWS_AT_ONCE):
             if part.target_count:
@@ -313,11 +318,13 @@ class Model(Shareable):
                       several batches, give the number of targets of them all
         dropout_seed  whole number >= 0 that the masks follow from; None: no dropout
         accumulate    False: gradients take the place of what is there. Quicker than zero_gradients before
+
+        Raises ValueError for a normalizer or a seed out of range, too.
         """
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
         batch.dropout = None if dropout_seed is None else checked_seed(dropout_seed, "dropout_seed")
-        batch.aim(checked_targets(self.config, targets, ids.shape))
+        batch.set_targets(checked_targets(self.config, targets, ids.shape))
         normalizer = float(batch.target_count if normalizer is None else normalizer)
         if not 0 < normalizer < math.inf:
             raise ValueError(f"normalizer must be a number > 0; got {normalizer}; None takes the number of targets")

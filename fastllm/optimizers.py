@@ -20,7 +20,7 @@ def gradient_norm(model: Model) -> float:
     """The L2 norm of all gradients together."""
     backend = model._backend
     with model._lock:
-        return math.sqrt(backend.kernels.squared_norm(backend.norm_partials, model.gradients.flat))
+        return math.sqrt(backend.kernels.squared_norm(model.gradients.flat, backend.norm_partials))
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
@@ -49,7 +49,8 @@ def clip_gradients(model: Model, max_norm: float) -> float:
 class Optimizer:
     """What all optimizers share: the step count, their moments, and which parameters decay.
 
-    weight_decay  of matrices, taken off in proportion to the learning rate; norms, biases and embeddings never decay
+    weight_decay  of matrices: decoupled in AdamW and Lion, added to the gradient in SGD; norms, biases and embeddings
+                  never decay
 
     Raises ValueError for an option out of range.
     """
@@ -109,7 +110,7 @@ class Optimizer:
         """Compile the kernels of an update, by updating no parameters."""
         nothing = self._trainable.flat[:0]
         self._update(nothing, [nothing for _ in self._moments], nothing, 1.0, 1.0, 0.0)
-        self._kernels.squared_norm(self.model._backend.norm_partials, nothing)
+        self._kernels.squared_norm(nothing, self.model._backend.norm_partials)
 
     def _update(
         self,

@@ -6,9 +6,9 @@ The contract, the same for all of them:
   return its scalar.
 - Arrays are float32, C-contiguous and of the shapes in the docstring; ids, targets, starts and positions are
   int32. An optional array that is not there is passed empty. Nothing is checked here: layers do that.
-- Gradients of activations are overwritten, but by a low-rank addition (lora.py), which adds to its map's; gradients of
-  parameters are added to, those of matrices overwritten where `accumulate` is false, which spares setting them to zero.
-- No memory is taken in compiled code: scratch is passed in, from `matmul_scratch`, `packed_scratch`,
+- Gradients of activations are overwritten (but lora_backward adds to dx). Gradients of parameters are added to; those
+  of a matrix and its bias are overwritten where `accumulate` is false, which spares setting them to zero.
+- No memory is taken in compiled code: scratch comes last among the arguments, from `matmul_scratch`, `packed_scratch`,
   `attention_scratch` or `decode_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks.
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.

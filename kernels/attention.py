@@ -24,21 +24,19 @@ only what is its own. Each thread takes the tasks whose middle lies in its share
 import numpy as np
 from numba import types
 
-from .cached_rows import GROUP
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, inline, kernel, prange
+from .keys_and_values import PAGES, pack_keys_and_values
+from .keys_and_values import linked as packing
 from .llvm import LANES, LINE
 from .matmul import SERIAL_WORK, multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
 from .matmul import linked as products
 from .simd import (
     FLOATS,
-    HALVES,
     add,
     advance,
     as_floats,
-    as_halves,
     broadcast,
-    copy_times,
     is_null,
     largest_lane,
     load,
@@ -53,10 +51,9 @@ from .simd import (
 )
 from .tile import TILE_COLUMNS, TILE_ROWS
 
-linked = Linked(products)
+linked = Linked(products, packing)
 only_training = Linked(linked)
 P, N, B = FLOATS, types.int64, types.boolean
-PAGES = types.CPointer(types.int32)
 
 QUERIES, KEYS = 256, 256
 # From one row of scores to the next: whole tiles, and one vector more, lest a column's numbers share a few sets of
@@ -90,24 +87,6 @@ def _squares(starts):
 def _owner(done, work, total, parts):
     """The thread that takes a task before which so much work is done."""
     return (2 * done + work) * parts // (2 * total)
-
-
-@linked(types.void(P, P, N, N))
-def pack_groups(panels, keys, depth, columns):
-    """Pack the keys of so many tokens of a page (kv_cache.py) as pack_transposed does those of rows."""
-    ones = broadcast(np.float32(1))
-    for j in range(0, columns, LANES):
-        to = advance(panels, j // TILE_COLUMNS * TILE_COLUMNS * depth + j % TILE_COLUMNS)
-        group = advance(keys, j // GROUP * GROUP * depth + j % GROUP)
-        for k in range(depth):
-            copy_times(advance(to, k * TILE_COLUMNS), advance(group, k * GROUP), ones)
-
-
-@linked(types.void(P, HALVES, N))
-def widen(to, halves, count):
-    """So many float16 as float32, rounded up to whole vectors."""
-    for i in range(0, count, LANES):
-        store(advance(to, i), load_all(advance(halves, i)))
 
 
 @linked(types.void(P, P, P, N, N, N, P, N, N), ordered=True)
@@ -156,11 +135,8 @@ def _forward_block(
     """One head, queries first .. first + queries - 1 of a sequence.
 
     out, lse, q  addresses for the block's first query; lse may be null
-    k, v         for the sequence's first key, or for the first of all pages; row floats from one to the next
-    pages, page  numbers of the pages that hold the sequence's keys, `page` rows each: at most KEYS, or a multiple of
-                 that; keys stand there in groups (kv_cache.py). page = 0: the keys are one stretch of rows
-    apart        numbers from a page to the next
-    is_half      whether pages hold float16
+    page         at most KEYS, or a multiple of that, or 0
+    k, v, row, pages, apart, is_half  as in pack_keys_and_values
     """
     wide = padded(size)
     scores = scratch
@@ -177,29 +153,21 @@ def _forward_block(
     together = min(KEYS, page) if page else KEYS
     for j in range(0, first + queries, together):
         keys = min(together, first + queries - j)
-        begin = pages[j // page] * apart + j % page * row if page else j * row
-        if is_half:
-            widen(spare, advance(as_halves(k), begin), (keys + GROUP - 1) // GROUP * GROUP * size)
-            pack_groups(k_panels, spare, size, keys)
-            widen(spare, advance(as_halves(v), begin), keys * size)
-            pack_rows(v_panels, spare, size, keys, size, np.float32(1))
-        else:
-            if page:
-                pack_groups(k_panels, advance(k, begin), size, keys)
-            else:
-                pack_transposed(k_panels, advance(k, begin), row, size, keys)
-            pack_rows(v_panels, advance(v, begin), row, keys, size, np.float32(1))
+        pack_keys_and_values(k_panels, v_panels, k, v, row, pages, page, apart, is_half, j, keys, size, spare)
         for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
             rows = min(TILE_ROWS, queries - i)
             seen = min(keys, first + i + rows - j)  # by the tile's last query
             target = advance(out, i * out_row)
+            # score_ij = scale * q_i . k_j
             multiply_tile_row(
                 scores, ROW, advance(scaled, i * size), size, 1, k_panels, TILE_COLUMNS * size, TILE_COLUMNS, rows,
                 seen, size, null(), 0, null(), null(),
             )
+            # p_ij = exp(score_ij - top_i), and out_i so far in proportion
             _softmax_rows(
                 scores, advance(top, i), advance(total, i), rows, first + i + 1 - j, seen, target, out_row, size
             )
+            # out_i += sum_j p_ij v_j
             multiply_tile_row(
                 target, out_row, scores, ROW, 1, v_panels, TILE_COLUMNS * keys, TILE_COLUMNS, rows, size, seen,
                 null() if j == 0 else target, out_row, null(), null(),

@@ -35,7 +35,7 @@ def _exact_squares(x):
 
 
 @kernel(parallel=True)
-def squared_norm(partials, x):
+def squared_norm(x, partials):
     """The sum of squares of x (P,), a float64. partials: (MAX_CHUNKS,) float64 scratch.
 
     Where a float32 does not hold the squares, they are added up once more, as float64.

@@ -43,7 +43,7 @@ def lora_forward(out, hidden, x, a, b, first, scale, scratch):
     x       (N, I)
     a, b    (R, I), (O, R)
     first   column of out
-    scale   the map counts so many times
+    scale   factor of the low-rank product
     scratch from matmul_scratch()
     """
     parts = 1 if x.size * a.shape[0] < SERIAL_WORK else scratch.shape[0]

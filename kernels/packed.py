@@ -15,8 +15,8 @@ from functools import cache
 
 import numpy as np
 
+from .block_rows import call_dot, call_round, call_unpack, dot_of, rounding_of, step, unpack_of
 from .jit import chunk_count, inline, kernel, prange, prepared
-from .kinds import call_dot, call_round, call_unpack, dot_of, rounding_of, step, unpack_of
 from .matmul import linked, matmul_scratch, multiply, thread_rooms
 from .simd import advance, advance_optional, as_bytes, null, optional, pointer
 from .tile import TILE_COLUMNS
@@ -69,7 +69,7 @@ def _dot_outputs(out, x, rounded, weights, dots, bias, residual, start, stop):
 
 
 @kernel(parallel=True)
-def dots(out, x, weights, functions, rounding, bias, residual, scratch):
+def packed_rows(out, x, weights, functions, rounding, bias, residual, scratch):
     """packed_rows_forward, with the addresses of the kinds' functions in place of the kinds."""
     outputs = out.shape[1]
     rounded = as_bytes(pointer(scratch))
@@ -95,7 +95,7 @@ def packed_rows_forward(out, x, weights, kinds, bias, residual, scratch):
     residual (N, O)  added to the result; (0, 0) for none
     scratch  from packed_scratch(I or more, N or more)
     """
-    return dots, (out, x, weights, *_functions(kinds), bias, residual, scratch)
+    return packed_rows, (out, x, weights, *_functions(kinds), bias, residual, scratch)
 
 
 @cache
@@ -146,7 +146,7 @@ def _rooms(scratch, columns, part):
 
 
 @kernel(parallel=True, calls=linked)
-def products(out, x, weights, functions, bias, residual, scratch):
+def packed_products(out, x, weights, functions, bias, residual, scratch):
     """packed_forward, with the addresses of the kinds' functions in place of the kinds."""
     parts = scratch.shape[0]
     for part in prange(parts):
@@ -156,7 +156,7 @@ def products(out, x, weights, functions, bias, residual, scratch):
 @prepared
 def packed_forward(out, x, weights, kinds, bias, residual, scratch):
     """An affine map of each row, by the matrix product: arguments as in packed_rows_forward."""
-    return products, (out, x, weights, _unpackers(kinds), bias, residual, scratch)
+    return packed_products, (out, x, weights, _unpackers(kinds), bias, residual, scratch)
 
 
 @cache
@@ -188,7 +188,7 @@ def _backward_part(dx, dout, weights, functions, residual, scratch, part, parts)
 
 
 @kernel(parallel=True, calls=linked)
-def products_backward(dx, dout, weights, functions, residual, scratch):
+def packed_products_backward(dx, dout, weights, functions, residual, scratch):
     """packed_backward, with the addresses of the kinds' functions in place of the kinds."""
     parts = min(scratch.shape[0], dx.shape[0])
     for part in prange(parts):
@@ -204,7 +204,7 @@ def packed_backward(dx, dout, weights, kinds, residual, scratch):
     weights, kinds, scratch  as in packed_forward
     residual (N, I)  added to dx; (0, 0) for none
     """
-    return products_backward, (dx, dout, weights, _unpackers(kinds), residual, scratch)
+    return packed_products_backward, (dx, dout, weights, _unpackers(kinds), residual, scratch)
 
 
 @inline
@@ -218,7 +218,7 @@ def _look_up_rows(out, ids, weight, unpack, start, stop):
 
 
 @kernel(parallel=True)
-def look_up(out, ids, weight, unpack):
+def packed_embedding(out, ids, weight, unpack):
     """packed_embedding_forward, with the address of the kind's function in place of the kind."""
     rows, chunks = out.shape[0], chunk_count(out.size)
     if chunks == 1:
@@ -232,4 +232,4 @@ def look_up(out, ids, weight, unpack):
 @prepared
 def packed_embedding_forward(out, ids, weight, kind):
     """out (N, C) = rows ids (N,) of weight (V, bytes of a row) uint8 of one kind."""
-    return look_up, (out, ids, weight, unpack_of(kind))
+    return packed_embedding, (out, ids, weight, unpack_of(kind))

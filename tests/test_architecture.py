@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "rope": {"config"},
     "layers": {"config", "errors", "interrupts", "lora", "memory", "packed", "parameters", "rope"},
     "inputs": {"config", "layers"},
-    "model": {"config", "inputs", "interrupts", "layers", "lora", "memory", "packed", "parameters", "turns"},
+    "model": {"config", "inputs", "interrupts", "layers", "locking", "lora", "memory", "packed", "parameters"},
     "optimizers": {"interrupts", "memory", "model"},
     "quantize": {"kernels", "packed"},
     "tokenizers": {"atomic", "config", "errors"},
@@ -39,12 +39,12 @@ MAY_IMPORT = {
     "compilation": {"config", "kernels", "layers", "machine", "model", "optimizers", "packed", "parameters"},
     "generation": {"config", "dialogue", "errors", "inputs", "interrupts", "model", "tokenizers"},
     "bench": {
-        "atomic", "config", "datasets", "errors", "kernels", "machine", "memory", "model", "optimizers", "peers",
-        "schedules", "training",
+        "atomic", "config", "datasets", "errors", "figures", "kernels", "machine", "memory", "model", "optimizers",
+        "peers", "schedules", "training",
     },
     "peers": {
-        "atomic", "config", "conversion", "datasets", "errors", "formats", "kernels", "machine", "model", "optimizers",
-        "parameters", "records", "schedules", "tokenizers", "training",
+        "atomic", "config", "conversion", "datasets", "errors", "figures", "formats", "kernels", "machine", "model",
+        "optimizers", "parameters", "records", "schedules", "tokenizers", "training",
     },
 }  # fmt: skip
 MAY_IMPORT["training"] = {

@@ -112,7 +112,7 @@ def test_smollm2(smollm2):
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n"
     )
-    assert end_ids(tokenizer) == {0, 2}
+    assert end_ids(tokenizer) == {0, 2, 4}
 
 
 FORGERS = [

@@ -1,7 +1,7 @@
 """Benchmarks: contenders that do the same work, checked against each other, then timed in turns."""
 
 from .kernel import check_kernel, kernel_benchmark
-from .report import Record, describe_machine, failure, records, three_digits, write_json
+from .report import Record, describe_machine, failure, records, write_json
 from .timing import Benchmark, CheckError, Contender, Timing, measure, settle
 from .training_step import TRAINING_STEPS, check_gradients, training_benchmark
 
@@ -20,7 +20,6 @@ __all__ = [
     "measure",
     "records",
     "settle",
-    "three_digits",
     "training_benchmark",
     "write_json",
 ]

@@ -60,13 +60,6 @@ def failure(benchmark: Benchmark, error: Exception) -> list[Record]:
     return [Record(benchmark.name, contender.name, error=str(error)) for contender in benchmark.contenders]
 
 
-def three_digits(value: float | None) -> str:
-    """A number as tables show it: three digits that count; - for what isn't known."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
-
-
 def describe_machine() -> str:
     """What times depend on, in one line: processor, threads, versions."""
     return machine.describe(get_num_threads(), "numpy", "numba")

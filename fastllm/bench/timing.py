@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import FastllmError
-from ..peers.report import spread
+from ..figures import spread
 
 PAUSE = 0.01  # seconds between two looks at the threads
 MOST_PAUSES = 100

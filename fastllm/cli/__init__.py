@@ -69,6 +69,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     _prepare_streams()
+    of_python = warnings.formatwarning
     warnings.formatwarning = lambda message, *where, **more: f"fastllm: note: {message}\n"
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in COMMANDS), None)
@@ -86,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except (FastllmError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         return _fail(error, 1)
+    finally:
+        warnings.formatwarning = of_python  # of whoever called this from Python
 
 
 def _prepare_streams() -> None:

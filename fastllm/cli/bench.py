@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..machine import THREAD_VARIABLES, usable_cores
-from .figures import check_json
+from .json_option import check_json
 
 if TYPE_CHECKING:
     from ..bench import Benchmark, Record
@@ -228,7 +228,7 @@ def _benchmarks(patterns: list[str], quick: bool) -> Iterator[Benchmark]:
 
 
 def _row(kernel: Record, twin: Record) -> str:
-    from ..bench import three_digits
+    from ..figures import three_digits
 
     if kernel.error:
         return f"{kernel.case:<44} FAILED: {kernel.error}"

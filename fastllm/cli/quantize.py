@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, FastllmError
 from .convert import add_writing, check_names, progress, size_text
-from .figures import check_json
+from .json_option import check_json
 
 if TYPE_CHECKING:
     from ..model import Model

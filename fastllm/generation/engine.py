@@ -49,6 +49,8 @@ class Engine:
     chunk      most tokens of prompts to read in one step, 1 or more
     remembers  whether prompts stay in the cache for those to come, which takes their memory
 
+    Raises ValueError for a number out of range, TypeError for what is none.
+
     One thread at a time. Whoever wants a token calls `step`, and that serves all requests.
 
         >>> import fastllm

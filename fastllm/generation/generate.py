@@ -232,8 +232,8 @@ def generate_tokens(
 
     sampler  one that goes on from an earlier call, in place of a new one from the seed
 
-    Without `end_ids` no token ends the text. Errors as for `generate`; they are raised here, not at the first
-    token.
+    Without `end_ids` no token ends the text. Errors as for `generate`, and ConfigError for n > 1; they are raised
+    here, not at the first token.
     """
     config = GenerationConfig.of(config, options, model.generation_options)
     if config.n > 1:

@@ -74,7 +74,7 @@ class Batch:
         """How many rows have a target."""
         return 0 if self.targets is None else len(self.targets)
 
-    def aim(self, targets: np.ndarray) -> None:
+    def set_targets(self, targets: np.ndarray) -> None:
         """Take the targets (N,) that are not below 0."""
         self.targets, self.scored = targets, None
         if targets.min() < 0:

@@ -27,6 +27,8 @@ class KVCache:
     pages         (slots, most) int32, the numbers of each slot's pages, in order
     place         stands for the memory of keys and values, until it moves
 
+    Raises ValueError for slots that are not there, TypeError for numbers that are not whole.
+
     A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
     see, too, goes to a copy.
     """

@@ -21,7 +21,7 @@ from ..formats import open_model, write_gguf, write_huggingface
 from ..formats.bytes_of_file import map_file
 from ..parameters import Parameters, initialise
 from .generation import GENERATORS, NEEDS, PACKAGES, SEED, GenerationCase
-from .race import PAUSE, PeerError, Worker, compile_kernels, threads_of_processes
+from .race import PAUSE, PeerError, Worker, threads_of_processes, warm_up
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_0")
 QUICK_KINDS = ("F32", "Q4_0")
@@ -188,7 +188,7 @@ def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rou
         outcomes: dict[str, Outcome] = {}
         expected: np.ndarray | None = None
         ours = cases["fastllm"]
-        compile_kernels(ours, ("decoding",), ("reading",), ("together", ours.together))
+        warm_up(ours, ("decoding",), ("reading",), ("together", ours.together))
         for name, case in cases.items():
             began = time.perf_counter()
             worker = Worker(name, case)

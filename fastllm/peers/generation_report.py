@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import atomic, machine
+from ..figures import spread
 from .generation_race import TOLERANCES, Outcome
-from .report import spread
 
 VERSIONS = ("numpy", "numba", "llama_cpp_python", "torch", "transformers")
 ROW = "{:<5} {:<13} {:>20} {:>22} {:>14} {:>9} {:>10} {:>9}"

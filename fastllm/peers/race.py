@@ -126,7 +126,7 @@ def race(
         if isinstance(case, TrainingCase):
             _weights(case).tofile(folder / "weights")
         if "fastllm" in contenders:
-            compile_kernels(case, ("load", folder), ("steps", 1))
+            warm_up(case, ("load", folder), ("steps", 1))
         workers = []
         for contender in contenders:
             workers.append(Worker(contender, case))
@@ -154,7 +154,7 @@ def race(
     return Race(name, target, case.flops, results, limits)
 
 
-def compile_kernels(case: Case | GenerationCase, *requests: tuple[Any, ...]) -> None:
+def warm_up(case: Case | GenerationCase, *requests: tuple[Any, ...]) -> None:
     """Have the kernels on disk that some requests, methods with arguments, take.
 
     The compiler's memory and time are no part of what is measured.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from .. import atomic, machine
+from ..figures import spread, three_digits
 from .race import Race, Result
 
 ROW = "{:<20} {:>11} {:>12} {:>20} {:>7} {:>7} {:>6} {:>20}"
@@ -37,11 +36,11 @@ def row(race: Race) -> str:
     """A line under HEAD."""
     _, low, high = spread(_result(race, "fastllm").seconds)
     memory = {result.contender: result.peak_bytes / 1e6 for result in race.results}
-    times = [_milliseconds(median(race, name)) if name in memory else "-" for name in ("eager", "compiled")]
+    times = [three_digits(median(race, name) * 1e3) if name in memory else "-" for name in ("eager", "compiled")]
     return ROW.format(
         race.name,
         *times,
-        f"{_milliseconds(median(race, 'fastllm'))} ({_milliseconds(low)}-{_milliseconds(high)})",
+        f"{three_digits(median(race, 'fastllm') * 1e3)} ({three_digits(low * 1e3)}-{three_digits(high * 1e3)})",
         f"{ratio(race):.2f}x",
         f"{race.target:g}x",
         f"{share_of_peak(race):.0%}",
@@ -91,13 +90,3 @@ def _result(race: Race, contender: str) -> Result:
 
 def _limit(race: Race, name: str) -> float:
     return statistics.median(limits[name] for limits in race.limits)
-
-
-def spread(figures: Sequence[float]) -> tuple[float, float, float]:
-    """The median, the 20th and the 80th percentile."""
-    median, low, high = np.percentile(figures, (50, 20, 80)).tolist()
-    return median, low, high
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"

@@ -24,10 +24,10 @@ MOST_IDS = 1 << 22
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-def added_token(token_id: int, text: str, special: bool, normalized: bool = False) -> dict[str, Any]:
+def added_token(token_id: int, text: str, special: bool) -> dict[str, Any]:
     """An entry of added_tokens."""
     return {"id": token_id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": normalized, "special": special}  # fmt: skip
+            "normalized": False, "special": special}  # fmt: skip
 
 
 def bpe_model(vocabulary: Mapping[str, int], merges: list[Any], **options: Any) -> dict[str, Any]:

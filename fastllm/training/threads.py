@@ -49,7 +49,7 @@ class StepThreads:
 
         Afterwards the number of threads is as before.
         """
-        from ..kernels import jit  # takes long, and the twins do without
+        from ..kernels import jit  # takes long
 
         most: int = jit.get_num_threads()
         self._tokens = 0 if most == 1 or operations >= SMALL * most else tokens

@@ -14,7 +14,7 @@ FLAT_REALISTIC = {
 
 @case(FLAT, FLAT_REALISTIC, flops=lambda s: 2 * s.parameters)
 def squared_norm(rng, parameters):
-    return {"partials": np.full(MAX_CHUNKS, np.nan), "x": normal(rng, parameters)}
+    return {"x": normal(rng, parameters), "partials": np.full(MAX_CHUNKS, np.nan)}
 
 
 @case(FLAT, FLAT_REALISTIC, flops=lambda s: s.parameters, updated=("x",))

@@ -6,7 +6,7 @@
 import numpy as np
 
 
-def squared_norm(partials, x):
+def squared_norm(x, partials):
     """Sum of the squares of x (P,), as float64: in float32 a few million squares lose their last digits."""
     return np.square(x, dtype=np.float64).sum()
 
