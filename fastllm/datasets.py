@@ -30,6 +30,7 @@ from .records import Record, checked_record
 from .tokenizers.base import Tokenizer, pieces
 
 NO_TARGET = -1
+ROWS = 4096  # tokens of a batch for evaluation, behind which it may be stopped
 TRIES = 1000
 
 
@@ -128,9 +129,14 @@ class Examples:
         return pack(join(examples, self.join) if self.join else examples)
 
     def in_order(self) -> Iterator[PackedBatch]:
-        """All examples in the order that they were given, each by itself, 64 in a batch."""
-        for at in range(0, len(self.examples), 64):
-            yield pack(self.examples[at : at + 64])
+        """All examples in the order that they were given, each by itself, in batches of about ROWS tokens."""
+        begin, tokens = 0, 0
+        for at, example in enumerate(self.examples):
+            if at > begin and tokens + len(example.tokens) > ROWS:
+                yield pack(self.examples[begin:at])
+                begin, tokens = at, 0
+            tokens += len(example.tokens)
+        yield pack(self.examples[begin:])
 
 
 class OneBatch:
@@ -203,9 +209,9 @@ class TokenStream:
     def in_order(self) -> Iterator[PackedBatch]:
         """The text in windows one after another, each without the ones before, the last as long as what is left."""
         whole = (len(self.tokens) - 1) // self.length * self.length
-        first = np.arange(0, whole, self.length)
-        for at in range(0, len(first), 64):
-            yield self._windows(first[at : at + 64], self.length)
+        first, together = np.arange(0, whole, self.length), max(1, ROWS // self.length)
+        for at in range(0, len(first), together):
+            yield self._windows(first[at : at + together], self.length)
         if rest := len(self.tokens) - 1 - whole:
             yield self._windows(np.array([whole]), rest)
 

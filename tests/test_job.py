@@ -1,5 +1,6 @@
 """Jobs: run folders, interruption at any moment, and going on as if nothing had been."""
 
+import dataclasses
 import json
 import math
 import os
@@ -56,6 +57,8 @@ class Plan:
     def __init__(self, dataset, steps, evaluate_every=None, validation="some"):
         self.dataset, self.steps, self.validation = dataset, steps, validation
         self.config = types.SimpleNamespace(evaluate_every=evaluate_every)
+
+    validate_every = job_module.Phase.validate_every
 
 
 def test_when_metrics_and_validation_are_due():
@@ -193,6 +196,54 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path, config, uninterrupte
     assert lines == uninterrupted[0]
 
 
+@pytest.mark.parametrize("step", [4, FACTS])
+def test_stopped_in_a_validation(tmp_path, config, uninterrupted, monkeypatch, step):
+    """It is not waited for: who goes on begins with it."""
+    job, whole = Job.start(tmp_path / "run", config), job_module.scores
+
+    def interrupted(*arguments):
+        for score in whole(*arguments):
+            if job._trainer.step == step:
+                os.kill(os.getpid(), 2)
+            yield score
+            assert job._trainer.step != step, "went on"
+
+    monkeypatch.setattr(job_module, "scores", interrupted)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of phase facts"):
+        job.train(Recorder())
+    monkeypatch.undo()
+    Job.resume(tmp_path / "run").train(Recorder())
+    assert finished(tmp_path / "run") == uninterrupted
+
+
+def test_stopped_in_the_last_validation(tmp_path, monkeypatch):
+    config = make_job(tmp_path)
+    config = dataclasses.replace(config, phases=config.phases[:1])
+    recorder = stop_at("facts", FACTS)
+    with pytest.raises(Interrupted, match=f"stopped at step {FACTS}"):
+        Job.start(tmp_path / "run", config).train(recorder)
+    job = Job.resume(tmp_path / "run")
+    assert not job.is_done
+    recorder = Recorder()
+    job.train(recorder)
+    assert [record["step"] for record in recorder.records] == [FACTS] and not recorder.steps
+    assert "validation_loss" in recorder.records[0]
+    assert Job.resume(tmp_path / "run").is_done
+
+
+def test_validations_of_a_long_text_take_a_tenth_of_the_time(tmp_path):
+    (tmp_path / "text.txt").write_text("Bees make honey, and we like it. " * 30_000)
+    phase = {"name": "a", "data": str(tmp_path / "text.txt"), "steps": 100, "learning_rate": 1e-3}
+    tables = {"tokenizer": {"type": "byte"}, "phases": [phase]}
+    job = Job.start(tmp_path / "run", make_job(tmp_path, **tables))
+    assert job.phases[0].every == -(-99_000 // job_module.LEAST_VALIDATION) == 7
+    assert "a validation reads one batch in 7 of 98,999 tokens" in " ".join(job.notes)
+    parts = list(job_module.scores(job.model, job.phases[0].validation, 7))
+    assert 99_000 / 7 - 4096 <= sum(score.targets for score in parts) <= 99_000 / 7 + 4096
+    tables["phases"] = [{**phase, "evaluate_every": 10}]
+    assert Job.start(tmp_path / "all", make_job(tmp_path, **tables)).phases[0].every == 1
+
+
 def test_stopped_after_every_update(tmp_path, config, uninterrupted):
     job = Job.start(tmp_path / "run", config)
     for phase, steps in (("facts", FACTS), ("dialogues", DIALOGUE_STEPS - 1)):
@@ -283,7 +334,7 @@ def test_what_a_killed_process_left_goes(tmp_path, config):
 
 def test_a_validation_that_is_not_finite_ends_it(tmp_path, config, monkeypatch):
     """Before a line is written that is no JSON."""
-    monkeypatch.setattr("fastllm.training.job.evaluate", lambda *_: Score(math.nan, 0, 5))
+    monkeypatch.setattr("fastllm.training.job.scores", lambda *_: [Score(math.nan, 0, 5)])
     with pytest.raises(TrainingError, match="the validation loss must stay finite; got nan after step 4"):
         Job.start(tmp_path / "run", config).train(Recorder())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -29,7 +29,11 @@ from ..tokenizers.base import Tokenizer
 from .config import JobConfig, PhaseConfig
 from .run import Run, check_progress
 from .source import Reading, Source, resolve
-from .trainer import Step, Trainer, evaluate
+from .trainer import Step, Trainer, scores
+
+VALIDATION_TIME = 0.1  # of training's, about: all validations together, unless evaluate_every says when they are
+FORWARD = 3  # tokens that are read forward alone in the time of one that is trained on
+LEAST_VALIDATION = 1 << 14  # tokens, which are worth their time
 
 
 class Interrupted(FastllmError):
@@ -54,12 +58,17 @@ class Reporter(Protocol):
 
 @dataclass
 class Phase:
-    """A phase's configuration with its data. seed: of its batches and masks, which are no other phase's."""
+    """A phase's configuration with its data.
+
+    seed   of its batches and masks, which are no other phase's
+    every  a validation reads one batch of so many
+    """
 
     config: PhaseConfig
     seed: int
     dataset: Dataset
     validation: Dataset | None
+    every: int = 1
 
     @property
     def steps(self) -> int:
@@ -68,6 +77,11 @@ class Phase:
             return self.config.steps
         assert self.config.epochs is not None
         return self.config.epochs * self.dataset.steps_per_epoch
+
+    @property
+    def validate_every(self) -> int:
+        """Steps between validations."""
+        return self.config.evaluate_every or max(1, self.steps // 20)
 
 
 class Job:
@@ -141,10 +155,9 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to train."""
-        is_last = self._at == len(self.phases) - 1
-        return self._at == len(self.phases) or (
-            is_last and self._trainer is not None and self._trainer.step >= self._trainer.steps
-        )
+        trainer, is_last = self._trainer, self._at == len(self.phases) - 1
+        is_trained = is_last and trainer is not None and trainer.step >= trainer.steps
+        return self._at == len(self.phases) or (is_trained and not self._sums.updates)
 
     def train(self, reporter: Reporter) -> None:
         """Train what is left of all phases.
@@ -171,36 +184,47 @@ class Job:
         calendar = _Calendar(phase)
         saved = time.monotonic()
         trainer.callbacks = [reporter.step, lambda done: self._sums.add(done)]  # to those of the line to come
-        while trainer.step < trainer.steps:
+        self._log_what_is_due(calendar, phase, trainer, reporter, stopping)  # the last time, it was stopped in that
+        while not stopping.is_set() and trainer.step < trainer.steps:
             trainer.train(trainer.step + 1)
-            if calendar.is_due(trainer.step):
-                record = {
-                    "phase": phase.config.name,
-                    "epoch": round(trainer.step / phase.dataset.steps_per_epoch, 3),
-                    "step": trainer.step,
-                    **self._sums.record(),
-                }
-                if phase.validation and calendar.is_validation_due(trainer.step):
-                    score = evaluate(self.model, phase.validation)
-                    if not math.isfinite(score.loss):
-                        raise TrainingError(
-                            f"the validation loss must stay finite; got {score.loss} after step {trainer.step}; lower "
-                            "the learning rate or clip harder"
-                        )
-                    record |= {f"validation_{name}": value for name, value in _figures(score).items()}
-                self.run.log(record)
-                reporter.log(record)
-                self._sums = Sums()
+            self._log_what_is_due(calendar, phase, trainer, reporter, stopping)
             if time.monotonic() - saved > self.config.checkpoint_seconds:
                 self._save(phase, trainer)
                 saved = time.monotonic()
-            if stopping.is_set() and not self.is_done:
-                self._save(phase, trainer)
-                raise Interrupted(
-                    f"stopped at step {trainer.step} of phase {phase.config.name}; the checkpoint is in "
-                    f"{self.run.checkpoint}; go on with --run {self.run.folder} --resume"
-                )
         self._save(phase, trainer)
+        if stopping.is_set() and not self.is_done:
+            raise Interrupted(
+                f"stopped at step {trainer.step} of phase {phase.config.name}; the checkpoint is in "
+                f"{self.run.checkpoint}; go on with --run {self.run.folder} --resume"
+            )
+
+    def _log_what_is_due(
+        self, calendar: _Calendar, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event
+    ) -> None:
+        """Write a line of metrics where one is due; none where its validation is stopped before the end."""
+        if not self._sums.updates or not calendar.is_due(trainer.step):
+            return
+        record = {
+            "phase": phase.config.name,
+            "epoch": round(trainer.step / phase.dataset.steps_per_epoch, 3),
+            "step": trainer.step,
+            **self._sums.record(),
+        }
+        if phase.validation and calendar.is_validation_due(trainer.step):
+            score = Score()
+            for part in scores(self.model, phase.validation, phase.every):
+                if stopping.is_set():
+                    return
+                score += part
+            if not math.isfinite(score.loss):
+                raise TrainingError(
+                    f"the validation loss must stay finite; got {score.loss} after step {trainer.step}; lower "
+                    "the learning rate or clip harder"
+                )
+            record |= {f"validation_{name}": value for name, value in _figures(score).items()}
+        self.run.log(record)
+        reporter.log(record)
+        self._sums = Sums()
 
     def _save(self, phase: Phase, trainer: Trainer) -> None:
         if not np.isfinite(self.model.trainable.flat).all():
@@ -271,8 +295,18 @@ class Job:
         dataset, validation = sources[config.data].datasets(reading)
         if config.validation is not None:
             validation = sources[config.validation].whole(reading)
+        phase = Phase(config, seed, dataset, validation)
+        if validation is not None and config.evaluate_every is None:
+            tokens = sum(len(batch.tokens) for batch in validation.in_order())
+            trained = phase.validate_every * len(dataset.batch(0).tokens)
+            phase.every = math.ceil(tokens / max(LEAST_VALIDATION, VALIDATION_TIME * FORWARD * trained))
+            if phase.every > 1:
+                reading.notes.append(
+                    f"a validation reads one batch in {phase.every} of {tokens:,} tokens, for a tenth of the time; all "
+                    "where evaluate_every is given; `fastllm eval` reads all, too"
+                )
         self.notes += [note for note in reading.notes if note not in self.notes]
-        return Phase(config, seed, dataset, validation)
+        return phase
 
 
 def build(config: JobConfig, sources: dict[str, Source]) -> tuple[Tokenizer, Model]:
@@ -360,7 +394,7 @@ class _Calendar:
         self._steps = phase.steps
         per_epoch = phase.dataset.steps_per_epoch
         self._every = per_epoch if isinstance(phase.dataset, Examples) else max(1, self._steps // 200)
-        self._validate_every = phase.config.evaluate_every or max(1, self._steps // 20)
+        self._validate_every = phase.validate_every
         self._has_validation = phase.validation is not None
 
     def is_due(self, step: int) -> bool:
