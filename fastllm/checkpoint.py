@@ -127,8 +127,8 @@ def save_tuned(
         tokenizer.save_into(new)
         if optimizer is not None:
             _write_arrays(new / OPTIMIZER, optimizer.state())
-        if progress is not None:
-            _write_json(new / PROGRESS, dict(progress))
+        if progress is not None or optimizer is not None:
+            _write_json(new / PROGRESS, dict(progress or {}))
 
 
 def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, Tokenizer]:

@@ -105,12 +105,14 @@ class Examples:
         self, examples: Iterable[Example], rows_per_update: int = 16, seed: int = 0, join: int = 0
     ) -> None:
         self.examples = list(examples)
-        self.join = join
+        self.join = whole_number(join, "join")
         if not self.examples:
             raise DataError("a data set needs at least one text or dialogue of two tokens; got none; add some")
         self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
         if rows_per_update < 1:
             raise ValueError(f"rows_per_update must be 1 or more; got {rows_per_update}; 1 is the slowest, but works")
+        if self.join < 0:
+            raise ValueError(f"join must be 0 or more; got {join}; 0 keeps each example apart")
         self.seed = checked_seed(seed, "seed")
         self._order: tuple[int, list[int]] | None = None
 

@@ -48,6 +48,12 @@ class LoRAConfig:
         given = self.targets
         if not isinstance(given, (tuple, list)) or not given or any(name not in TARGETS for name in given):
             raise ConfigError(f"targets must be names from {', '.join(TARGETS)}; got {given!r}; leave it out for all")
+        if len(set(given)) < len(given):
+            raise ConfigError(f"targets must be different names; got {given!r}; name each once")
+        if not isinstance(self.rank_stabilized, bool):
+            raise ConfigError(
+                f"rank_stabilized must be true or false; got {self.rank_stabilized!r}; leave it out for false"
+            )
         object.__setattr__(self, "targets", tuple(given))
         object.__setattr__(self, "rank", int(self.rank))
         object.__setattr__(self, "alpha", float(self.alpha))

@@ -48,7 +48,8 @@ class Model(Shareable):
     weights  in place of random ones: float32 arrays and packed matrices by name, as fastllm.formats opens them. They
              stay where they are, in a mapped file say, and are read only: see `unfreeze`
 
-    Raises ValueError for a backend, a dtype or weights that don't go with it, ConfigError where Numba is switched off.
+    Raises ValueError for a backend, a dtype or weights that don't go with it, TypeError for what is no ModelConfig,
+    ConfigError where Numba is switched off.
 
     tokens are whole numbers from 0 to vocab_size - 1, (N,) packed rows or (B, T); starts (S+1,) says where sequences
     begin in packed rows. A target below 0 has no loss. Activations are the model's: threads that share it take turns.
@@ -87,6 +88,8 @@ class Model(Shareable):
         dtype: DTypeLike = np.float32,
         weights: Mapping[str, np.ndarray | Packed] | None = None,
     ) -> None:
+        if not isinstance(config, ModelConfig):
+            raise TypeError(f"config must be a ModelConfig; got {config!r:.40}; use one, or fastllm.preset(...)")
         self._prepare(config, backend, dtype)
         parameters: Parameters | FileParameters
         if weights is not None:

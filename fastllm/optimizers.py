@@ -34,6 +34,8 @@ def clip_gradients(model: Model, max_norm: float) -> float:
     The Trainer does the same without a pass of its own: it hands clip_scale to Optimizer.step. Raises ValueError for
     gradients that aren't finite, and leaves them as they are.
     """
+    if not isinstance(model, Model):
+        raise TypeError(f"gradients are clipped of a Model; got {type(model).__name__}; pass the model")
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0; got {max_norm}; leave the call out for no clipping")
     norm = gradient_norm(model)
@@ -52,14 +54,19 @@ class Optimizer:
     weight_decay  of matrices: decoupled in AdamW and Lion, added to the gradient in SGD; norms, biases and embeddings
                   never decay
 
-    Raises ValueError for an option out of range.
+    Raises ValueError for an option out of range, TypeError for what is no model.
     """
 
     kernel: str  # by its name in fastllm.kernels
     moments: tuple[str, ...] = ()
 
     def __init__(self, model: Model, weight_decay: float = 0.0) -> None:
-        if not 0 <= weight_decay < math.inf:
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"an optimizer is made for a Model; got {type(model).__name__}; pass the model itself, and the "
+                "learning rate to step()"
+            )
+        if not 0 <= _float(weight_decay) < math.inf:
             raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
         self.model = model
         self._trainable = model.trainable
@@ -156,7 +163,7 @@ def _float(value: object) -> float:
 
 
 def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value < 1:
+    if not 0 <= _float(value) < 1:
         raise ValueError(f"{name} must be at least 0 and below 1; got {value}; usual are 0.9 to 0.999")
 
 
@@ -180,13 +187,14 @@ class AdamW(Optimizer):
     def __init__(
         self,
         model: Model,
+        *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(model, weight_decay)
         _check_betas(betas)
-        if not EPS[0] <= eps <= EPS[1]:
+        if not EPS[0] <= _float(eps) <= EPS[1]:
             raise ValueError(f"eps must be from {EPS[0]} to {EPS[1]}; got {eps}; usual is 1e-8")
         self.betas, self.eps = betas, eps
 
@@ -197,8 +205,8 @@ class AdamW(Optimizer):
 class Adam(AdamW):
     """Adam (Kingma and Ba 2014), without weight decay: AdamW has that."""
 
-    def __init__(self, model: Model, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        super().__init__(model, betas, eps)
+    def __init__(self, model: Model, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(model, betas=betas, eps=eps)
 
 
 class SGD(Optimizer):
@@ -210,7 +218,7 @@ class SGD(Optimizer):
     kernel = "sgd"
     moments = ("velocity",)
 
-    def __init__(self, model: Model, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+    def __init__(self, model: Model, *, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         super().__init__(model, weight_decay)
         _check_fraction("momentum", momentum)
         self.momentum = momentum
@@ -228,7 +236,7 @@ class Lion(Optimizer):
     kernel = "lion"
     moments = ("momentum",)
 
-    def __init__(self, model: Model, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
+    def __init__(self, model: Model, *, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(model, weight_decay)
         _check_betas(betas)
         self.betas = betas

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .config import whole_number
+
 KINDS = ("constant", "linear", "cosine", "wsd")
 
 
@@ -22,7 +24,7 @@ class Schedule:
             "constant" has none
     decay   steps of wsd's descent; None: a fifth of all
 
-    Raises ValueError for a value out of range.
+    Raises ValueError for a value out of range, TypeError for steps that are no whole numbers.
 
         >>> Schedule("linear", peak=1.0, steps=4, warmup=1)(3)
         0.0
@@ -36,6 +38,9 @@ class Schedule:
     decay: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("steps", "warmup", "decay"):
+            if (value := getattr(self, name)) is not None:
+                whole_number(value, name)
         if self.kind not in KINDS:
             raise ValueError(f"a schedule must be one of {', '.join(KINDS)}; got {self.kind!r}; choose one of them")
         if not 0 < self.peak < math.inf:

@@ -75,6 +75,15 @@ def test_optimizer_and_progress_come_back(tmp_path, tiny_model, tokenizer, kind)
         assert other.state()[name].tobytes() == array.tobytes(), name
 
 
+def test_an_optimizer_without_progress_comes_back(tmp_path, tiny_model, tokenizer):
+    optimizer = fastllm.AdamW(tiny_model)
+    optimizer.steps = 7
+    fastllm.save(tmp_path / "model", tiny_model, tokenizer, optimizer)
+    again = fastllm.AdamW(tiny_model)
+    assert fastllm.load_progress(tmp_path / "model", again) == {}
+    assert again.steps == 7
+
+
 def test_a_state_of_another_optimizer(tmp_path, tiny_model, tokenizer):
     checkpoint.save(tmp_path / "model", tiny_model, tokenizer, fastllm.Lion(tiny_model), {})
     with pytest.raises(FormatError, match="must be of the same optimizer"):

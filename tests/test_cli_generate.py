@@ -294,7 +294,7 @@ def test_what_is_not_asked_for_is_the_models_own(checkpoint, capsys, monkeypatch
         (None, "there must be a text file"),
         (b"", "needs a prompt in each line; got nothing"),
         (b"ab\xff", "must be UTF-8 text; got byte 0xff at position 2"),
-        (b"Is it\n" + b"far " * 40, "prompt 1: a prompt must fit into the model's context of 32 tokens; got 40"),
+        (b"Is it\n" + b"far " * 40, "prompts[1]: a prompt must fit into the model's context of 32 tokens; got 40"),
     ],
 )
 def test_a_batch_that_cannot_be_read_is_a_failure(checkpoint, capsys, tmp_path, content, message):
@@ -330,7 +330,7 @@ def damaged(folder):
         (["--max-tokens", "0"], "max_tokens must be 1 or more"),
         (["--seed", "-1"], "seed must not be negative"),
         (["--stop", ""], "stop strings must not be empty"),
-        (["--beams", "0"], "beams must be 1 or more"),
+        (["--beams", "0"], "beams must be from 1 to 1024"),
         (["--beams", "2", "--temperature", "1"], "beams above 1 need temperature=0"),
         (["--length-penalty", "inf"], "length_penalty must be between"),
         (["--min-p", "2"], "min_p must be from 0 to 1"),
@@ -338,7 +338,7 @@ def damaged(folder):
         (["--repetition-penalty", "0"], "repetition_penalty must be from 1e-30 to 1e+30; got 0.0"),
         (["--presence-penalty", "nan"], "presence_penalty must be from -1e+30 to 1e+30; got nan"),
         (["--frequency-penalty", "inf"], "frequency_penalty must be from -1e+30 to 1e+30; got inf"),
-        (["--n", "0"], "n must be 1 or more"),
+        (["--n", "0"], "n must be from 1 to 65536"),
         (["--n", "3", "--beams", "2"], "n must be at most beams"),
         (["--logprobs", "-1"], "logprobs must not be negative"),
         (["--speculate", "32"], "speculate must be from 0 to 31"),

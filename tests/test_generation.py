@@ -347,9 +347,10 @@ def test_completions_come_in_order_and_as_soon_as_they_are_there():
 @pytest.mark.parametrize(
     ("prompts", "options", "error", "message"),
     [
-        (["a", "b" * 9], {}, ValueError, "prompt 1: a prompt must fit into the model's context of 8 tokens; got 9"),
-        (["a", "b" * 9], {"beams": 2}, ValueError, "prompt 1: a prompt must fit"),
-        (["a", "\ud800"], {}, ValueError, "prompt 1: text must be valid Unicode"),
+        (["a", None], {}, TypeError, r"prompts\[1\]: text must be a str"),
+        (["a", "b" * 9], {}, ValueError, r"prompts\[1\]: a prompt must fit into .* context of 8 tokens; got 9"),
+        (["a", "b" * 9], {"beams": 2}, ValueError, r"prompts\[1\]: a prompt must fit"),
+        (["a", "\ud800"], {}, ValueError, r"prompts\[1\]: text must be valid Unicode"),
         ("abc", {}, TypeError, "several strings; got the string 'abc'"),
         (["a"], {"n": 2}, ConfigError, "^n above 1 needs a temperature above 0"),
         (["a"], {"slots": 0}, ValueError, "slots must be from 1 to 32"),

@@ -434,6 +434,37 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, config, step):
             find_checkpoint(tmp_path / "run" / "checkpoint")
 
 
+@pytest.mark.parametrize("line", ['{"phase": "facts", "step": "x"}', '{"phase": "facts"}', "[" * 10**5, "\udcff", "{"])
+def test_damaged_lines_of_metrics_are_dropped(tmp_path, config, line):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    path = tmp_path / "run" / "metrics.jsonl"
+    before = path.read_text()
+    path.write_bytes(before.encode() + line.encode(errors="surrogateescape") + b"\n")
+    Job.resume(tmp_path / "run")
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("sums", [None, [], {"updates": "x"}, {"loss": math.nan}, {"tokens": -5}, {"more": 1}])
+def test_damaged_sums_of_metrics(tmp_path, config, sums):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    path = tmp_path / "run" / "checkpoint" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"since_last_line": sums}))
+    with pytest.raises(FormatError, match=r"must hold the sums of its metrics; got an error: .*start a new run"):
+        Job.resume(tmp_path / "run")
+
+
+def test_a_model_that_has_begun_stays_as_it_is(tmp_path, config):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    assert not Job.resume(tmp_path / "run").notes
+    path = tmp_path / "run" / "config.toml"
+    path.write_text(path.read_text().replace("dropout = 0.1", "dropout = 0.3"))
+    [note] = Job.resume(tmp_path / "run").notes
+    assert "dropout = 0.1, not 0.3" in note
+
+
 def test_a_folder_in_use(tmp_path, config):
     Job.start(tmp_path / "run", config)
     before = (tmp_path / "run" / "config.toml").read_bytes()
@@ -451,7 +482,7 @@ def test_a_folder_in_use(tmp_path, config):
     [
         ("", DataError, "must not be empty"),
         (" \n", DataError, "must not be empty"),
-        ("x", DataError, "at least two tokens"),
+        ("x", DataError, r"text.txt: a text needs at least two tokens"),
         (b"\xff\xff", DataError, "must be UTF-8"),
         (None, FileNotFoundError, "text.txt"),
     ],

@@ -143,6 +143,11 @@ def test_wrong_phases(fields, message):
         job({**PHASE, **fields})
 
 
+def test_lion_has_its_own_beta():
+    jobs = [{"phases": [PHASE], "optimizer": {"name": name}} for name in ("lion", "adamw")]
+    assert [JobConfig.from_dict(job).optimizer.beta2 for job in jobs] == [0.99, 0.999]
+
+
 @pytest.mark.parametrize("name", ["name", "data", "learning_rate"])
 def test_a_phase_lacks_a_key(name):
     with pytest.raises(ConfigError, match=f"phases needs {name}"):

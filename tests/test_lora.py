@@ -344,6 +344,8 @@ def test_options(options, names, addition):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"rank_stabilized": "false"}, "rank_stabilized must be true or false; got 'false'"),
+        ({"targets": ("query", "query")}, "targets must be different names"),
         ({"rank": 0}, "rank must be a whole number from 1 to 65535; got 0"),
         ({"rank": 1 << 16}, "got 65536"),
         ({"rank": 2.0}, "got 2.0"),

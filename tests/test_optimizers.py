@@ -185,6 +185,17 @@ def test_norm_of_gradients_that_are_not_finite(backend, value):
 # Wrong use
 
 
+def test_what_is_no_model():
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=5, layers=1, width=8, heads=2), backend="numpy")
+    for make in (fastllm.AdamW, fastllm.SGD, fastllm.Lion):
+        with pytest.raises(TypeError, match=r"made for a Model; got Parameters; .*the learning rate to step\(\)"):
+            make(model.parameters)
+    with pytest.raises(TypeError, match="positional"):
+        fastllm.SGD(model, 0.01)  # a learning rate, which would be the momentum
+    with pytest.raises(TypeError, match="gradients are clipped of a Model; got SGD"):
+        fastllm.clip_gradients(fastllm.SGD(model), 1.0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -197,6 +208,9 @@ def test_norm_of_gradients_that_are_not_finite(backend, value):
         (lambda m: fastllm.AdamW(m, eps=1e-46), "eps must be from 1e-30 to 1e[+]30; got 1e-46"),
         (lambda m: fastllm.AdamW(m, eps=float("inf")), "eps must be from 1e-30 to 1e[+]30; got inf"),
         (lambda m: fastllm.SGD(m, momentum=1), "momentum must be at least 0 and below 1; got 1"),
+        (lambda m: fastllm.AdamW(m, weight_decay=None), "weight_decay must be finite and not negative; got None"),
+        (lambda m: fastllm.AdamW(m, betas=(0.9, "a")), r"betas\[1\] must be at least 0 and below 1; got a"),
+        (lambda m: fastllm.AdamW(m, eps="a"), "eps must be from 1e-30 to 1e[+]30; got a"),
         (lambda m: fastllm.clip_gradients(m, 0), "max_norm must be above 0; got 0"),
         (lambda m: fastllm.clip_gradients(m, -1), "max_norm must be above 0; got -1"),
         (lambda m: fastllm.clip_gradients(m, np.nan), "max_norm must be above 0; got nan"),

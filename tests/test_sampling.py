@@ -420,6 +420,13 @@ def test_top_k_and_top_p_are_those_of_transformers(processors, distinct):
             assert np.array_equal(mask, expected) or not distinct
 
 
+@pytest.mark.parametrize(("bias", "repetition"), [(1e30, 1e-30), (-1e30, 1e30)])
+def test_the_largest_penalties_leave_finite_logits(bias, repetition):
+    config = GenerationConfig(logit_bias={0: bias, 1: -np.inf}, repetition_penalty=repetition)
+    out = Penalties(config, [0, 1])(np.zeros(5, np.float32))
+    assert np.isfinite(out[[0, 2, 3, 4]]).all() and out[1] == -np.inf
+
+
 def test_repetition_penalty_and_bias_are_those_of_transformers(processors):
     for seed in SEEDS:
         x = random_logits(seed, distinct=True).astype(np.float32)

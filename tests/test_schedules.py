@@ -74,3 +74,9 @@ def test_wrong_options(options, message):
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (4, 4), (4, 3), (9, 2)])
 def test_beyond_the_last_step_it_stays_final(kind, steps, warmup):
     assert [Schedule(kind, 1.0, steps, warmup, 0.1)(step) for step in (steps, steps + 5)] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("options", [{"steps": 2.5}, {"steps": 9, "warmup": True}, {"steps": 9, "decay": 2.5}])
+def test_steps_are_whole_numbers(options):
+    with pytest.raises(TypeError, match="must be a whole number"):
+        Schedule("wsd", 1.0, **options)

@@ -161,8 +161,31 @@ def test_a_batch_without_targets_changes_nothing(accumulate):
 def test_an_optimizer_of_another_model():
     trainer = make_trainer()
     other = make_trainer().optimizer
-    with pytest.raises(ValueError, match="must be of the model that is trained; got another model's"):
+    with pytest.raises(ValueError, match="must be of what the model trains; got another's"):
         Trainer(trainer.model, other, trainer.dataset, trainer.schedule, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": 1e-3}, "a schedule gives the learning rate of a step; got 0.001"),
+        ({"dataset": [1, 2]}, "a data set gives the batch of a step; got list"),
+        ({"max_norm": None}, "max_norm must be a number; got None; 0 never clips"),
+        ({"callbacks": print}, "callbacks must be several functions; got one"),
+        ({"model": None}, "a Model is trained by an Optimizer; got NoneType and"),
+        ({"optimizer": "adam"}, "got Model and str"),
+        ({"steps": 2.5}, "steps must be a whole number; got 2.5"),
+    ],
+)
+def test_what_is_something_else_is_said_at_once(wrong, message):
+    given = make_trainer()
+    parts = {name: getattr(given, name) for name in ("model", "optimizer", "dataset", "schedule")}
+    with pytest.raises(TypeError, match=message):
+        Trainer(**{**parts, "steps": 5, **wrong})
+    with pytest.raises(TypeError, match="until must be a whole number"):
+        given.train(2.5)
+    with pytest.raises(ValueError, match=r"from 0 to 2\^32 - 1"):
+        Trainer(**parts, steps=5, seed=1 << 32)
 
 
 def test_training_to_the_end_again_does_nothing():

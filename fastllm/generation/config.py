@@ -14,6 +14,7 @@ from typing import Any, Self
 from fastllm.config import STEP_ROWS
 from fastllm.errors import ConfigError
 
+MOST_TEXTS, MOST_BEAMS = 1 << 16, 1 << 10  # each has memory of its own
 LARGEST = 1e30  # of biases and penalties: with logits of any size, and counted as often as a text is long, finite
 
 
@@ -118,7 +119,7 @@ class GenerationConfig:
             self.seed is None or self.seed >= 0,
             f"seed must not be negative; got {self.seed}; use None for a new seed each time",
         )
-        _check(self.n >= 1, f"n must be 1 or more; got {self.n}; use 1 for one completion of each prompt")
+        _check(1 <= self.n <= MOST_TEXTS, f"n must be from 1 to {MOST_TEXTS}; got {self.n}; 1 gives one of each prompt")
         _check(
             self.logprobs is None or self.logprobs >= 0,
             f"logprobs must not be negative; got {self.logprobs}; use None for no log-probabilities",
@@ -151,10 +152,12 @@ class GenerationConfig:
             end_ids = tuple(self.end_ids)
             for token in end_ids:
                 _check_type("end_ids", token, Integral, "token ids or None")
+                _check_size("end_ids", token)
             object.__setattr__(self, "end_ids", tuple(map(int, end_ids)))
         _check_type("logit_bias", self.logit_bias, Mapping, "a mapping of token ids to numbers")
         for token, bias in self.logit_bias.items():
             _check_type("logit_bias", token, Integral, "a mapping of token ids to numbers")
+            _check_size("logit_bias", token)
             _check_type("logit_bias", bias, Real, "a mapping of token ids to numbers")
             _check(
                 bias == -math.inf or abs(bias) <= LARGEST,
@@ -165,9 +168,11 @@ class GenerationConfig:
         for name in ("max_tokens", "top_k", "seed", "logprobs"):
             if getattr(self, name) is not None:
                 _check_type(name, getattr(self, name), Integral, "a whole number or None")
+                _check_size(name, getattr(self, name))
                 object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("n", "beams", "speculate", "speculate_ngram"):
             _check_type(name, getattr(self, name), Integral, "a whole number")
+            _check_size(name, getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_p", "min_p",
                      "typical_p", "length_penalty"):  # fmt: skip
@@ -221,7 +226,9 @@ class GenerationConfig:
 
     def _check_beams(self) -> None:
         beams = self.beams
-        _check(beams >= 1, f"beams must be 1 or more; got {beams}; use 1 for no beam search")
+        _check(
+            1 <= beams <= MOST_BEAMS, f"beams must be from 1 to {MOST_BEAMS}; got {beams}; use 1 for no beam search"
+        )
         _check(
             beams == 1 or self.temperature == 0,
             f"beams above 1 need temperature=0; got beams={beams}, temperature={self.temperature}; "
@@ -265,6 +272,8 @@ class GenerationConfig:
         >>> GenerationConfig.of(GenerationConfig(top_k=3), {"top_k": 5}, {"temperature": 0.6, "top_k": 50}).given
         {'temperature': 0.6, 'top_k': 5}
         """
+        if not isinstance(config, GenerationConfig | None):
+            raise TypeError(f"config must be a GenerationConfig; got {config!r:.40}; give options by their names")
         asked = {**(config.given if config else {}), **options}
         own = dict(defaults or {})
         for name in (*asked, *own):
@@ -288,6 +297,12 @@ FIELDS = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
+
+
+def _check_size(name: str, value: Any) -> None:
+    """A longer number than any that is meant, which Python may refuse to write into a message."""
+    if value is not None and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{name} must fit into 64 bits; got a longer number; use a smaller one")
 
 
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:

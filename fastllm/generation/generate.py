@@ -145,8 +145,10 @@ def completions(
                 fit(model, tokens, config)
         except ConfigError:
             raise
+        except TypeError as error:
+            raise TypeError(f"prompts[{position}]: {error}") from None
         except ValueError as error:
-            raise DataError(f"prompt {position}: {error}") from None
+            raise DataError(f"prompts[{position}]: {error}") from None
         encoded.append(tokens)
     if engine is None:
         return (

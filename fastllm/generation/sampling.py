@@ -28,6 +28,7 @@ from fastllm.generation.config import GenerationConfig
 Floats = NDArray[np.floating]
 
 BINS = 1024
+LIMITS = (-3e38, 3e38)  # of logits that a penalty has changed: float32's, nearly
 GROUP = 64  # logits of which only the largest is looked at first
 
 
@@ -134,7 +135,9 @@ class Penalties:
         if self._repeats:
             ids = np.concatenate([self._prompt, generated])
             seen, penalty = out[ids], out.dtype.type(config.repetition_penalty)
-            out[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+            with np.errstate(over="ignore"):
+                changed = np.clip(np.where(seen < 0, seen * penalty, seen / penalty), *LIMITS)
+            out[ids] = np.where(np.isfinite(seen), changed, seen)
         if self._subtracts:
             counts = np.fromiter(self.counts.values(), out.dtype)
             out[generated] -= config.presence_penalty + config.frequency_penalty * counts

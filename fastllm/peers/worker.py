@@ -93,7 +93,7 @@ class FastllmTraining(Contender):
         self.model = Model(case.config, seed=SEED)
         self.trainer = Trainer(
             self.model,
-            AdamW(self.model, BETAS, EPS, WEIGHT_DECAY),
+            AdamW(self.model, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY),
             OneBatch(self.batch),
             Schedule(peak=LEARNING_RATE),
             steps=sys.maxsize,

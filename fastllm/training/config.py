@@ -121,11 +121,14 @@ class TokenizerConfig(_Table):
 
 @dataclass(frozen=True)
 class OptimizerConfig(_Table):
-    """name: adam, adamw, sgd or lion. max_norm clips the global gradient norm, 0 never does."""
+    """name: adam, adamw, sgd or lion. max_norm clips the global gradient norm, 0 never does.
+
+    beta2  None: 0.99 of lion, else 0.999
+    """
 
     name: str = "adamw"
     beta1: float = 0.9
-    beta2: float = 0.999
+    beta2: float | None = None
     eps: float = 1e-8
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -140,6 +143,8 @@ class OptimizerConfig(_Table):
             self.name != "adam" or not self.weight_decay,
             f"optimizer: adam takes no weight_decay; got {self.weight_decay}; use adamw",
         )
+        if self.beta2 is None:
+            object.__setattr__(self, "beta2", 0.99 if self.name == "lion" else 0.999)
         for name in ("beta1", "beta2", "momentum"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"optimizer: {name} must be at least 0 and below 1; got {value}; usual is 0.9")
@@ -300,10 +305,10 @@ class JobConfig(_Table):
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise FileNotFoundError(f"there must be a job's TOML file at {path}; got nothing; check the name") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} must be TOML; got an error: {error}; see `fastllm train --help`") from None
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, endless numbers, or a thousand brackets
+            raise ConfigError(f"{path} must be TOML; got an error: {error}; see `fastllm train --help`") from None
 
     def to_toml(self) -> str:
         """The file that makes this job again."""

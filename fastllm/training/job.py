@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -137,14 +137,18 @@ class Job:
             additions = additions_of(model.config, run.config.lora)
             model.set_adapter(read_adapter(model.config, find_checkpoint(run.checkpoint), additions))
         job = cls(run, model, tokenizer, sources)
+        job._note_model()
         names = [phase.config.name for phase in job.phases]
         progress = load_progress(run.checkpoint)
         job._at, step = check_progress(progress, names)
         job._check_data(progress.get("data", job._checksums), progress.get("base", job._base))
         try:
-            job._sums = Sums(**progress["since_last_line"])
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{run.checkpoint}: its progress must hold the sums of its metrics; {error}") from None
+            job._sums = Sums.of(progress["since_last_line"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FormatError(
+                f"{run.checkpoint}: its progress must hold the sums of its metrics; got an error: {error}; start a new "
+                "run"
+            ) from None
         trainer = job._make_trainer(job.phases[job._at])
         load_progress(run.checkpoint, trainer.optimizer)
         trainer.step = step
@@ -238,6 +242,17 @@ class Job:
         }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
         self._place = phase.config.name, trainer.step
+
+    def _note_model(self) -> None:
+        """What has been changed in config.toml and can't be in a model that has begun."""
+        if self.config.path is not None:
+            return
+        there, given = self.model.config, self.config.model_config(self.model.config.vocab_size)
+        names = [field.name for field in dataclasses.fields(there)]
+        changed = [name for name in names if getattr(there, name) != getattr(given, name)]
+        if changed:
+            said = ", ".join(f"{name} = {getattr(there, name)}, not {getattr(given, name)}" for name in changed)
+            self.notes.append(f"the run's model stays as it is, with {said}: [model] is for a new run")
 
     def _check_data(self, before: object, base: object) -> None:
         """Raise DataError where files are not what they were: other batches would follow, which were in no run."""
@@ -364,6 +379,14 @@ class Sums:
     gradient_norm: float = 0.0
     learning_rate: float = 0.0  # of the last
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, saved: Any) -> Self:
+        """As they were saved. Raises TypeError or ValueError where they are none."""
+        for name, value in dict(saved).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value!r:.40}")
+        return cls(**saved)
 
     def add(self, done: Step) -> None:
         self.updates += 1

@@ -99,13 +99,13 @@ class Run:
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                at = phases.index(record["phase"]), record["step"]
-            except (ValueError, KeyError, TypeError):
+                is_earlier = (phases.index(record["phase"]), record["step"]) <= (phases.index(phase), step)
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # a line cut short when its writer was killed
-            if at <= (phases.index(phase), step):
+            if is_earlier:
                 kept.append(line + "\n")
         write_text(self.metrics, "".join(kept))
 

@@ -7,6 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -89,7 +90,7 @@ class Source:
         else:
             self._text = read_text(path, refuse_records=is_new)
             if not self._text.strip():
-                raise DataError(f"a text to train on must not be empty; got none in {path}; give a longer one")
+                raise DataError(f"a text must not be empty; got none in {path}; give a longer one")
             self.checksum = zlib.crc32(self._text.encode())
 
     def texts(self) -> Iterator[str]:
@@ -151,7 +152,8 @@ class Source:
         if self._encoded is None:  # once: several phases may read it, and their file stays mapped
             stem = self.path.stem.encode(errors="replace")[:LONGEST_NAME].decode(errors="ignore")
             name = f"{stem}-{zlib.crc32(os.fsencode(self.path)):08x}{TOKENS}"  # two may share a stem
-            self._encoded = write_token_file(reading.folder / name, self._text, reading.tokenizer)
+            with self._named():
+                self._encoded = write_token_file(reading.folder / name, self._text, reading.tokenizer)
             self._note_folder(reading)
             self._note_control(reading, [self._text])
             self._note_missing(reading, [self._encoded])
@@ -162,8 +164,14 @@ class Source:
         if reading.phase.join and note not in reading.notes:
             reading.notes.append(note)
         rows = reading.phase.rows_per_update
-        try:
+        with self._named():
             return TokenStream(tokens, reading.length, rows, reading.seed, reading.tokenizer.missing_id)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """A block whose errors of data name the file."""
+        try:
+            yield
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
 

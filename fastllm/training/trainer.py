@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Real
+from typing import Any
 
 from ..config import whole_number
 from ..datasets import Dataset, PackedBatch
@@ -81,13 +83,14 @@ class Trainer:
         seed: int = 0,
         callbacks: Iterable[Callback] = (),
     ) -> None:
+        _check_kinds(model, optimizer, dataset, schedule, callbacks, max_norm)
         if not 0 <= max_norm < math.inf:
             raise ValueError(f"max_norm must be finite and not negative; got {max_norm}; 0 never clips")
         steps, accumulate = whole_number(steps, "steps"), whole_number(accumulate, "accumulate")
         if accumulate < 1 or steps < 1:
             raise ValueError(f"accumulate and steps must be 1 or more; got {accumulate} and {steps}; raise them")
-        if optimizer.model is not model:
-            raise ValueError("an optimizer must be of the model that is trained; got another model's; make a new one")
+        if not optimizer.is_of(model):
+            raise ValueError("an optimizer must be of what the model trains; got another's; make a new one")
         self.model = model
         self.optimizer = optimizer
         self.dataset = dataset
@@ -110,8 +113,9 @@ class Trainer:
         Raises TrainingError when loss or gradients are no longer finite, ValueError for a batch without a target; the
         parameters are then those of the last good update.
         """
+        last = self.steps if until is None else min(whole_number(until, "until"), self.steps)
         with uninterrupted() as block:
-            while not block.came and self.step < (self.steps if until is None else min(until, self.steps)):
+            while not block.came and self.step < last:
                 began = time.perf_counter()
                 batch = self.dataset.batch(self.step)
                 with self._on_threads(len(batch.tokens)):
@@ -162,6 +166,27 @@ class Trainer:
             return None
         # The seed's 32 bits above 31 bits of counting: kernels take what fits a signed 64-bit integer.
         return ((self.seed << 31) + int(self.step) * self.accumulate + part) % (1 << 63)
+
+
+def _check_kinds(model: Any, optimizer: Any, dataset: Any, schedule: Any, callbacks: Any, max_norm: Any) -> None:
+    """Raise TypeError for what is something else, before it is needed."""
+    if not isinstance(model, Model) or not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"a Model is trained by an Optimizer; got {type(model).__name__} and {type(optimizer).__name__}"
+        )
+    if not callable(schedule):
+        raise TypeError(
+            f"a schedule gives the learning rate of a step; got {schedule!r:.40}; write Schedule(peak=1e-3)"
+        )
+    if not hasattr(dataset, "batch"):
+        raise TypeError(
+            f"a data set gives the batch of a step; got {type(dataset).__name__}; make Examples or a TokenStream "
+            "of it"
+        )
+    if callable(callbacks):
+        raise TypeError("callbacks must be several functions; got one; write [function]")
+    if not isinstance(max_norm, Real):
+        raise TypeError(f"max_norm must be a number; got {max_norm!r:.40}; 0 never clips")
 
 
 def evaluate(model: Model, dataset: Dataset) -> Score:
