@@ -180,9 +180,9 @@ def write(
                 path, source.config, source.weights, dtype=FOLDER_TYPES[kind],
                 generation=_generation(source), files=files, replace=force, progress=progress,
             )  # fmt: skip
-    except FileExistsError:
-        raise
     except OSError as error:
+        if isinstance(error, FileExistsError) or error.errno is None:  # said in full
+            raise
         raise OSError(
             error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
         ) from error
