@@ -57,6 +57,7 @@ from .hub import download, is_hub_name
 from .model import Model
 from .optimizers import Optimizer
 from .parameters import check_shapes, shapes_of
+from .small_files import read_small
 from .tokenizers import HuggingFaceTokenizer, load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 
@@ -64,6 +65,7 @@ from .tokenizers.base import Tokenizer
 # Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
 FORMAT, VERSION = "fastllm", 4
 ANOTHER = "use another checkpoint"
+MAX_PROGRESS = 64 << 20  # bytes
 JOB = "config.toml"  # a run's, beside its checkpoint
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
@@ -364,8 +366,9 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
     folder = find_checkpoint(path)
     if not (folder / PROGRESS).exists():
         raise FormatError(f"{folder} must hold {PROGRESS} to go on with training; got a model only; start a new run")
-    try:  # of one's own, of any length, and with NaN
-        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    content = read_small(folder / PROGRESS, MAX_PROGRESS, ANOTHER)
+    try:
+        progress = json.loads(content.decode("utf-8"))  # with NaN, which one's own may have
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{folder / PROGRESS} must hold JSON; got {error}; {ANOTHER}") from None
     if not isinstance(progress, dict):

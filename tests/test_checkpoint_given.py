@@ -1,11 +1,14 @@
 """What `save` is given that is no model to be opened again, or not in Python's own numbers."""
 
+import os
+
 import numpy as np
 import pytest
+from refusals import refusal
 
 import fastllm
-from fastllm.checkpoint import load_progress
-from fastllm.formats.bytes_of_file import MAX_JSON
+from fastllm.checkpoint import MAX_PROGRESS, PROGRESS, TOKENIZER, load_progress
+from fastllm.small_files import MAX_JSON
 
 NAME = "blocks.0.attention.query.weight"
 
@@ -32,7 +35,26 @@ def test_numbers_of_numpy_are_saved(tmp_path, tiny_model, tokenizer):
     assert load_progress(tmp_path / "saved") == {"loss": 0.5}
 
 
-def test_progress_of_any_length(tmp_path, tiny_model, tokenizer):
+def test_progress_may_be_long(tmp_path, tiny_model, tokenizer):
     progress = {"losses": [0.5, float("inf")], "notes": "x" * (MAX_JSON + 1)}
     fastllm.save(tmp_path / "saved", tiny_model, tokenizer, progress=progress)
     assert load_progress(tmp_path / "saved") == progress
+
+
+def test_progress_that_could_be_read_for_ever(tmp_path, tiny_model, tokenizer):
+    folder = tmp_path / "saved"
+    path = folder / PROGRESS
+    fastllm.save(folder, tiny_model, tokenizer, progress={})
+    os.truncate(path, MAX_PROGRESS + 1)
+    assert f"must have at most {MAX_PROGRESS} bytes" in refusal(path, lambda _: load_progress(folder))
+    if hasattr(os, "mkfifo"):
+        path.unlink()
+        os.mkfifo(path)
+        assert "must be a file; got a folder, pipe or device" in refusal(path, lambda _: load_progress(folder))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files")
+def test_a_tokenizer_that_could_be_read_for_ever(saved):
+    (saved / TOKENIZER).unlink()
+    os.mkfifo(saved / TOKENIZER)
+    assert "must be a file; got a folder, pipe or device" in refusal(saved / TOKENIZER, lambda _: fastllm.load(saved))

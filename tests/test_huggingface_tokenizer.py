@@ -1,9 +1,12 @@
 """Hugging Face's tokenizer.json: the ids and texts of `tokenizers` and transformers, and no control token by typing."""
 
+import base64
 import json
 import re
 import subprocess
 import sys
+import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from tiny_tokenizers import (
 
 from fastllm import FastllmError
 from fastllm.tokenizers import HuggingFaceTokenizer, load_tokenizer
+from fastllm.tokenizers.huggingface_document import added_tokens, check_growth, vocabulary_of
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -324,11 +328,77 @@ def test_merges_that_the_package_would_cut_in_a_character():
         HuggingFaceTokenizer(document, {"eos_token": "</s>"})
 
 
-@pytest.mark.parametrize("place", ["normalizer", "decoder"])
-def test_steps_that_would_make_terabytes_of_a_byte(place):
+def replace(content, **pattern):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+CHARSMAP = base64.b64encode((4).to_bytes(4, "little") + bytes(5) + b"a" * 4000 + b"\0").decode()
+
+
+@pytest.mark.parametrize(
+    ("place", "steps"),
+    [
+        ("normalizer", [replace("a" * 1000, String="a")] * 4),
+        ("decoder", [replace("a" * 1000, String="a")] * 4),
+        ("normalizer", [{"type": "Prepend", "prepend": "a" * 4_000_000}, replace("b" * 990, String="a")]),
+        ("normalizer", [{"type": "Prepend", "prepend": "a" * 17}]),
+        ("normalizer", [{"type": "Prepend", "prepend": "aaaa"}, replace("b" * 990, String="a")]),
+        ("normalizer", [{"prepend": "aaaa"}, {"pattern": {"String": "a"}, "content": "b" * 990}]),
+        ("normalizer", [["a" * 4000]]),
+        ("normalizer", [replace("a", String="")] * 40),
+        ("normalizer", [replace("a", Regex="")] * 40),
+        ("normalizer", [{"type": "ByteLevel"}] * 40),
+        ("normalizer", [step for _ in range(20) for step in (replace("\ufdfa", String="\u0644"), {"type": "NFKC"})]),
+        ("normalizer", [{"type": "Precompiled", "precompiled_charsmap": CHARSMAP}]),
+        ("pre_tokenizer", [BYTES] * 40),
+    ],
+)
+def test_steps_that_would_make_terabytes_of_a_byte(place, steps):
     document = json.loads(byte_level().to_str())
-    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
-    one, many = {"normalizer": "normalizers", "decoder": "decoders"}[place], [step] * 4
-    document[place] = {"type": "Sequence", one: many}
-    with pytest.raises(ValueError, match="must make a text at most 1000 times as long"):
+    document[place] = {"type": "Sequence", place.replace("_", "") + "s": steps}
+    with pytest.raises(ValueError, match=r"must be objects, .* that make a text at most 3000 times as long"):
         HuggingFaceTokenizer(document, SETTINGS)
+
+
+def test_normalizer_and_splitter_together_make_not_too_much():
+    document = json.loads(byte_level().to_str())
+    document["normalizer"] = replace("a" * 1000, String="a")
+    HuggingFaceTokenizer({**document, "pre_tokenizer": None}, SETTINGS)
+    with pytest.raises(ValueError, match="at most 3000 times as long"):
+        HuggingFaceTokenizer(document, SETTINGS)
+
+
+def test_steps_of_xlnet_are_not_too_many():
+    """Those of its tokenizer.json, with the longest text that SentencePiece's table of NFKC has."""
+    table = base64.b64encode((0).to_bytes(4, "little") + unicodedata.normalize("NFKC", "\ufdfa").encode() + b"\0")
+    steps = [
+        replace('"', String="``"), replace('"', String="''"), {"type": "NFKD"}, {"type": "StripAccents"},
+        {"type": "Lowercase"}, {"type": "Precompiled", "precompiled_charsmap": table.decode()},
+        replace(" ", Regex=" {2,}"),
+    ]  # fmt: skip
+    check_growth({"type": "Sequence", "normalizers": steps}, {"type": "Metaspace", "replacement": "▁"})
+
+
+def test_a_table_of_texts_that_is_none():
+    with pytest.raises(ValueError, match="precompiled_charsmap must be in base64; got 5"):
+        check_growth({"type": "Precompiled", "precompiled_charsmap": 5})
+
+
+def test_many_steps_are_refused_at_once():
+    document = json.loads(byte_level().to_str())
+    one = {"type": "Sequence", "decoders": [{"type": "Fuse"}]}
+    document["decoder"] = {"type": "Sequence", "decoders": [one] * 300_000}
+    start = time.process_time()
+    with pytest.raises(ValueError, match="at most 64 in a sequence"):
+        HuggingFaceTokenizer(document, SETTINGS)
+    assert time.process_time() - start < 2
+
+
+def test_many_special_tokens_are_numbered_at_once():
+    document = json.loads(byte_level().to_str())
+    names = [f"<{i}>" for i in range(20_000)]
+    start = time.process_time()
+    added = added_tokens(document, {"additional_special_tokens": ["<|im_end|>", *names]}, vocabulary_of(document))
+    assert time.process_time() - start < 1
+    assert [added[name]["id"] for name in names] == list(range(380, 20_380))

@@ -20,7 +20,10 @@ from tiny_tokenizers import (
 import fastllm
 from fastllm import DataError, FormatError
 from fastllm.dialogue import check_speakers
+from fastllm.small_files import MAX_JSON
 from fastllm.tokenizers import HuggingFaceTokenizer, load_tokenizer
+from fastllm.tokenizers.chat_template import MOST_SOURCE
+from fastllm.tokenizers.huggingface import MAX_TOKENIZER
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -188,6 +191,11 @@ def with_model(**fields):
     return {**GOOD, "model": {**GOOD["model"], **fields}}
 
 
+def with_begin(token, known):
+    single = [{"SpecialToken": token}, {"Sequence": {"id": "A"}}]
+    return {**GOOD, "post_processor": {"type": "TemplateProcessing", "single": single, "special_tokens": known}}
+
+
 @pytest.mark.parametrize(
     ("document", "said"),
     [
@@ -217,6 +225,10 @@ def with_model(**fields):
         ({**GOOD, "normalizer": {"type": "Nothing"}}, "tokenizers"),
         ({**GOOD, "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}]}},
          "post-processor"),
+        (with_begin({"id": ["x"]}, {}), "must know the ids of its special tokens, whole numbers; got None for ['x']"),
+        (with_begin({"id": "x"}, {"x": {"ids": [[1]]}}), "whole numbers; got [[1]] for 'x'"),
+        (with_model(unk_token=[1]), "unk_token must be a text or null; got [1]"),
+        (with_model(continuing_subword_prefix=5), "continuing_subword_prefix must be a text or null; got 5"),
     ],
 )  # fmt: skip
 def test_damaged_documents(document, said, tmp_path):
@@ -233,16 +245,21 @@ def test_the_document_that_is_not_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("tokenizer_config.json", "{", "whole JSON"),
+        ("tokenizer_config.json", "{", "JSON in UTF-8"),
         ("tokenizer_config.json", "[]", "JSON object"),
         ("tokenizer_config.json", '{"eos_token": 5}', "special token must be a text"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [5]}', "must be a list"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}', "ids must be whole numbers"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"9": {"content": "a"}}}', "got 0 and 9"),
         ("tokenizer_config.json", '{"chat_template": 5}', "chat_template must be a text"),
-        ("special_tokens_map.json", "[" * 10**5, "whole JSON"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": ["x"]}]}', "must have a text as its name; got ['x']"),
+        ("tokenizer_config.json", '{"eos_token": "</s>", "eos_token": "a"}', "got the key 'eos_token' twice"),
+        ("tokenizer_config.json", '{"model_max_length": NaN}', "got the number NaN"),
+        ("tokenizer_config.json", "{}".encode("utf-16"), "JSON in UTF-8"),
+        ("tokenizer_config.json", "{}".encode("utf-32-le"), "JSON in UTF-8"),
+        ("special_tokens_map.json", "[" * 10**5, "JSON in UTF-8"),
         ("chat_template.jinja", b"\xff", "UTF-8"),
-        ("generation_config.json", "no", "whole JSON"),
+        ("generation_config.json", "no", "JSON in UTF-8"),
     ],
 )
 def test_damaged_files_beside_it(name, content, said, tmp_path):
@@ -291,3 +308,60 @@ def test_a_split_that_never_ends_is_one_error(tmp_path):
     with pytest.raises(DataError, match="a text must be one that the tokenizer can write; got the error"):
         tokenizer.encode("a" * 100)
     assert tokenizer.encode("ab").tolist() == [3]
+
+
+def test_a_key_twice_in_tokenizer_json(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD).replace('"a": 0', '"a": 1, "a": 0'))
+    for path in tmp_path, tmp_path / "tokenizer.json":
+        with pytest.raises(FormatError, match="must be JSON in UTF-8; got the key 'a' twice"):
+            load_tokenizer(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "additional_chat_templates/default.jinja"])
+def test_what_could_be_read_for_ever(name, kind, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    said = refusal(path, lambda _: load_tokenizer(tmp_path / "tokenizer.json"))
+    assert "must be a file; got a folder, pipe or device; " in said
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("tokenizer.json", MAX_TOKENIZER),
+        *((name, MAX_JSON) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                                        "generation_config.json", "chat_template.json")),
+        *((name, 4 * MOST_SOURCE) for name in ("chat_template.jinja", "additional_chat_templates/default.jinja")),
+    ],
+)  # fmt: skip
+def test_files_that_are_too_long(name, most, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, most + 1)
+    assert f"must have at most {most} bytes; got {most + 1}; " in refusal(path, lambda _: load_tokenizer(tmp_path))
+    if name == "tokenizer.json":
+        assert f"must have at most {most} bytes" in refusal(path, load_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_gpt2_files_that_are_too_long(name, tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").touch()
+    os.truncate(tmp_path / name, MAX_JSON + 1)
+    assert f"must have at most {MAX_JSON} bytes" in refusal(tmp_path / name, lambda _: load_tokenizer(tmp_path))
+
+
+def test_line_ends_of_a_chat_template(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(GOOD))
+    (tmp_path / "chat_template.jinja").write_bytes(b"a\r\nb\rc\n")
+    assert load_tokenizer(tmp_path).chat_template == "a\nb\nc\n"

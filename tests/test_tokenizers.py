@@ -365,12 +365,12 @@ def document(**changes: object) -> str:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "whole JSON"),
-        (document()[:-20], "whole JSON"),
-        ("[" * 200_000, "whole JSON"),
-        (b"\xff\xfe\xfa", "whole JSON"),
-        (b"\x93NUMPY\x01\x00", "whole JSON"),
-        ("[1, 2]", '"format"'),
+        ("", "JSON in UTF-8"),
+        (document()[:-20], "JSON in UTF-8"),
+        ("[" * 200_000, "JSON in UTF-8"),
+        (b"\xff\xfe\xfa", "JSON in UTF-8"),
+        (b"\x93NUMPY\x01\x00", "JSON in UTF-8"),
+        ("[1, 2]", "JSON object"),
         ('{"version": "1.0", "model": {"type": "BPE"}}', '"format"'),
         (document(version=2), "got 2"),
         (document(type="bpe"), "got 'bpe'"),

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from reprlib import Repr
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastllm.errors import FormatError
+from fastllm.small_files import AGAIN, MAX_JSON, brief, parse_json, read_json
 
-MAX_JSON = 16 << 20  # bytes; the largest index of shards has two; parsed, JSON takes some twenty times its bytes
-AGAIN = "download the model again"
-
-_repr = Repr()
-_repr.maxstring = _repr.maxother = 80
-
-
-def brief(value: object) -> str:
-    """A value for a message: one short line, however large it is."""
-    return _repr.repr(value).replace("\n", " ")
+__all__ = ["AGAIN", "MAX_JSON", "brief", "map_file", "mapped_file", "naming", "parse_json", "read_json"]
 
 
 def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -62,38 +50,3 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except FormatError as error:
         message = str(error)
         raise FormatError(message if str(path) in message else f"{path}: {message}") from None
-
-
-def read_json(path: Path, fix: str = AGAIN) -> dict[str, Any]:
-    """The JSON object in a file. Raises FormatError where there is none, OSError where it can't be opened.
-
-    fix  what to do then
-    """
-    size = path.stat().st_size
-    if size > MAX_JSON:
-        raise FormatError(f"{path} must have at most {MAX_JSON} bytes; got {size}; {fix}")
-    return parse_json(path.read_bytes(), str(path), fix)
-
-
-def parse_json(data: bytes, what: str, fix: str = AGAIN) -> dict[str, Any]:
-    """The JSON object in at most MAX_JSON bytes, with each key once. Raises FormatError, which names `what`."""
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_reject)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        reason = str(error).replace("\n", " ")[:100]
-        raise FormatError(f"{what} must be JSON in UTF-8; got {reason}; {fix}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{what} must be a JSON object; got {brief(value)}; {fix}")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {brief(twice)} twice")
-    return value
-
-
-def _reject(constant: str) -> NoReturn:
-    raise ValueError(f"the number {constant}")

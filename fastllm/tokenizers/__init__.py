@@ -6,12 +6,13 @@ the place of a token in the list is its id.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from reprlib import repr as brief
+from typing import Any
 
 from fastllm.errors import FormatError
+from fastllm.small_files import read_json
 from fastllm.tokenizers.base import (
     ASSISTANT,
     END,
@@ -27,7 +28,7 @@ from fastllm.tokenizers.bpe import BPETokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
 from fastllm.tokenizers.gguf import tokenizer_from_gguf, tokenizer_to_gguf
-from fastllm.tokenizers.huggingface import HuggingFaceTokenizer, is_tokenizer_json
+from fastllm.tokenizers.huggingface import MAX_TOKENIZER, HuggingFaceTokenizer, is_tokenizer_json
 from fastllm.tokenizers.llama2c import Llama2cTokenizer
 from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
 from fastllm.tokenizers.word import WordTokenizer
@@ -85,19 +86,12 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     if path.suffix == Path(LLAMA2C_NAME).suffix:
         return Llama2cTokenizer.read(path)
     try:
-        content = path.read_bytes()
+        document = read_json(path, "save the tokenizer again or pass another file", MAX_TOKENIZER)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"a tokenizer must be an existing file; got {given}, which is missing; "
             "check the path, or write one with tokenizer.save(path)"
         ) from None
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:  # RecursionError: a foreign file of a million brackets
-        raise FormatError(
-            f"a tokenizer file must be whole JSON; got {path}, which fails with: {error}; "
-            "save the tokenizer again or pass another file"
-        ) from error
     if is_tokenizer_json(document):
         return HuggingFaceTokenizer.read(path, document)
     try:
@@ -106,9 +100,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         raise FormatError(f"{path} is no tokenizer that fastllm can open: {error}") from error
 
 
-def _tokenizer_of(document: object) -> Tokenizer:
+def _tokenizer_of(document: dict[str, Any]) -> Tokenizer:
     """The tokenizer a JSON document describes; ValueError or TypeError where it describes none."""
-    if not isinstance(document, dict) or document.get("format") != FILE_FORMAT:
+    if document.get("format") != FILE_FORMAT:
         raise ValueError(f'"format" must be "{FILE_FORMAT}"; got {brief(document)}; pass another file')
     if document.get("version") != FILE_VERSION:
         raise ValueError(

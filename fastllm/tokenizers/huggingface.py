@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from fastllm.atomic import write_json, write_text
 from fastllm.errors import DataError, FormatError
+from fastllm.small_files import MAX_JSON, read_json, read_small
 from fastllm.tokenizers.base import END, FILE_NAME, TextStream, Tokenizer, check_text
 from fastllm.tokenizers.huggingface_decoder import HuggingFaceStream, steps_of
 from fastllm.tokenizers.huggingface_document import (
@@ -60,6 +61,9 @@ from fastllm.tokenizers.optional import require
 ADDED, TEMPLATES = "added_tokens.json", "additional_chat_templates"
 SPECIAL_MAP, GENERATION = "special_tokens_map.json", "generation_config.json"
 TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
+AGAIN = "copy the file again"
+MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json; Gemma 3's has 33 million
+MAX_TEMPLATE = 4 << 16  # bytes; chat_template.py has MOST_SOURCE characters at most
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", END)
@@ -104,6 +108,8 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         rust = require("tokenizers", "the tokenizer of this model")
         self._settings = {key: value for key, value in (settings or {}).items() if key != "auto_map"}  # names code
+        check_growth(document.get("normalizer"), document.get("pre_tokenizer"))
+        check_growth(document.get("decoder"))
         vocabulary = vocabulary_of(document)
         self._added = added_tokens(document, self._settings, vocabulary)
         vocabulary |= {text: entry["id"] for text, entry in self._added.items()}
@@ -127,8 +133,6 @@ class HuggingFaceTokenizer(Tokenizer):
             document = without_prefix(document)
         self.decoder: Mapping[str, Any] | None = document.get("decoder")
         steps_of(self.decoder)  # raises
-        check_growth(document.get("normalizer"))
-        check_growth(self.decoder)
 
         effective = {**document, "added_tokens": sorted(self._added.values(), key=lambda token: token["id"])}
         splitter, makes_it = document.get("pre_tokenizer"), maker in MAKE_THEIR_SPLITTER and isinstance(prefix, bool)
@@ -162,16 +166,17 @@ class HuggingFaceTokenizer(Tokenizer):
         folder = path if path.is_dir() else path.parent
         settings = _read_settings(folder)
         if path != folder:
-            document = document or _read_object(path)
+            document = document or _read_object(path, MAX_TOKENIZER)
         elif (folder / FILE_NAME).is_file():
-            document = _read_object(folder / FILE_NAME)
+            document = _read_object(folder / FILE_NAME, MAX_TOKENIZER)
         else:
             document, settings = _read_gpt2(folder, settings)
         more = _read_object(folder / ADDED) if (folder / ADDED).is_file() else {}
+        end_ids = _read_end_ids(folder)
         try:
             if more and "added_tokens_decoder" not in settings:
                 document = _with_added(document, more, settings)
-            return cls(document, settings, end_ids=_read_end_ids(folder))
+            return cls(document, settings, end_ids=end_ids)
         except (TypeError, ValueError) as error:
             raise FormatError(f"{path} is no tokenizer that fastllm can open: {error}") from error
 
@@ -318,18 +323,13 @@ def _one_error(rule: str, kind: type[Exception]) -> Iterator[None]:
 # Files
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
     """A JSON object. FileNotFoundError, FormatError."""
     try:
-        value = json.loads(path.read_bytes())
+        return read_json(path, AGAIN, most)
     except FileNotFoundError:
         raise FileNotFoundError(f"a tokenizer must be an existing file; got {path}, which is missing; "
                                 "check the path") from None  # fmt: skip
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} must be whole JSON; got {error}; copy the file again") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} must be a JSON object; got {brief(value)}; copy the file again")
-    return value
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -349,11 +349,12 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, most: int = MAX_TEMPLATE) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = read_small(path, most, AGAIN).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path} must be UTF-8; got {error}; copy the file again") from None
+        raise FormatError(f"{path} must be UTF-8; got {error}; {AGAIN}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _with_added(
@@ -363,7 +364,7 @@ def _with_added(
 
     As in transformers, they get the ids that follow the document's, in the order of their own.
     """
-    known, special = vocabulary_of(document), special_texts(settings)
+    known, special = vocabulary_of(document), set(special_texts(settings))
     for text, token in added_tokens(document, {}, known).items():
         known[text] = token["id"]
     if any(type(token_id) is not int for token_id in ids.values()):
@@ -400,7 +401,7 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
             f"{folder}: {vocabulary} and {merges} alone must be GPT-2's kind of tokenizer; got {kind!r:.60}; "
             f"add its {FILE_NAME}"
         )
-    lines = _read_text(folder / merges).split("\n")
+    lines = _read_text(folder / merges, MAX_JSON).split("\n")
     words = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | settings
     vocabulary_ids = _read_object(folder / vocabulary)
     begin = text_of(words["bos_token"], "bos_token") if settings.get("add_bos_token") is True else None

@@ -158,9 +158,9 @@ def steps_of(decoder: Mapping[str, Any] | None) -> list[Step]:
 def _parts(decoder: object) -> list[dict[str, Any]]:
     """The steps of a decoder, sequences inside sequences laid out flat."""
     parts: list[dict[str, Any]] = []
-    waiting: list[object] = [decoder]
+    waiting: list[object] = [decoder]  # the next one last
     while waiting:
-        part = waiting.pop(0)
+        part = waiting.pop()
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in KINDS:
             raise _unusable(repr(kind))
@@ -170,7 +170,7 @@ def _parts(decoder: object) -> list[dict[str, Any]]:
         inner = part.get("decoders")  # type: ignore[attr-defined]
         if not isinstance(inner, list):
             raise _unusable("a Sequence without decoders")
-        waiting[:0] = inner
+        waiting += reversed(inner)
     return parts
 
 

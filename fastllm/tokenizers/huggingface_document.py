@@ -4,6 +4,7 @@ under names that nobody can type.
 
 from __future__ import annotations
 
+import base64
 import math
 import secrets
 from collections.abc import Container, Mapping
@@ -17,7 +18,12 @@ from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN
 CONFIG = "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 SEQUENCES = ("normalizers", "pretokenizers", "decoders")
-MOST_GROWTH = 1000
+MOST_GROWTH = 3000
+"""XLNet's steps might make 2592 characters of one, if all did their worst."""
+MOST_PREPENDED, MOST_STEPS, DEEPEST = 16, 64, 8
+GROWTHS = {"NFC": 3.0, "NFD": 4.0, "NFKC": 18.0, "NFKD": 18.0, "Lowercase": 2.0, "BertNormalizer": 8.0,
+           "ByteLevel": 5.0, "Metaspace": 2.0, None: 8.0}  # fmt: skip
+"""How many characters these steps make of one, at most; one without a type may be BertNormalizer."""
 MOST_IDS = 1 << 22
 """No vocabulary has four million tokens; a damaged file may name an id for which memory would not do."""
 
@@ -104,10 +110,12 @@ def added_tokens(
         add(entry, entry.get("id") if isinstance(entry, dict) else None)
     for key, entry in more.items():
         add(entry, int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else None)
+    following = max([*vocabulary.values(), *(token["id"] for token in added.values())], default=-1) + 1
     for text in special_texts(settings):
         if text not in added:
-            following = max([*vocabulary.values(), *(token["id"] for token in added.values())], default=-1) + 1
-            add({"content": text, "special": True}, vocabulary.get(text, following))
+            token_id = vocabulary.get(text, following)
+            add({"content": text, "special": True}, token_id)
+            following = max(following, token_id + 1)
         added[text]["special"] = True
     return added
 
@@ -139,7 +147,11 @@ def chat_template_of(value: object) -> tuple[str | None, list[str]]:
     """A template, or of several with names the one called "default"; and the names."""
     names: list[str] = []
     if isinstance(value, list):
-        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        entries = [(entry.get("name"), entry.get("template")) for entry in value if isinstance(entry, dict)]
+        for name, _ in entries:
+            if not isinstance(name, str):
+                raise TypeError(f"a chat template must have a text as its name; got {brief(name)}; copy {CONFIG} again")
+        value = dict(entries)
     if isinstance(value, dict):
         names, value = sorted(map(str, value)), value.get("default")
     if value is not None and not isinstance(value, str):
@@ -167,7 +179,7 @@ def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prefix_of(processor: object) -> list[int]:
-    """Ids that a post-processor puts before a text."""
+    """Ids that a post-processor puts before a text. Raises ValueError for a token without."""
     if not isinstance(processor, dict):
         return []
     match processor.get("type"):
@@ -190,8 +202,15 @@ def _template_prefix(pieces: list[object], known: object) -> list[int]:
         special = piece.get("SpecialToken") if isinstance(piece, dict) else None
         if not isinstance(special, dict):
             break  # the text itself
-        entry = known.get(special.get("id")) if isinstance(known, dict) else None
-        ids += entry["ids"] if isinstance(entry, dict) and isinstance(entry.get("ids"), list) else [-1]
+        name = special.get("id")
+        entry = known.get(name) if isinstance(known, dict) and isinstance(name, str) else None
+        given = entry.get("ids") if isinstance(entry, dict) else None
+        if not isinstance(given, list) or any(type(token_id) is not int for token_id in given):
+            raise ValueError(
+                f"a post-processor must know the ids of its special tokens, whole numbers; got {brief(given)} for "
+                f"{brief(name)}; use another tokenizer.json"
+            )
+        ids += given
     return ids
 
 
@@ -207,27 +226,50 @@ def begin_processor(text: str, token_id: int | None, before_each: bool = False) 
     }
 
 
-def check_growth(step: object) -> None:
-    """Raise ValueError for a normalizer or decoder that makes a text too much longer: of a byte, terabytes."""
-    if _growth(step, 0) > MOST_GROWTH:
+def check_growth(*steps: object) -> None:
+    """Raise ValueError for steps, one after another, that make a text too much longer: of a byte, terabytes."""
+    if math.prod(_growth(step, 0) for step in steps if step is not None) > MOST_GROWTH:
         raise ValueError(
-            f"a normalizer or decoder must make a text at most {MOST_GROWTH} times as long; got one that makes it "
-            "longer; use another tokenizer.json"
+            f"steps of normalizer, pre_tokenizer and decoder must be objects, at most {MOST_STEPS} in a sequence and "
+            f"{DEEPEST} sequences inside one another, that make a text at most {MOST_GROWTH} times as long and put at "
+            f"most {MOST_PREPENDED} characters before it; got others; use another tokenizer.json"
         )
 
 
 def _growth(step: object, depth: int) -> float:
-    """How many times as long a text may become."""
-    if not isinstance(step, dict) or depth > 8:
-        return 1.0 if depth <= 8 else float("inf")
-    inner = step.get("normalizers") or step.get("decoders")
-    if isinstance(inner, list):
-        return math.prod(_growth(each, depth + 1) for each in inner[:64]) if len(inner) <= 64 else float("inf")
-    content, pattern = step.get("content"), step.get("pattern")
-    if step.get("type") != "Replace" or not isinstance(content, str) or not isinstance(pattern, dict):
-        return 1.0
-    replaced = pattern.get("String")
-    return max(1.0, len(content) / max(1, len(replaced) if isinstance(replaced, str) else 1))
+    """How many times as long a text may become, at worst.
+
+    Seen from what a step has more than from its type: `tokenizers` takes steps without one.
+    """
+    if not isinstance(step, dict) or depth > DEEPEST:  # `tokenizers` takes lists of a step's values too
+        return math.inf
+    kind, sequences = step.get("type"), [step[name] for name in SEQUENCES if isinstance(step.get(name), list)]
+    inner = [each for sequence in sequences for each in sequence]
+    if not (kind is None or isinstance(kind, str)) or len(inner) > MOST_STEPS:
+        return math.inf
+    growth = math.prod((_growth(each, depth + 1) for each in inner), start=GROWTHS.get(kind, 1.0))
+    before, content, pattern = step.get("prepend"), step.get("content"), step.get("pattern")
+    if isinstance(before, str):
+        growth *= 1 + len(before) if len(before) <= MOST_PREPENDED else math.inf
+    if pattern is not None and isinstance(content, str):
+        found = pattern.get("String") if isinstance(pattern, dict) else None
+        # an expression may find nothing, at each character
+        growth *= max(1.0, len(content) / len(found)) if isinstance(found, str) and found else 1.0 + len(content)
+    if "precompiled_charsmap" in step:
+        growth *= _longest_replacement(step["precompiled_charsmap"])
+    return growth
+
+
+def _longest_replacement(charsmap: object) -> int:
+    """Of SentencePiece's table: the size of a part that finds texts (uint32), that part, and texts that end with 0."""
+    try:
+        table = base64.b64decode(charsmap)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"precompiled_charsmap must be in base64; got {brief(charsmap)}; use another tokenizer.json"
+        ) from None
+    texts = table[4 + int.from_bytes(table[:4], "little") :].decode("utf-8", "replace").split("\0")
+    return max(1, max(map(len, texts)))
 
 
 # The names that nobody can type
@@ -253,11 +295,11 @@ def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, 
         model["vocab"] = {hidden.get(text, text): token_id for text, token_id in model["vocab"].items()}
         # with the ids that are written; `tokenizers` would number them on, whatever the file says
         model["vocab"] |= {token["content"]: token["id"] for token in added}
-    if "unk_token" in model:
-        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    unknown, prefix = (_option(model, name) for name in ("unk_token", "continuing_subword_prefix"))
+    if unknown is not None:
+        model["unk_token"] = hidden.get(unknown, unknown)
     if isinstance(model.get("merges"), list):
-        prefix = model.get("continuing_subword_prefix") or ""
-        model["merges"] = _merges_without(hidden, model["merges"], prefix)
+        model["merges"] = _merges_without(hidden, model["merges"], prefix or "")
     if "dropout" in model:
         model["dropout"] = None
     for token in added:
@@ -266,6 +308,14 @@ def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, 
     return {
         **document, "added_tokens": added, "model": model, "truncation": None, "padding": None, "post_processor": None
     }  # fmt: skip
+
+
+def _option(model: Mapping[str, Any], name: str) -> str | None:
+    """An option of a model's that is a text or nothing."""
+    value = model.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} must be a text or null; got {brief(value)}; use another tokenizer.json")
+    return value
 
 
 def _merges_without(hidden: Container[str], merges: list[Any], prefix: str) -> list[Any]:
