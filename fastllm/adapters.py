@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from .atomic import replacing
 from .config import ModelConfig
 from .errors import FormatError
-from .formats.bytes_of_file import brief, naming, read_json
+from .formats.bytes_of_file import naming
 from .formats.huggingface import MODULES
 from .formats.huggingface_config import model_type
 from .formats.huggingface_folder import holds_a_model, stored_array
@@ -47,6 +47,7 @@ from .model import Model
 from .packed import Packed
 from .parameters import shapes_of
 from .quantize import dequantize
+from .small_files import brief, read_json
 
 BASE = "fastllm.base"  # a checksum of what an adapter was trained beside
 PICKLE = "adapter_model.bin"

@@ -26,7 +26,7 @@ from . import adapters
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
-from .formats.bytes_of_file import naming, read_json
+from .formats.bytes_of_file import naming
 from .formats.huggingface import from_huggingface, has_its_own_head, to_huggingface
 from .formats.huggingface_config import config_from_huggingface, model_type
 from .formats.huggingface_export import config_files
@@ -57,7 +57,7 @@ from .hub import download, is_hub_name
 from .model import Model
 from .optimizers import Optimizer
 from .parameters import check_shapes, shapes_of
-from .small_files import read_small
+from .small_files import read_json, read_small
 from .tokenizers import HuggingFaceTokenizer, load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 

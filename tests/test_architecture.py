@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "parameters": {"config", "memory", "packed", "quantize"},
     "lora": {"config", "errors", "parameters"},
     "rope": {"config"},
+    "schedules": {"config"},
     "layers": {"config", "errors", "interrupts", "lora", "memory", "packed", "parameters", "rope"},
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "interrupts", "layers", "locking", "lora", "memory", "packed", "parameters"},
@@ -28,7 +29,9 @@ MAY_IMPORT = {
     "datasets": {"atomic", "config", "dialogue", "errors", "inputs", "records", "tokenizers"},
     "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize", "rope", "small_files"},
     "hub": {"errors"},
-    "adapters": {"atomic", "config", "errors", "formats", "hub", "lora", "model", "packed", "parameters", "quantize"},
+    "adapters": {
+        "atomic", "config", "errors", "formats", "hub", "lora", "model", "packed", "parameters", "quantize", "small_files",
+    },
     "checkpoint": {
         "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",
         "small_files", "tokenizers",

@@ -15,7 +15,7 @@ from fastllm.atomic import work_path
 from fastllm.checkpoint import CONFIG, GENERATION, OPTIMIZER, PROGRESS, TOKENIZER, WEIGHTS, load_progress
 from fastllm.errors import FormatError
 from fastllm.formats import model_folder
-from fastllm.formats.bytes_of_file import MAX_JSON
+from fastllm.small_files import MAX_JSON
 
 
 def weights_of(path):

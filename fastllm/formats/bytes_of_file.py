@@ -1,4 +1,4 @@
-"""What strangers' files are read with: their bytes, memory-mapped, and their JSON, checked."""
+"""Bytes of files of others, memory-mapped; and whose errors name the file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastllm.errors import FormatError
-from fastllm.small_files import AGAIN, MAX_JSON, brief, parse_json, read_json
-
-__all__ = ["AGAIN", "MAX_JSON", "brief", "map_file", "mapped_file", "naming", "parse_json", "read_json"]
 
 
 def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

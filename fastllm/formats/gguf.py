@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastllm.config import ModelConfig
 from fastllm.errors import ConfigError, FormatError
-from fastllm.formats.bytes_of_file import brief, naming
+from fastllm.formats.bytes_of_file import naming
 from fastllm.formats.gguf_file import GgufFile, StoredTensor, read_gguf_file
 from fastllm.formats.modules import Module, check, check_layers, layout_of
 from fastllm.formats.opened import OpenedModel, Weights, generation_facts
@@ -29,6 +29,7 @@ from fastllm.packed import Packed
 from fastllm.parameters import POSITIONS
 from fastllm.quantize import dequantize
 from fastllm.rope import base_frequencies, rope_divisors
+from fastllm.small_files import brief
 
 Json = Mapping[str, Any]
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from fastllm.atomic import replacing
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.gguf import ARCHITECTURES, ROPE_FACTORS, rope_factors
 from fastllm.formats.gguf_file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING
 from fastllm.formats.modules import check, layout_of
@@ -28,6 +27,7 @@ from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.packed import KINDS, Kind, Packed
 from fastllm.parameters import POSITIONS, shapes_of
 from fastllm.quantize import PACK
+from fastllm.small_files import brief
 
 VERSION = 3
 UINT32, INT32, FLOAT32, UINT64, INT64 = 4, 5, 6, 10, 11

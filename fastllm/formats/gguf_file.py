@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief, map_file
+from fastllm.formats.bytes_of_file import map_file
 from fastllm.packed import KINDS, Kind
+from fastllm.small_files import brief
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.huggingface_config import model_type
 from fastllm.formats.modules import Module, check, check_layers, layout_of
 from fastllm.formats.opened import float32
 from fastllm.formats.rows import row_order
 from fastllm.parameters import shapes_of
+from fastllm.small_files import brief
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fastllm.config import ROPE_SCALINGS, ModelConfig
 from fastllm.errors import ConfigError, FormatError
-from fastllm.formats.bytes_of_file import brief
+from fastllm.small_files import brief
 
 Json = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief
 from fastllm.parameters import Shapes, shapes_of
+from fastllm.small_files import brief
 
 
 class Module(NamedTuple):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief
 from fastllm.packed import KINDS, Packed
+from fastllm.small_files import brief
 
 Weights = dict[str, NDArray[np.float32] | Packed]
 

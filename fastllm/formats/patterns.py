@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief
+from fastllm.small_files import brief
 
 STEPS = 5_000_000
 """Taken by all matches of a Matcher together: a second or two. Those of a large model's adapter take a hundredth."""

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import brief
 from fastllm.formats.patterns import Matcher
 from fastllm.lora import Addition
+from fastllm.small_files import brief
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_RANK = (1 << 16) - 1

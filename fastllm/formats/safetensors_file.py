@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import MAX_JSON, brief, map_file, parse_json, read_json
+from fastllm.formats.bytes_of_file import map_file
+from fastllm.small_files import MAX_JSON, brief, parse_json, read_json
 
 # Bytes of an element. Types with other names may be in a file, but their sizes are not checked.
 ITEM_SIZES = {
