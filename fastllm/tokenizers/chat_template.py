@@ -4,7 +4,8 @@ A template is a stranger's program. It runs in jinja2's immutable sandbox, in th
 gives it (trim_blocks, lstrip_blocks, break and continue, `{% generation %}`, raise_exception, strftime_now,
 tojson as JSON), and further, so that it ends soon and stays small:
 
-- It sees texts, numbers, lists and dicts, and of those the methods in METHODS; it includes and imports nothing.
+- It sees texts, numbers (whole ones of at most 60 bits), lists and dicts, and of those the methods in METHODS; it
+  includes and imports nothing.
 - Every operation has a price, and so has every body of a loop, branch or macro each time it runs: one unit for a
   character or an item that is read or made, more for a call. A template that would spend more than BUDGET
   ends in an error, before memory is taken for what it asked for. Nothing is computed when it is compiled.
@@ -43,8 +44,10 @@ STEP = 30
 """Units of a call, an operation or a turn of a loop, however small."""
 MOST_SOURCE = 1 << 16
 """Characters of a template. The longest in use has about 20,000."""
-MOST_BITS = 4096
-"""Of a whole number."""
+MOST_BITS = 60
+"""Of a whole number. Its hash is taken modulo 2 ** 61 - 1, whose multiples would make a set as slow as a list."""
+MOST_DIGITS = 1000
+"""Of a text that becomes a whole number."""
 
 METHODS: tuple[tuple[type, str], ...] = (
     (str, "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii isdecimal isdigit "
@@ -65,6 +68,8 @@ FILTERS = WHOLE + (
     " abs capitalize center dictsort e escape float forceescape format indent int join lower max min replace round"
     " safe sort string title trim truncate unique upper wordcount"
 )
+ATTRIBUTES = "join map max min rejectattr selectattr sort unique"
+"""Filters that look attributes up, by paths such as "a.b"; sort takes several, "a.b,c"."""
 NOT_ALONE = (nodes.Extends, nodes.Block, nodes.Include, nodes.Import, nodes.FromImport)
 BODIES = {nodes.For: ("body", "else_"), nodes.If: ("body", "else_"), nodes.Macro: ("body",), nodes.CallBlock: ("body",)}
 LONG_NUMBER = re.compile(r"\d{4}|\*")
@@ -89,6 +94,7 @@ class ChatTemplate:
         self._environment = _Environment()
         self._lock = threading.Lock()
         try:
+            source.encode()  # raises for a lone surrogate
             tree = _Priced(self._environment).visit(self._environment.parse(source))
             code = self._environment.compile(tree)
             self._template = jinja2.Template.from_code(
@@ -98,23 +104,28 @@ class ChatTemplate:
             raise _one_error(error, "be one that jinja2 can compile") from None
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, **variables: object
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """The conversation as one text.
 
         messages               {"role": ..., "content": ...} each
         add_generation_prompt  whether the beginning of an answer ends it
-        variables              bos_token and whatever else the template may ask for
+        variables              bos_token and whatever else the template may ask for; none takes the place of the above
 
         Raises DataError where the template refuses the messages, FormatError where it fails, asks for what is
         not allowed, or goes on for too long.
         """
-        given = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt,
-                 "tools": None, "documents": None, **variables}  # fmt: skip
+        given = {**(variables or {}), "messages": [dict(message) for message in messages],
+                 "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}  # fmt: skip
         with self._lock:
             self._environment.spent = 0
             try:
-                return "".join(self._template.root_render_func(self._template.new_context(given)))
+                text = "".join(self._template.root_render_func(self._template.new_context(given)))
+                text.encode()  # a lone surrogate would be blamed on the messages later
+                return text
             except _RefusedError as refusal:
                 raise DataError(
                     f"the messages must be such as the chat template takes; it says {str(refusal)!r:.200}; change them"
@@ -181,11 +192,15 @@ class _Namespace(Namespace):
 
 
 def _raise_exception(message: object) -> None:
-    raise _RefusedError(message)
+    if not isinstance(message, (str, int, float, Undefined, type(None))):
+        raise SecurityError(f"raise_exception takes a text; got {type(message).__name__}")
+    raise _RefusedError(str(message)[:200])
 
 
 def _strftime_now(format: str) -> str:  # the name that templates may use
-    if not isinstance(format, str) or len(format) > 200 or LONG_NUMBER.search(format):
+    if not isinstance(format, str):
+        raise SecurityError(f"a format of time must be a text; got {type(format).__name__}")
+    if len(format) > 200 or LONG_NUMBER.search(format):
         raise SecurityError(f"a format of time must be short; got {format!r:.60}")
     return datetime.now().strftime(format)
 
@@ -233,6 +248,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _sized(self, value: Any) -> Any:
         """The value, once it is paid for as something new; an item takes the memory of several characters."""
+        if isinstance(value, int):
+            _check_bits(value.bit_length())
         self.spend(_size(value) * (1 if isinstance(value, str) else 8))
         return value
 
@@ -251,7 +268,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self.spend(2 * len(item))
                 waiting += chain.from_iterable(item.items())
             elif isinstance(item, SEQUENCES):
-                self.spend(len(item))
+                self.spend(len(item) + (1000 if isinstance(item, tuple) else 0))  # tuples can be made of one hash
                 waiting += item
             elif item is not value and not isinstance(item, (int, float, Undefined, type(None))):
                 raise SecurityError(f"a list or dict must hold plain values; got {type(item).__name__}")
@@ -280,10 +297,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             for text, times in ((left, right), (right, left)):
                 if isinstance(text, (str, list, tuple)) and isinstance(times, int):
                     self.spend(len(text) * max(times, 0))
-        if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
-            bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > MOST_BITS:
-                raise _BudgetError(f"a whole number would have more than {MOST_BITS} bits")
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _check_bits((left.bit_length() - 1) * right + 1)  # so many at least
         return self._sized(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __callee: Any, *args: Any, **kwargs: Any) -> Any:
@@ -302,7 +317,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.spend(_size(subject))
             if isinstance(subject, str):
                 self._check_growth(callee.__name__, subject, given)
-        elif callee is _dict:
+        elif callee is _dict or callee is _Namespace:
             for value in args:
                 self._measured(value)
         elif not (isinstance(callee, (Macro, Joiner, Undefined)) or id(callee) in self._callables):
@@ -329,6 +344,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return self.undefined(obj=obj, name=attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        self.spend(STEP)  # filters come here for each part of a path, for each item
         if not isinstance(argument, (str, int)):
             self._measured(argument)  # to hash it
         try:
@@ -347,6 +363,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _check_growth(self, name: str, text: str, given: list[Any]) -> None:
         """Pay, before it is made, for what a method or filter makes of a text."""
         width = max((value for value in given if isinstance(value, int)), default=0)
+        longest = max((len(value) for value in given if isinstance(value, str)), default=0)
+        if name in ("rfind", "rindex", "rpartition", "rsplit", "strip", "lstrip", "rstrip", "trim"):
+            self.spend(len(text) * longest // 16)  # compared each with each, in C
         if name in ("center", "ljust", "rjust", "zfill"):
             self.spend(max(width, 0))
         elif name in ("split", "rsplit", "list"):
@@ -357,7 +376,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif name == "expandtabs":
             self.spend((8 + max(width, 0)) * text.count("\t"))
         elif name == "indent":
-            longest = max((len(value) for value in given if isinstance(value, str)), default=0)
             self.spend((4 + max(width, 0) + longest) * (1 + len(text.splitlines())))
         elif name == "replace" and len(given) > 1:
             old, new = str(given[0]), str(given[1])
@@ -366,6 +384,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.spend(len(text) * _size(given[0]))
         elif name == "round" and any(isinstance(value, int) and abs(value) > 100 for value in given):
             raise SecurityError("a number must be rounded to at most 100 digits")
+        elif name == "int" and len(text) > MOST_DIGITS:
+            raise SecurityError(f"what becomes a number must have at most {MOST_DIGITS} characters; got {len(text)}")
 
     def _priced(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter or test that pays for what it reads and makes."""
@@ -385,11 +405,19 @@ class _Environment(ImmutableSandboxedEnvironment):
             if looks_inside:
                 for value in given:
                     self._measured(value)
+            if name in ATTRIBUTES.split():
+                for path in given[1:]:
+                    if isinstance(path, str):
+                        self.spend(15 * path.count("."))
+                        for _ in range(path.count(",") if name == "sort" else 0):
+                            self._measured(given[0])  # which is copied and compared once more
             if name == "format":
                 self._check_format(str(given[0]))
             elif name == "join":
                 self._check_growth("join", str(given[1]) if len(given) > 1 else "", given)
-            elif name in ("center", "indent", "replace", "round") or (name == "list" and isinstance(given[0], str)):
+            elif name in ("center", "indent", "int", "replace", "round", "trim") or (
+                name == "list" and isinstance(given[0], str)
+            ):
                 self._check_growth(name, str(given[0]), given[1:])
             result = function(*args, **kwargs)
             if isinstance(result, Iterator) and not isinstance(result, LoopContext):
@@ -433,6 +461,11 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     return dict(*args, **kwargs)
 
 
+def _check_bits(bits: int) -> None:
+    if bits > MOST_BITS:
+        raise SecurityError(f"whole numbers must have at most {MOST_BITS} bits; got one of {bits}")
+
+
 def _size(value: Any) -> int:
     """Units of looking at a value, not into it."""
     return len(value) if isinstance(value, SIZED) else 1
@@ -454,6 +487,8 @@ class _Priced(NodeTransformer):
             raise SecurityError(f"a chat template stands alone, without {type(node).__name__.lower()}")
         if isinstance(node, nodes.For) and node.recursive:
             raise SecurityError("loops must not be recursive")
+        if isinstance(node, nodes.Const) and isinstance(node.value, int):
+            _check_bits(node.value.bit_length())
         bodies = next((names for kind, names in BODIES.items() if isinstance(node, kind)), ())
         prices = [sum(map(_price, getattr(node, name))) for name in bodies]
         test = _price(node.test) if isinstance(node, nodes.For) and node.test is not None else 0
