@@ -185,7 +185,7 @@ def _laid_out(
         text = compiled(template).render(
             [{**message, "content": changed(message["content"])} for message in messages],
             add_generation_prompt,
-            **tokenizer.special_tokens,
+            tokenizer.special_tokens,
         )
         return tokenizer.split_control(text)
 

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "formats": {"atomic", "config", "errors", "lora", "packed", "parameters", "quantize", "rope", "small_files"},
     "hub": {"errors"},
     "adapters": {
-        "atomic", "config", "errors", "formats", "hub", "lora", "model", "packed", "parameters", "quantize", "small_files",
+        "atomic", "config", "errors", "formats", "hub", "lora", "model", "packed", "parameters", "quantize",
+        "small_files",
     },
     "checkpoint": {
         "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",

@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import HARD_TEXTS, TEMPLATE
 
+import fastllm
 from fastllm import DataError, FormatError
+from fastllm.dialogue import prompt_tokens
+from fastllm.tokenizers.huggingface_document import chat_template_of
 
 jinja2 = pytest.importorskip("jinja2")
 
@@ -216,7 +219,7 @@ VARIABLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 def test_the_text_is_transformers_text(name, add_generation_prompt):
     pytest.importorskip("transformers")
     for texts in CONVERSATIONS:
-        check(TEMPLATES[name], messages_of(texts), add_generation_prompt=add_generation_prompt)
+        check(TEMPLATES[name], messages_of(texts), add_generation_prompt)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -224,16 +227,16 @@ def test_the_text_is_transformers_text(name, add_generation_prompt):
 @given(texts=st.lists(st.text(st.sampled_from("ab <>|/\n{}%'\"é</think>")), max_size=5), system=st.booleans())
 def test_any_messages(name, texts, system):
     pytest.importorskip("transformers")
-    check(TEMPLATES[name], messages_of([None, *texts] if system and texts else texts), add_generation_prompt=True)
+    check(TEMPLATES[name], messages_of([None, *texts] if system and texts else texts), True)
 
 
-def check(template, messages, **variables):
-    expected = transformers_render(template, messages, **VARIABLES, **variables)
+def check(template, messages, add_generation_prompt):
+    expected = transformers_render(template, messages, add_generation_prompt=add_generation_prompt, **VARIABLES)
     if isinstance(expected, str):
-        assert compiled(template).render(messages, **VARIABLES, **variables) == expected
+        assert compiled(template).render(messages, add_generation_prompt, VARIABLES) == expected
     else:
         with pytest.raises((DataError, FormatError)):
-            compiled(template).render(messages, **VARIABLES, **variables)
+            compiled(template).render(messages, add_generation_prompt, VARIABLES)
 
 
 # Statements that keep the rules of scope, drawn at random.
@@ -283,7 +286,7 @@ def test_any_template(parts):
 
 def test_a_long_template_and_a_long_conversation_are_fine():
     template = ChatTemplate("{{ a }}" * 9000)
-    assert template.render([], a="é") == "é" * 9000
+    assert template.render([], variables={"a": "é"}) == "é" * 9000
     messages = messages_of(["x" * 2000] * 1000)
     assert len(compiled(TEMPLATES["qwen3"]).render(messages)) > 2_000_000
 
@@ -299,6 +302,33 @@ def test_messages_are_copies():
     messages = messages_of(["Hi"])
     ChatTemplate("{% set messages = [] %}").render(messages)
     assert messages == [{"role": "user", "content": "Hi"}]
+
+
+def test_special_tokens_named_like_what_the_renderer_gives():
+    tokenizer = fastllm.ByteTokenizer()
+    tokenizer.chat_template = (
+        "{{ messages[0].content }}{{ x }}{{ tools is none }}{{ documents is none }}"
+        "{% if add_generation_prompt %}!{% endif %}"
+    )
+    names = ("messages", "self", "add_generation_prompt", "variables", "tools", "documents", "x")
+    tokenizer.special_tokens = dict.fromkeys(names, "<s>")
+    for prompt, end in ((True, "!"), (False, "")):
+        ids = prompt_tokens(tokenizer, messages_of(["Hi"]), add_generation_prompt=prompt)
+        assert tokenizer.decode(ids) == "Hi<s>TrueTrue" + end
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\ud800",
+        {"default": "a", "tool_use": "\udfff"},
+        [{"name": "default", "template": "\ud800"}],
+        [{"name": "\ud800", "template": "a"}],
+    ],
+)
+def test_a_lone_surrogate_is_refused_where_it_is_read(value):
+    with pytest.raises(ValueError, match=r"chat_template must be valid Unicode; got .*; copy tokenizer_config.json"):
+        chat_template_of(value)
 
 
 def test_without_jinja2_one_error_says_what_to_install():

@@ -3,11 +3,12 @@
 
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import pytest
 
-from fastllm import FormatError
+from fastllm import DataError, FormatError
 
 pytest.importorskip("jinja2")
 
@@ -21,6 +22,9 @@ GROWING = NAMESPACE + "{% for i in range(100) %}{% set ns.s = HERE %}{% endfor %
 NESTED = NAMESPACE + "{% for i in range(60) %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}HERE"
 TUPLES = NESTED.replace("[1]", "(1,)").replace("[ns.t, ns.t]", "(ns.t, ns.t)")
 FOREVER = "{% for i in range(99999) %}"
+SOUGHT = "{% set s = 'a' * 200000 %}{% set p = 'ab' + 'a' * 100000 %}"
+STRIPPED = "{% set s = 'a' * 200000 %}{% set p = 'b' * 100000 + 'a' %}"
+SAME = "{% set same = [messages[0]] * 1000 %}"
 MUCH = "{% set s = 'a' * 1000000 %}{% set t = 'a' * 1000000 %}" + FOREVER
 
 TOO_MUCH = {
@@ -71,6 +75,23 @@ TOO_MUCH = {
     "slices": MUCH + "{% set a = s[1:] %}{% endfor %}",
     "upper": MUCH + "{{ s.upper()|length }}{% endfor %}",
     "many strings": "".join(f"{{% set n{i} = 'a' * 1000000 %}}" for i in range(100)),
+    **{f"{n}, a method": f"{SOUGHT}{{% set x = s.{n}(p) %}}" for n in ("rfind", "rindex", "rpartition", "rsplit")},
+    **{f"{n}, a method": f"{STRIPPED}{{% set x = s.{n}(p) %}}" for n in ("lstrip", "rstrip", "strip")},
+    "trim, a filter": STRIPPED + "{{ s|trim(p) }}",
+    "trim, by name": STRIPPED + "{{ s|trim(chars=p) }}",
+    "a long path in map": SAME + "{{ same|map(attribute='role' ~ '.x' * 100000, default=1)|list|length }}",
+    "many paths in sort": SAME + "{{ same|sort(attribute='role' ~ ',role' * 20000)|length }}",
+    "large copies in sort": "{{ [{'a': 'x' * 100000}]|sort(attribute='a' ~ ',a' * 3000)|length }}",
+    **{
+        f"a long path in {name}": f"{SAME}{{{{ same|{name}('role' ~ '.0' * 30000)|list|length }}}}"
+        for name in ("rejectattr", "selectattr")
+    },
+    **{
+        f"a long path in {name}": f"{SAME}{{% set x = same|{name}(attribute='role' ~ '.0' * 3000) %}}"
+        for name in ("max", "min", "unique")
+    },
+    "a long path in join": SAME + "{{ same|join(',', attribute='role' ~ '.0' * 3000)|length }}",
+    "nested tuples in a namespace": TUPLES.replace("HERE", "{{ namespace([[ns.t, 1]]) }}"),
     "maps": FOREVER + "{{ range(99999)|map('string')|map('upper')|list|length }}{% endfor %}",
 }  # fmt: skip
 
@@ -80,7 +101,7 @@ def test_what_asks_for_too_much_ends(name, monkeypatch):
     monkeypatch.setattr(chat_template, "BUDGET", BUDGET // 20)  # for the sake of time
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match=r"takes more than 2000000 steps, characters and items|4096 bits") as caught:
+        with pytest.raises(FormatError, match=r"takes more than 2000000 steps, characters and items|at most 60 bits") as caught:
             ChatTemplate(TOO_MUCH[name]).render(HI)
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -106,6 +127,28 @@ NOT_ALLOWED = [
     ("{{ strftime_now('%1000000000d') }}", "short"),
     ("{{ 5|round(-10 ** 9) }}", "100 digits"),
     ("{{ 5.5|round(10 ** 9, 'ceil') }}", "100 digits"),
+    ("{% set a = ('f' * 1000000)|int(base=16) %}{% for i in range(99999) %}{{ (a + a) and 1 }}{% endfor %}", "1000 characters"),
+    ("{{ ('f' * 1000)|int(base=16) }}", "at most 60 bits; got one of 4000"),
+    ("{{ ['f' * 99]|map('int', base=16)|list }}", "at most 60 bits"),
+    ("{{ 1e300|int }}", "at most 60 bits"),
+    ("{{ 1152921504606846976 }}", "at most 60 bits"),
+    ("{{ 1152921504606846975 + 1 }}", "at most 60 bits"),
+    ("{{ -1152921504606846975 - 1 }}", "at most 60 bits"),
+    ("{{ 1073741824 * 1073741824 }}", "at most 60 bits"),
+    ("{{ 3 ** 38 }}", "at most 60 bits"),
+    ("{{ 0x" + "f" * 60000 + " is divisibleby 3 }}", "at most 60 bits"),
+    (
+        "{% set t %}{% for i in range(40000) %}{{ i * 2305843009213693951 }},{% endfor %}{% endset %}"
+        "{{ t.split(',')|map('int')|unique|list|length }}",
+        "at most 60 bits",
+    ),
+    (NESTED.replace("HERE", "{{ raise_exception(ns.t) }}"), "raise_exception takes a text; got list"),
+    ("{% set ns = namespace(t=1) %}{% for i in range(50000) %}{% set ns.t = [ns.t] %}{% endfor %}{{ raise_exception(ns.t) }}",
+     "raise_exception takes a text"),
+    (NESTED.replace("HERE", "{{ strftime_now(ns.t) }}"), "must be a text; got list"),
+    ("{{ 'a' }}\ud800", "surrogates not allowed"),
+    ("{{ '\\ud800' }}", "surrogates not allowed"),
+    ("{{ '%c' % 0xd800 }}", "surrogates not allowed"),
     ("{{ [1]|tojson(indent=10 ** 9) }}", "indented by 0 to 16"),
     ("{{ [1, 2]|tojson(separators=('x' * 99, '')) }}", "separators"),
     ("{{ [1]|batch(10 ** 9, 'x') }}", "No filter named 'batch'"),
@@ -200,3 +243,37 @@ def test_arguments_by_name_are_no_way_around_the_price(template):
         assert tracemalloc.get_traced_memory()[1] < 50e6
     finally:
         tracemalloc.stop()
+
+
+def test_tuples_of_one_hash():
+    """Python's hash of a tuple is no secret: any second number can be chosen such that all are the same."""
+    modulus, first, second, start = 2**64, 11400714785074694791, 14029467366897019727, 2870177450012600261
+
+    def begun(number):
+        lane = (start + number * second) % modulus
+        return (lane << 31 | lane >> 33) * first % modulus
+
+    pairs = [(x, (1 - begun(x)) * pow(second, -1, modulus) % modulus) for x in range(1, 30000)]
+    pairs = [pair for pair in pairs if pair[1] < 2**60][:1400]
+    assert len(pairs) == 1400
+    if sys.hash_info.width == 64:
+        assert len(set(map(hash, pairs))) == 1
+    source = f"{{% set t = {pairs} %}}{FOREVER}{{% set x = t|unique|list %}}{{% endfor %}}".replace(", ", ",")
+    template = ChatTemplate(source)
+    begin = time.perf_counter()
+    with pytest.raises(FormatError, match="more than 40000000 steps"):
+        template.render(HI)
+    assert time.perf_counter() - begin < 8  # 15 s at one unit for each, 0.5 s now
+
+
+def test_the_largest_numbers():
+    largest = 2**60 - 1
+    template = "{{ N }} {{ -N }} {{ 0 - N }} {{ 'N'|int }} {{ 2 ** 59 }} {{ 3 ** 37 }} {{ 1 ** N }} {{ 10 ** 18 }}"
+    shown = f"{largest} {-largest} {-largest} {largest} {2**59} {3**37} 1 {10**18}"
+    assert ChatTemplate(template.replace("N", str(largest))).render([]) == shown
+
+
+@pytest.mark.parametrize("value", ["'a' * 300", "5", "2.5", "true", "none", "missing"])
+def test_what_raise_exception_takes(value):
+    with pytest.raises(DataError, match="it says"):
+        ChatTemplate(f"{{{{ raise_exception({value}) }}}}").render(HI)

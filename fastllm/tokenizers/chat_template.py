@@ -4,7 +4,8 @@ A template is a stranger's program. It runs in jinja2's immutable sandbox, in th
 gives it (trim_blocks, lstrip_blocks, break and continue, `{% generation %}`, raise_exception, strftime_now,
 tojson as JSON), and further, so that it ends soon and stays small:
 
-- It sees texts, numbers, lists and dicts, and of those the methods in METHODS; it includes and imports nothing.
+- It sees texts, numbers (whole ones of at most 60 bits), lists and dicts, and of those the methods in METHODS; it
+  includes and imports nothing.
 - Every operation has a price, and so has every body of a loop, branch or macro each time it runs: one unit for a
   character or an item that is read or made, more for a call. A template that would spend more than BUDGET
   ends in an error, before memory is taken for what it asked for. Nothing is computed when it is compiled.
@@ -33,18 +34,16 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Cycler, Joiner, Namespace
-from jinja2.visitor import NodeTransformer
 
 from fastllm.errors import DataError, FormatError
+from fastllm.tokenizers.chat_template_prices import STEP, Priced, check_bits
 
 BUDGET = 40_000_000
 """Units a rendering may spend: several megabytes of conversation, or two seconds of a hostile loop."""
-STEP = 30
-"""Units of a call, an operation or a turn of a loop, however small."""
 MOST_SOURCE = 1 << 16
 """Characters of a template. The longest in use has about 20,000."""
-MOST_BITS = 4096
-"""Of a whole number."""
+MOST_DIGITS = 1000
+"""Of a text that becomes a whole number."""
 
 METHODS: tuple[tuple[type, str], ...] = (
     (str, "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii isdecimal isdigit "
@@ -65,8 +64,8 @@ FILTERS = WHOLE + (
     " abs capitalize center dictsort e escape float forceescape format indent int join lower max min replace round"
     " safe sort string title trim truncate unique upper wordcount"
 )
-NOT_ALONE = (nodes.Extends, nodes.Block, nodes.Include, nodes.Import, nodes.FromImport)
-BODIES = {nodes.For: ("body", "else_"), nodes.If: ("body", "else_"), nodes.Macro: ("body",), nodes.CallBlock: ("body",)}
+ATTRIBUTES = "join map max min rejectattr selectattr sort unique"
+"""Filters that look attributes up, by paths such as "a.b"; sort takes several, "a.b,c"."""
 LONG_NUMBER = re.compile(r"\d{4}|\*")
 SIZED: tuple[Any, ...] = (str, dict, range, list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 SEQUENCES: tuple[Any, ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
@@ -89,7 +88,8 @@ class ChatTemplate:
         self._environment = _Environment()
         self._lock = threading.Lock()
         try:
-            tree = _Priced(self._environment).visit(self._environment.parse(source))
+            source.encode()  # raises for a lone surrogate
+            tree = Priced(self._environment).visit(self._environment.parse(source))
             code = self._environment.compile(tree)
             self._template = jinja2.Template.from_code(
                 self._environment, code, self._environment.make_globals(None)
@@ -98,23 +98,28 @@ class ChatTemplate:
             raise _one_error(error, "be one that jinja2 can compile") from None
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, **variables: object
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """The conversation as one text.
 
         messages               {"role": ..., "content": ...} each
         add_generation_prompt  whether the beginning of an answer ends it
-        variables              bos_token and whatever else the template may ask for
+        variables              bos_token and whatever else the template may ask for; none takes the place of the above
 
         Raises DataError where the template refuses the messages, FormatError where it fails, asks for what is
         not allowed, or goes on for too long.
         """
-        given = {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt,
-                 "tools": None, "documents": None, **variables}  # fmt: skip
+        given = {**(variables or {}), "messages": [dict(message) for message in messages],
+                 "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}  # fmt: skip
         with self._lock:
             self._environment.spent = 0
             try:
-                return "".join(self._template.root_render_func(self._template.new_context(given)))
+                text = "".join(self._template.root_render_func(self._template.new_context(given)))
+                text.encode()  # a lone surrogate would be blamed on the messages later
+                return text
             except _RefusedError as refusal:
                 raise DataError(
                     f"the messages must be such as the chat template takes; it says {str(refusal)!r:.200}; change them"
@@ -181,11 +186,15 @@ class _Namespace(Namespace):
 
 
 def _raise_exception(message: object) -> None:
-    raise _RefusedError(message)
+    if not isinstance(message, (str, int, float, Undefined, type(None))):
+        raise SecurityError(f"raise_exception takes a text; got {type(message).__name__}")
+    raise _RefusedError(str(message)[:200])
 
 
 def _strftime_now(format: str) -> str:  # the name that templates may use
-    if not isinstance(format, str) or len(format) > 200 or LONG_NUMBER.search(format):
+    if not isinstance(format, str):
+        raise SecurityError(f"a format of time must be a text; got {type(format).__name__}")
+    if len(format) > 200 or LONG_NUMBER.search(format):
         raise SecurityError(f"a format of time must be short; got {format!r:.60}")
     return datetime.now().strftime(format)
 
@@ -233,6 +242,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _sized(self, value: Any) -> Any:
         """The value, once it is paid for as something new; an item takes the memory of several characters."""
+        if isinstance(value, int):
+            check_bits(value.bit_length())
         self.spend(_size(value) * (1 if isinstance(value, str) else 8))
         return value
 
@@ -251,7 +262,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self.spend(2 * len(item))
                 waiting += chain.from_iterable(item.items())
             elif isinstance(item, SEQUENCES):
-                self.spend(len(item))
+                self.spend(len(item) + (1000 if isinstance(item, tuple) else 0))  # tuples can be made of one hash
                 waiting += item
             elif item is not value and not isinstance(item, (int, float, Undefined, type(None))):
                 raise SecurityError(f"a list or dict must hold plain values; got {type(item).__name__}")
@@ -280,10 +291,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             for text, times in ((left, right), (right, left)):
                 if isinstance(text, (str, list, tuple)) and isinstance(times, int):
                     self.spend(len(text) * max(times, 0))
-        if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
-            bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > MOST_BITS:
-                raise _BudgetError(f"a whole number would have more than {MOST_BITS} bits")
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            check_bits((left.bit_length() - 1) * right + 1)  # so many at least
         return self._sized(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __callee: Any, *args: Any, **kwargs: Any) -> Any:
@@ -302,7 +311,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.spend(_size(subject))
             if isinstance(subject, str):
                 self._check_growth(callee.__name__, subject, given)
-        elif callee is _dict:
+        elif callee is _dict or callee is _Namespace:
             for value in args:
                 self._measured(value)
         elif not (isinstance(callee, (Macro, Joiner, Undefined)) or id(callee) in self._callables):
@@ -329,6 +338,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return self.undefined(obj=obj, name=attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        self.spend(STEP)  # filters come here for each part of a path, for each item
         if not isinstance(argument, (str, int)):
             self._measured(argument)  # to hash it
         try:
@@ -347,6 +357,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _check_growth(self, name: str, text: str, given: list[Any]) -> None:
         """Pay, before it is made, for what a method or filter makes of a text."""
         width = max((value for value in given if isinstance(value, int)), default=0)
+        longest = max((len(value) for value in given if isinstance(value, str)), default=0)
+        if name in ("rfind", "rindex", "rpartition", "rsplit", "strip", "lstrip", "rstrip", "trim"):
+            self.spend(len(text) * longest // 16)  # compared each with each, in C
         if name in ("center", "ljust", "rjust", "zfill"):
             self.spend(max(width, 0))
         elif name in ("split", "rsplit", "list"):
@@ -357,7 +370,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif name == "expandtabs":
             self.spend((8 + max(width, 0)) * text.count("\t"))
         elif name == "indent":
-            longest = max((len(value) for value in given if isinstance(value, str)), default=0)
             self.spend((4 + max(width, 0) + longest) * (1 + len(text.splitlines())))
         elif name == "replace" and len(given) > 1:
             old, new = str(given[0]), str(given[1])
@@ -366,6 +378,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.spend(len(text) * _size(given[0]))
         elif name == "round" and any(isinstance(value, int) and abs(value) > 100 for value in given):
             raise SecurityError("a number must be rounded to at most 100 digits")
+        elif name == "int" and len(text) > MOST_DIGITS:
+            raise SecurityError(f"what becomes a number must have at most {MOST_DIGITS} characters; got {len(text)}")
 
     def _priced(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter or test that pays for what it reads and makes."""
@@ -385,11 +399,19 @@ class _Environment(ImmutableSandboxedEnvironment):
             if looks_inside:
                 for value in given:
                     self._measured(value)
+            if name in ATTRIBUTES.split():
+                for path in given[1:]:
+                    if isinstance(path, str):
+                        self.spend(15 * path.count("."))
+                        for _ in range(path.count(",") if name == "sort" else 0):
+                            self._measured(given[0])  # which is copied and compared once more
             if name == "format":
                 self._check_format(str(given[0]))
             elif name == "join":
                 self._check_growth("join", str(given[1]) if len(given) > 1 else "", given)
-            elif name in ("center", "indent", "replace", "round") or (name == "list" and isinstance(given[0], str)):
+            elif name in ("center", "indent", "int", "replace", "round", "trim") or (
+                name == "list" and isinstance(given[0], str)
+            ):
                 self._check_growth(name, str(given[0]), given[1:])
             result = function(*args, **kwargs)
             if isinstance(result, Iterator) and not isinstance(result, LoopContext):
@@ -441,53 +463,3 @@ def _size(value: Any) -> int:
 def _allowed(value: Any, attribute: str) -> bool:
     """Whether a template may use this attribute."""
     return any(attribute in names.split() for kind, names in METHODS if isinstance(value, kind))
-
-
-class _Priced(NodeTransformer):
-    """Puts the price into a template: of each body when it runs, and of what compiles to plain Python."""
-
-    def __init__(self, environment: _Environment) -> None:
-        self._environment = environment
-
-    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(node, NOT_ALONE):
-            raise SecurityError(f"a chat template stands alone, without {type(node).__name__.lower()}")
-        if isinstance(node, nodes.For) and node.recursive:
-            raise SecurityError("loops must not be recursive")
-        bodies = next((names for kind, names in BODIES.items() if isinstance(node, kind)), ())
-        prices = [sum(map(_price, getattr(node, name))) for name in bodies]
-        test = _price(node.test) if isinstance(node, nodes.For) and node.test is not None else 0
-        node = self.generic_visit(node)
-        for name, price in zip(bodies, prices, strict=True):
-            body = getattr(node, name)
-            if body or isinstance(node, (nodes.Macro, nodes.CallBlock)) or name == "body":
-                body.insert(0, nodes.ExprStmt(_filtered("=body", nodes.Const(STEP + price))))
-        if isinstance(node, nodes.For):
-            node.iter = _filtered("=items", node.iter, nodes.Const(1 + test))
-        elif isinstance(node, nodes.Concat):
-            node.nodes = [_filtered("=deep", part) for part in node.nodes]
-        elif isinstance(node, nodes.Compare):
-            node.expr = _filtered("=deep", node.expr)
-            for operand in node.ops:
-                operand.expr = _filtered("=deep", operand.expr)
-        elif isinstance(node, nodes.Dict):
-            for pair in node.items:
-                pair.key = _filtered("=deep", pair.key)
-        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
-            return _filtered("=size", node)
-        return node
-
-
-def _filtered(name: str, node: nodes.Node, *args: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno or 1)
-
-
-def _price(node: nodes.Node) -> int:
-    """Units of running a node once, without the bodies in it, which pay for themselves."""
-    price, waiting = 0, [node]
-    while waiting:
-        node = waiting.pop()
-        price += len(node.data) if isinstance(node, nodes.TemplateData) else 5
-        bodies = next((names for kind, names in BODIES.items() if isinstance(node, kind)), ())
-        waiting += node.iter_child_nodes(exclude=bodies)
-    return price

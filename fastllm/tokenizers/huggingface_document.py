@@ -152,10 +152,15 @@ def chat_template_of(value: object) -> tuple[str | None, list[str]]:
             if not isinstance(name, str):
                 raise TypeError(f"a chat template must have a text as its name; got {brief(name)}; copy {CONFIG} again")
         value = dict(entries)
+    texts = [*value, *value.values()] if isinstance(value, dict) else [value]
     if isinstance(value, dict):
         names, value = sorted(map(str, value)), value.get("default")
     if value is not None and not isinstance(value, str):
         raise TypeError(f"chat_template must be a text; got {type(value).__name__}; copy {CONFIG} again")
+    try:
+        "".join(text for text in texts if isinstance(text, str)).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"chat_template must be valid Unicode; got {error}; copy {CONFIG} again") from None
     return value, names
 
 
