@@ -1,4 +1,4 @@
-"""The price of a chat template's code, put into it before it is compiled. What it does is priced in chat_template.py."""
+"""The price of a chat template's code, put into it before it is compiled; chat_template.py prices what it does."""
 
 from __future__ import annotations
 
