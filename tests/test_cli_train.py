@@ -87,11 +87,11 @@ def stop_on_the_way(folder, number, *words):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_stopped_and_resumed_gives_the_same_weights(tmp_path, job_file, uninterrupted, number):
     status, err = stop_on_the_way(tmp_path, number, "train", "--config", job_file, "--run", "run")
-    assert status == (-9 if number == signal.SIGKILL else 130)
+    assert status == (-9 if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in err
     stopped_at = load_progress(tmp_path / "run")["step"]
     assert 0 < stopped_at < 500
-    if status == 130:
+    if status > 0:
         assert f"stopped at step {stopped_at} of phase facts" in err.splitlines()[-1]
         assert metrics(tmp_path / "run")[-1]["step"] <= stopped_at
 

@@ -1,7 +1,7 @@
 """The command line: `fastllm COMMAND`, each command in a module of its own, imported when it is called.
 
 A command's module has `configure(parser)` and `run(arguments) -> exit status`. Exit status 0 is success,
-1 failure, 2 wrong use, 130 interrupted. Errors are one line on stderr.
+1 failure, 2 wrong use, 130 interrupted, 143 of training that was told to end (SIGTERM). Errors are one line on stderr.
 """
 
 from __future__ import annotations

@@ -37,7 +37,17 @@ LEAST_VALIDATION = 1 << 14  # tokens, which are worth their time
 
 
 class Interrupted(FastllmError):
-    """Training was asked to stop and has: the checkpoint is up to date."""
+    """Training was asked to stop and has: the checkpoint is up to date. signal: the number of what asked."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class _Stop(threading.Event):
+    """Set once training shall stop. number: of the signal that said so."""
+
+    number: int = signal.SIGINT
 
 
 class Reporter(Protocol):
@@ -184,7 +194,7 @@ class Job:
                 self._at += 1
                 self._trainer = None
 
-    def _train_phase(self, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event) -> None:
+    def _train_phase(self, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: _Stop) -> None:
         calendar = _Calendar(phase)
         saved = time.monotonic()
         trainer.callbacks = [reporter.step, lambda done: self._sums.add(done)]  # to those of the line to come
@@ -199,11 +209,12 @@ class Job:
         if stopping.is_set() and not self.is_done:
             raise Interrupted(
                 f"stopped at step {trainer.step} of phase {phase.config.name}; the checkpoint is in "
-                f"{self.run.checkpoint}; go on with --run {self.run.folder} --resume"
+                f"{self.run.checkpoint}; go on with --run {self.run.folder} --resume",
+                stopping.number,
             )
 
     def _log_what_is_due(
-        self, calendar: _Calendar, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: threading.Event
+        self, calendar: _Calendar, phase: Phase, trainer: Trainer, reporter: Reporter, stopping: _Stop
     ) -> None:
         """Write a line of metrics where one is due; none where its validation is stopped before the end."""
         if not self._sums.updates or not calendar.is_due(trainer.step):
@@ -428,9 +439,9 @@ class _Calendar:
 
 
 @contextmanager
-def _stop_request() -> Iterator[threading.Event]:
+def _stop_request() -> Iterator[_Stop]:
     """An event that Ctrl-C or SIGTERM sets, so that an update is finished first; a second Ctrl-C is immediate."""
-    stopping = threading.Event()
+    stopping = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stopping  # signals reach the main thread only
         return
@@ -438,6 +449,7 @@ def _stop_request() -> Iterator[threading.Event]:
     def ask(number: int, frame: FrameType | None) -> None:
         if stopping.is_set():
             raise KeyboardInterrupt
+        stopping.number = number
         stopping.set()
 
     # Who is started in the background ignores Ctrl-C, which is for the program in front.

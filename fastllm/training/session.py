@@ -36,12 +36,13 @@ def prepare(job: Job) -> None:
 
 
 def train_and_plot(job: Job) -> int:
-    """Train what is left, draw the loss and say where everything is. Exit status: 0, or 130 if interrupted."""
+    """Train what is left, draw the loss and say where everything is. Exit status: 0, or 128 and the number of the
+    signal that interrupted it, as shells have it."""
     try:
         job.train(Progress())
     except Interrupted as stop:
         print(f"fastllm: {stop}", file=sys.stderr)
-        return 130
+        return 128 + stop.signal
     return finish(job)
 
 
