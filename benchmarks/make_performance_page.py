@@ -70,6 +70,7 @@ def page(
             memory_table(peers),
             "## How close to the machine's limits\n",
             limits_text(limits),
+            PROSE["Limits"],
             "## Generating, against llama.cpp and transformers\n",
             f"{generate['model']['name']}, {generate['threads']} threads; {generate['machine']}.\n",
             generation_table(generate, peak_of(peers)),
