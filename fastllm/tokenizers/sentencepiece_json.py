@@ -18,11 +18,12 @@ around control tokens and user-defined pieces alone, it warns: a tokenizer.json 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastllm.tokenizers.base import Tokenizer
 from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
@@ -54,6 +55,7 @@ HARD_TEXTS = (
     *("<s> </s> <unk> <0x0A> <|im_start|>", "\x00\x01\x7f\u00a0\u2028\u200b\ufeff\ufffd\U0010ffff", "１２ ² Ⅷ ½ ∑ €"),
     *("http://www.example.com/a_b-c?d=e&f=%20g", "wwwwwwxxxxxyyyyzzz ababababab abcabcabc"),
 )
+Encode = Callable[[str], NDArray[np.int32]]
 TOKENS_CHECKED = 4000
 MARKS_CHECKED = 100
 
@@ -192,13 +194,9 @@ def _steps(normalizer: object) -> list[object]:
 def _check(one: Tokenizer, other: Tokenizer, pieces: list[str], typed_marks: bool) -> None:
     """Raise ValueError unless both give the same ids."""
     for text in _texts(pieces, typed_marks):
-        try:
-            ids, others = one.encode(text).tolist(), other.encode(text).tolist()
-        except ValueError:  # a character that it has no token for
-            continue
-        if ids != others:
+        if both := _difference(one.encode, other.encode, text):
             raise ValueError(
-                f"a tokenizer must give the same ids in both forms; got {brief(ids)} and {brief(others)} for "
+                f"a tokenizer must give the same ids in both forms; got {brief(both[0])} and {brief(both[1])} for "
                 f"{brief(text)}; pieces may have equal scores or characters that are none; use another tokenizer"
             )
 
@@ -208,14 +206,10 @@ def _compare_around(one: Tokenizer, other: Tokenizer, marks: Iterable[int]) -> N
     for i in sorted(marks)[:MARKS_CHECKED]:
         mark = one.tokens[i]
         for text in (mark, f"{mark}a", f"a{mark}\n{mark}"):
-            try:
-                ids, others = one.encode_template(text).tolist(), other.encode_template(text).tolist()
-            except ValueError:  # a character that it has no token for
-                continue
-            if ids != others:
+            if both := _difference(one.encode_template, other.encode_template, text):
                 warnings.warn(
                     f"around {brief(mark)} a tokenizer of this form puts spaces elsewhere, so that chat prompts get "
-                    f"other ids: {brief(ids)} become {brief(others)}",
+                    f"other ids: {brief(both[0])} become {brief(both[1])}",
                     stacklevel=3,
                 )
                 return
@@ -223,16 +217,21 @@ def _compare_around(one: Tokenizer, other: Tokenizer, marks: Iterable[int]) -> N
 
 def _compare_leading(one: Tokenizer, other: Tokenizer) -> None:
     """Warn where texts that begin with a space get others."""
-    try:
-        ids, others = one.encode(" a").tolist(), other.encode(" a").tolist()
-    except ValueError:  # a character that it has no token for
-        return
-    if ids != others:
+    if both := _difference(one.encode, other.encode, " a"):
         warnings.warn(
-            f"a tokenizer of this form puts one more space before a text that begins with a space: of ' a', "
-            f"{brief(ids)} become {brief(others)}",
+            "a tokenizer of this form puts one more space before a text that begins with a space: of ' a', "
+            f"{brief(both[0])} become {brief(both[1])}",
             stacklevel=3,
         )
+
+
+def _difference(one: Encode, other: Encode, text: str) -> tuple[list[int], list[int]] | None:
+    """The ids that two ways to encode give for a text, if they differ; None where a character has no token, too."""
+    try:
+        ids, others = one(text).tolist(), other(text).tolist()
+    except ValueError:
+        return None
+    return None if ids == others else (ids, others)
 
 
 def _texts(pieces: list[str], typed_marks: bool) -> Iterator[str]:
