@@ -1,10 +1,12 @@
-"""A job that trains in a second on twins, and a reporter that stops it where a test wants."""
+"""Jobs that train in a second on twins, a reporter that stops them where a test wants, and what they leave behind."""
 
 import json
 import os
 
+from fastllm.checkpoint import load_progress, read_arrays
 from fastllm.training.config import JobConfig
 
+FACTS, DIALOGUE_STEPS = 16, 8  # of make_job
 TEXTS = [{"text": f"{subject} {verb} {thing}."} for subject in ("Bees", "Ants", "We", "They")
          for verb in ("make", "like") for thing in ("honey", "rain")]  # fmt: skip
 DIALOGUES = [
@@ -45,6 +47,14 @@ def make_job(folder, **changes):
     )  # fmt: skip
 
 
+def make_text_job(folder):
+    """One phase of 6 updates on a text."""
+    (folder / "text.txt").write_text("".join(f"Line {i} of a text. " for i in range(40)))
+    phase = {"name": "text", "data": str(folder / "text.txt"), "steps": 6, "learning_rate": 1e-2,
+             "sequence_length": 10, "rows_per_update": 2}  # fmt: skip
+    return make_job(folder, tokenizer={"type": "character"}, phases=[phase])
+
+
 class Recorder:
     """A Reporter that keeps what it is told, and calls `at_step` after every update."""
 
@@ -74,3 +84,21 @@ def stop_at(phase, step):
             os.kill(os.getpid(), 2)
 
     return Recorder(press)
+
+
+def finished(folder):
+    """Everything a run leaves behind but times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"], line["tokens_per_second"]
+    arrays = {
+        file: {name: array.tobytes() for name, array in read_arrays(folder / "checkpoint" / file).items()}
+        for file in ("model.safetensors", "optimizer.safetensors")
+    }
+    return lines, arrays, load_progress(folder)
+
+
+def place(folder):
+    """Phase and step of the checkpoint."""
+    progress = load_progress(folder)
+    return progress["phase"], progress["step"]
