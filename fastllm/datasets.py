@@ -130,6 +130,11 @@ class Examples:
         examples = [self.examples[number] for number in numbers]
         return pack(join(examples, self.join) if self.join else examples)
 
+    @property
+    def token_count(self) -> int:
+        """Tokens that `in_order` gives."""
+        return sum(len(example.tokens) for example in self.examples)
+
     def in_order(self) -> Iterator[PackedBatch]:
         """All examples in the order that they were given, each by itself, in batches of about ROWS tokens."""
         begin, tokens = 0, 0
@@ -207,6 +212,11 @@ class TokenStream:
             f"a text must mostly hold tokens of the vocabulary; got none in {TRIES} batches, taken at random; train a "
             "model on texts like this one"
         )
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that `in_order` gives: the last one is a target only."""
+        return len(self.tokens) - 1
 
     def in_order(self) -> Iterator[PackedBatch]:
         """The text in windows one after another, each without the ones before, the last as long as what is left."""

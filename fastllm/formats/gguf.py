@@ -223,11 +223,8 @@ def _config(file: GgufFile) -> ModelConfig:
 
 def _rope_scaling(fields: _Fields, config: ModelConfig, stored: StoredTensor | None) -> dict[str, Any] | None:
     assert config.head_size is not None
-    if fields.get("rope.scaling.attn_factor") not in (None, 0, 1):
-        raise FormatError(
-            f"rope.scaling.attn_factor must be 1; got {brief(fields.get('rope.scaling.attn_factor'))}; use a model "
-            "without it"
-        )
+    if (attention := fields.get("rope.scaling.attn_factor")) not in (None, 0, 1):
+        raise FormatError(f"rope.scaling.attn_factor must be 1; got {brief(attention)}; use a model without it")
     kind = fields.get("rope.scaling.type")
     if kind not in (None, "none", "linear"):
         raise FormatError(f"rope.scaling.type must be none or linear; got {brief(kind)}; use a model with one of these")

@@ -149,15 +149,11 @@ class GenerationConfig:
         object.__setattr__(self, "stop", stop)
         if self.end_ids is not None:
             _check_type("end_ids", self.end_ids, Iterable, "token ids or None")
-            end_ids = tuple(self.end_ids)
-            for token in end_ids:
-                _check_type("end_ids", token, Integral, "token ids or None")
-                _check_size("end_ids", token)
-            object.__setattr__(self, "end_ids", tuple(map(int, end_ids)))
+            end_ids = tuple(_whole("end_ids", token, "token ids or None") for token in self.end_ids)
+            object.__setattr__(self, "end_ids", end_ids)
         _check_type("logit_bias", self.logit_bias, Mapping, "a mapping of token ids to numbers")
         for token, bias in self.logit_bias.items():
-            _check_type("logit_bias", token, Integral, "a mapping of token ids to numbers")
-            _check_size("logit_bias", token)
+            _whole("logit_bias", token, "a mapping of token ids to numbers")
             _check_type("logit_bias", bias, Real, "a mapping of token ids to numbers")
             _check(
                 bias == -math.inf or abs(bias) <= LARGEST,
@@ -167,13 +163,9 @@ class GenerationConfig:
         object.__setattr__(self, "logit_bias", {int(t): float(bias) for t, bias in self.logit_bias.items()})
         for name in ("max_tokens", "top_k", "seed", "logprobs"):
             if getattr(self, name) is not None:
-                _check_type(name, getattr(self, name), Integral, "a whole number or None")
-                _check_size(name, getattr(self, name))
-                object.__setattr__(self, name, int(getattr(self, name)))
+                object.__setattr__(self, name, _whole(name, getattr(self, name), "a whole number or None"))
         for name in ("n", "beams", "speculate", "speculate_ngram"):
-            _check_type(name, getattr(self, name), Integral, "a whole number")
-            _check_size(name, getattr(self, name))
-            object.__setattr__(self, name, int(getattr(self, name)))
+            object.__setattr__(self, name, _whole(name, getattr(self, name), "a whole number"))
         for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_p", "min_p",
                      "typical_p", "length_penalty"):  # fmt: skip
             _check_type(name, getattr(self, name), Real, "a number")
@@ -299,10 +291,11 @@ def _check(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_size(name: str, value: Any) -> None:
-    """A longer number than any that is meant, which Python may refuse to write into a message."""
-    if value is not None and not -(1 << 63) <= value < 1 << 63:
-        raise ValueError(f"{name} must fit into 64 bits; got a longer number; use a smaller one")
+def _whole(name: str, value: Any, wanted: str) -> int:
+    """A whole number as Python's, and no longer one than is meant: Python may refuse to write that into a message."""
+    _check_type(name, value, Integral, wanted)
+    _check(-(1 << 63) <= value < 1 << 63, f"{name} must fit into 64 bits; got a longer number; use a smaller one")
+    return int(value)
 
 
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:

@@ -384,7 +384,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _priced(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter or test that pays for what it reads and makes."""
         first = 1 if hasattr(function, "jinja_pass_arg") else 0
-        looks_inside = name not in WHOLE.split()
+        looks_inside, looks_up = name not in WHOLE.split(), name in ATTRIBUTES.split()
 
         @functools.wraps(function)
         def priced(*args: Any, **kwargs: Any) -> Any:
@@ -399,7 +399,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             if looks_inside:
                 for value in given:
                     self._measured(value)
-            if name in ATTRIBUTES.split():
+            if looks_up:
                 for path in given[1:]:
                     if isinstance(path, str):
                         self.spend(15 * path.count("."))

@@ -323,7 +323,7 @@ class Job:
             validation = sources[config.validation].whole(reading)
         phase = Phase(config, seed, dataset, validation)
         if validation is not None and config.evaluate_every is None:
-            tokens = sum(len(batch.tokens) for batch in validation.in_order())
+            tokens = validation.token_count
             trained = phase.validate_every * len(dataset.batch(0).tokens)
             phase.every = math.ceil(tokens / max(LEAST_VALIDATION, VALIDATION_TIME * FORWARD * trained))
             if phase.every > 1:

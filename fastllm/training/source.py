@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets import Dataset, Example, Examples, TokenStream, count_missing, encode_file, write_token_file
+from ..datasets import Example, Examples, TokenStream, count_missing, encode_file, write_token_file
 from ..errors import DataError
 from ..records import (
     RECORD_SUFFIXES,
@@ -30,6 +30,7 @@ from ..tokenizers import Tokenizer
 from .config import PhaseConfig
 from .run import TOKENS
 
+Data = Examples | TokenStream
 SHIPPED = "fastllm:"
 VALIDATION_SHARE = 10  # a text without a validation file gives its last tenth
 LOST_SPACE = re.compile(r"[^\S ]|  ")
@@ -100,7 +101,7 @@ class Source:
         else:
             yield from record_texts(self._records)
 
-    def datasets(self, reading: Reading) -> tuple[Dataset, Dataset | None]:
+    def datasets(self, reading: Reading) -> tuple[Data, Data | None]:
         """For training, and what is held back for validation if no file is named for that."""
         self._note_space(reading)
         if self._records is not None or reading.phase.validation is not None:
@@ -112,7 +113,7 @@ class Source:
             return self._stream(tokens, reading), None
         return self._stream(tokens[:cut], reading), self._stream(tokens[cut:], reading)
 
-    def whole(self, reading: Reading) -> Dataset:
+    def whole(self, reading: Reading) -> Data:
         """All of it as one data set."""
         if self._records is None:
             return self._stream(self._tokens(reading), reading)
