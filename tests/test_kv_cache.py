@@ -1,6 +1,7 @@
 """A model that decodes with a cache: logits as without one, slots, pages, float16, interruptions."""
 
 import dataclasses
+import weakref
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from whole_models import CONFIG, POSITIONS, TOLERANCE, assert_close, backends
 import fastllm
 from fastllm.kernels import cached_rows
 from fastllm.layers import kv_cache
+from fastllm.memory import aligned
 
 # What it keeps keys and values in, and how near its logits come: half of the last of 11 bits, of many numbers.
 caches = pytest.mark.parametrize(("dtype", "tolerance"), [("float32", TOLERANCE), ("float16", 2e-3)])
@@ -142,6 +144,22 @@ def test_a_cache_grows_as_its_texts_do():
     assert cache.nbytes == 32 * page and len(cache.keys[0]) == 32
     with pytest.raises(ValueError, match="at most context = 1024 tokens"):
         model.decode([1, 1, 1, 1], cache)
+
+
+def test_a_cache_grows_one_layer_after_another(monkeypatch):
+    """What has been copied is given back before the next is: else there would be twice the memory for a while."""
+    model = make_model(dataclasses.replace(CONFIG, context=512), "numpy")
+    cache, living = model.new_cache(), []
+    model.prefill(np.zeros(128, int), None, cache)
+    old = [weakref.ref(array) for array in (*cache.keys, *cache.values)]
+
+    def counted(*arguments):
+        living.append(sum(array() is not None for array in old))
+        return aligned(*arguments)
+
+    monkeypatch.setattr(kv_cache, "aligned", counted)
+    model.prefill(np.zeros(256, int), None, cache)
+    assert living == list(range(len(old), 0, -1))
 
 
 def test_a_cache_grows_for_slots_that_part():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -66,7 +67,12 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the pages taken so far."""
-        return len(self._users) * sum(layer[:1].nbytes for layer in (*self.keys, *self.values))
+        return len(self._users) * self._page_bytes
+
+    @property
+    def _page_bytes(self) -> int:
+        """Of a page in all layers."""
+        return sum(layer.itemsize * math.prod(layer.shape[1:]) for layer in (*self.keys, *self.values))
 
     def reserve(self, new: Mapping[int, int]) -> None:
         """Make room for so many new tokens in each slot named. Lengths stay as they are until `advance`.
@@ -194,11 +200,9 @@ class KVCache:
         It is for twice as many while that is little: the system gives memory to what is written. Where it counts what
         is asked for, half as many again, or none.
         """
-        arrays = (*self.keys, *self.values)
-        if min(map(len, arrays)) >= pages:
+        if min(map(len, (*self.keys, *self.values))) >= pages:
             return
-        is_little = pages * sum(layer[:1].nbytes for layer in arrays) <= LITTLE
-        taken, more = len(self._users), pages if is_little else pages // 2
+        taken, more = len(self._users), pages if pages * self._page_bytes <= LITTLE else pages // 2
         # One after another: all of the old and of the new together would be more than twice the memory. Those that a
         # full memory or Ctrl-C leave larger than others serve the next time.
         self._place[0] = Place()
