@@ -9,7 +9,8 @@ The contract, the same for all of them:
 - Gradients of activations are overwritten (but lora_backward adds to dx). Gradients of parameters are added to; those
   of a matrix and its bias are overwritten where `accumulate` is false, which spares setting them to zero.
 - No memory is taken in compiled code: scratch comes last among the arguments, from `matmul_scratch`, `packed_scratch`,
-  `attention_scratch` or `decode_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks.
+  `attention_scratch` or `decode_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks; before it stands
+  `dq_pieces` of attention_backward, a row for each token.
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
 
@@ -27,7 +28,13 @@ from .activation import (
     silu_forward,
 )
 from .adam import adamw
-from .attention import attention_backward, attention_forward, attention_prefill, attention_scratch
+from .attention import (
+    attention_backward,
+    attention_forward,
+    attention_pieces,
+    attention_prefill,
+    attention_scratch,
+)
 from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -64,6 +71,7 @@ __all__ = [
     "attention_backward",
     "attention_decode",
     "attention_forward",
+    "attention_pieces",
     "attention_prefill",
     "attention_scratch",
     "cache_directory",

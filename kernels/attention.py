@@ -18,7 +18,9 @@ Columns of qkv (N, W): queries of H heads, keys of K heads, values of K heads, e
 Query head h reads key/value head h // (H // K).
 
 Threads: a task is a (sequence, head, block of queries) forward and a (sequence, key/value head) backward, and writes
-only what is its own. Each thread takes the tasks whose middle lies in its share of the work.
+only what is its own. Each thread takes the tasks whose middle lies in its share of the work. Where backward's tasks are
+few, one is a piece of the keys, whose dq stands apart until all of them are added up; into how many the keys are cut
+is for the lengths to say, not for the number of threads, so that the bits are the same.
 """
 
 import numpy as np
@@ -56,6 +58,8 @@ only_training = Linked(linked)
 P, N, B = FLOATS, types.int64, types.boolean
 
 QUERIES, KEYS = 256, 256
+TASKS = 8  # of backward, about as many as there are to be where one sequence is all the work
+PIECES = 4  # of a sequence's keys, at most
 # From one row of scores to the next: whole tiles, and one vector more, lest a column's numbers share a few sets of
 # the first cache.
 PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
@@ -71,6 +75,11 @@ def attention_scratch(head_size):
     backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
     backward += TILE_ROWS * (head_size + 2 * LINE)  # copied_row at most
     return thread_rooms(max(forward, backward))
+
+
+def attention_pieces(width):
+    """Columns of dq_pieces, where queries are `width` wide: all heads' together."""
+    return (PIECES - 1) * width
 
 
 @inline
@@ -337,13 +346,34 @@ def _score_gradients(p, ds, offset, delta, seen, keys):
         store(there, multiply(x, subtract(load(there, seen - c, deltas), deltas)))
 
 
-@only_training(types.void(P, P, P, P, N, P, N, N, N, N, N, N, N, types.float32, B, P))
-def _backward_blocks(
-    dqkv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, length, size, scale, is_first, scratch
-):
-    """One query head of one sequence: writes its columns dq, and writes dk and dv or, unless is_first, adds to them.
+@inline
+def _pieces(length, total):
+    """Into how many the keys of a sequence are cut. total: the squares of all tasks' lengths, added up."""
+    wanted = (TASKS * length * length + total - 1) // max(1, total)
+    return max(1, min(wanted, min(PIECES, (length + KEYS - 1) // KEYS)))
 
-    All addresses are the sequence's first row's.
+
+@inline
+def _first_key(length, piece, pieces):
+    """Where a piece begins. It has whole blocks of keys, whose middle lies in its share of the scores."""
+    j, total = 0, length * length
+    while j < length:
+        rest, next_rest = length - j, max(0, length - j - KEYS)
+        if _owner(total - rest * rest, rest * rest - next_rest * next_rest, total, pieces) >= piece:
+            break
+        j += KEYS
+    return min(j, length)
+
+
+@only_training(types.void(P, N, P, P, P, P, P, N, P, N, N, N, N, N, N, N, N, N, types.float32, B, P))
+def _backward_blocks(
+    dq, dq_row, dk, dv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, begin, end, length, size, scale,
+    is_first, scratch,
+):
+    """One query head of one sequence, keys begin .. end - 1.
+
+    Writes dq of the queries from begin on, and writes dk and dv or, unless is_first, adds to them. All addresses are
+    the sequence's first row's.
     """
     wide = padded(size)
     p = scratch
@@ -358,9 +388,8 @@ def _backward_blocks(
     offset = advance(delta, KEYS)
     spare = advance(offset, KEYS)
     q, k, v = advance(qkv, q_at), advance(qkv, k_at), advance(qkv, v_at)
-    dq, dk, dv = advance(dqkv, q_at), advance(dqkv, k_at), advance(dqkv, v_at)
-    for j in range(0, length, KEYS):
-        keys = min(KEYS, length - j)
+    for j in range(begin, end, KEYS):
+        keys = min(KEYS, end - j)
         k_j, dk_j, dv_j = advance(k, j * row), advance(dk, j * row), advance(dv, j * row)
         pack_transposed(k_transposed, k_j, row, size, keys)
         pack_transposed(v_transposed, advance(v, j * row), row, size, keys)
@@ -380,7 +409,7 @@ def _backward_blocks(
             for t in range(0, queries, TILE_ROWS):
                 rows = min(TILE_ROWS, queries - t)
                 seen = min(keys, i + t + rows - j)  # by the tile's last query
-                p_t, ds_t, dq_t = advance(p, t * ROW), advance(ds, t * ROW), advance(dq, (i + t) * row)
+                p_t, ds_t, dq_t = advance(p, t * ROW), advance(ds, t * ROW), advance(dq, (i + t) * dq_row)
                 multiply_tile_row(
                     p_t, ROW, advance(scaled, t * size), size, 1, k_transposed, TILE_COLUMNS * size,
                     TILE_COLUMNS, rows, seen, size, null(), 0, null(), null(),
@@ -395,8 +424,8 @@ def _backward_blocks(
                         min(seen, i + t + n + 1 - j), seen,
                     )
                 multiply_tile_row(
-                    dq_t, row, ds_t, ROW, 1, k_panels, TILE_COLUMNS * keys, TILE_COLUMNS, rows, size, seen,
-                    null() if j == 0 else dq_t, row, null(), null(),
+                    dq_t, dq_row, ds_t, ROW, 1, k_panels, TILE_COLUMNS * keys, TILE_COLUMNS, rows, size, seen,
+                    null() if j == begin else dq_t, dq_row, null(), null(),
                 )
             is_new = is_first and i == j
             for r in range(0, keys, TILE_ROWS):
@@ -415,54 +444,94 @@ def _backward_blocks(
 
 
 @inline
-def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
-    """What one of so many threads does of attention_backward."""
+def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, dq_pieces, scratch, part, parts):
+    """What one of so many threads does of attention_backward, but for adding up the pieces."""
     part = np.int64(part)  # prange counts in unsigned integers
     size = out.shape[1] // heads
-    row, out_row, group = qkv.shape[1], out.shape[1], heads // kv_heads
+    row, out_row, apart, group = qkv.shape[1], out.shape[1], dq_pieces.shape[1], heads // kv_heads
     total, done = _squares(starts) * kv_heads, 0
     for s in range(starts.shape[0] - 1):
-        start, stop = np.int64(starts[s]), np.int64(starts[s + 1])
-        work = (stop - start) * (stop - start)
+        start, length = np.int64(starts[s]), np.int64(starts[s + 1] - starts[s])
+        pieces, p_dqkv = _pieces(length, total), advance(pointer(dqkv), start * row)
         for kv in range(kv_heads):
-            if _owner(done, work, total, parts) == part:
-                for h in range(kv * group, (kv + 1) * group):
-                    _backward_blocks(
-                        advance(pointer(dqkv), start * row),
-                        advance(pointer(dout), start * out_row + h * size),
-                        advance(pointer(out), start * out_row + h * size),
-                        advance(pointer(lse), start * heads + h),
-                        heads,
-                        advance(pointer(qkv), start * row),
-                        row,
-                        out_row,
-                        h * size,
-                        (heads + kv) * size,
-                        (heads + kv_heads + kv) * size,
-                        stop - start,
-                        size,
-                        scale,
-                        h == kv * group,
-                        scratch,
-                    )
-            done += work
+            k_at, v_at = (heads + kv) * size, (heads + kv_heads + kv) * size
+            for piece in range(pieces):
+                begin, end = _first_key(length, piece, pieces), _first_key(length, piece + 1, pieces)
+                work = (length - begin) * (length - begin) - (length - end) * (length - end)
+                if _owner(done, work, total, parts) == part:
+                    dq, dq_row = p_dqkv, row
+                    if piece > 0:
+                        dq, dq_row = advance(pointer(dq_pieces), start * apart + (piece - 1) * out_row), apart
+                    for h in range(kv * group, (kv + 1) * group):
+                        _backward_blocks(
+                            advance(dq, h * size),
+                            dq_row,
+                            advance(p_dqkv, k_at),
+                            advance(p_dqkv, v_at),
+                            advance(pointer(dout), start * out_row + h * size),
+                            advance(pointer(out), start * out_row + h * size),
+                            advance(pointer(lse), start * heads + h),
+                            heads,
+                            advance(pointer(qkv), start * row),
+                            row,
+                            out_row,
+                            h * size,
+                            k_at,
+                            v_at,
+                            begin,
+                            end,
+                            length,
+                            size,
+                            scale,
+                            h == kv * group,
+                            scratch,
+                        )
+                done += work
+
+
+@inline
+def _add_pieces(dqkv, width, starts, total, dq_pieces, part, parts):
+    """Add the other pieces' dq, of `width` columns, to the first's: what one of so many threads does of it."""
+    part = np.int64(part)
+    row, apart = dqkv.shape[1], dq_pieces.shape[1]
+    for s in range(starts.shape[0] - 1):
+        start, length = np.int64(starts[s]), np.int64(starts[s + 1] - starts[s])
+        pieces = _pieces(length, total)
+        first, last = length * part // parts, length * (part + 1) // parts
+        for piece in range(1, pieces):
+            begin = _first_key(length, piece, pieces)
+            if begin == _first_key(length, piece + 1, pieces):
+                continue
+            for n in range(start + max(first, begin), start + last):
+                dq = advance(pointer(dqkv), n * row)
+                other = advance(pointer(dq_pieces), n * apart + (piece - 1) * width)
+                for d in range(width):
+                    dq[d] += other[d]
 
 
 @kernel(parallel=True, calls=only_training)
-def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, scratch):
+def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, dq_pieces, scratch):
     """Gradients of attention_forward.
 
-    dqkv     (N, (H+2K)*D)  written
-    dout     (N, H*D)
-    out, lse                of forward
+    dqkv      (N, (H+2K)*D)               written
+    dout      (N, H*D)
+    out, lse                              of forward
+    dq_pieces (N, attention_pieces(H*D))  room for what is added up where tasks are few
     the rest as in attention_forward
     """
     parts = scratch.shape[0]
-    rate = np.float32(scale)
+    rate, width, total = np.float32(scale), out.shape[1], _squares(starts) * kv_heads
     room, size = pointer(scratch), scratch.shape[1]
-    if parts == 1 or _squares(starts) * out.shape[1] < SERIAL_WORK:
-        _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, rate, room, 0, 1)
+    if parts == 1 or _squares(starts) * width < SERIAL_WORK:
+        _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, rate, dq_pieces, room, 0, 1)
+        _add_pieces(dqkv, width, starts, total, dq_pieces, 0, 1)
         return
     for part in prange(parts):
         here = advance(room, part * size)
-        _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, rate, here, part, parts)
+        _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, rate, dq_pieces, here, part, parts)
+    longest = 0
+    for s in range(starts.shape[0] - 1):
+        longest = max(longest, np.int64(starts[s + 1] - starts[s]))
+    if _pieces(longest, total) > 1:
+        for part in prange(parts):
+            _add_pieces(dqkv, width, starts, total, dq_pieces, part, parts)

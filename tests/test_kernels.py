@@ -11,7 +11,7 @@ import pytest
 
 from fastllm import kernels
 from fastllm.kernels import reference
-from fastllm.kernels.cases import CASES, with_scratch
+from fastllm.kernels.cases import CASES, ROOM, with_scratch
 
 SIZES = [
     pytest.param(case, size, id=f"{case.kernel}-{name}")
@@ -60,7 +60,7 @@ def assert_close(results, expected, tolerance):
 
 
 def assert_inputs_unchanged(case, before, after):
-    free = {*case.written, *case.updated, "scratch", "partials"}
+    free = {*case.written, *case.updated, *ROOM}
     for name in before.keys() - free:
         parts = zip(before[name], after[name], strict=True) if isinstance(before[name], tuple) else None
         for one, other in parts or [(before[name], after[name])]:
@@ -180,8 +180,8 @@ def parameter_names(function):
 
 # No kernels.
 SERVICES = {
-    "Replay", "attention_scratch", "cache_directory", "decode_scratch", "keeps_kernels", "matmul_scratch",
-    "packed_scratch", "watch_compilation",
+    "Replay", "attention_pieces", "attention_scratch", "cache_directory", "decode_scratch", "keeps_kernels",
+    "matmul_scratch", "packed_scratch", "watch_compilation",
 }  # fmt: skip
 
 

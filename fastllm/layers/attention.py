@@ -32,6 +32,7 @@ class Attention:
         self.norm = HeadNorm(shared, name) if config.qk_norm else None
         self._dqkv = workspace.shared("dinner", config.qkv_width)
         self._dmixed = workspace.shared("dinner, for the way out", mixed)
+        self._dq_pieces = workspace.shared("dq, in pieces", backend.attention_pieces(mixed))
 
     def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
         """out (N, C) from x (N, C), plus residual (N, C) if given. Keeps keys and values in batch.cache."""
@@ -79,7 +80,7 @@ class Attention:
             self.output_map.backward(dmixed, dout, self.mixed.array, accumulate=batch.accumulate)
         k.attention_backward(
             dqkv, dmixed, self.mixed.array, self.lse.array, self.qkv.array, batch.starts,
-            self.heads, self.kv_heads, self.scale, b.attention_scratch,
+            self.heads, self.kv_heads, self.scale, self._dq_pieces.array, b.attention_scratch,
         )  # fmt: skip
         if self._rotary:
             heads = self.heads + self.kv_heads

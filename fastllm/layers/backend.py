@@ -85,6 +85,10 @@ class Backend:
         """Scratch of attention."""
         return self._module.attention_scratch(self._head_size) if self.name == "numba" else self.no_matrix
 
+    def attention_pieces(self, width: int) -> int:
+        """Columns that attention's backward keeps pieces of dq in; see there."""
+        return self._module.attention_pieces(width) if self.name == "numba" else 0
+
     @cached_property
     def packed_scratch(self) -> np.ndarray:
         """Scratch of the products with packed weights."""

@@ -192,7 +192,7 @@ class FastllmAttention(Contender):
     """attention_forward and attention_backward."""
 
     def __init__(self, case: AttentionCase) -> None:
-        from ..kernels import attention_backward, attention_forward, attention_scratch
+        from ..kernels import attention_backward, attention_forward, attention_pieces, attention_scratch
 
         self.forward, self.backward = attention_forward, attention_backward
         self.case = case
@@ -200,6 +200,7 @@ class FastllmAttention(Contender):
         self.out, self.dqkv = np.empty_like(self.dout), np.empty_like(self.qkv)
         self.lse = np.empty((case.length, case.heads), np.float32)
         self.starts = np.array([0, case.length], np.int32)
+        self.dq_pieces = np.empty((case.length, attention_pieces(self.dout.shape[1])), np.float32)
         self.scratch = attention_scratch(case.head_size)
 
     def load(self, folder: Path) -> None:
@@ -212,9 +213,9 @@ class FastllmAttention(Contender):
 
     def step(self) -> float:
         case, scale = self.case, self.case.head_size**-0.5
-        shared = (self.qkv, self.starts, case.heads, case.heads, scale, self.scratch)
-        self.forward(self.out, self.lse, *shared)
-        self.backward(self.dqkv, self.dout, self.out, self.lse, *shared)
+        shared = (self.qkv, self.starts, case.heads, case.heads, scale)
+        self.forward(self.out, self.lse, *shared, self.scratch)
+        self.backward(self.dqkv, self.dout, self.out, self.lse, *shared, self.dq_pieces, self.scratch)
         return 0.0
 
 

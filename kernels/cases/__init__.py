@@ -11,6 +11,6 @@ is caught. Size names follow the kernels' shapes: rows N, width C or F, vocabula
 """
 
 from . import attention, elementwise, optimizers, packed, products, rows  # noqa: F401  each enters its cases in CASES
-from .case import CASES, Case, Scratch, with_scratch
+from .case import CASES, ROOM, Case, Scratch, with_scratch
 
-__all__ = ["CASES", "Case", "Scratch", "with_scratch"]
+__all__ = ["CASES", "ROOM", "Case", "Scratch", "with_scratch"]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from .. import reference
+from ..attention import attention_pieces
 from ..cached_rows import GROUP
 from ..jit import MAX_CHUNKS
 from .case import Scratch, case, integers, normal, unwritten
@@ -70,6 +71,8 @@ ATTENTION = [
     {"lengths": (65, 1, 33), "heads": 4, "kv_heads": 2, "head_size": 48},
     {"lengths": (130, 7), "heads": 3, "kv_heads": 1, "head_size": 64},
     {"lengths": (78,), "heads": 1, "kv_heads": 1, "head_size": 128},
+    {"lengths": (1100,), "heads": 1, "kv_heads": 1, "head_size": 16},
+    {"lengths": (300, 1, 900, 513), "heads": 4, "kv_heads": 1, "head_size": 24},
 ]
 ATTENTION_REALISTIC = {
     "rustgpt 78x1x128": {"lengths": (78,), "heads": 1, "kv_heads": 1, "head_size": 128},
@@ -118,7 +121,8 @@ def attention_backward(rng, lengths, heads, kv_heads, head_size):
     reference.attention_forward(**saved)
     dqkv = unwritten(*saved["qkv"].shape)
     dout = normal(rng, *saved["out"].shape)
-    return {"dqkv": dqkv, "dout": dout} | saved
+    scratch, dq_pieces = saved.pop("scratch"), unwritten(sum(lengths), attention_pieces(heads * head_size))
+    return {"dqkv": dqkv, "dout": dout} | saved | {"dq_pieces": dq_pieces, "scratch": scratch}
 
 
 PAGED = [

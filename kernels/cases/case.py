@@ -14,6 +14,8 @@ Arguments = dict[str, Any]
 Size = dict[str, Any]
 Formula = Callable[[SimpleNamespace], int]  # of a size, whose keys are read as attributes
 
+ROOM = ("scratch", "partials", "dq_pieces")  # arguments that a kernel writes what it likes to
+
 
 class Scratch(Enum):
     """Stands for scratch memory that only the compiled kernels know how to make."""
@@ -79,7 +81,7 @@ class Case:
         return sum(
             value.nbytes * (2 if name in self.updated else 1)
             for name, value in arguments.items()
-            if isinstance(value, np.ndarray) and name != "partials"
+            if isinstance(value, np.ndarray) and name not in ROOM
         )
 
 

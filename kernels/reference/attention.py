@@ -84,7 +84,7 @@ def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, head
         out[begin:end] = (p @ value).swapaxes(0, 1).reshape(end - begin, -1)
 
 
-def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, scratch):
+def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, dq_pieces, scratch):
     """Gradient of attention_forward.
 
     dqkv       (N, (H+2K)*D)  overwritten
