@@ -349,7 +349,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str, **overrides: Any) -> ModelConfig:
     """A named configuration, with changes: preset("nano", vocab_size=256, layers=6).
 
-    Names: rustgpt, gpt2, llama, nano. rustgpt and nano need vocab_size.
+    nano      4 layers of width 128, context 128, RoPE, RMSNorm, SwiGLU; needs vocab_size
+    rustgpt   3 layers of width 128, one head, context 80, norms behind; needs vocab_size
+    gpt2      GPT-2 124M: 12 layers of width 768, context 1024
+    llama     15 million parameters in Llama's style: 6 layers of width 288, context 256
+
     Raises ConfigError for an unknown name or key.
     """
     if name not in PRESETS:

@@ -27,7 +27,7 @@ def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, zeroed: bool = False
     product's time went to passing it back and forth.
 
     The system begins each large array at a page. Where several of them are gone through side by side, as an optimizer
-    does, the first cache takes addresses that are whole pages apart for one another: AdamW took a tenth longer.
+    does, the L1 cache takes addresses that are whole pages apart for one another: AdamW took a tenth longer.
     """
     kind = np.dtype(dtype)
     size = math.prod((shape,) if isinstance(shape, int) else shape) * kind.itemsize

@@ -4,8 +4,9 @@ The contract, the same for all of them:
 
 - Arguments: what is written first, then what is read, then scalars. Nothing is returned, but a reduction may
   return its scalar.
-- Arrays are float32, C-contiguous and of the shapes in the docstring; ids, targets, starts and positions are
-  int32. An optional array that is not there is passed empty. Nothing is checked here: layers do that.
+- Arrays are C-contiguous and of the shapes in the docstring, of float32 unless it says otherwise; indices and counts
+  (ids, targets, positions, starts, lengths, pages ...) are int32. An optional array that is not there is passed empty.
+  Nothing is checked here: layers do that.
 - Gradients of activations are overwritten (but lora_backward adds to dx). Gradients of parameters are added to; those
   of a matrix and its bias are overwritten where `accumulate` is false, which spares setting them to zero.
 - No memory is taken in compiled code: scratch comes last among the arguments, from `matmul_scratch`, `packed_scratch`,
@@ -14,7 +15,11 @@ The contract, the same for all of them:
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
 
-N rows (packed tokens), S sequences, C width, F hidden, V vocabulary, H heads, K key/value heads, D head size.
+N rows (packed tokens), S sequences, C width, F hidden, V vocabulary, H heads, K key/value heads, D head size, I inputs
+and O outputs of a linear map, P parameters; other letters where they are used.
+
+To begin, read a file with its twin, such as layernorm.py. `@kernel` and `@linked` are explained in jit.py. Four files
+write LLVM code by hand (tile.py, blocks.py, rounded.py, unpacking.py, with what they need in llvm.py): the hardest.
 """
 
 from .activation import (

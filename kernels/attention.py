@@ -2,14 +2,14 @@
 
     score_ij = scale * q_i . k_j  for j <= i        p_ij = exp(score_ij - lse_i)        lse_i = log sum_j exp(score_ij)
     out_i    = sum_j p_ij v_j
-    delta_i  = dout_i . out_i                       dscore_ij = scale * p_ij * (dout_i . v_j - delta_i)
-    dq_i = sum_j dscore_ij k_j      dk_j = sum_i dscore_ij q_i      dv_j = sum_i p_ij dout_i
+    delta_i  = dout_i . out_i                       dscore_ij = p_ij * (dout_i . v_j - delta_i)
+    dq_i = scale * sum_j dscore_ij k_j        dk_j = scale * sum_i dscore_ij q_i        dv_j = sum_i p_ij dout_i
 
 Nothing of size T x T exists. QUERIES queries meet KEYS keys at a time, a register tile of queries after another, so
-that their scores are still in the first cache when they are turned into probabilities and multiplied by the
+that their scores are still in the L1 cache when they are turned into probabilities and multiplied by the
 values. A tile of queries sees only the keys up to its last: along the diagonal no more is computed. The softmax
 streams: a running maximum and sum for each query, with what has been summed so far rescaled when the maximum grows.
-Backward computes the scores again from lse, KEYS keys against KEYS queries.
+Backward computes the scores again, and with lse the probabilities, KEYS keys against KEYS queries.
 
 Scores are taken in powers of two: queries are scaled by scale / ln 2 as they are read, so that exp(scale q.k) is
 exp2 of their product.
@@ -61,7 +61,7 @@ QUERIES, KEYS = 256, 256
 TASKS = 8  # of backward, about as many as there are to be where one sequence is all the work
 PIECES = 4  # of a sequence's keys, at most
 # From one row of scores to the next: whole tiles, and one vector more, lest a column's numbers share a few sets of
-# the first cache.
+# the L1 cache.
 PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 ROW = PADDED_KEYS + LANES
 LN_2 = np.float32(0.6931471805599453)

@@ -32,7 +32,7 @@ __all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "st
 # once and an x loaded once for several, and all stay in the registers, of which AVX2 has 16.
 TOGETHER = 4 if LANES == 8 else 8
 HALF = TOGETHER // 2
-# Eight rows of x of more columns than that come from the second cache for each two rows of float weights, which is
+# Eight rows of x of more columns than that come from the L2 cache for each two rows of float weights, which is
 # slower than memory. Half of them with twice as many rows of weights are 1.15x (F32) to 1.4x (F16) as fast with
 # AVX-512; with AVX2, whose registers hold half as many sums, 0.8x.
 WIDE = 1024 if LANES == 16 else sys.maxsize

@@ -2,8 +2,8 @@
 
     out = weight[ids]        dweight[ids] += dout, repeats adding up
 
-Backward is a scatter: two rows may add to one row of dweight. Threads share the columns, not the rows, so
-none writes where another does and every sum has one order.
+Backward is a scatter: two rows may add to one row of dweight. Each thread has some columns of all rows, so none writes
+where another does and every sum has one order.
 """
 
 from numba import types

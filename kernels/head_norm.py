@@ -39,6 +39,7 @@ def head_norm_forward(out, rstd, x, query_weight, key_weight, heads, kv_heads, e
     rstd (N, H+K)       written; keep for backward
     x    (N, (H+2K)*D)
     query_weight, key_weight  (D,)
+    heads, kv_heads           H, K
     eps  scalar > 0
     """
     rows = x.shape[0]
@@ -82,7 +83,9 @@ def head_norm_backward(
     dx       (N, (H+2K)*D)  written; may not be dout
     dquery_weight, dkey_weight  (D,)  added to
     dout, x  (N, (H+2K)*D)
+    query_weight, key_weight    (D,)
     rstd     (N, H+K)       of forward
+    heads, kv_heads             H, K
     partials (MAX_CHUNKS, 2, D) scratch
     """
     rows = x.shape[0]

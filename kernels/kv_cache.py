@@ -6,8 +6,8 @@ A sequence's keys and values stand in pages of T tokens (Kwon et al. 2023, arXiv
 pages[b, t // T]. In a page each head's rows follow one another, for a head's task to read memory in its order. Keys
 stand GROUP tokens together, dimension by dimension: multiplied by a query's number, a line of them goes to as many
 sums, and nothing is added up across lanes. The softmax streams (Milakov and Gimelshein 2018, arXiv:1805.02867), BLOCK
-tokens at a time: the running maximum m, sum and weighted sum are rescaled when m grows; exponentials are powers of two,
-the scores being scaled by 1 / ln 2 as well.
+tokens at a time: the sum and the weighted sum so far are rescaled when the maximum so far grows; exponentials are
+powers of two, the scores being scaled by 1 / ln 2 as well.
 
 Heads that share keys and values (Ainslie et al. 2023, arXiv:2305.13245) go together, up to TOGETHER of them, so that
 these are read once. That leaves few tasks for the threads; a text is then cut into pieces, whose maxima, sums and
@@ -48,7 +48,7 @@ P, N, PAGES, TABLE = FLOATS, types.int64, types.CPointer(types.int32), types.CPo
 BLOCK = 128  # tokens whose scores there are at a time
 
 WEIGHTS, TOTALS = TOGETHER * BLOCK, TOGETHER * LANES  # floats
-TASKS = 16  # of a row, where its heads alone are fewer; or down to half of that
+TASKS = 16  # a row whose groups of heads are fewer has its text cut into as many pieces as give 9 to 16 tasks
 # What is known of a task: a few heads of a row on a piece of its text.
 ROW, HEAD, HEADS = 0, 1, 2  # the first head, and how many
 FUNCTION = 3  # the address of what does it

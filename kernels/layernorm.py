@@ -115,6 +115,7 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidua
     dx             (N, C)  written; may be dresidual itself
     dweight, dbias (C,)    added to; dbias may be (0,)
     dout, x        (N, C)
+    weight         (C,)
     mean, rstd     (N,)    of forward
     dresidual      (N, C)  added to dx; (0, 0) for none
     partials       (MAX_CHUNKS, 2, C) scratch

@@ -48,8 +48,8 @@ def linear_backward(dx, dweight, dbias, dout, x, weight, residual, accumulate, s
     """Gradients of linear_forward: two products in one parallel region.
 
     dx       (N, I)  written; may be residual itself
-    dweight  (O, I)  added to, or written unless accumulate; so is
-    dbias    (O,)    (0,) for none
+    dweight  (O, I)  added to if accumulate, else overwritten
+    dbias    (O,)    likewise; (0,) for none
     dout     (N, O)
     x        (N, I)
     weight   (O, I)

@@ -107,7 +107,7 @@ def call_address(builder, address, *arguments):
 def prefetch(builder, pointer, is_write=False):
     """Bring the line of an address nearer. Of any address: none faults.
 
-    What will be written, to the first cache; what will be read, to the second, and to all beyond it. In the first it
+    What will be written, to the L1 cache; what will be read, to L2 and to all beyond it. In L1 it
     would push out what is in use: an AMD core then read 16 GB/s in place of 26. Without those beyond, an Intel core
     brings half as much from memory.
     """

@@ -15,11 +15,11 @@ Three ideas, from the inside out:
    transposed A is packed, and the last few rows are copied. Where C has few rows, packing B does not pay: a B that is
    not large is read where it stands, in rows; instead of a transposed one, whose rows are not the tile's, A is packed
    (multiply_few_rows).
-3. Blocking. A block of B is at most DEPTH deep and as wide as the second-level cache allows, so that it stays
-   there while all rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in the first. Each block
-   reads and writes all of C, so blocks are deep, and the depth is cut evenly: 384 in one costs 5% less than 256 and
-   then 128. A transposed A is packed a block of ROWS at a time and shares the cache; blocks are then just so deep that
-   all columns fit, for A to be packed once, which is 4 to 7% faster.
+3. Blocking. A block of B is at most DEPTH deep and as wide as the L2 cache allows, so that it stays there while all
+   rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in L1. Each block reads and writes all of C, so
+   blocks are deep (384 in one costs 5% less than 256 and then 128), and a depth that must be cut is cut evenly. A
+   transposed A is packed a block of ROWS at a time and shares L2; blocks are then just so deep that all columns fit,
+   for A to be packed once, which is 4 to 7% faster.
 
 Threads: C is cut into rectangles, one for each thread. Every element of C is summed in the same order
 whatever the rectangle, so the bits do not depend on the number of threads.
@@ -78,7 +78,7 @@ FEW_ROWS = 96  # for up to so many rows B is not packed
 # bits a cycle, less on others. A small or shallow B is no work to pack.
 FEW_COLUMNS, FEW_DEPTH = 256, 256
 PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
-# Rows that begin a multiple of so many floats apart share a set of the first cache (which has 64 sets on most CPUs),
+# Rows that begin a multiple of so many floats apart share a set of the L1 cache (which has 64 sets on most CPUs),
 # in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
 SAME_SET = 64 * LINE
 LOW_ROWS = min(8, TILE_ROWS)  # of a tile of such rows
@@ -103,7 +103,7 @@ def thread_rooms(floats):
 
 
 def second_cache_size():
-    """Bytes of a core's second-level cache; half a megabyte where the system doesn't tell."""
+    """Bytes of a core's L2 cache; half a megabyte where the system doesn't tell."""
     try:
         text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text()
         return int(text.strip().removesuffix("K")) << 10
@@ -178,7 +178,7 @@ def copied_row(columns):
 def pack_a_transposed(panels, sums, source, row, depth, rows):
     """Pack A[i, k] = source[k * row + i] into panels of TILE_ROWS; sums[i] += sum over k, unless null."""
     whole = rows // TILE_ROWS * TILE_ROWS
-    for first in range(0, depth, COLUMNS_TOGETHER):  # a few steps of all panels: what is read stays in the first cache
+    for first in range(0, depth, COLUMNS_TOGETHER):  # a few steps of all panels: what is read stays in the L1 cache
         last = min(depth, first + COLUMNS_TOGETHER)
         for i in range(0, whole, TILE_ROWS):
             to = advance(panels, i * depth)
@@ -286,7 +286,7 @@ def multiply(
     block = even_block(depth, deepest)
     most = (room - A_ROOM) // block // TILE_COLUMNS * TILE_COLUMNS
     stands = not (a_transposed or b_transposed) and rows <= FEW_ROWS and columns % LANES == 0
-    stands = stands and columns * depth <= room - A_ROOM  # read again and again, it must stay in the second cache
+    stands = stands and columns * depth <= room - A_ROOM  # read again and again, it must stay in the L2 cache
     for j in range(0, columns, most):
         width = min(most, columns - j)
         for k in range(0, depth, block):

@@ -23,7 +23,7 @@ from .tile import TILE_COLUMNS
 
 CHUNK = 32  # outputs in one parallel piece
 SERIAL_PRODUCTS = 65536  # multiply-adds of one thread, in about the time it takes to wake a second
-STRIP = 131072  # floats of an unpacked strip: half a megabyte, which second caches hold
+STRIP = 131072  # floats of an unpacked strip: half a megabyte, which L2 caches hold
 
 
 def packed_scratch(columns, rows):

@@ -74,6 +74,7 @@ def rms_norm_backward(dx, dweight, dout, x, weight, rstd, dresidual, partials):
     dx        (N, C)  written; may be dresidual itself
     dweight   (C,)    added to
     dout, x   (N, C)
+    weight    (C,)
     rstd      (N,)    of forward
     dresidual (N, C)  added to dx; (0, 0) for none
     partials  (MAX_CHUNKS, 1, C) scratch

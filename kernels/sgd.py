@@ -14,12 +14,12 @@ from .simd import pointer
 @inline
 def _update(parameters, velocity, gradients, gradient_scale, learning_rate, momentum, weight_decay, chunk, chunks):
     scale, rate = np.float32(gradient_scale), np.float32(learning_rate)
-    keep, decay = np.float32(momentum), np.float32(weight_decay)
+    mu, decay = np.float32(momentum), np.float32(weight_decay)
     parameters, velocity = piece(parameters, chunk, chunks), piece(velocity, chunk, chunks)
     gradients = piece(gradients, chunk, chunks)
     claim(pointer(parameters), parameters.shape[0])
     for i in range(parameters.shape[0]):
-        velocity[i] = keep * velocity[i] + (gradients[i] * scale + decay * parameters[i])
+        velocity[i] = mu * velocity[i] + (gradients[i] * scale + decay * parameters[i])
         parameters[i] -= rate * velocity[i]
 
 

@@ -33,7 +33,7 @@ __all__ = [
 
 # The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
 # registers: 12*2+2+1 = 27 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2, SSE), 8*2+2+1 of 32 (NEON). The more rows, the
-# less of B is fetched for a multiply-add: where a core does two of 512 bits a cycle, 8 rows of B in the second cache
+# less of B is fetched for a multiply-add: where a core does two of 512 bits a cycle, 8 rows of B in the L2 cache
 # run at 91% of its peak, 12 at 97%. Eight accumulators hide the latency of a multiply-add.
 TILE_HEIGHTS, TILE_VECTORS = {16: ((4, 8, 12), 2), 8: ((6,), 2), 4: ((6,) if IS_X86 else (8,), 2)}[LANES]
 TILE_ROWS = TILE_HEIGHTS[-1]
@@ -261,7 +261,7 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
     return loop, new
 
 
-# In step k of a tile's loop one line of c is brought into the first cache, where the end of the loop wants it. All at
+# In step k of a tile's loop one line of c is brought into the L1 cache, where the end of the loop wants it. All at
 # once, before the loop, they would hold up the loads of b: that cost 4% of a large product. So there is one each
 # PREFETCH_STEPS steps.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import fastllm
+from fastllm.config import ACTIVATIONS, NORM_POSITIONS
 from fastllm.datasets import PackedBatch
 
 LLAMA3 = {
@@ -27,9 +28,9 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "layernorm without bias": {"norm": "layernorm", "norm_bias": False},
         "rms_norm": {"norm": "rms_norm", "norm_eps": 1e-3},
     },
-    "norm_position": {name: {"norm_position": name} for name in ("pre", "post")},
+    "norm_position": {name: {"norm_position": name} for name in NORM_POSITIONS},
     "final_norm": {str(value): {"final_norm": value} for value in (True, False)},
-    "activation": {name: {"activation": name} for name in ("relu", "gelu", "gelu_tanh", "silu", "swiglu")},
+    "activation": {name: {"activation": name} for name in ACTIVATIONS},
     "positions": {
         "learned": {"positions": "learned"},
         "sinusoidal": {"positions": "sinusoidal"},

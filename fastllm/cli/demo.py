@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"of each phase (default: {EPOCHS})")
     parser.add_argument("--seed", type=int, help="of weights and shuffling (default: 0)")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/demo-LANGUAGE)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run, which must be given")
     parser.add_argument("--no-chat", action="store_true", help="end when trained")
 
 

@@ -44,8 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="most tokens of the vocabulary (default: all there are; of bpe 4096)")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
-    length.add_argument("--epochs", type=int, help="times through the data, or of a text as many windows at random "
-                        "places (default for JSON (Lines): 50)")  # fmt: skip
+    length.add_argument("--epochs", type=int, help="passes over the data; one over a text is as many windows, at "
+                        "random places, as would cover it once (default for JSON (Lines): 50)")  # fmt: skip
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.001)")
     parser.add_argument("--rows-per-update", type=int, metavar="N", help="sequences in a batch (default: 16)")
     parser.add_argument("--sequence-length", type=int, metavar="N",
@@ -60,7 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tuning.add_argument("--lora", action="store_true", help="train low-rank maps beside it")
     tuning.add_argument("--rank", type=int, metavar="R", help="of the low-rank maps (default: 8)")
     tuning.add_argument("--alpha", type=float, metavar="A",
-                        help="they count alpha / rank times (default: twice the rank)")  # fmt: skip
+                        help="what they give is multiplied by alpha / rank (default: twice the "
+                        "rank)")  # fmt: skip
     tuning.add_argument("--targets", metavar="NAMES", help="where: names from query,key,value,output,gate,up,down "
                         "(default: all)")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Text from a model: sampling, batches, beam search, streaming, chat. Imports NumPy only."""
+"""Text from a model: sampling, batches, beam search, streaming, chat. Neither Numba nor `tokenizers` is imported."""
 
 from fastllm.generation.beam import Hypothesis
 from fastllm.generation.chat import Chat

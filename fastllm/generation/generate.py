@@ -180,7 +180,7 @@ def beam_search(
 ) -> list[tuple[str, float]]:
     """Up to `beams` continuations of `prompt` with their scores (see generation/beam.py), best first.
 
-    Arguments and errors as for `generate`; n isn't looked at, and ConfigError for what goes with no search: a
+    Arguments and errors as for `generate`, but n has no effect. Raises ConfigError for what no search takes: a
     temperature, stop strings, log-probabilities.
     """
     asked = {**(config.given if config else {}), **options}

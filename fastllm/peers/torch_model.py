@@ -5,6 +5,9 @@ Imported in a contender's own process only: PyTorch is no dependency of anything
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +15,9 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 
 # (N, in) -> (N, out) maps of ours that are side by side in one module of theirs, as in nanoGPT.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu,
+}  # fmt: skip
 JOINED = {
     "attention.qkv": ("attention.query", "attention.key", "attention.value"),
     "feed_forward.up": ("feed_forward.gate", "feed_forward.up"),
@@ -71,7 +77,7 @@ class FeedForward(nn.Module):
         if self.activation == "swiglu":
             gate, up = before.chunk(2, dim=-1)
             return self.down(F.silu(gate) * up)
-        return self.down(F.relu(before) if self.activation == "relu" else F.gelu(before, approximate="tanh"))
+        return self.down(ACTIVATIONS[self.activation](before))
 
 
 class Block(nn.Module):

@@ -22,7 +22,7 @@ LINEAR = [
     {"rows": 131, "inputs": 300, "outputs": 65},
     {"rows": 31, "inputs": 900, "outputs": 131, "residual": True},
     {"rows": 62, "inputs": 65, "outputs": 7},
-    {"rows": 131, "inputs": 1024, "outputs": 1024},  # rows at the same place of the first cache
+    {"rows": 131, "inputs": 1024, "outputs": 1024},  # rows at the same place of the L1 cache
     {"rows": 125, "inputs": 900, "outputs": 259, "residual": True},  # full tiles of few rows
 ]
 LINEAR_REALISTIC = {

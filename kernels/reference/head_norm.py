@@ -1,6 +1,8 @@
 """RMSNorm of each head's query and key (Henry et al. 2020, arXiv:2010.04245).
 
-    out = weight * x / sqrt(mean(x^2) + eps), over a head; values pass through
+    rstd = 1 / sqrt(mean(x^2) + eps)        out = weight * x * rstd, over a head; values pass through
+    backward, with norm = x * rstd and dnorm = dout * weight:
+    dx = rstd * (dnorm - norm * mean(dnorm * norm))        dweight += sum over rows and heads of dout * norm
 """
 
 import numpy as np

@@ -1,6 +1,8 @@
 """A low-rank addition to a linear map (Hu et al. 2021, arXiv:2106.09685).
 
-    out += scale * x @ a.T @ b.T
+    hidden = scale * x @ a.T         out += hidden @ b.T
+    backward, where mine are the columns of dout that the map writes to:
+    dhidden = scale * mine @ b       db += mine.T @ hidden       da += dhidden.T @ x       dx += dhidden @ a
 """
 
 
