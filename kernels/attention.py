@@ -1,6 +1,6 @@
 """Causal attention within each sequence of a packed batch (Vaswani et al. 2017; Dao et al. 2022, arXiv:2205.14135).
 
-    score_ij = scale * q_i . k_j  for j <= i        p_ij = exp(score_ij - lse_i)        lse_i = log sum_j exp(score_ij)
+    score_ij = scale / ln 2 * q_i . k_j  for j <= i      p_ij = 2^(score_ij - lse_i)      lse_i = log2 sum_j 2^score_ij
     out_i    = sum_j p_ij v_j
     delta_i  = dout_i . out_i                       dscore_ij = p_ij * (dout_i . v_j - delta_i)
     dq_i = scale * sum_j dscore_ij k_j        dk_j = scale * sum_i dscore_ij q_i        dv_j = sum_i p_ij dout_i
@@ -11,8 +11,8 @@ values. A tile of queries sees only the keys up to its last: along the diagonal 
 streams: a running maximum and sum for each query, with what has been summed so far rescaled when the maximum grows.
 Backward computes the scores again, and with lse the probabilities, KEYS keys against KEYS queries.
 
-Scores are taken in powers of two: queries are scaled by scale / ln 2 as they are read, so that exp(scale q.k) is
-exp2 of their product.
+Scores are powers of two, for exp2 is quicker than exp: queries are scaled by scale / ln 2 as they are read. lse is one,
+too: by way of the natural logarithm it would lose its last bit, and where scores are large that is a digit of p.
 
 Columns of qkv (N, W): queries of H heads, keys of K heads, values of K heads, each D wide; W = (H + 2K) * D.
 Query head h reads key/value head h // (H // K).
@@ -64,7 +64,6 @@ PIECES = 4  # of a sequence's keys, at most
 # the L1 cache.
 PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 ROW = PADDED_KEYS + LANES
-LN_2 = np.float32(0.6931471805599453)
 
 
 def attention_scratch(head_size):
@@ -187,7 +186,7 @@ def _forward_block(
         for d in range(size):
             target[d] *= inverse
         if not is_null(lse):
-            lse[i * lse_row] = top[i] * LN_2 + np.log(total[i])
+            lse[i * lse_row] = top[i] + np.log(total[i]) * LOG2_E
 
 
 @inline
@@ -234,7 +233,7 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
     """Attend within each sequence.
 
     out     (N, H*D)         written
-    lse     (N, H)           written; keep for backward
+    lse     (N, H)           written, logarithms to the base 2; keep for backward
     qkv     (N, (H+2K)*D)
     starts  (S+1,)           sequence s has rows starts[s] .. starts[s+1]-1
     scale   usually 1 / sqrt(D)
@@ -405,7 +404,7 @@ def _backward_blocks(
                 for d in range(size):
                     dot += dout_n[d] * out_n[d]
                 delta[n] = dot
-                offset[n] = lse[(i + n) * lse_row] * LOG2_E
+                offset[n] = lse[(i + n) * lse_row]
             for t in range(0, queries, TILE_ROWS):
                 rows = min(TILE_ROWS, queries - t)
                 seen = min(keys, i + t + rows - j)  # by the tile's last query

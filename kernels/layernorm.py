@@ -27,12 +27,16 @@ def layernorm_rows(out, mean, rstd, x, weight, bias, eps, rows, width):
         for c in range(width):
             total += row[c]
         m = total * scale
-        # Two passes: E[x^2] - E[x]^2 in one is quicker, but loses all digits when the mean is large.
-        squares = np.float32(0)
+        # Two passes: E[x^2] - E[x]^2 in one is quicker, but loses all digits when the mean is large. The second also
+        # corrects the mean, whose rounding would be all the variance that a row of equal numbers has.
+        squares, rest = np.float32(0), np.float32(0)
         for c in range(width):
             d = row[c] - m
             squares += d * d
-        r = np.float32(1) / np.sqrt(squares * scale + eps)
+            rest += d
+        rest *= scale
+        m += rest
+        r = np.float32(1) / np.sqrt(max(squares * scale - rest * rest, np.float32(0)) + eps)
         if is_null(bias):
             for c in range(width):
                 to[c] = (row[c] - m) * r * weight[c]

@@ -89,6 +89,16 @@ def test_gradient_may_overwrite_logits(backend):
     np.testing.assert_array_equal(correct_again, correct)
 
 
+@pytest.mark.parametrize("value", [0.1, 12.34, 1234.5678, 1e6 / 3])
+@pytest.mark.parametrize("width", [7, 288, 768])
+def test_layernorm_of_equal_numbers_is_the_bias(value, width):
+    """The rounding of their mean is no variance."""
+    x, out = np.full((1, width), value, np.float32), nan(1, width)
+    weight, bias = np.ones(width, np.float32), np.full(width, 0.5, np.float32)
+    kernels.layernorm_forward(out, nan(1), nan(1), x, weight, bias, 1e-5)
+    np.testing.assert_array_equal(out, 0.5)
+
+
 def test_layernorm_of_rows_far_from_zero(backend):
     """mean = 1000 deviations: E[x^2] - E[x]^2 in float32 would keep one digit of the variance."""
     rng = np.random.default_rng(0)
@@ -202,6 +212,20 @@ def test_derivatives_far_from_zero(name):
     dx = nan(*x.shape)
     getattr(kernels, f"{name}_backward")(dx, np.ones_like(x), x)
     np.testing.assert_allclose(dx, x > 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 100, 1e4, 1e6])
+def test_backward_finds_the_probabilities_of_large_scores(backend, size):
+    """Of rows that see but themselves they are 1, so that dv is dout, whatever the score is."""
+    rng = np.random.default_rng(0)
+    qkv, dout = rng.standard_normal((200, 48), np.float32), rng.standard_normal((200, 16), np.float32)
+    qkv[:, :16] *= np.float32(size)
+    starts, scratch = np.arange(201, dtype=np.int32), kernels.attention_scratch(16)
+    out, lse, dqkv = nan(200, 16), nan(200, 1), nan(200, 48)
+    backend.attention_forward(out, lse, qkv, starts, 1, 1, 1.0, scratch)
+    room = nan(200, kernels.attention_pieces(16))
+    backend.attention_backward(dqkv, dout, out, lse, qkv, starts, 1, 1, 1.0, room, scratch)
+    np.testing.assert_array_equal(dqkv[:, 32:], dout)
 
 
 def test_powers_of_two_that_are_not_normal_numbers_are_zero():

@@ -82,7 +82,7 @@ def activations(model, tokens):
         "k": key,
         "v": value,
         "att": scores,
-        "attSm": np.exp(scores - lse[..., None]),
+        "attSm": np.exp2(scores / np.log(2) - lse[..., None]),
         "y": attention.mixed.array,
         "yProj": block.middle.array - x,
         "attnResid": block.middle.array,

@@ -31,7 +31,7 @@ class Embedding:
         if config.positions == "learned":
             self.positions = parameters.operand("embedding.position.weight")
         elif config.positions == "sinusoidal":
-            self.positions = sinusoidal_table(config).astype(backend.dtype)
+            self.positions = sinusoidal_table(config, backend.dtype)
         if shared.gradients is not None:
             self.dtokens = shared.gradients[name]
             if config.positions == "learned":

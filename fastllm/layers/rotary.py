@@ -36,12 +36,12 @@ class Rotary:
         return np.cos(angles).astype(self._dtype), np.sin(angles).astype(self._dtype)
 
 
-def sinusoidal_table(config: ModelConfig) -> np.ndarray:
-    """Fixed positions (Vaswani et al. 2017): sin in even columns, cos in odd ones, (context, C) float32."""
+def sinusoidal_table(config: ModelConfig, dtype: DTypeLike) -> np.ndarray:
+    """Fixed positions (Vaswani et al. 2017): sin in even columns, cos in odd ones, (context, C)."""
     width = config.width
     frequencies = 10000.0 ** (-np.arange(0, width, 2, dtype=np.float64) / width)
     angles = np.outer(np.arange(config.context), frequencies)
-    table = np.empty((config.context, width), np.float32)
+    table = np.empty((config.context, width), dtype)
     table[:, 0::2] = np.sin(angles)
     table[:, 1::2] = np.cos(angles)[:, : width // 2]
     return table

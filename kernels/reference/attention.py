@@ -1,8 +1,8 @@
 """Causal attention over packed sequences (Vaswani et al. 2017, arXiv:1706.03762) with grouped
 key/value heads (Ainslie et al. 2023, arXiv:2305.13245).
 
-    scores = scale * query @ key.T, -inf above the diagonal        lse = log(sum(exp(scores)))
-    p      = exp(scores - lse)        out = p @ value
+    scores = scale * query @ key.T, -inf above the diagonal        lse = log2(sum(exp(scores)))
+    p      = 2^(scores / ln 2 - lse)        out = p @ value
     backward (Dao et al. 2022, arXiv:2205.14135), sums over D and over the heads of a group:
     dvalue = p.T @ dout        dp = dout @ value.T
     dscores = p * (dp - sum(dout * out))
@@ -14,6 +14,8 @@ The scores of one sequence are held whole: memory quadratic in its length.
 from itertools import pairwise
 
 import numpy as np
+
+LN_2 = 0.6931471805599453
 
 
 def _split_heads(qkv, heads, kv_heads):
@@ -34,7 +36,7 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
     """Let each row attend to itself and the earlier rows of its sequence.
 
     out       (N, H*D)  written
-    lse       (N, H)    written; keep for backward
+    lse       (N, H)    written, logarithms to the base 2; keep for backward
     qkv       (N, (H+2K)*D)  query, key and value heads, in this order
     starts    (S+1,) int32   first row of each sequence, and N
     heads, kv_heads  H, K; query head h uses key/value head h // (H // K)
@@ -46,7 +48,7 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
         p = np.exp(scores - top)
         total = p.sum(axis=2, keepdims=True)
         p /= total
-        lse[begin:end] = (top + np.log(total))[..., 0].T
+        lse[begin:end] = (top / LN_2 + np.log2(total))[..., 0].T
         out[begin:end] = (p @ value).swapaxes(0, 1).reshape(end - begin, -1)
 
 
@@ -98,7 +100,7 @@ def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale
         dhead = dout[begin:end].reshape(shape).swapaxes(0, 1)  # (H, T, D)
         head = out[begin:end].reshape(shape).swapaxes(0, 1)
 
-        p = np.exp(_causal_scores(query, key, scale) - lse[begin:end].T[..., None])
+        p = np.exp2(_causal_scores(query, key, scale) / LN_2 - lse[begin:end].T[..., None])
         dp = dhead @ value.swapaxes(1, 2)
         dscores = p * (dp - (dhead * head).sum(axis=2, keepdims=True))
         dquery = scale * (dscores @ key)
