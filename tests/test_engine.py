@@ -1,6 +1,8 @@
 """Many requests at once: each as it would be alone, whatever else runs."""
 
 import doctest
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -248,6 +250,33 @@ def test_closing_an_iterator_frees_the_slot():
     next(tokens)
     tokens.close()
     assert is_idle(running)
+
+
+def test_a_text_that_is_closed_leaves_nothing_to_the_collector():
+    """Its engine may never step again, and holds the cache."""
+    running = Engine(TableModel(context=40), slots=1)
+    left = weakref.ref(running._cache)
+    [one] = running.submit([1, 2])
+    next(iter(one))
+    one.close()
+    gc.disable()
+    try:
+        del running
+        assert left() is None
+    finally:
+        gc.enable()
+    assert list(one) == one.tokens != []
+
+
+@pytest.mark.parametrize(("tokens", "fix"), [([], "end token"), ([1.0], "whole numbers"), ("one", "whole numbers")])
+def test_tokens_that_are_none(tokens, fix):
+    with pytest.raises(ValueError, match=f"tokens must be one row of at least one token id; got .*{fix}"):
+        Engine(TableModel(context=40)).submit(tokens)
+
+
+def test_options_that_are_no_config():
+    with pytest.raises(TypeError, match="config must be a GenerationConfig; got dict"):
+        Engine(TableModel(context=40)).submit([1], {"max_tokens": 3})
 
 
 def test_a_waiting_request_can_be_closed():

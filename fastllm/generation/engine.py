@@ -103,7 +103,11 @@ class Engine:
         Raises ValueError for a prompt that is empty, longer than the context or of other ids than the model's,
         ConfigError for beams, several samples of temperature 0 or with a sampler.
         """
-        config = config or GenerationConfig()
+        config = GenerationConfig() if config is None else config
+        if not isinstance(config, GenerationConfig):
+            raise TypeError(
+                f"config must be a GenerationConfig; got {type(config).__name__}; write GenerationConfig(max_tokens=20)"
+            )
         if config.beams > 1:
             raise ConfigError(f"beams are searched by beam_search; got beams={config.beams}; use beams=1")
         if config.n > 1 and sampler is not None:
@@ -285,6 +289,7 @@ class Engine:
             generation.finish_reason = reason
             self._changed[generation] = None
             self._remove(generation)
+            generation._engine = None  # it is in _changed until the next step, which may never come
 
     def _remove(self, generation: Generation) -> None:
         prompt = generation._prompt
@@ -337,7 +342,7 @@ class Generation:
         self.error: Exception | None = None
         self.prompt_tokens = len(prompt.tokens)
         self.limit = limit
-        self._engine = engine
+        self._engine: Engine | None = engine  # None when it has ended
         self._prompt = prompt
         self._sampler = sampler
         self._slot = -1
@@ -357,6 +362,7 @@ class Generation:
                     yield self.tokens[read - 1]
                 if self.finish_reason is not None:
                     break
+                assert self._engine is not None
                 self._engine.step()
             if self.error is not None:
                 raise self.error
@@ -365,7 +371,8 @@ class Generation:
 
     def close(self) -> None:
         """End it here and free its slot; nothing happens if it has ended."""
-        self._engine._end(self, "closed")
+        if self._engine is not None:
+            self._engine._end(self, "closed")
 
     @property
     def _cached(self) -> int:
@@ -415,9 +422,9 @@ def fit(model: Model, tokens: Sequence[int] | np.ndarray, config: GenerationConf
     """The prompt (N,) int32 and how many tokens may follow it. Raises ValueError as Engine.submit."""
     prompt = np.asarray(tokens)
     if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
+        fix = "give ids, which are whole numbers" if prompt.size else "start an empty text with the end token"
         raise ValueError(
-            f"tokens must be one row of at least one token id; got shape {prompt.shape}, {prompt.dtype}; "
-            "start an empty text with the end token"
+            f"tokens must be one row of at least one token id; got shape {prompt.shape}, {prompt.dtype}; {fix}"
         )
     context = model.config.context
     if prompt.size > context:
