@@ -113,6 +113,25 @@ def test_an_answer_that_was_left_is_a_turn_before_the_next_question():
     assert [question for question, _ in chat.turns] == ["a?", "b?", "d?"]
 
 
+@pytest.mark.parametrize("call", [lambda chat: chat.ask("b?"), Chat.reset], ids=["ask", "reset"])
+def test_an_answer_that_another_thread_reads_is_not_ended(call):
+    """No ValueError, which is for questions."""
+    model = answering("abc", "de")
+    chat = Chat(model, TOKENIZER)
+    decode, raised = model.decode, []
+
+    def meanwhile(*arguments):
+        if not raised:
+            with pytest.raises(RuntimeError, match="a chat gives one answer at a time") as found:
+                call(chat)
+            raised.append(found)
+        return decode(*arguments)
+
+    model.decode = meanwhile
+    assert list(chat.ask("a?")) == ["a", "b", "c"]
+    assert raised and chat.turns == [("a?", "abc")]
+
+
 def test_reset_ends_an_answer():
     chat = Chat(answering("abc", "de"), TOKENIZER)
     left = chat.ask("a?")

@@ -172,6 +172,7 @@ def test_an_optimizer_of_another_model():
         ({"dataset": [1, 2]}, "a data set gives the batch of a step; got list"),
         ({"max_norm": None}, "max_norm must be a number; got None; 0 never clips"),
         ({"callbacks": print}, "callbacks must be several functions; got one"),
+        ({"callbacks": [print, None]}, "callbacks must be functions; got None among them"),
         ({"model": None}, "a Model is trained by an Optimizer; got NoneType and"),
         ({"optimizer": "adam"}, "got Model and str"),
         ({"steps": 2.5}, "steps must be a whole number; got 2.5"),

@@ -118,7 +118,7 @@ class Chat:
         it is closed before the first piece: nothing was said then.
 
         Raises ValueError, at once, if the question has no tokens, doesn't fit into the context alone, or isn't
-        taken by the chat template.
+        taken by the chat template. RuntimeError while another thread reads an answer.
         """
         self._leave()
         ends = set(self.config.end_ids or ())
@@ -145,7 +145,13 @@ class Chat:
     def _leave(self) -> None:
         """End the last answer; what was read of it is a turn."""
         if self._asked is not None and (answer := self._asked()) is not None:
-            answer.close()
+            try:
+                answer.close()
+            except ValueError:  # of a generator that runs
+                raise RuntimeError(
+                    "a chat gives one answer at a time; got another call while a thread reads one; close that answer "
+                    "first, or have a Chat for each who asks"
+                ) from None
         if self._generation is not None:  # of an answer that nobody began to read
             self._generation.close()
         self._asked = self._generation = None

@@ -83,7 +83,7 @@ class Trainer:
         seed: int = 0,
         callbacks: Iterable[Callback] = (),
     ) -> None:
-        _check_kinds(model, optimizer, dataset, schedule, callbacks, max_norm)
+        _check_kinds(model, optimizer, dataset, schedule, max_norm)
         if not 0 <= max_norm < math.inf:
             raise ValueError(f"max_norm must be finite and not negative; got {max_norm}; 0 never clips")
         steps, accumulate = whole_number(steps, "steps"), whole_number(accumulate, "accumulate")
@@ -101,7 +101,7 @@ class Trainer:
         self.seed = checked_seed(seed, "seed")
         if self.seed >= 1 << 32:
             raise ValueError(f"a trainer's seed must be from 0 to 2^32 - 1; got {seed}; use another")
-        self.callbacks = list(callbacks)
+        self.callbacks = _listed(callbacks)
         self.step = 0
         self._threads = StepThreads()
         # Forward, and two gradients of each product: a multiplication and an addition each.
@@ -168,7 +168,7 @@ class Trainer:
         return ((self.seed << 31) + int(self.step) * self.accumulate + part) % (1 << 63)
 
 
-def _check_kinds(model: Any, optimizer: Any, dataset: Any, schedule: Any, callbacks: Any, max_norm: Any) -> None:
+def _check_kinds(model: Any, optimizer: Any, dataset: Any, schedule: Any, max_norm: Any) -> None:
     """Raise TypeError for what is something else, before it is needed."""
     if not isinstance(model, Model) or not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -183,10 +183,18 @@ def _check_kinds(model: Any, optimizer: Any, dataset: Any, schedule: Any, callba
             f"a data set gives the batch of a step; got {type(dataset).__name__}; make Examples or a TokenStream "
             "of it"
         )
-    if callable(callbacks):
-        raise TypeError("callbacks must be several functions; got one; write [function]")
     if not isinstance(max_norm, Real):
         raise TypeError(f"max_norm must be a number; got {max_norm!r:.40}; 0 never clips")
+
+def _listed(callbacks: Iterable[Callback]) -> list[Callback]:
+    """Raises TypeError likewise."""
+    if callable(callbacks):
+        raise TypeError("callbacks must be several functions; got one; write [function]")
+    listed = list(callbacks)
+    for callback in listed:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be functions; got {callback!r:.40} among them; leave it out")
+    return listed
 
 
 def evaluate(model: Model, dataset: Dataset) -> Score:
