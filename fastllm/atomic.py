@@ -6,15 +6,34 @@ Also: the folder that it is to be in.
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
+import platform
+import secrets
 import shutil
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+
+def _namespace() -> str:
+    """In which processes have their numbers; containers that share a disk have different ones."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 WORK = ".work.tmp"  # how names of what is being made end
+ABANDONED = 24 * 3600.0  # seconds after which what a process elsewhere has left is taken for that
+# What tells this process from others: a number is one within a system, a container, and a time only.
+_place = f"{zlib.crc32(f'{platform.node()} {_namespace()}'.encode()):08x}"
+_token = secrets.token_hex(3)
+_number = itertools.count()
 
 
 def make_parent(path: Path) -> None:
@@ -29,18 +48,31 @@ def make_parent(path: Path) -> None:
 
 
 def work_path(target: Path) -> Path:
-    """A path beside a file or folder to make a new one at: hidden, of this process, and not there.
+    """A path beside a file or folder to make a new one at: hidden, of nobody else, and not there.
 
     What processes that were killed have left of that kind goes.
     """
     prefix = f".{target.name}."
     for left in target.parent.glob(f"{glob.escape(prefix)}*{WORK}"):
-        owner = left.name.removeprefix(prefix).removesuffix(WORK)
-        if owner.isdecimal() and not _is_running(int(owner)):
+        if _is_abandoned(left, left.name.removeprefix(prefix).removesuffix(WORK)):
             _remove(left)
-    path = target.with_name(f"{prefix}{os.getpid()}{WORK}")
-    _remove(path)
-    return path
+    return target.with_name(f"{prefix}{_place}-{os.getpid()}-{_token}-{next(_number)}{WORK}")
+
+
+def _is_abandoned(path: Path, owner: str) -> bool:
+    """Whether nobody goes on with what is being made at a path."""
+    place, _, process_and_rest = owner.partition("-")
+    process, _, rest = process_and_rest.partition("-")
+    if not process.isdecimal():
+        return False
+    if place == _place:
+        if int(process) == os.getpid():
+            return not rest.startswith(f"{_token}-")
+        return not _is_running(int(process))
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED
+    except OSError:
+        return False
 
 
 def flush(path: Path) -> None:
@@ -59,8 +91,6 @@ def _remove(path: Path) -> None:
 
 def _is_running(process: int) -> bool:
     """Whether another process is, or can't be known to have ended."""
-    if process == os.getpid():
-        return False
     if os.name != "posix":
         return True
     try:

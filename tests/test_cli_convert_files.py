@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -16,7 +17,7 @@ pytest.importorskip("tokenizers")
 from converting import LLAMA, byte_level, convert, own
 
 import fastllm
-from fastllm import conversion
+from fastllm import atomic, conversion
 from fastllm.cli.convert import size_text
 from fastllm.formats import open_model, write_gguf
 from fastllm.formats.bytes_of_file import mapped_file
@@ -218,6 +219,7 @@ def test_a_folder_is_old_or_new_whenever_it_is_killed(renames, shards, tmp_path,
     except Killed:
         assert renames < 2
     monkeypatch.undo()
+    monkeypatch.setattr(atomic, "_token", "another process")
     if shards:
         assert convert(tmp_path / "ours", tmp_path / "theirs") == 1
         assert "--force replaces it" in capsys.readouterr().err
@@ -233,15 +235,21 @@ def test_what_killed_processes_left_goes(target, tmp_path):
     own(tmp_path / "ours", byte_level())
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for number in (dead.pid, os.getppid()):
-        (tmp_path / f".{target}.{number}.work.tmp").mkdir()
-        (tmp_path / f".{target}.{number}.work.tmp" / "half").write_text("half")
+    here, elsewhere = atomic._place, "0123abcd"
+    me, other = os.getpid(), os.getppid()
+    goes = [f"{here}-{dead.pid}-012345-0", f"{here}-{me}-012345-0", f"{elsewhere}-1-012345-7"]
+    stays = [f"{here}-{other}-012345-0", f"{here}-{me}-{atomic._token}-99999", f"{elsewhere}-1-012345-8"]
+    for owner in (*goes, *stays):
+        (tmp_path / f".{target}.{owner}.work.tmp").mkdir()
+        (tmp_path / f".{target}.{owner}.work.tmp" / "half").write_text("half")
+    two_days_ago = time.time() - 48 * 3600
+    os.utime(tmp_path / f".{target}.{goes[-1]}.work.tmp", (two_days_ago, two_days_ago))
     (tmp_path / f".{target}.mine.work.tmp").mkdir()
     (tmp_path / f".{target}.{dead.pid}.new").mkdir()
     for words in ([], ["--force"]):
         assert convert(tmp_path / "ours", tmp_path / target, *words) == 0
     left = {path.name for path in tmp_path.iterdir()} - {"ours", target}
-    assert left == {f".{target}.{os.getppid()}.work.tmp", f".{target}.mine.work.tmp", f".{target}.{dead.pid}.new"}
+    assert left == {f".{target}.{owner}.work.tmp" for owner in (*stays, "mine")} | {f".{target}.{dead.pid}.new"}
 
 
 def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, capsys):
