@@ -86,7 +86,8 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
         name = os.path.abspath(name)
-    write_adapter(folder, model.config, model.adapter, name, checksum_of(model))
+    with model._lock:  # while a thread trains it, the adapter is that between two updates
+        write_adapter(folder, model.config, model.adapter, name, checksum_of(model))
 
 
 def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParameters:

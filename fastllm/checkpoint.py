@@ -15,10 +15,10 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from .formats.model_folder import (
     is_checkpoint,
     is_free,
     is_set_aside,
+    one_at_a_time,
     real_path,
     replacing_folder,
     restore,
@@ -65,6 +66,8 @@ from .tokenizers.base import Tokenizer
 # Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
 FORMAT, VERSION = "fastllm", 4
 ANOTHER = "use another checkpoint"
+ATTEMPTS = 10  # at reading a folder that is replaced all the time, before it is locked
+T = TypeVar("T")
 MAX_PROGRESS = 64 << 20  # bytes
 JOB = "config.toml"  # a run's, beside its checkpoint
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
@@ -111,6 +114,13 @@ def save_tuned(
     options = GenerationConfig.of(None, model.generation_options).given  # raises for what load would refuse
     if optimizer is not None and not optimizer.is_of(model):
         raise ValueError("an optimizer must be of what the saved model trains; got another's; save its own, or none")
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(f"a checkpoint holds a Tokenizer; got {type(tokenizer).__name__}; pass the one of the model")
+    if model._backend.dtype != np.float32:
+        raise ValueError(
+            f"a checkpoint is read as float32; got a model of {model._backend.dtype}, which is for checks; copy its "
+            "parameters into one of float32"
+        )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"a tokenizer may have at most the model's {model.config.vocab_size} tokens; got {tokenizer.vocab_size}; "
@@ -119,7 +129,8 @@ def save_tuned(
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
-    with replacing_folder(target, is_checkpoint) as new:
+    # A turn: while a thread trains the model, weights and moments are those between two updates.
+    with model._lock, replacing_folder(target, is_checkpoint) as new:
         if model.adapter is not None:
             adapters.write_adapter(
                 new, model.config, model.adapter, model.origin, adapters.checksum_of(model)
@@ -144,13 +155,18 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
         a name such as "org/model"             where there is no such file: from Hugging Face's hub (extra `hf`)
 
     Other projects' files are mapped into memory and their weights used as they are, without a copy, until something
-    trains them (see Model.unfreeze). `model.generation_options` are what the files say about generating.
+    trains them (see Model.unfreeze). `model.generation_options` are what the files say about generating. A folder that
+    processes save to meanwhile gives what one of them saved.
 
     Raises FileNotFoundError; FormatError for a file that is damaged or of a kind that can't be opened, which says what
     can; FastllmError where a package is missing, or where a name such as "org/model" (any a/b that isn't there, and so
     a mistyped path) can't be fetched.
     """
     given, origin = _located(path)
+    return _of_one_moment(given, lambda: _load(path, given, origin, backend))
+
+
+def _load(path: str | os.PathLike[str], given: Path, origin: str, backend: str) -> tuple[Model, Tokenizer]:
     folder = _find(given) or given
     if adapters.is_adapter(folder):
         model, tokenizer = _open_tuned(folder, backend)
@@ -163,6 +179,36 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
         model, tokenizer = _open(folder, backend)
         model.origin = origin
     return model, tokenizer
+
+
+def _of_one_moment(path: Path, read: Callable[[], T]) -> T:
+    """What is read of a model's folder, file by file: again, if another has taken its place meanwhile."""
+    for _ in range(ATTEMPTS):
+        before = _identity(path)
+        try:
+            found = read()
+        except (OSError, ValueError):
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return found
+    with one_at_a_time((path / "checkpoint" if (path / "checkpoint").is_dir() else path).absolute().parent):
+        return read()  # nobody replaces it now
+
+
+def _identity(path: Path) -> list[tuple[int, int, int] | None]:
+    """What changes when a model, or an adapter, takes the place of another at a path."""
+    folder = path / "checkpoint" if (path / "checkpoint").is_dir() else path
+    found: list[tuple[int, int, int] | None] = []
+    for place in (folder, folder / adapters.CONFIG, folder / adapters.WEIGHTS):
+        try:
+            state = os.stat(place)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((state.st_ino, state.st_mtime_ns, state.st_ctime_ns))
+    return found
 
 
 def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:

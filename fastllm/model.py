@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -115,6 +116,12 @@ class Model(Shareable):
         names = ("config", "generation_options", "origin", "parameters", "adapter")
         own = {"backend": self.backend, "dtype": self._backend.dtype, "cache_dtype": self._cache_dtype}
         return {name: getattr(self, name) for name in names} | own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        with self._lock:
+            copied = memo[id(self)] = type(self).__new__(type(self))
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._prepare(state["config"], state["backend"], state["dtype"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from numbers import Real
 from types import ModuleType
@@ -136,22 +137,35 @@ class Optimizer:
         raise NotImplementedError
 
     def state(self) -> dict[str, np.ndarray]:
-        """The moments and the step count, to go on later. The arrays are not copies."""
+        """The moments, a checksum of what they are of, and the step count, to go on later.
+
+        The arrays are not copies.
+        """
         named = dict(zip(self.moments, self._moments, strict=True))
-        return {**named, "steps": np.array([self.steps], np.int64)}
+        parameters = [(name, array.shape) for name, array in self._trainable.items()]
+        checksum = zlib.crc32(f"{type(self).__name__} {parameters}".encode())
+        return {**named, "of": np.array([checksum], np.int64), "steps": np.array([self.steps], np.int64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """The reverse of state(). Raises ValueError if it is of another optimizer or model."""
-        expected = {name: (array.shape, array.dtype) for name, array in self.state().items()}
+        own = self.state()
+        state = {"of": own["of"], **state}  # which was not kept always
+        expected = {name: (array.shape, array.dtype) for name, array in own.items()}
         received = {name: (array.shape, array.dtype) for name, array in state.items()}
         if expected != received:
             raise ValueError(
                 f"an optimizer's state must be of the same optimizer and model; expected {expected}, got {received}; "
                 "start a new run"
             )
-        for name, moment in zip(self.moments, self._moments, strict=True):
-            moment[...] = state[name]
-        self.steps = int(state["steps"][0])
+        if state["of"] != own["of"]:
+            raise ValueError(
+                f"an optimizer's state must be of the same optimizer and model; got one as large as that of "
+                f"{type(self).__name__} here, of other parameters or another optimizer; start a new run"
+            )
+        with self.model._lock:
+            for name, moment in zip(self.moments, self._moments, strict=True):
+                moment[...] = state[name]
+            self.steps = int(state["steps"][0])
 
 
 def _float(value: object) -> float:

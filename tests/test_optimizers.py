@@ -97,12 +97,32 @@ def test_state_of_another_optimizer_or_model(kind):
     before = {name: array.copy() for name, array in optimizer.state().items()}
     larger = fastllm.ModelConfig(**{**CONFIG.to_dict(), "layers": 2})
     doubles = {name: array.astype(np.float64) for name, array in before.items()}
-    wrong = [{}, kind(make_model(larger, "numpy")).state(), {**before, "third": np.zeros(3, np.float32)}, doubles]
+    turned = fastllm.ModelConfig(**{**CONFIG.to_dict(), "width": CONFIG.hidden, "hidden": CONFIG.width})
+    wrong = [
+        {}, kind(make_model(larger, "numpy")).state(), {**before, "third": np.zeros(3, np.float32)}, doubles,
+        {**before, "of": kind(make_model(turned, "numpy")).state()["of"]},
+    ]  # fmt: skip
     for state in wrong:
         with pytest.raises(ValueError, match=r"\Aan optimizer's state must be of the same optimizer and model[^\n]*\Z"):
             optimizer.load_state(state)
     for name, array in optimizer.state().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_state_of_an_adapter_elsewhere():
+    """As large, but of other parameters."""
+    def of_lora(targets, kind=fastllm.AdamW):
+        model = make_model(CONFIG, "numpy")
+        model.add_lora(rank=2, targets=targets)
+        return kind(model)
+
+    optimizer = of_lora(("key",))
+    for other in (of_lora(("value",)), of_lora(("key",), fastllm.Adam)):
+        with pytest.raises(ValueError, match=r"got one as large .* of other parameters or another optimizer"):
+            other.load_state(optimizer.state())
+    state = optimizer.state()
+    del state["of"]  # as it was kept before there was one
+    of_lora(("key",)).load_state(state)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
