@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from training_jobs import make_job, write_lines
 
 from fastllm.cli import main
@@ -37,6 +38,14 @@ def test_white_space_of_a_text(tmp_path):
     said = notes(tmp_path, phases=phase(str(path), join=True))
     assert f"white space other than single spaces is not learnt of 1 text of {path}" in said
     assert said.count("join does nothing") == 1
+
+
+@pytest.mark.parametrize(("words", "is_short"), [(4, True), (40, False)])
+def test_a_text_shorter_than_the_context(tmp_path, words, is_short):
+    path = tmp_path / "text.txt"
+    path.write_text("some words are here " * (words // 4))
+    said = notes(tmp_path, phases=phase(str(path)))
+    assert (f"{path} is too short for sequences of 16 tokens: they have 3" in said) == is_short
 
 
 def test_nothing_is_said_where_it_is_kept(tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..adapters import checksum_of, read_adapter
 from ..checkpoint import find_checkpoint, load, load_its_tokenizer, load_progress, save_tuned
-from ..datasets import Dataset, Examples
+from ..datasets import Dataset, Examples, TokenStream
 from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
 from ..layers.score import Score
 from ..lora import additions_of
@@ -319,6 +319,11 @@ class Job:
             seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
         reading = Reading(config, self.tokenizer, self.model.config.context, seed, self.run.folder)
         dataset, validation = sources[config.data].datasets(reading)
+        if isinstance(dataset, TokenStream) and dataset.length < reading.length:
+            reading.notes.append(
+                f"{config.data} is too short for sequences of {reading.length} tokens: they have {dataset.length}, and "
+                "what comes at later positions is not learnt"
+            )
         if config.validation is not None:
             validation = sources[config.validation].whole(reading)
         phase = Phase(config, seed, dataset, validation)
