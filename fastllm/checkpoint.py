@@ -262,7 +262,7 @@ def _check_base(folder: Path, model: Model, name: str) -> None:
         warnings.warn(
             f"{folder}: the adapter was trained on {name} as it was, which has changed since: bring it back, or train "
             "anew",
-            stacklevel=4,
+            stacklevel=7,
         )
 
 
@@ -390,7 +390,7 @@ def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingF
         if limited.vocab_size <= size:
             surplus = [token for token in tokenizer.tokens[size:] if token]
             names = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} more" if len(surplus) > 3 else "")
-            warnings.warn(f"{path}: tokens that the model has no rows for are left out: {names}", stacklevel=4)
+            warnings.warn(f"{path}: tokens that the model has no rows for are left out: {names}", stacklevel=8)
             return limited
     return tokenizer
 
