@@ -333,7 +333,8 @@ class Model(Shareable):
         """
         ids = np.asarray(tokens)
         batch = self._batch(ids, starts)
-        batch.dropout = None if dropout_seed is None else checked_seed(dropout_seed, "dropout_seed")
+        if dropout_seed is not None:
+            batch.dropout = np.array([checked_seed(dropout_seed, "dropout_seed"), 0], np.uint64)
         batch.set_targets(checked_targets(self.config, targets, ids.shape))
         normalizer = float(batch.target_count if normalizer is None else normalizer)
         if not 0 < normalizer < math.inf:

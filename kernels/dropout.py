@@ -1,9 +1,9 @@
 """Dropout from a counter-based generator (Srivastava et al. 2014; Salmon et al. 2011; Steele et al. 2014).
 
-Element i has its own random number, a function of (seed, offset + i) alone: nothing is stored for backward,
-and threads need no streams of their own.
+Element i has its own random number, a function of the seed and of i's place alone: nothing is stored for backward,
+and threads need no streams of their own. Seed and row come in an array, for calls to be the same in each step.
 
-    z = seed + (offset + i + 1) * GOLDEN mod 2^64, then SplitMix64's mixing; u = the top 24 bits / 2^24
+    z = seed + (offset + row * C + i + 1) * GOLDEN mod 2^64, then SplitMix64's mixing; u = the top 24 bits / 2^24
     out = x / (1 - p) where u >= p, else 0          dx = the same applied to dout
 """
 
@@ -26,31 +26,32 @@ def _uniform(seed, counter):
 
 
 @inline
-def _drop(out, x, probability, seed, offset, chunk, chunks):
+def _drop(out, x, probability, draw, offset, chunk, chunks):
     flat_out, flat_x = piece(out.reshape(-1), chunk, chunks), piece(x.reshape(-1), chunk, chunks)
-    first = U(offset) + U(bounds(x.size, chunk, chunks)[0])
+    seed, first = draw[0], U(offset) + draw[1] * U(x.shape[1]) + U(bounds(x.size, chunk, chunks)[0])
     scale = np.float32(1.0 / (1.0 - probability))
     threshold = np.float32(probability)
     for i in range(flat_x.shape[0]):
-        is_kept = _uniform(U(seed), first + U(i)) >= threshold
+        is_kept = _uniform(seed, first + U(i)) >= threshold
         flat_out[i] = flat_x[i] * scale if is_kept else np.float32(0)
 
 
 @kernel(parallel=True)
-def dropout_forward(out, x, probability, seed, offset):
+def dropout_forward(out, x, probability, draw, offset):
     """out (N, C): each element of x zeroed with probability, else scaled by 1 / (1 - probability).
 
-    seed, offset  integers >= 0; use an offset grown by x.size for the next array
+    draw    (2,) uint64, the seed, and the number of x's first row where x is a part of a larger array
+    offset  whole number >= 0; another array, of R rows, needs one that is R * C away
     """
     chunks = chunk_count(x.size)
     if chunks == 1:
-        _drop(out, x, probability, seed, offset, 0, 1)
+        _drop(out, x, probability, draw, offset, 0, 1)
         return
     for chunk in prange(chunks):
-        _drop(out, x, probability, seed, offset, chunk, chunks)
+        _drop(out, x, probability, draw, offset, chunk, chunks)
 
 
 @prepared
-def dropout_backward(dx, dout, probability, seed, offset):
-    """dx (N, C) from dout, with the probability, seed and offset of forward; dx may be dout itself."""
-    return dropout_forward, (dx, dout, probability, seed, offset)
+def dropout_backward(dx, dout, probability, draw, offset):
+    """dx (N, C) from dout, with the probability, draw and offset of forward; dx may be dout itself."""
+    return dropout_forward, (dx, dout, probability, draw, offset)

@@ -12,9 +12,13 @@ def backend(request):
     return request.param
 
 
-def dropped(backend, x, probability, seed, offset):
+def draw(seed, row=0):
+    return np.array([seed, row], np.uint64)
+
+
+def dropped(backend, x, probability, seed, offset, row=0):
     out = np.full_like(x, np.nan)
-    backend.dropout_forward(out, x, probability, seed, offset)
+    backend.dropout_forward(out, x, probability, draw(seed, row), offset)
     return out
 
 
@@ -49,14 +53,15 @@ def test_repeats_for_seed_and_offset(backend):
     first = dropped(backend, x, 0.3, 7, 0)
     np.testing.assert_array_equal(dropped(backend, x, 0.3, 7, 0), first)
     assert (dropped(backend, x, 0.3, 8, 0) != first).any()
-    # offset counts elements: the rows from the third on, alone
+    # the rows from the third on, alone; offset counts elements
+    np.testing.assert_array_equal(dropped(backend, x[2:], 0.3, 7, 0, row=2), first[2:])
     np.testing.assert_array_equal(dropped(backend, x[2:], 0.3, 7, 2 * 65), first[2:])
 
 
 def test_backward_drops_the_same(backend):
     dout = np.random.default_rng(0).standard_normal((7, 65), dtype=np.float32)
     dx = np.full_like(dout, np.nan)
-    backend.dropout_backward(dx, dout, 0.3, 7, 11)
+    backend.dropout_backward(dx, dout, 0.3, draw(7), 11)
     np.testing.assert_array_equal(dx, dropped(backend, dout, 0.3, 7, 11))
 
 

@@ -165,14 +165,14 @@ def test_a_batch_in_parts_is_the_batch(backend, rows, monkeypatch):
 def test_parts_cover_a_batch_in_order(rows):
     tokens = np.arange(20, dtype=np.int32)
     starts = np.array([0, 4, 5, 9, 17, 20], np.int32)
-    parts = list(Batch(tokens, starts, tokens * 2, dropout=7).parts(rows))
+    parts = list(Batch(tokens, starts, tokens * 2, dropout=np.array([7, 0], np.uint64)).parts(rows))
     assert np.concatenate([part.tokens for part in parts]).tolist() == tokens.tolist()
     assert np.concatenate([part.positions for part in parts]).tolist() == (tokens * 2).tolist()
     assert np.concatenate([part.starts[:-1] + part.first for part in parts]).tolist() == starts[:-1].tolist()
     for part in parts:
         assert part.starts[0] == 0
         assert part.starts[-1] == len(part.tokens)
-        assert part.dropout == 7
+        assert part.dropout.tolist() == [7, part.first]
         assert tokens[part.rows].tolist() == part.tokens.tolist()
         assert len(part.tokens) <= max(rows, 8)  # the longest sequence
 
@@ -198,8 +198,8 @@ def test_every_place_has_masks_of_its_own(monkeypatch):
     config = fastllm.ModelConfig(vocab_size=19, width=12, hidden=11, layers=2, heads=3, context=9, dropout=0.5)
     masks = []
 
-    def record(out, x, probability, seed, offset):
-        drop(out, np.ones_like(x), probability, seed, offset)
+    def record(out, x, probability, draw, offset):
+        drop(out, np.ones_like(x), probability, draw, offset)
         masks.append((out > 0).tobytes())
 
     drop = reference.dropout_forward

@@ -55,10 +55,11 @@ SHAPES = [((9,), 3), ((5, 2, 1), 0), ((5, 2, 1), 1), ((2, 5, 1), 2), ((9,), 4), 
 def test_training_passes_are_the_same_bits(row, layers_only, replayed):
     config = make_config(row)
     batches = [make_batch(config, lengths, seed) for lengths, seed in SHAPES]
-    got = of_batches(make_model(config, "numba"), batches, accumulate=False)
+    options = {"accumulate": False, "dropout_seed": 5 if config.dropout else None}
+    got = of_batches(make_model(config, "numba"), batches, **options)
     assert len(replayed) >= len(batches)
     layers_only()
-    assert got == of_batches(make_model(config, "numba"), batches, accumulate=False)
+    assert got == of_batches(make_model(config, "numba"), batches, **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"normalizer": 3.5}, {"accumulate": False}, {"dropout_seed": 4}], ids=str)
@@ -72,6 +73,21 @@ def test_options_are_told_apart(options, layers_only, replayed):
 
     got = results()
     assert replayed
+    layers_only()
+    assert got == results()
+
+
+def test_each_step_has_masks_of_its_own(layers_only, replayed):
+    """A recorded pass takes the seed from an array, as it takes tokens."""
+    batch = make_batch(CONFIG, *SHAPES[0])
+
+    def results():
+        model = make_model(dataclasses.replace(CONFIG, dropout=0.2), "numba")
+        return [of_batches(model, [batch], dropout_seed=seed, accumulate=False) for seed in (1, 2, 3, 4, 3)]
+
+    got = results()
+    assert len(replayed) >= 16
+    assert got[2] == got[4] != got[3]
     layers_only()
     assert got == results()
 

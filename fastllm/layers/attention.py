@@ -34,8 +34,11 @@ class Attention:
         self._dmixed = workspace.shared("dinner, for the way out", mixed)
         self._dq_pieces = workspace.shared("dq, in pieces", backend.attention_pieces(mixed))
 
-    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
-        """out (N, C) from x (N, C), plus residual (N, C) if given. Keeps keys and values in batch.cache."""
+    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> np.ndarray:
+        """out (N, C) from x (N, C), plus residual (N, C) if given. Keeps keys and values in batch.cache.
+
+        Returns out, or what is its own: without an output map and a residual there is nothing to do with it.
+        """
         b, k = self._backend, self._backend.kernels
         qkv, mixed = self.qkv.array, self.mixed.array
         if self.norm:
@@ -67,7 +70,8 @@ class Attention:
         elif residual is not None:
             k.add(out, mixed, residual)
         else:
-            out[...] = mixed
+            return mixed
+        return out
 
     def backward(
         self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None, batch: Batch

@@ -28,7 +28,7 @@ class Batch:
     before     (S,)    int32; tokens in the slot before the sequence's
     is_decode  rows are new tokens, one after another: each attends by itself
     lengths    (N,)    int32; if is_decode, how many tokens of its slot a row sees
-    dropout    seed of this step's dropout masks, or None outside training
+    dropout    (2,) uint64, the seed of this step's masks and `first`; None outside training
     first      number of the first row, where this is a part of a larger batch
     accumulate whether its gradients are added to what is there; else matrices' gradients take its place
     """
@@ -44,7 +44,7 @@ class Batch:
     before: np.ndarray | None = None
     is_decode: bool = False
     lengths: np.ndarray | None = None
-    dropout: int | None = None
+    dropout: np.ndarray | None = None
     first: int = 0
     accumulate: bool = True
 
@@ -57,7 +57,7 @@ class Batch:
         """Those that there are."""
         every = (
             self.tokens, self.starts, self.positions, self.targets, self.scored, self.places, self.slots, self.before,
-            self.lengths,
+            self.lengths, self.dropout,
         )  # fmt: skip
         return [array for array in every if array is not None]
 
@@ -104,7 +104,7 @@ class Batch:
                 self.positions[start:stop],
                 targets,
                 scored,
-                dropout=self.dropout,
+                dropout=None if self.dropout is None else self.dropout + np.array([0, start], np.uint64),
                 first=self.first + int(start),
             )
             begin = end

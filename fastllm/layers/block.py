@@ -72,8 +72,7 @@ class Block:
     ) -> None:  # fmt: skip
         """out = residual + dropout(layer(x)); without dropout the sum rides along in the product."""
         if dropout.is_on(batch):
-            layer.forward(out, x, None, batch)
-            dropout.forward(out, batch)
+            dropout.forward(out, layer.forward(out, x, None, batch), batch)
             self._backend.kernels.add(out, out, residual)
         else:
             layer.forward(out, x, residual, batch)

@@ -9,7 +9,8 @@ from .batch import Batch
 
 
 class Dropout:
-    """Zeroes elements with a probability, in training only. Nothing is kept: backward draws the mask again.
+    """Zeroes elements with a probability, in training only. Nothing is kept: backward draws the mask again. A part of
+    a batch has the random numbers that its rows have in the whole.
 
     site  number of this place: its random numbers begin at site * 2^40
     """
@@ -23,18 +24,14 @@ class Dropout:
         """Whether this batch's rows are dropped at all."""
         return self.probability > 0 and batch.dropout is not None
 
-    def forward(self, x: np.ndarray, batch: Batch) -> None:
-        """Drop elements of x (N, C) in place."""
+    def forward(self, out: np.ndarray, x: np.ndarray, batch: Batch) -> None:
+        """out (N, C) = x without some elements; out may be x, and is, where nothing is dropped."""
         if self.is_on(batch):
-            self._backend.kernels.dropout_forward(x, x, self.probability, batch.dropout, self._counter(x, batch))
+            self._backend.kernels.dropout_forward(out, x, self.probability, batch.dropout, self._offset)
 
     def backward(self, out: np.ndarray, dout: np.ndarray, batch: Batch) -> np.ndarray:
         """dout as it was before the drop: written to `out`, or dout itself where nothing is dropped."""
         if not self.is_on(batch):
             return dout
-        self._backend.kernels.dropout_backward(out, dout, self.probability, batch.dropout, self._counter(out, batch))
+        self._backend.kernels.dropout_backward(out, dout, self.probability, batch.dropout, self._offset)
         return out
-
-    def _counter(self, x: np.ndarray, batch: Batch) -> int:
-        """Where this batch's random numbers begin: a part of a batch has those that its rows have in the whole."""
-        return self._offset + batch.first * x.shape[1]

@@ -48,7 +48,7 @@ class Embedding:
             k.embedding_forward(out, batch.tokens, self.tokens, False)
         if self.positions is not None:
             k.embedding_forward(out, batch.positions, self.positions, True)
-        self.dropout.forward(out, batch)
+        self.dropout.forward(out, out, batch)
         return out
 
     def backward(self, dout: np.ndarray, batch: Batch) -> None:

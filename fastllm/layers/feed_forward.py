@@ -26,11 +26,12 @@ class FeedForward:
         self._dbefore = workspace.shared("dinner", before)
         self._dafter = workspace.shared("dinner, for the way out", config.hidden)
 
-    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> None:
-        """out (N, C) from x (N, C), plus residual (N, C) if given."""
+    def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> np.ndarray:
+        """out (N, C), which it returns, from x (N, C), plus residual (N, C) if given."""
         self.up.forward(self.before.array, x, is_decode=batch.is_decode)
         getattr(self._backend.kernels, self._names[0])(self.after.array, self.before.array)
         self.down.forward(out, self.after.array, residual, batch.is_decode)
+        return out
 
     def backward(
         self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, dresidual: np.ndarray | None, batch: Batch

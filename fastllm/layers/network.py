@@ -58,9 +58,9 @@ class Network:
         def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
             return self._forward_and_backward(batch, normalizer)
 
-        if not self._is_recorded or batch.dropout is not None or len(batch.tokens) > self._small_rows:
+        if not self._is_recorded or len(batch.tokens) > self._small_rows:
             return Score.of(*compute(batch))
-        key = normalizer, batch.accumulate, self._angles
+        key = normalizer, batch.accumulate, batch.dropout is None, self._angles
         return Score.of(*self._recordings.run(self.workspace.place, key, batch, compute))
 
     @property

@@ -91,18 +91,18 @@ def add(rng, rows, width):
 DROPOUT = [
     {"rows": 1, "width": 1, "probability": 0.5},
     {"rows": 7, "width": 65, "probability": 0.1},
-    {"rows": 65, "width": 31, "probability": 0.9, "offset": 2**40 + 3},
+    {"rows": 65, "width": 31, "probability": 0.9, "row": 12345, "offset": 2**40 + 3},
     {"rows": 7, "width": 65, "probability": 0.0},
 ]
 
 
 @case(DROPOUT, ROWS_REALISTIC, flops=lambda s: 10 * s.rows * s.width, written=("out",))
-def dropout_forward(rng, rows, width, probability=0.1, offset=0):
+def dropout_forward(rng, rows, width, probability=0.1, row=0, offset=0):
     return {
         "out": unwritten(rows, width),
         "x": normal(rng, rows, width),
         "probability": probability,
-        "seed": 20240229,
+        "draw": np.array([20240229, row], np.uint64),
         "offset": offset,
     }
 
@@ -114,11 +114,11 @@ def dropout_forward(rng, rows, width, probability=0.1, offset=0):
     written=("dx",),
     forward="dropout_forward",
 )
-def dropout_backward(rng, rows, width, probability=0.1, offset=0):
+def dropout_backward(rng, rows, width, probability=0.1, row=0, offset=0):
     return {
         "dx": unwritten(rows, width),
         "dout": normal(rng, rows, width),
         "probability": probability,
-        "seed": 20240229,
+        "draw": np.array([20240229, row], np.uint64),
         "offset": offset,
     }

@@ -2,7 +2,7 @@
 
     out = x / (1 - probability) where u >= probability, else 0        dx from dout likewise
     u   = top 24 bits of SplitMix64 (Steele et al. 2014, doi:10.1145/2660193.2660195) as a fraction,
-          element i (row-major) being number offset + i of the generator's sequence for seed
+          element i (row-major) being number offset + row * C + i of the generator's sequence for the seed
 
 Nothing is stored for backward: the counter gives the same u again.
 """
@@ -10,11 +10,11 @@ Nothing is stored for backward: the counter gives the same u again.
 import numpy as np
 
 
-def _is_kept(shape, probability, seed, offset):
+def _is_kept(shape, probability, draw, offset):
     """Boolean array: the elements that stay."""
-    count = np.prod(shape, dtype=np.int64)
-    z = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(offset)
-    z = np.uint64(seed) + z * np.uint64(0x9E3779B97F4A7C15)  # modulo 2^64, as all that follows
+    (seed, row), count = draw, np.prod(shape, dtype=np.int64)
+    z = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(offset) + row * np.uint64(shape[1])
+    z = seed + z * np.uint64(0x9E3779B97F4A7C15)  # modulo 2^64, as all that follows
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
@@ -22,17 +22,18 @@ def _is_kept(shape, probability, seed, offset):
     return (u >= probability).reshape(shape)
 
 
-def dropout_forward(out, x, probability, seed, offset):
+def dropout_forward(out, x, probability, draw, offset):
     """Zero elements of x at random and scale up the others.
 
     out          (N, C)  written
     x            (N, C)
     probability  scalar in [0, 1): the share to zero
-    seed, offset integers >= 0: the sequence, and where in it this array begins
+    draw         (2,) uint64: the seed, and x's first row in a larger array, 0 where there is none
+    offset       integer >= 0: where in the sequence that array begins
     """
-    out[...] = x * _is_kept(x.shape, probability, seed, offset) * (1 / (1 - probability))
+    out[...] = x * _is_kept(x.shape, probability, draw, offset) * (1 / (1 - probability))
 
 
-def dropout_backward(dx, dout, probability, seed, offset):
+def dropout_backward(dx, dout, probability, draw, offset):
     """Gradient of dropout_forward; dx (N, C) is overwritten, dout is (N, C)."""
-    dx[...] = dout * _is_kept(dout.shape, probability, seed, offset) * (1 / (1 - probability))
+    dx[...] = dout * _is_kept(dout.shape, probability, draw, offset) * (1 / (1 - probability))
