@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gc
 import pickle
+import threading
 import weakref
 
 import numpy as np
@@ -90,6 +91,33 @@ def test_each_step_has_masks_of_its_own(layers_only, replayed):
     assert got[2] == got[4] != got[3]
     layers_only()
     assert got == results()
+
+
+@pytest.mark.parametrize("row", ROWS[::4], ids=lambda row: " ".join(row.values()))
+def test_beside_other_threads_kernels_follow_one_another(row, monkeypatch):
+    """Prompts and scores: the layers' Python comes first, and the kernels then wait for no thread's."""
+    config = make_config(row)
+    batch, more = make_batch(config, *SHAPES[1]), make_batch(config, (2, 3, 1), 4)
+
+    def results():
+        model = make_model(config, "numba")
+        cache = model.new_cache(3)
+        logits = [model.prefill(some.tokens, some.starts, cache) for some in (batch, more)]
+        score = model.score(batch.tokens, batch.targets, batch.starts)
+        return [x.tobytes() for x in logits], score, model.forward(batch.tokens, batch.starts, keep=True).tobytes()
+
+    alone, runs = results(), []
+    run_at_once = Recordings.run_at_once
+    monkeypatch.setattr(Recordings, "run_at_once", lambda *given: (runs.append(1), run_at_once(*given))[1])
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert results() == alone
+    finally:
+        done.set()
+        thread.join()
+    assert len(runs) == 4
 
 
 def test_angles_reach_as_far_as_a_later_batch_needs(layers_only):

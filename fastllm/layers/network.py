@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from ..config import STEP_ROWS
@@ -43,10 +45,12 @@ class Network:
 
         keep  what backward needs
         """
-        if not (batch.is_decode and self._is_recorded and len(batch.tokens) <= STEP_ROWS):
-            return self._forward(batch, keep)
-        assert batch.cache is not None
-        return self._recordings.run(batch.cache.place, self._angles, batch, self._forward)
+        if batch.is_decode and self._is_recorded and len(batch.tokens) <= STEP_ROWS:
+            assert batch.cache is not None
+            return self._recordings.run(batch.cache.place, self._angles, batch, self._forward)
+        if self._is_recorded and threading.active_count() > 1:
+            return self._recordings.run_at_once(lambda: self._forward(batch, keep))
+        return self._forward(batch, keep)
 
     def score(self, batch: Batch) -> Score:
         """Forward of a batch, at least one of whose tokens has a target."""

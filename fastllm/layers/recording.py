@@ -63,6 +63,20 @@ class Recordings:
             known[key] = None
         return compute(batch)
 
+    def run_at_once(self, compute: Callable[[], R]) -> R:
+        """compute(), whose kernels then follow one another without Python: for once, beside other threads."""
+        with listening(self._backend, _Nothing()) as calls:
+            result = compute()
+        self._backend.kernels.Replay(calls)()
+        return result
+
+
+class _Nothing:
+    """Has functions of any name, which do nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: None
+
 
 class _Recording:
     """What one pass called: it has just run."""
@@ -84,7 +98,7 @@ class _Recording:
 
 
 @contextmanager
-def listening(backend: Backend, computing: ModuleType) -> Iterator[list[Call]]:
+def listening(backend: Backend, computing: ModuleType | _Nothing) -> Iterator[list[Call]]:
     """Write down which kernels of a backend are called within, in a list; the functions of a module compute."""
     listener = _Listener(backend.kernels, computing)
     try:
@@ -97,7 +111,7 @@ def listening(backend: Backend, computing: ModuleType) -> Iterator[list[Call]]:
 class _Listener:
     """Stands in the place of the kernels, and writes down what is called."""
 
-    def __init__(self, kernels: ModuleType, computing: ModuleType) -> None:
+    def __init__(self, kernels: ModuleType, computing: ModuleType | _Nothing) -> None:
         self.kernels = kernels
         self.calls: list[Call] = []
         self._computing = computing
