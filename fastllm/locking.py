@@ -1,4 +1,7 @@
-"""Threads that share a model take turns, each method of it a turn."""
+"""Threads that share a model take turns, each method of it a turn.
+
+So do those with models of their own, where kernels can't run at once.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,22 @@ S = TypeVar("S", bound="Shareable")
 class Shareable:
     """What threads may share. Whoever computes with it, or changes it, holds its lock."""
 
-    def _make_lock(self) -> None:
-        self._lock: Any = threading.RLock()
+    def _make_lock(self, is_common: bool) -> None:
+        """is_common  the one lock of all such objects, so that only one of them computes at a time."""
+        self._lock: Any = _common if is_common else threading.RLock()
         _shared.add(self)
 
 
+_common: Any = threading.RLock()
 _shared: weakref.WeakSet[Shareable] = weakref.WeakSet()
 
 
 def _unlock() -> None:
     """In a process that has been forked: threads that held locks are not there."""
+    global _common
+    before, _common = _common, threading.RLock()
     for shared in _shared:
-        shared._lock = threading.RLock()
+        shared._lock = _common if shared._lock is before else threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

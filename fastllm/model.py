@@ -103,11 +103,11 @@ class Model(Shareable):
     def _prepare(self, config: ModelConfig, backend: str, dtype: DTypeLike) -> None:
         """What there is before parameters."""
         assert config.head_size is not None
-        self._make_lock()
         self.config = config
         self.generation_options: dict[str, Any] = {}
         self.origin: str | None = None
         self._backend = Backend(backend, config.head_size, config.width, dtype)
+        self._make_lock(is_common=not self._backend.calls_may_overlap)
         self._cache_dtype = self._backend.dtype
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
 

@@ -46,7 +46,7 @@ from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm, zero
 from .head_norm import head_norm_backward, head_norm_forward
 from .jit import MAX_CHUNKS as MAX_CHUNKS
-from .jit import cache_directory, keeps_kernels, watch_compilation
+from .jit import cache_directory, calls_may_overlap, keeps_kernels, watch_compilation
 from .kv_cache import attention_decode, decode_scratch, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
@@ -80,6 +80,7 @@ __all__ = [
     "attention_prefill",
     "attention_scratch",
     "cache_directory",
+    "calls_may_overlap",
     "cross_entropy_forward",
     "cross_entropy_forward_backward",
     "decode_scratch",

@@ -11,6 +11,7 @@ has changed in another file. So all kernels are cached in a folder named by a di
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import sys
 import tempfile
@@ -38,6 +39,7 @@ __all__ = [
     "Linked",
     "bounds",
     "cache_directory",
+    "calls_may_overlap",
     "chunk_count",
     "deferred",
     "get_num_threads",
@@ -120,6 +122,26 @@ def cache_directory() -> Path | None:
 def keeps_kernels() -> bool:
     """Whether what is compiled is kept on disk: the folder may be one that can only be read."""
     return _IS_WRITABLE
+
+
+def calls_may_overlap() -> bool:
+    """Whether two threads may run kernels at once. Numba's own threads, the workqueue layer, end the process then.
+
+    Numba takes a layer when it first needs one, the first that can be imported: so does this, and starts no thread.
+    """
+    layer = str(numba.config.THREADING_LAYER).lower()
+    order = {"default": numba.config.THREADING_LAYER_PRIORITY, "forksafe": ["tbb", "workqueue"]}.get(layer, [layer])
+    if "workqueue" not in order:
+        return True
+    return any(_can_be_imported(f"numba.np.ufunc.{name}pool") for name in order[: order.index("workqueue")])
+
+
+def _can_be_imported(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def kernel(function: Callable | None = None, *, parallel: bool = False, calls: Linked | None = None) -> Callable:

@@ -180,8 +180,8 @@ def parameter_names(function):
 
 # No kernels.
 SERVICES = {
-    "Replay", "attention_pieces", "attention_scratch", "cache_directory", "decode_scratch", "keeps_kernels",
-    "matmul_scratch", "packed_scratch", "watch_compilation",
+    "Replay", "attention_pieces", "attention_scratch", "cache_directory", "calls_may_overlap", "decode_scratch",
+    "keeps_kernels", "matmul_scratch", "packed_scratch", "watch_compilation",
 }  # fmt: skip
 
 

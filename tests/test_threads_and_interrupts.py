@@ -1,4 +1,4 @@
-"""Threads that share a model take turns; Ctrl-C leaves an update whole."""
+"""Threads that share a model, or Numba's own layer of threads, take turns; Ctrl-C leaves an update whole."""
 
 import os
 import signal
@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 
+import numba
 import numpy as np
 import pytest
 
 import fastllm
+from fastllm import locking
 from fastllm.datasets import TokenStream
 from fastllm.interrupts import uninterrupted
 from fastllm.kernels import jit
@@ -83,6 +85,82 @@ def test_losses_in_threads_and_layers_made_anew_meanwhile():
 
     *losses, _ = in_threads([*[lambda batch=batch: score(batch) for batch in batches], change])
     assert losses == [[loss] * 20 for loss in alone]
+
+
+MODELS_OF_THEIR_OWN = """
+import threading
+import fastllm
+from fastllm.compilation import Uses, compile_kernels
+
+config = fastllm.preset("nano", vocab_size=259, layers=1, width=32, hidden=48, heads=2, context=16)
+models = [fastllm.Model(config, seed=seed) for seed in range(2)]
+optimizers = [fastllm.AdamW(model) for model in models]
+compile_kernels(models[0], Uses(optimizers[0], generates=True))
+begin, done = threading.Barrier(2), []
+
+def train(model, optimizer):
+    begin.wait()
+    for _ in range(100):
+        model.zero_gradients()
+        model.loss_and_gradients(range(9), range(1, 10))
+        fastllm.clip_gradients(model, 1.0)
+        optimizer.step(1e-3)
+    done.append(fastllm.generate(model, fastllm.ByteTokenizer(), "a", max_tokens=5))
+
+threads = [threading.Thread(target=train, args=pair) for pair in zip(models, optimizers)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(done))
+"""
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_models_of_their_own_take_turns_where_the_layer_of_threads_wants_it(count):
+    """Else it ends the process, also where it has but one thread."""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": count}
+    done = subprocess.run(
+        [sys.executable, "-c", MODELS_OF_THEIR_OWN], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layer", "priority", "there", "expected"),
+    [
+        ("workqueue", None, "tbb omp", False),
+        ("omp", None, "", True),  # Numba says that it is not there
+        ("default", "tbb omp workqueue", "tbb", True),
+        ("default", "tbb omp workqueue", "omp", True),
+        ("default", "tbb omp workqueue", "", False),
+        ("default", "tbb workqueue omp", "omp", False),
+        ("threadsafe", None, "omp", True),
+        ("forksafe", None, "omp", False),
+        ("forksafe", None, "tbb", True),
+    ],
+)
+def test_whether_calls_may_overlap(monkeypatch, layer, priority, there, expected):
+    def import_module(name):
+        if name not in {f"numba.np.ufunc.{kind}pool" for kind in there.split()}:
+            raise ImportError(name)
+
+    monkeypatch.setattr(jit.importlib, "import_module", import_module)
+    monkeypatch.setattr(numba.config, "THREADING_LAYER", layer)
+    monkeypatch.setattr(numba.config, "THREADING_LAYER_PRIORITY", (priority or "tbb omp workqueue").split())
+    assert jit.calls_may_overlap() == expected
+
+
+def test_who_shares_a_lock(monkeypatch):
+    """As well in a process that has been forked."""
+    free = [a_model(), a_model(), fastllm.Model(a_model().config, backend="numpy")]
+    monkeypatch.setattr("fastllm.kernels.calls_may_overlap", lambda: False)
+    bound, twins = [a_model(), a_model()], fastllm.Model(a_model().config, backend="numpy")
+    for _ in range(2):
+        assert bound[0]._lock is bound[1]._lock
+        assert len({id(model._lock) for model in (*free, *bound, twins)}) == 5
+        locking._unlock()
+    assert a_model()._lock is bound[0]._lock
 
 
 def test_a_cache_of_another_type_is_refused():

@@ -52,6 +52,7 @@ class Backend:
         self.name = name
         self.kernels: ModuleType = _kernels(name)
         self._module = self.kernels
+        self.calls_may_overlap: bool = name != "numba" or self.kernels.calls_may_overlap()  # on several threads
         # What stands for an array that is not there.
         self.no_row = np.empty(0, self.dtype)
         self.no_matrix = np.empty((0, 0), self.dtype)
