@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import os
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, cached_property, wraps
@@ -196,6 +198,10 @@ def guard_compilation(block: Callable[[], AbstractContextManager[object]]) -> No
     _guard = block
 
 
+class _DamagedError(Exception):
+    """A file of the cache is not what was written."""
+
+
 class _CacheFiles(IndexDataCacheFile):
     """Machine code of one function on the disk: a file for each signature, and an index.
 
@@ -203,6 +209,9 @@ class _CacheFiles(IndexDataCacheFile):
     same number, and what the index then names would be the other's machine code: nothing tells. So a file is named
     after what it is for. And it is there before the index names it. Of two that write the index at once, one's entry
     may be lost: then that is compiled again.
+
+    Each file ends in a checksum. What pickle raises does not tell a damaged file from a want of memory, and a wrong bit
+    of machine code raises nothing.
     """
 
     def save(self, key: Hashable, data: Any) -> None:
@@ -211,6 +220,32 @@ class _CacheFiles(IndexDataCacheFile):
         name = self._data_name(int(number, 16))
         self._save_data(name, data)
         self._save_index(self._load_index() | {key: name})
+
+    @contextmanager
+    def _open_for_write(self, path: str) -> Iterator[io.BytesIO]:
+        content = io.BytesIO()
+        yield content
+        with super()._open_for_write(path) as file:
+            file.write(content.getvalue() + _checksum(content.getvalue()))
+
+    def _load_index(self) -> dict[Hashable, str]:
+        with suppress(FileNotFoundError):
+            _check(self._index_path)
+        return super()._load_index()
+
+    def _load_data(self, name: str) -> Any:
+        _check(self._data_path(name))
+        return super()._load_data(name)
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "little")
+
+
+def _check(path: str) -> None:
+    content = Path(path).read_bytes()
+    if _checksum(content[:-4]) != content[-4:]:  # pickle does not read so far
+        raise _DamagedError(path)
 
 
 class _Cache(FunctionCache):
@@ -235,8 +270,8 @@ class _Cache(FunctionCache):
             except OSError as error:
                 _warn(f"a compiled kernel on disk can't be read ({error}) and is compiled anew")
                 return None
-            except Exception as error:  # pickle raises almost anything
-                _warn(f"a compiled kernel on disk is damaged ({type(error).__name__}: {error}) and is compiled anew")
+            except _DamagedError as error:
+                _warn(f"a compiled kernel on disk is damaged ({error}) and is compiled anew")
                 with suppress(OSError):
                     self._cache_file.flush()
                 return None
@@ -247,7 +282,7 @@ class _Cache(FunctionCache):
             return
         try:
             super().save_overload(sig, data)
-        except OSError as error:
+        except (OSError, _DamagedError) as error:
             _warn(f"a compiled kernel could not be kept on disk ({error}), so the next process compiles it anew; "
                   "see `fastllm doctor`")  # fmt: skip
 

@@ -118,6 +118,37 @@ def test_a_damaged_cache_is_compiled_anew(tmp_path):
         path.write_bytes(index)
     assert "a compiled kernel on disk is damaged" in run_small(tmp_path)
     assert run_small(tmp_path) == ""
+    for path in tmp_path.rglob("*.nbc"):
+        code = bytearray(path.read_bytes())
+        code[len(code) // 2] ^= 0x10  # in the machine code
+        path.write_bytes(code)
+    assert "a compiled kernel on disk is damaged" in run_small(tmp_path)
+    assert run_small(tmp_path) == ""
+
+
+NO_MEMORY = """
+import pickle
+def loads(data):
+    raise MemoryError("no memory")
+pickle.loads = loads
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "script", "said"),
+    [({"NUMBA_THREADING_LAYER": "none"}, SMALL, "layer requested 'none'"), ({}, NO_MEMORY + SMALL, "no memory")],
+)
+def test_what_else_goes_wrong_while_a_kernel_is_read_leaves_the_cache(tmp_path, settings, script, said):
+    assert run_small(tmp_path) == ""
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nb?")}
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1]), **settings}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
+    assert "damaged" not in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nb?")} == before
 
 
 def test_processes_that_compile_a_kernel_at_once_do_not_mix_it_up(tmp_path, monkeypatch):
