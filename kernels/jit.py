@@ -258,9 +258,10 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        self._cache_file = _CacheFiles(
-            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
-        )
+        # Older versions of Numba have the file's time for a stamp, which a container's image may keep to a second only.
+        is_in_digest = function.__module__.startswith(f"{__package__}.")
+        stamp = _CACHE.name if _CACHE and is_in_digest else self._impl.locator.get_source_stamp()
+        self._cache_file = _CacheFiles(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, sig: Signature, target_context: Any) -> Any:
         _add_runtime()

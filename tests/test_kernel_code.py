@@ -177,6 +177,20 @@ def test_what_another_version_of_numba_writes_is_not_taken_for_ones_own(tmp_path
     assert _CacheFiles(str(tmp_path), "kernel", "stamp").load("arguments") == "machine code"
 
 
+STAMP = """
+from numba.core import caching
+caching._SourceFileBackedLocatorMixin.get_source_stamp = lambda locator: {}
+"""
+
+
+def test_the_time_of_a_source_does_not_matter(tmp_path):
+    """To older versions of Numba it does, and a container's image may keep it but to a second."""
+    assert run_small(tmp_path, STAMP.format((1.25, 100)) + SMALL) == ""
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nb?")}
+    assert run_small(tmp_path, STAMP.format((1.0, 100)) + SMALL) == ""
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nb?")} == before
+
+
 READ_ONLY = """
 import tempfile
 def refuse(*arguments, **options):
