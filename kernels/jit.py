@@ -68,9 +68,15 @@ ELEMENTS_PER_CHUNK = 8192
 MAX_CHUNKS = 64
 
 
-def _digest() -> str:
+def _sources() -> list[Path]:
+    """All files here, or the frozen program that holds them; nothing where only .pyc files are installed."""
+    frozen = [Path(sys.executable)] if getattr(sys, "frozen", False) else []
+    return sorted(FOLDER.glob("*.py")) or frozen
+
+
+def _digest(paths: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(FOLDER.glob("*.py")):
+    for path in paths:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -92,9 +98,12 @@ def _find_cache() -> tuple[Path | None, bool]:
     One that can only be read serves as long as it holds something, as in a container's image: None elsewhere, which is
     said in a warning.
     """
-    folder = None
+    folder, sources, fix = None, _sources(), "set NUMBA_CACHE_DIR to a writable folder"
     try:
-        folder = _user_cache() / "fastllm" / f"kernels-{_digest()}"
+        if not sources:
+            fix = "install fastllm with them"
+            raise FileNotFoundError("no sources tell versions apart")
+        folder = _user_cache() / "fastllm" / f"kernels-{_digest(sources)}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -103,8 +112,7 @@ def _find_cache() -> tuple[Path | None, bool]:
             if folder is not None and any(folder.iterdir()):
                 return folder, False
         warnings.warn(
-            f"compiled kernels can't be kept on disk ({error}), so every process compiles them anew; "
-            "set NUMBA_CACHE_DIR to a writable folder",
+            f"compiled kernels can't be kept on disk ({error}), so every process compiles them anew; {fix}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -4,10 +4,12 @@ A literal such as 0.5 makes the arithmetic around it float64, at half the speed.
 reads the compiled code. Matrix product and RoPE work on float32 vectors by name and are left out.
 """
 
+import compileall
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,10 +97,12 @@ print(out.tolist())
 """
 
 
-def run_small(cache, script=SMALL):
+def run_small(cache, script=SMALL, root=Path(__file__).parents[1]):
     """A process with this folder for kernels, which ends well; what it says on stderr."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=root, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "[[0.25, 0.25, 0.25, 0.25]]\n"), done.stderr
     return done.stderr
 
@@ -215,6 +219,21 @@ def test_a_cache_that_can_only_be_read_serves(tmp_path):
     said = run_small(tmp_path, READ_ONLY + other + "relu(out, out)")
     assert said.count("RuntimeWarning: kernels that aren't in ") == 1
     assert files() == before
+
+
+def test_without_sources_kernels_run_and_are_not_kept(tmp_path):
+    """Where only .pyc files are installed, nothing tells one version's kernels from another's."""
+    root = Path(__file__).parents[1]
+    ignored = shutil.ignore_patterns("cases", "reference", "__pycache__")
+    shutil.copytree(root / "kernels", tmp_path / "fastllm" / "kernels", ignore=ignored)
+    shutil.copy(root / "fastllm" / "__init__.py", tmp_path / "fastllm")
+    assert compileall.compile_dir(tmp_path / "fastllm", quiet=1, legacy=True)
+    for path in tmp_path.rglob("*.py"):
+        path.unlink()
+    said = run_small(tmp_path / "cache", root=tmp_path)
+    assert said.count("RuntimeWarning: ") == 1
+    assert "can't be kept on disk (no sources" in said
+    assert not list(tmp_path.rglob("*.nb?"))
 
 
 def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):

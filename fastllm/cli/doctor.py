@@ -228,8 +228,8 @@ def _cache(folder: Path | None, problems: list[Problem]) -> Iterator[Line]:
     if folder is None:
         yield "folder", "none"
         problems.append(
-            Problem("no cache folder is writable: kernels are compiled anew each time",
-                    "set NUMBA_CACHE_DIR to a writable folder")
+            Problem("no cache folder is writable, or no sources tell versions apart: kernels are compiled anew each "
+                    "time", "set NUMBA_CACHE_DIR to a writable folder, or install fastllm with its sources")
         )  # fmt: skip
         return
     from ..kernels import keeps_kernels
