@@ -153,12 +153,16 @@ class Helpers:
                 self._start(task | {"share": [number, count]})
 
     def _start(self, task: Task) -> None:
+        from .kernels import cache_directory
+
+        folder = cache_directory()
+        assert folder is not None  # as kernels are kept
         process = subprocess.Popen(
             [sys.executable, *ISOLATED],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"NUMBA_NUM_THREADS": "1"},
+            env=os.environ | {"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(folder.parents[1])},
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
         self.processes.append(process)

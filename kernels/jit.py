@@ -103,7 +103,8 @@ def _find_cache() -> tuple[Path | None, bool]:
         if not sources:
             fix = "install fastllm with them"
             raise FileNotFoundError("no sources tell versions apart")
-        folder = _user_cache() / "fastllm" / f"kernels-{_digest(sources)}"
+        # Whoever changes to another folder keeps this one.
+        folder = _user_cache().absolute() / "fastllm" / f"kernels-{_digest(sources)}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

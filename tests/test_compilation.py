@@ -15,6 +15,7 @@ import fastllm
 from fastllm import compilation
 from fastllm.compilation import Uses
 from fastllm.formats import open_model, write_gguf
+from fastllm.kernels import cache_directory
 from fastllm.kernels.cases import CASES
 from fastllm.quantize import quantize
 
@@ -193,6 +194,21 @@ def test_helpers_are_there_while_it_compiles(helpers, capsys):
     said = capsys.readouterr().err
     assert said.startswith("compiling kernels (once for this machine) ...\ncompiled the kernels in ")
     assert said.endswith(" s; they are kept on disk\n")
+
+
+def test_helpers_keep_kernels_where_this_process_does(monkeypatch):
+    """Though it has gone to another folder since, and the setting is a relative path."""
+    given = []
+
+    def popen(*arguments, env, **options):
+        given.append(Path(env["NUMBA_CACHE_DIR"]))
+        raise OSError
+
+    monkeypatch.setattr(compilation.subprocess, "Popen", popen)
+    monkeypatch.setattr(compilation, "usable_cores", lambda: 2)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "elsewhere")
+    compilation.Helpers(dict).start()
+    assert given == [cache_directory().parents[1]]
 
 
 def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):

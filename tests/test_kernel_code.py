@@ -221,6 +221,15 @@ def test_a_cache_that_can_only_be_read_serves(tmp_path):
     assert files() == before
 
 
+def test_the_folder_stays_where_it_is_when_the_process_goes_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    elsewhere = f"import os, fastllm.kernels\nos.mkdir('elsewhere')\nos.chdir('elsewhere')\n{SMALL}"
+    environment = os.environ | {"NUMBA_CACHE_DIR": "relative", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", elsewhere], env=environment, check=True)
+    assert list((tmp_path / "relative").rglob("*.nbc"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_without_sources_kernels_run_and_are_not_kept(tmp_path):
     """Where only .pyc files are installed, nothing tells one version's kernels from another's."""
     root = Path(__file__).parents[1]
