@@ -87,7 +87,8 @@ def compile_kernels(model: Model, uses: Uses) -> None:
             if is_terminal(stream):
                 print(f"\r\033[Kcompiling kernels: {len(names)}, {name} ...", end="", file=stream, flush=True)
             elif len(names) == 1:
-                print("compiling kernels (once for this machine) ...", file=stream, flush=True)
+                once = " (once for this machine)" if keeps_kernels() else ""
+                print(f"compiling kernels{once} ...", file=stream, flush=True)
 
     with Helpers(partial(task_of, model, uses)), watch_compilation(report):
         exercise(model, uses)

@@ -122,6 +122,7 @@ def _find_cache() -> tuple[Path | None, bool]:
 
 
 _CACHE, _IS_WRITABLE = _find_cache()
+_keeps_all = _IS_WRITABLE  # until a kernel can't be kept, as on a full disk
 _watchers: list[Callable[[str], None]] = []
 
 
@@ -131,8 +132,8 @@ def cache_directory() -> Path | None:
 
 
 def keeps_kernels() -> bool:
-    """Whether what is compiled is kept on disk: the folder may be one that can only be read."""
-    return _IS_WRITABLE
+    """Whether what is compiled is kept on disk: the folder may be one that can only be read, or its disk full."""
+    return _keeps_all
 
 
 def calls_may_overlap() -> bool:
@@ -293,12 +294,20 @@ class _Cache(FunctionCache):
         try:
             super().save_overload(sig, data)
         except (OSError, _DamagedError) as error:
-            _warn(f"a compiled kernel could not be kept on disk ({error}), so the next process compiles it anew; "
-                  "see `fastllm doctor`")  # fmt: skip
+            _note_failure(error)
 
 
 def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _note_failure(error: Exception) -> None:
+    """A kernel could not be kept: said once for all."""
+    global _keeps_all
+    is_first, _keeps_all = _keeps_all, False
+    if is_first:
+        _warn(f"compiled kernels could not be kept on disk ({error}), so the next process compiles them anew; "
+              "see `fastllm doctor`")  # fmt: skip
 
 
 @cache

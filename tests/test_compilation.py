@@ -13,6 +13,7 @@ import pytest
 
 import fastllm
 from fastllm import compilation
+from fastllm.cli import warmup
 from fastllm.compilation import Uses
 from fastllm.formats import open_model, write_gguf
 from fastllm.kernels import cache_directory
@@ -194,6 +195,18 @@ def test_helpers_are_there_while_it_compiles(helpers, capsys):
     said = capsys.readouterr().err
     assert said.startswith("compiling kernels (once for this machine) ...\ncompiled the kernels in ")
     assert said.endswith(" s; they are kept on disk\n")
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_where_kernels_are_not_kept_nobody_says_so(helpers, monkeypatch, capsys, is_known):
+    """Without a folder, or when storing fails at last."""
+    answers = iter([not is_known] * 2)  # for the first line, for helpers
+    monkeypatch.setattr("fastllm.kernels.keeps_kernels", lambda: next(answers, False))
+    compilation.compile_kernels(model_of("gpt2"), GENERATING)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == f"compiling kernels{'' if is_known else ' (once for this machine)'} ..."
+    assert last.endswith(" s; they can't be kept on disk")
+    assert warmup._outcome(1, 2) == "what was compiled can't be kept on disk; see `fastllm doctor`"
 
 
 def test_helpers_keep_kernels_where_this_process_does(monkeypatch):

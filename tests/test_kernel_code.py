@@ -250,13 +250,16 @@ def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_CacheFiles, "save", full)
+    monkeypatch.setattr(jit, "_keeps_all", True)
 
     @jit.kernel
-    def twice(x):
-        return 2 * x
+    def times(x, y):
+        return x * y
 
-    with pytest.warns(RuntimeWarning, match="a compiled kernel could not be kept on disk .*No space left"):
-        assert twice(21) == 42
+    with pytest.warns(RuntimeWarning, match="compiled kernels could not be kept on disk .*No space left"):
+        assert times(2, 21) == 42
+    assert not jit.keeps_kernels()
+    assert times(2.0, 21.0) == 42  # and nothing is said again
 
 
 @pytest.mark.parametrize(

@@ -234,11 +234,11 @@ def _cache(folder: Path | None, problems: list[Problem]) -> Iterator[Line]:
         return
     from ..kernels import keeps_kernels
 
-    yield "folder", f"{folder} ({'writable' if keeps_kernels() else 'can only be read'})"
+    yield "folder", f"{folder} ({'writable' if keeps_kernels() else 'nothing can be written to it'})"
     if not keeps_kernels():
         problems.append(
-            Problem("the cache folder can only be read: kernels that aren't there are compiled anew each time",
-                    "run `fastllm warmup` where it is writable, or set NUMBA_CACHE_DIR to a writable folder")
+            Problem("nothing can be written to the cache folder: kernels that aren't there are compiled anew each time",
+                    "run `fastllm warmup` where it is writable, make room on its disk, or set NUMBA_CACHE_DIR")
         )  # fmt: skip
     yield "size", _size(folder)
     for other in sorted(folder.parent.glob("kernels-*")):

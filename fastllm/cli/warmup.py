@@ -116,5 +116,5 @@ def _outcome(compiled: int, count: int) -> str:
     if not compiled and cache_directory() is not None:
         return f"all {count} came from the cache in {cache_directory()}"
     if not keeps_kernels():
-        return "nothing was kept, as no cache folder is writable; see `fastllm doctor`"
+        return "what was compiled can't be kept on disk; see `fastllm doctor`"
     return f"what was missing of {count} was compiled and is now kept in {cache_directory()}"
