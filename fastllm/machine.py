@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .errors import ConfigError
+
 # What sets the threads of Numba and of NumPy's BLAS, read once, when these are loaded.
 THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
@@ -19,6 +21,14 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+
+
+def check_compiler() -> None:
+    """Raise ConfigError where the environment switches the compiler off: kernels run only when compiled."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise ConfigError(
+            "backend 'numba' must compile; got NUMBA_DISABLE_JIT, which forbids it; unset that, or use 'numpy'"
+        )
 
 
 def describe(threads: int, *packages: str) -> str:

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..machine import THREAD_VARIABLES, usable_cores
+from ..machine import THREAD_VARIABLES, check_compiler, usable_cores
 from .json_option import check_json
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _positive(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         check_json(Path(arguments.json))
+    check_compiler()
     if (arguments.threads or 1) > usable_cores():
         print(f"fastllm: note: {arguments.threads} threads on {usable_cores()} cores get into each other's way, so "
               "that times say little", file=sys.stderr)  # fmt: skip

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..config import PRESETS, preset
+from ..machine import check_compiler
 
 if TYPE_CHECKING:
     from ..compilation import Uses
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..compilation import Helpers, Task, call_small, calls_of, exercise, task_of
     from ..kernels import Replay
 
+    check_compiler()
     task: Task = {}
     last: Work = {}
     if arguments.preset or arguments.config or arguments.model:

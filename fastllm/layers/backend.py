@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..config import STEP_ROWS
-from ..errors import ConfigError
 from ..interrupts import uninterrupted
+from ..machine import check_compiler
 
 BACKENDS = {"numba": "fastllm.kernels", "numpy": "fastllm.kernels.reference"}
 _SHORT = partial(uninterrupted, is_short=True)
@@ -45,10 +44,8 @@ class Backend:
                 f"backend 'numba' computes in float32, 'numpy' in float32 or float64; got {self.dtype}; "
                 "choose one of these"
             )
-        if name == "numba" and os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-            raise ConfigError(
-                "backend 'numba' must compile; got NUMBA_DISABLE_JIT, which forbids it; unset that, or use 'numpy'"
-            )
+        if name == "numba":
+            check_compiler()
         self.name = name
         self.kernels: ModuleType = _kernels(name)
         self._module = self.kernels
