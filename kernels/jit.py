@@ -24,7 +24,13 @@ from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any
 
-import numba
+try:
+    import numba
+except ValueError as error:  # which does not name the setting
+    if "NUMBA_NUM_THREADS" not in os.environ:
+        raise
+    given = os.environ["NUMBA_NUM_THREADS"]
+    raise ValueError(f"NUMBA_NUM_THREADS must be a whole number above 0; got {given!r}; unset it") from error
 from llvmlite import binding
 from numba import get_num_threads, literally, prange, set_num_threads, types
 from numba.core import event, sigutils

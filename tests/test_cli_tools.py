@@ -94,12 +94,22 @@ def test_doctor_finds_nothing_broken_here(capsys: pytest.CaptureFixture[str]) ->
         ({"NUMBA_THREADING_LAYER": "workqueue"}, 0, "slow: the workqueue layer"),
         ({"OPENBLAS_NUM_THREADS": "999"}, 0, "slow: OPENBLAS_NUM_THREADS is 999"),
         (
+            {"NUMBA_NUM_THREADS": "two", "PYTHONWARNINGS": "default"},
+            0,
+            "slow: NUMBA_NUM_THREADS must be a whole number above 0; got 'two'",
+        ),
+        ({"OMP_NUM_THREADS": "1,0"}, 0, "slow: OMP_NUM_THREADS must be a whole number above 0; got '1,0'"),
+        ({"NUMBA_NUM_THREADS": "0"}, 1, "NUMBA_NUM_THREADS must be a whole number above 0; got '0'"),
+        (
             {"NUMBA_DISABLE_JIT": "1", "NUMBA_CACHE_DIR": "{file}/below"},
             1,
             "slow: no cache folder is writable",
         ),
     ],
-    ids=["no compilation", "another processor", "workqueue", "too many threads", "no cache"],
+    ids=[
+        "no compilation", "another processor", "workqueue", "too many threads", "a word", "none within loops",
+        "no threads", "no cache",
+    ],
 )
 def test_doctor_names_the_problem(
     environment: dict[str, str], status: int, said: str, tmp_path: Path
@@ -110,6 +120,14 @@ def test_doctor_names_the_problem(
     assert result.returncode == status, result.stdout + result.stderr
     assert said in result.stdout
     assert "fix: " in result.stdout
+
+
+def test_no_threads_are_an_error_that_names_the_setting(saved: Path) -> None:
+    result = fastllm_process("generate", str(saved), "a", NUMBA_NUM_THREADS="0")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "fastllm: error: NUMBA_NUM_THREADS must be a whole number above 0; got '0'; unset it\n"
+    )
 
 
 def test_doctor_sees_a_wrong_result(

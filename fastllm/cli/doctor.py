@@ -206,11 +206,23 @@ def _threads(problems: list[Problem]) -> Iterator[Line]:
     given = {name: os.environ[name] for name in machine.THREAD_VARIABLES if name in os.environ}
     for name, value in given.items():
         yield name, value
+        words = value.split(",") if name == "OMP_NUM_THREADS" else [value]  # a number for each level of loops
+        if not all(map(_is_count, words)):
+            problems.append(
+                Problem(f"{name} must be a whole number above 0; got {value!r}, which is ignored", f"unset {name}")
+            )
     for name, value in {**given, "NUMBA_NUM_THREADS": str(count)}.items():
         if value.isdigit() and int(value) > usable:
             problems.append(
                 Problem(f"{name} is {value}, but this process may use {usable} cores", f"set {name}={usable}")
             )
+
+
+def _is_count(word: str) -> bool:
+    try:
+        return int(word) > 0
+    except ValueError:
+        return False
 
 
 def _settings(problems: list[Problem]) -> Iterator[Line]:
