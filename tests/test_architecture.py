@@ -144,6 +144,8 @@ def test_compiler_flags_stand_in_one_file(path):
 
 def test_kernels_are_one_folder():
     """fastllm.kernels is kernels/, in a checkout by a link."""
+    if (ROOT / "PKG-INFO").exists() and not (PACKAGE / "kernels").exists():
+        pytest.skip("a source distribution has no links")
     assert (PACKAGE / "kernels").resolve() == KERNELS.resolve()
 
 
