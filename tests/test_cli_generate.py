@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,18 @@ def generate(*arguments):
 def test_writes_what_the_library_generates(checkpoint, capsys, prompt, words, options):
     assert generate(checkpoint, prompt, *words) == 0
     assert capsys.readouterr().out == fastllm.generate(*learned(), prompt, **options) + "\n"
+
+
+def test_texts_are_utf_8_where_the_system_reads_ascii_only(checkpoint, tmp_path):
+    """And names of files are what they are."""
+    shutil.copytree(checkpoint, tmp_path / "modèle")
+    locale = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ["generate", str(tmp_path / "modèle"), "é 中", "--stop", "ß", "--backend", "numpy"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastllm", *words], env=os.environ | locale, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode() == fastllm.generate(*learned(), "é 中", stop="ß") + "\n"
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], "float32"), (["--cache-dtype", "float16"], "float16")])

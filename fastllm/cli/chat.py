@@ -30,6 +30,7 @@ from ..generation import Chat, GenerationConfig
 from .model_options import (
     add_generation,
     add_model,
+    decoded,
     generation_config,
     harmless,
     load_to_generate,
@@ -70,8 +71,8 @@ Read = Callable[[str], str | None]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--system", metavar="TEXT", help="what stands before all questions, for example how to answer; "
-                        "for models with a chat template")  # fmt: skip
+    parser.add_argument("--system", type=decoded, metavar="TEXT", help="what stands before all questions, for example "
+                        "how to answer; for models with a chat template")  # fmt: skip
     parser.add_argument("--stats", action="store_true", help="after each answer, its tokens and their speed on stderr")
     add_generation(parser)
 

@@ -34,6 +34,7 @@ from .model_options import (
     add_generation,
     add_model,
     add_option,
+    decoded,
     generation_config,
     harmless,
     load_to_generate,
@@ -50,7 +51,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    prompts = parser.add_argument("prompts", metavar="PROMPT", nargs="+", default=[],
+    prompts = parser.add_argument("prompts", type=decoded, metavar="PROMPT", nargs="+", default=[],
                                   help="text to continue; - reads it from standard input, but for a last line end"
                                   )  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,19 @@ def add_option(parser: argparse._ActionsContainer, name: str, kind: Any, metavar
 def or_none(text: str) -> int | None:
     """A whole number, or none."""
     return None if text.lower() == "none" else int(text)
+
+
+def decoded(word: str) -> str:
+    """A text from the command line. What the system can't read, as in the locale C, is UTF-8, as pipes are.
+
+    Names of files stay as they are: the system could not write the letters, either.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        with contextlib.suppress(UnicodeError):  # what is no UTF-8 is refused where it is read
+            return os.fsencode(word).decode()
+    return word
 
 
 or_none.__name__ = "int"  # as argparse calls it in an error
@@ -70,7 +85,7 @@ def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add_option(group, "--speculate", int, "N", "at temperature 0, draft N tokens from earlier places in the text: the "
                "same text, sooner where it repeats itself (0)")  # fmt: skip
     add_option(group, "--seed", or_none, "S", "the same seed gives the same text; none: another each time (0)")
-    group.add_argument("--stop", action="append", metavar="TEXT", default=argparse.SUPPRESS,
+    group.add_argument("--stop", action="append", type=decoded, metavar="TEXT", default=argparse.SUPPRESS,
                        help="end before this text; may be repeated")  # fmt: skip
     group.add_argument("--cache-dtype", choices=("float32", "float16"), default="float32", help="what keys and values "
                        "of the text so far are kept in: float16 takes half the memory, is sooner read where texts are "
