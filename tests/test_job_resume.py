@@ -10,6 +10,7 @@ import sys
 import pytest
 from training_jobs import DIALOGUE_STEPS, FACTS, Recorder, finished, make_job, make_text_job, place, stop_at
 
+from fastllm import atomic
 from fastllm.errors import ConfigError, DataError, FormatError
 from fastllm.training import job as job_module
 from fastllm.training.job import Interrupted, Job
@@ -171,7 +172,7 @@ def test_what_a_killed_process_left_goes(tmp_path, config):
         Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (tmp_path / "run" / f".metrics.jsonl.{dead.pid}.work.tmp").write_bytes(b"half")
+    (tmp_path / "run" / f".metrics.jsonl.{atomic._place}-{dead.pid}-012345-0.work.tmp").write_bytes(b"half")
     (tmp_path / "run" / ".notes.tmp").write_text("mine")
     Job.resume(tmp_path / "run").train(Recorder())
     assert sorted(os.listdir(tmp_path / "run")) == [".notes.tmp", "checkpoint", "config.toml", "metrics.jsonl"]
