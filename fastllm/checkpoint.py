@@ -129,17 +129,17 @@ def save_tuned(
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
-    # A turn: while a thread trains the model, weights and moments are those between two updates.
-    with model._lock, replacing_folder(target, is_checkpoint) as new:
-        if model.adapter is not None:
-            adapters.write_adapter(
-                new, model.config, model.adapter, model.origin, adapters.checksum_of(model)
-            )
-        else:
-            _write_model(new, model, tokenizer, options, keeps_order=optimizer is not None)
+    with replacing_folder(target, is_checkpoint) as new:
+        with model._lock:  # while a thread trains the model, weights and moments are those between two updates
+            if model.adapter is not None:
+                adapters.write_adapter(
+                    new, model.config, model.adapter, model.origin, adapters.checksum_of(model)
+                )
+            else:
+                _write_model(new, model, tokenizer, options, keeps_order=optimizer is not None)
+            if optimizer is not None:
+                _write_arrays(new / OPTIMIZER, optimizer.state())
         tokenizer.save_into(new)
-        if optimizer is not None:
-            _write_arrays(new / OPTIMIZER, optimizer.state())
         if progress is not None or optimizer is not None:
             _write_json(new / PROGRESS, dict(progress or {}))
 

@@ -345,14 +345,14 @@ def _score_gradients(p, ds, offset, delta, seen, keys):
         store(there, multiply(x, subtract(load(there, seen - c, deltas), deltas)))
 
 
-@inline
+@only_training(N(N, N))
 def _pieces(length, total):
     """Into how many the keys of a sequence are cut. total: the squares of all tasks' lengths, added up."""
     wanted = (TASKS * length * length + total - 1) // max(1, total)
     return max(1, min(wanted, min(PIECES, (length + KEYS - 1) // KEYS)))
 
 
-@inline
+@only_training(N(N, N, N))
 def _first_key(length, piece, pieces):
     """Where a piece begins. It has whole blocks of keys, whose middle lies in its share of the scores."""
     j, total = 0, length * length
@@ -442,16 +442,20 @@ def _backward_blocks(
                 )
 
 
-@inline
-def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, dq_pieces, scratch, part, parts):
-    """What one of so many threads does of attention_backward, but for adding up the pieces."""
-    part = np.int64(part)  # prange counts in unsigned integers
-    size = out.shape[1] // heads
-    row, out_row, apart, group = qkv.shape[1], out.shape[1], dq_pieces.shape[1], heads // kv_heads
-    total, done = _squares(starts) * kv_heads, 0
-    for s in range(starts.shape[0] - 1):
+@only_training(types.void(P, P, P, P, P, PAGES, N, N, N, N, N, types.float32, P, N, P, N, N))
+def _backward_part(
+    dqkv, dout, out, lse, qkv, starts, sequences, total, heads, kv_heads, size, scale, dq_pieces, apart, scratch, part,
+    parts,
+):
+    """What one of so many threads does of attention_backward, but for adding up the pieces.
+
+    total  as in _pieces
+    apart  from one row of dq_pieces to the next
+    """
+    row, out_row, group, done = (heads + 2 * kv_heads) * size, heads * size, heads // kv_heads, 0
+    for s in range(sequences):
         start, length = np.int64(starts[s]), np.int64(starts[s + 1] - starts[s])
-        pieces, p_dqkv = _pieces(length, total), advance(pointer(dqkv), start * row)
+        pieces, p_dqkv = _pieces(length, total), advance(dqkv, start * row)
         for kv in range(kv_heads):
             k_at, v_at = (heads + kv) * size, (heads + kv_heads + kv) * size
             for piece in range(pieces):
@@ -460,18 +464,18 @@ def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, dq
                 if _owner(done, work, total, parts) == part:
                     dq, dq_row = p_dqkv, row
                     if piece > 0:
-                        dq, dq_row = advance(pointer(dq_pieces), start * apart + (piece - 1) * out_row), apart
+                        dq, dq_row = advance(dq_pieces, start * apart + (piece - 1) * out_row), apart
                     for h in range(kv * group, (kv + 1) * group):
                         _backward_blocks(
                             advance(dq, h * size),
                             dq_row,
                             advance(p_dqkv, k_at),
                             advance(p_dqkv, v_at),
-                            advance(pointer(dout), start * out_row + h * size),
-                            advance(pointer(out), start * out_row + h * size),
-                            advance(pointer(lse), start * heads + h),
+                            advance(dout, start * out_row + h * size),
+                            advance(out, start * out_row + h * size),
+                            advance(lse, start * heads + h),
                             heads,
-                            advance(pointer(qkv), start * row),
+                            advance(qkv, start * row),
                             row,
                             out_row,
                             h * size,
@@ -488,12 +492,11 @@ def _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale, dq
                 done += work
 
 
-@inline
-def _add_pieces(dqkv, width, starts, total, dq_pieces, part, parts):
-    """Add the other pieces' dq, of `width` columns, to the first's: what one of so many threads does of it."""
-    part = np.int64(part)
-    row, apart = dqkv.shape[1], dq_pieces.shape[1]
-    for s in range(starts.shape[0] - 1):
+@only_training(types.void(P, PAGES, N, N, N, N, N, P, N, N, N))
+def _add_pieces(dqkv, starts, sequences, total, heads, kv_heads, size, dq_pieces, apart, part, parts):
+    """Add the other pieces' dq to the first's: what one of so many threads does of it."""
+    row, width = (heads + 2 * kv_heads) * size, heads * size
+    for s in range(sequences):
         start, length = np.int64(starts[s]), np.int64(starts[s + 1] - starts[s])
         pieces = _pieces(length, total)
         first, last = length * part // parts, length * (part + 1) // parts
@@ -502,8 +505,8 @@ def _add_pieces(dqkv, width, starts, total, dq_pieces, part, parts):
             if begin == _first_key(length, piece + 1, pieces):
                 continue
             for n in range(start + max(first, begin), start + last):
-                dq = advance(pointer(dqkv), n * row)
-                other = advance(pointer(dq_pieces), n * apart + (piece - 1) * width)
+                dq = advance(dqkv, n * row)
+                other = advance(dq_pieces, n * apart + (piece - 1) * width)
                 for d in range(width):
                     dq[d] += other[d]
 
@@ -518,19 +521,29 @@ def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale
     dq_pieces (N, attention_pieces(H*D))  room for what is added up where tasks are few
     the rest as in attention_forward
     """
-    parts = scratch.shape[0]
-    rate, width, total = np.float32(scale), out.shape[1], _squares(starts) * kv_heads
-    room, size = pointer(scratch), scratch.shape[1]
-    if parts == 1 or _squares(starts) * width < SERIAL_WORK:
-        _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, rate, dq_pieces, room, 0, 1)
-        _add_pieces(dqkv, width, starts, total, dq_pieces, 0, 1)
+    parts, total, sequences, size = scratch.shape[0], _squares(starts), starts.shape[0] - 1, out.shape[1] // heads
+    rate, room, floats = np.float32(scale), pointer(scratch), scratch.shape[1]
+    p_dqkv, p_dout, p_out, p_lse, p_qkv = pointer(dqkv), pointer(dout), pointer(out), pointer(lse), pointer(qkv)
+    p_starts, p_pieces, apart = pointer(starts), pointer(dq_pieces), dq_pieces.shape[1]
+    is_small = parts == 1 or total * out.shape[1] < SERIAL_WORK
+    total *= kv_heads
+    if is_small:
+        _backward_part(
+            p_dqkv, p_dout, p_out, p_lse, p_qkv, p_starts, sequences, total, heads, kv_heads, size, rate, p_pieces,
+            apart, room, 0, 1,
+        )
+        _add_pieces(p_dqkv, p_starts, sequences, total, heads, kv_heads, size, p_pieces, apart, 0, 1)
         return
-    for part in prange(parts):
-        here = advance(room, part * size)
-        _backward_part(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, rate, dq_pieces, here, part, parts)
+    for part in prange(parts):  # which counts in unsigned integers
+        _backward_part(
+            p_dqkv, p_dout, p_out, p_lse, p_qkv, p_starts, sequences, total, heads, kv_heads, size, rate, p_pieces,
+            apart, advance(room, part * floats), np.int64(part), parts,
+        )
     longest = 0
-    for s in range(starts.shape[0] - 1):
+    for s in range(sequences):
         longest = max(longest, np.int64(starts[s + 1] - starts[s]))
     if _pieces(longest, total) > 1:
         for part in prange(parts):
-            _add_pieces(dqkv, width, starts, total, dq_pieces, part, parts)
+            _add_pieces(
+                p_dqkv, p_starts, sequences, total, heads, kv_heads, size, p_pieces, apart, np.int64(part), parts
+            )
