@@ -15,10 +15,10 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ from .formats.model_folder import (
     is_checkpoint,
     is_free,
     is_set_aside,
-    one_at_a_time,
+    of_one_moment,
     real_path,
     replacing_folder,
     restore,
@@ -66,8 +66,6 @@ from .tokenizers.base import Tokenizer
 # Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
 FORMAT, VERSION = "fastllm", 4
 ANOTHER = "use another checkpoint"
-ATTEMPTS = 10  # at reading a folder that is replaced all the time, before it is locked
-T = TypeVar("T")
 MAX_PROGRESS = 64 << 20  # bytes
 JOB = "config.toml"  # a run's, beside its checkpoint
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
@@ -163,7 +161,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     a mistyped path) can't be fetched.
     """
     given, origin = _located(path)
-    return _of_one_moment(given, lambda: _load(path, given, origin, backend))
+    return of_one_moment(given, lambda: _load(path, given, origin, backend))
 
 
 def _load(path: str | os.PathLike[str], given: Path, origin: str, backend: str) -> tuple[Model, Tokenizer]:
@@ -179,36 +177,6 @@ def _load(path: str | os.PathLike[str], given: Path, origin: str, backend: str) 
         model, tokenizer = _open(folder, backend)
         model.origin = origin
     return model, tokenizer
-
-
-def _of_one_moment(path: Path, read: Callable[[], T]) -> T:
-    """What is read of a model's folder, file by file: again, if another has taken its place meanwhile."""
-    for _ in range(ATTEMPTS):
-        before = _identity(path)
-        try:
-            found = read()
-        except (OSError, ValueError):
-            if _identity(path) == before:
-                raise
-        else:
-            if _identity(path) == before:
-                return found
-    with one_at_a_time((path / "checkpoint" if (path / "checkpoint").is_dir() else path).absolute().parent):
-        return read()  # nobody replaces it now
-
-
-def _identity(path: Path) -> list[tuple[int, int, int] | None]:
-    """What changes when a model, or an adapter, takes the place of another at a path."""
-    folder = path / "checkpoint" if (path / "checkpoint").is_dir() else path
-    found: list[tuple[int, int, int] | None] = []
-    for place in (folder, folder / adapters.CONFIG, folder / adapters.WEIGHTS):
-        try:
-            state = os.stat(place)
-        except OSError:
-            found.append(None)
-        else:
-            found.append((state.st_ino, state.st_mtime_ns, state.st_ctime_ns))
-    return found
 
 
 def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:

@@ -33,20 +33,15 @@ from .activation import (
     silu_forward,
 )
 from .adam import adamw
-from .attention import (
-    attention_backward,
-    attention_forward,
-    attention_pieces,
-    attention_prefill,
-    attention_scratch,
-)
+from .attention import attention_backward, attention_forward, attention_pieces, attention_scratch
 from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
+from .disk_cache import cache_directory, keeps_kernels
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gradient_norm import scale, squared_norm, zero
 from .head_norm import head_norm_backward, head_norm_forward
 from .jit import MAX_CHUNKS as MAX_CHUNKS
-from .jit import cache_directory, calls_may_overlap, keeps_kernels, watch_compilation
+from .jit import calls_may_overlap, watch_compilation
 from .kv_cache import attention_decode, decode_scratch, kv_cache_write
 from .layernorm import layernorm_backward, layernorm_forward
 from .linear import linear_backward, linear_forward
@@ -60,6 +55,7 @@ from .packed import (
     packed_rows_forward,
     packed_scratch,
 )
+from .prefill import attention_prefill
 from .replay import Replay
 from .residual import add
 from .rms_norm import rms_norm_backward, rms_norm_forward

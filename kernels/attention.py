@@ -37,7 +37,6 @@ from .simd import (
     FLOATS,
     add,
     advance,
-    as_floats,
     broadcast,
     is_null,
     largest_lane,
@@ -92,7 +91,7 @@ def _squares(starts):
 
 
 @inline
-def _owner(done, work, total, parts):
+def owner(done, work, total, parts):
     """The thread that takes a task before which so much work is done."""
     return (2 * done + work) * parts // (2 * total)
 
@@ -137,7 +136,7 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
 
 
 @linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, B, N, N, N, types.float32, P))
-def _forward_block(
+def forward_block(
     out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, apart, is_half, first, queries, size, scale, scratch
 ):
     """One head, queries first .. first + queries - 1 of a sequence.
@@ -204,8 +203,8 @@ def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, 
             for i in range(start, stop, QUERIES):
                 queries = min(QUERIES, stop - i)
                 work = queries * (2 * (i - start) + queries)
-                if _owner(done, work, total, parts) == part:
-                    _forward_block(
+                if owner(done, work, total, parts) == part:
+                    forward_block(
                         advance(p_out, i * out_row + h * size),
                         out_row,
                         advance(p_lse, i * heads + h),
@@ -249,88 +248,6 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
         _forward_part(out, lse, qkv, starts, heads, kv_heads, rate, advance(room, part * size), part, parts)
 
 
-@inline
-def _seen(starts, before):
-    """Twice the scores of one head, where each sequence has some keys before its first query."""
-    total = 0
-    for s in range(starts.shape[0] - 1):
-        length = np.int64(starts[s + 1] - starts[s])
-        total += length * (2 * before[s] + length)
-    return total
-
-
-@inline
-def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch, part, parts):
-    """What one of so many threads does of attention_prefill."""
-    part = np.int64(part)
-    size = out.shape[1] // heads
-    row, out_row, page = qkv.shape[1], out.shape[1], values.shape[2]
-    group, done = heads // kv_heads, 0
-    total = _seen(starts, before) * heads
-    for s in range(starts.shape[0] - 1):
-        start, stop = np.int64(starts[s]), np.int64(starts[s + 1])
-        for h in range(heads):
-            kv = h // group * page * size
-            for i in range(start, stop, QUERIES):
-                queries = min(QUERIES, stop - i)
-                first = np.int64(before[s]) + i - start
-                work = queries * (2 * first + queries)
-                if _owner(done, work, total, parts) == part:
-                    _forward_block(
-                        advance(pointer(out), i * out_row + h * size),
-                        out_row,
-                        null(),
-                        0,
-                        advance(pointer(qkv), i * row + h * size),
-                        row,
-                        as_floats(advance(pointer(keys), kv)),
-                        as_floats(advance(pointer(values), kv)),
-                        size,
-                        pointer(pages[slots[s]]),
-                        page,
-                        kv_heads * page * size,
-                        values.itemsize == 2,
-                        first,
-                        queries,
-                        size,
-                        scale,
-                        scratch,
-                    )
-                done += work
-
-
-@kernel(parallel=True, calls=linked)
-def attention_prefill(
-    out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch
-):
-    """New stretches of some sequences attend to all that their sequences have in the cache, which they are part of.
-
-    out          (N, H*D)         written
-    qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys         (pages, K, T / GROUP, D, GROUP)  and values as of kv_cache_write, the new tokens' own already there
-    values       (pages, K, T, D)
-    pages        (slots, most)    the pages of each slot, in order; pages of at most KEYS tokens or a multiple of that
-    slots        (S,)             the slot of each stretch
-    starts       (S+1,)           stretch s has rows starts[s] .. starts[s+1]-1
-    before       (S,)             tokens in the slot before the stretch
-    scale        usually 1 / sqrt(D)
-    scratch      from attention_scratch(D)
-    """
-    parts = scratch.shape[0]
-    rate = np.float32(scale)
-    room, floats = pointer(scratch), scratch.shape[1]
-    if parts == 1 or _seen(starts, before) * out.shape[1] < SERIAL_WORK:
-        _prefill_part(
-            out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, rate, room, 0, 1
-        )
-        return
-    for part in prange(parts):
-        _prefill_part(
-            out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, rate, advance(room, part * floats),
-            part, parts,
-        )
-
-
 @only_training(types.void(P, P, types.float32, types.float32, N, N))
 def _score_gradients(p, ds, offset, delta, seen, keys):
     """One row: scores in p become probabilities, dprobabilities in ds become dscores.
@@ -358,7 +275,7 @@ def _first_key(length, piece, pieces):
     j, total = 0, length * length
     while j < length:
         rest, next_rest = length - j, max(0, length - j - KEYS)
-        if _owner(total - rest * rest, rest * rest - next_rest * next_rest, total, pieces) >= piece:
+        if owner(total - rest * rest, rest * rest - next_rest * next_rest, total, pieces) >= piece:
             break
         j += KEYS
     return min(j, length)
@@ -461,7 +378,7 @@ def _backward_part(
             for piece in range(pieces):
                 begin, end = _first_key(length, piece, pieces), _first_key(length, piece + 1, pieces)
                 work = (length - begin) * (length - begin) - (length - end) * (length - end)
-                if _owner(done, work, total, parts) == part:
+                if owner(done, work, total, parts) == part:
                     dq, dq_row = p_dqkv, row
                     if piece > 0:
                         dq, dq_row = advance(dq_pieces, start * apart + (piece - 1) * out_row), apart

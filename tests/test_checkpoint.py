@@ -1,9 +1,6 @@
 """Checkpoints: bits come back, no failure loses the old one, no damaged file does more than raise an error."""
 
-import copy
-import dataclasses
 import os
-import threading
 
 import numpy as np
 import pytest
@@ -19,7 +16,6 @@ from fastllm.checkpoint import CONFIG, GENERATION, OPTIMIZER, PROGRESS, TOKENIZE
 from fastllm.errors import FormatError
 from fastllm.formats import model_folder
 from fastllm.small_files import MAX_JSON
-from fastllm.tokenizers import WordTokenizer
 
 
 def weights_of(path):
@@ -325,78 +321,6 @@ def test_a_reader_between_the_renames_is_no_failure(saved, tiny_model, tokenizer
     assert calls == [before, before]
     assert weights_of(saved) == tiny_model.parameters.flat.tobytes()
     assert os.listdir(saved.parent) == ["model"]
-
-
-@pytest.mark.parametrize("times", [1, checkpoint.ATTEMPTS])
-def test_a_folder_that_is_replaced_while_it_is_read(saved, tiny_model, tokenizer, monkeypatch, times):
-    """The model is not another's whose tokenizer was read."""
-    read, left = checkpoint.load_tokenizer, list(range(times))
-    other = WordTokenizer.build(["quite other words than these"])
-
-    def disturbed(path):
-        found = read(path)
-        if left:
-            seed = left.pop()
-            words = tokenizer if seed % 2 else other
-            config = dataclasses.replace(tiny_model.config, vocab_size=words.vocab_size)
-            fastllm.save(saved, fastllm.Model(config, seed=seed, backend="numpy"), words)
-        return found
-
-    monkeypatch.setattr(checkpoint, "load_tokenizer", disturbed)
-    model, words = load(saved)
-    assert not left
-    assert words.tokens == other.tokens
-    assert model.config.vocab_size == words.vocab_size
-
-
-def test_threads_that_save_to_one_folder(saved, tiny_model, tokenizer):
-    """Each finds its own work, and the last one's stands there."""
-    failed = []
-
-    def save(model):
-        try:
-            for _ in range(10):
-                fastllm.save(saved, model, tokenizer)
-        except Exception as error:
-            failed.append(error)
-
-    models = [tiny_model, changed(copy.deepcopy(tiny_model))]
-    threads = [threading.Thread(target=save, args=(model,)) for model in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
-    assert weights_of(saved) in [model.parameters.flat.tobytes() for model in models]
-    assert os.listdir(saved.parent) == ["model"]
-
-
-@pytest.mark.parametrize("kept", ["saved", "copied"])
-def test_what_is_kept_is_between_two_updates(saved, tiny_model, tokenizer, kept):
-    """A thread that is in one has the model's lock."""
-    found = []
-    keep = {"saved": lambda: fastllm.save(saved, tiny_model, tokenizer), "copied": lambda: copy.deepcopy(tiny_model)}
-    thread = threading.Thread(target=lambda: found.append(keep[kept]()))
-    with tiny_model._lock:
-        thread.start()
-        thread.join(timeout=0.3)
-        assert thread.is_alive()
-        tiny_model.parameters.flat[...] = 7
-    thread.join()
-    model = found[0] or load(saved)[0]
-    assert (model.parameters.flat == 7).all()
-
-
-def test_a_model_for_checks_is_not_saved(tmp_path, tokenizer):
-    """It would come back as another, of float32."""
-    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size)
-    with pytest.raises(ValueError, match="a checkpoint is read as float32; got a model of float64"):
-        fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy", dtype=np.float64), tokenizer)
-
-
-def test_a_tokenizer_is_needed(tmp_path, tiny_model):
-    with pytest.raises(TypeError, match="a checkpoint holds a Tokenizer; got NoneType"):
-        fastllm.save(tmp_path / "model", tiny_model, None)
 
 
 def test_what_cannot_be_moved_stays_beside(saved, tiny_model, tokenizer, monkeypatch):

@@ -58,3 +58,15 @@ def test_a_tokenizer_that_could_be_read_for_ever(saved):
     (saved / TOKENIZER).unlink()
     os.mkfifo(saved / TOKENIZER)
     assert "must be a file; got a folder, pipe or device" in refusal(saved / TOKENIZER, lambda _: fastllm.load(saved))
+
+
+def test_a_model_for_checks_is_not_saved(tmp_path, tokenizer):
+    """It would come back as another, of float32."""
+    config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size)
+    with pytest.raises(ValueError, match="a checkpoint is read as float32; got a model of float64"):
+        fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy", dtype=np.float64), tokenizer)
+
+
+def test_a_tokenizer_is_needed(tmp_path, tiny_model):
+    with pytest.raises(TypeError, match="a checkpoint holds a Tokenizer; got NoneType"):
+        fastllm.save(tmp_path / "model", tiny_model, None)

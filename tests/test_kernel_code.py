@@ -18,8 +18,8 @@ import numba
 import numpy as np
 import pytest
 
-from fastllm.kernels import jit
-from fastllm.kernels.jit import _CacheFiles
+from fastllm.kernels import disk_cache, jit
+from fastllm.kernels.disk_cache import _CacheFiles
 from fastllm.kernels.llvm import LANES
 from fastllm.kernels.simd import PROBE_SUMS, multiply_add_rounds, pointer
 
@@ -250,7 +250,7 @@ def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_CacheFiles, "save", full)
-    monkeypatch.setattr(jit, "_keeps_all", True)
+    monkeypatch.setattr(disk_cache, "_keeps_all", True)
 
     @jit.kernel
     def times(x, y):
@@ -258,7 +258,7 @@ def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
 
     with pytest.warns(RuntimeWarning, match="compiled kernels could not be kept on disk .*No space left"):
         assert times(2, 21) == 42
-    assert not jit.keeps_kernels()
+    assert not disk_cache.keeps_kernels()
     assert times(2.0, 21.0) == 42  # and nothing is said again
 
 

@@ -1,6 +1,6 @@
 """Which files make a model's folder, and how a new folder takes the place of one.
 
-It is written whole beside the old one, so that at any moment one of the two is complete: `.model.<process>.work.tmp`
+It is written whole beside the old one, so that at any moment one of the two is complete: `.model.<owner>.work.tmp`
 becomes `model` after that has become `.model.old`. Files of others in the folder come along.
 """
 
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from fastllm.atomic import flush, make_parent, work_path
 from fastllm.formats import peft
@@ -34,6 +35,8 @@ CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, peft.CONFIG, peft.WEIGHTS}
 # At taking an old folder's place, into which a reader may be putting it back; on Windows, no folder can be renamed in
 # which a file is open, be it for a scanner's moment.
 ATTEMPTS, WAIT = 10, 0.1
+READS = 10  # of a folder that is replaced all the time, before it is locked
+T = TypeVar("T")
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -113,6 +116,36 @@ def is_set_aside(folder: Path) -> bool:
 def _set_aside(folder: Path) -> Path:
     """The name of the old folder while a new one takes its place; hidden, so that it is ours."""
     return folder.parent / f".{folder.name}.old"
+
+
+def of_one_moment(path: Path, read: Callable[[], T]) -> T:
+    """What is read of a model's folder, file by file: again, if another has taken its place meanwhile."""
+    for _ in range(READS):
+        before = _identity(path)
+        try:
+            found = read()
+        except (OSError, ValueError):
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return found
+    with one_at_a_time((path / "checkpoint" if (path / "checkpoint").is_dir() else path).absolute().parent):
+        return read()  # nobody replaces it now
+
+
+def _identity(path: Path) -> list[tuple[int, int, int] | None]:
+    """What changes when a model, or an adapter, takes the place of another at a path."""
+    folder = path / "checkpoint" if (path / "checkpoint").is_dir() else path
+    found: list[tuple[int, int, int] | None] = []
+    for place in (folder, folder / peft.CONFIG, folder / peft.WEIGHTS):
+        try:
+            state = os.stat(place)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((state.st_ino, state.st_mtime_ns, state.st_ctime_ns))
+    return found
 
 
 @contextmanager

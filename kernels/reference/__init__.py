@@ -15,7 +15,7 @@ from .activation import (
     silu_forward,
 )
 from .adam import adamw
-from .attention import attention_backward, attention_forward, attention_prefill
+from .attention import attention_backward, attention_forward
 from .cross_entropy import cross_entropy_forward, cross_entropy_forward_backward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -28,6 +28,7 @@ from .lion import lion
 from .lora import lora_backward, lora_forward
 from .matmul import matmul
 from .packed import packed_backward, packed_embedding_forward, packed_forward, packed_rows_forward
+from .prefill import attention_prefill
 from .residual import add
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward
