@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import platform
-import secrets
 import shutil
 import time
 import zlib
@@ -32,7 +31,7 @@ WORK = ".work.tmp"  # how names of what is being made end
 ABANDONED = 24 * 3600.0  # seconds after which what a process elsewhere has left is taken for that
 # What tells this process from others: a number is one within a system, a container, and a time only.
 _place = f"{zlib.crc32(f'{platform.node()} {_namespace()}'.encode()):08x}"
-_token = secrets.token_hex(3)
+_token = os.urandom(3).hex()
 _number = itertools.count()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import sys
 import tempfile
 import warnings
@@ -129,22 +130,23 @@ class _CacheFiles(IndexDataCacheFile):
 
     def _load_index(self) -> dict[Hashable, str]:
         with suppress(FileNotFoundError):
-            _check(self._index_path)
+            _checked(self._index_path)
         return super()._load_index()
 
     def _load_data(self, name: str) -> Any:
-        _check(self._data_path(name))
-        return super()._load_data(name)
+        return pickle.loads(_checked(self._data_path(name)))
 
 
-def _checksum(content: bytes) -> bytes:
+def _checksum(content: bytes | memoryview) -> bytes:
     return zlib.crc32(content).to_bytes(4, "little")
 
 
-def _check(path: str) -> None:
-    content = Path(path).read_bytes()
-    if _checksum(content[:-4]) != content[-4:]:  # pickle does not read so far
+def _checked(path: str) -> memoryview:
+    """What a file holds before its checksum. Raises _DamagedError."""
+    content = memoryview(Path(path).read_bytes())
+    if _checksum(content[:-4]) != content[-4:]:
         raise _DamagedError(path)
+    return content[:-4]
 
 
 class _Cache(FunctionCache):

@@ -130,13 +130,18 @@ def of_one_moment(path: Path, read: Callable[[], T]) -> T:
         else:
             if _identity(path) == before:
                 return found
-    with one_at_a_time((path / "checkpoint" if (path / "checkpoint").is_dir() else path).absolute().parent):
+    with one_at_a_time(_model_in(path).absolute().parent):
         return read()  # nobody replaces it now
+
+
+def _model_in(path: Path) -> Path:
+    """A run's checkpoint folder, or the folder itself."""
+    return path / "checkpoint" if (path / "checkpoint").is_dir() else path
 
 
 def _identity(path: Path) -> list[tuple[int, int, int] | None]:
     """What changes when a model, or an adapter, takes the place of another at a path."""
-    folder = path / "checkpoint" if (path / "checkpoint").is_dir() else path
+    folder = _model_in(path)
     found: list[tuple[int, int, int] | None] = []
     for place in (folder, folder / peft.CONFIG, folder / peft.WEIGHTS):
         try:
