@@ -18,8 +18,9 @@ The contract, the same for all of them:
 N rows (packed tokens), S sequences, C width, F hidden, V vocabulary, H heads, K key/value heads, D head size, I inputs
 and O outputs of a linear map, P parameters; other letters where they are used.
 
-To begin, read a file with its twin, such as layernorm.py. `@kernel` and `@linked` are explained in jit.py. Four files
-write LLVM code by hand (tile.py, blocks.py, rounded.py, unpacking.py, with what they need in llvm.py): the hardest.
+To begin, read a file with its twin, such as layernorm.py. `@kernel` and `@linked` are explained in jit.py. The hardest
+to read are those that write LLVM code by hand: tile.py, row_group.py, cached_rows.py and the blocks' (blocks.py,
+unpacking.py, rounded.py, block_rows.py); simd.py and llvm.py have what they are made of.
 """
 
 from .activation import (

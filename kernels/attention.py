@@ -30,8 +30,17 @@ from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, inline, kernel, prange
 from .keys_and_values import PAGES, pack_keys_and_values
 from .keys_and_values import linked as packing
-from .llvm import LANES, LINE
-from .matmul import SERIAL_WORK, multiply_tile_row, pack_rows, pack_transposed, padded, scale_rows, thread_rooms
+from .llvm import LANES
+from .matmul import (
+    SERIAL_WORK,
+    copied_row,
+    multiply_tile_row,
+    pack_rows,
+    pack_transposed,
+    padded,
+    scale_rows,
+    thread_rooms,
+)
 from .matmul import linked as products
 from .simd import (
     FLOATS,
@@ -59,20 +68,34 @@ P, N, B = FLOATS, types.int64, types.boolean
 QUERIES, KEYS = 256, 256
 TASKS = 8  # of backward, about as many as there are to be where one sequence is all the work
 PIECES = 4  # of a sequence's keys, at most
-# From one row of scores to the next: whole tiles, and one vector more, lest a column's numbers share a few sets of
-# the L1 cache.
-PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-ROW = PADDED_KEYS + LANES
+PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS  # whole tiles
+ROW = PADDED_KEYS + LANES  # from a row of scores to the next; else a column's numbers share a few sets of the L1 cache
 
 
 def attention_scratch(head_size):
     """Room for blocks of scores and panels, a row for each thread, for heads of head_size columns."""
-    columns = (head_size + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
-    forward = TILE_ROWS * ROW + QUERIES * head_size + head_size * PADDED_KEYS + KEYS * columns + 2 * QUERIES
-    forward += KEYS * head_size
-    backward = 2 * KEYS * ROW + 2 * head_size * PADDED_KEYS + 3 * KEYS * columns + KEYS * head_size + 2 * KEYS
-    backward += TILE_ROWS * (head_size + 2 * LINE)  # copied_row at most
-    return thread_rooms(max(forward, backward))
+    wide, copied = padded.py_func(head_size), copied_row.py_func(head_size)
+    forward, backward = _forward_rooms.py_func(head_size, wide), _backward_rooms.py_func(head_size, wide, copied)
+    return thread_rooms(max(sum(forward), sum(backward)))
+
+
+@inline
+def _forward_rooms(size, wide):
+    """Floats in a thread's scratch of: scores, scaled queries, panels of keys and of values, each query's maximum and
+    total, and values copied from a cache. Heads of `size` columns, which take `wide` in panels.
+    """
+    return TILE_ROWS * ROW, QUERIES * size, size * PADDED_KEYS, KEYS * wide, QUERIES, QUERIES, KEYS * size
+
+
+@inline
+def _backward_rooms(size, wide, copied):
+    """Floats in a thread's scratch of: p, dscores, transposed keys and values, panels of keys, queries and dout, scaled
+    rows, delta and lse of each query, and a tile's copied rows, each so many floats from the next.
+    """
+    return (
+        KEYS * ROW, KEYS * ROW, size * PADDED_KEYS, size * PADDED_KEYS, KEYS * wide, KEYS * wide, KEYS * wide,
+        KEYS * size, KEYS, KEYS, TILE_ROWS * copied,
+    )  # fmt: skip
 
 
 def attention_pieces(width):
@@ -145,14 +168,14 @@ def forward_block(
     page         at most KEYS, or a multiple of that, or 0
     k, v, row, pages, apart, is_half  as in pack_keys_and_values
     """
-    wide = padded(size)
+    rooms = _forward_rooms(size, padded(size))
     scores = scratch
-    scaled = advance(scores, TILE_ROWS * ROW)
-    k_panels = advance(scaled, QUERIES * size)
-    v_panels = advance(k_panels, size * PADDED_KEYS)
-    top = advance(v_panels, KEYS * wide)
-    total = advance(top, QUERIES)
-    spare = advance(total, QUERIES)
+    scaled = advance(scores, rooms[0])
+    k_panels = advance(scaled, rooms[1])
+    v_panels = advance(k_panels, rooms[2])
+    top = advance(v_panels, rooms[3])
+    total = advance(top, rooms[4])
+    spare = advance(total, rooms[5])
     scale_rows(scaled, size, q, q_row, queries, size, scale * LOG2_E)
     for i in range(queries):
         top[i] = np.float32(-np.inf)
@@ -165,12 +188,12 @@ def forward_block(
             rows = min(TILE_ROWS, queries - i)
             seen = min(keys, first + i + rows - j)  # by the tile's last query
             target = advance(out, i * out_row)
-            # score_ij = scale * q_i . k_j
+            # score_ij = (scale / ln 2) q_i . k_j
             multiply_tile_row(
                 scores, ROW, advance(scaled, i * size), size, 1, k_panels, TILE_COLUMNS * size, TILE_COLUMNS, rows,
                 seen, size, null(), 0, null(), null(),
             )
-            # p_ij = exp(score_ij - top_i), and out_i so far in proportion
+            # p_ij = 2^(score_ij - top_i), and out_i so far in proportion
             _softmax_rows(
                 scores, advance(top, i), advance(total, i), rows, first + i + 1 - j, seen, target, out_row, size
             )
@@ -291,18 +314,18 @@ def _backward_blocks(
     Writes dq of the queries from begin on, and writes dk and dv or, unless is_first, adds to them. All addresses are
     the sequence's first row's.
     """
-    wide = padded(size)
+    rooms = _backward_rooms(size, padded(size), copied_row(size))
     p = scratch
-    ds = advance(p, KEYS * ROW)
-    k_transposed = advance(ds, KEYS * ROW)
-    v_transposed = advance(k_transposed, size * PADDED_KEYS)
-    k_panels = advance(v_transposed, size * PADDED_KEYS)
-    q_panels = advance(k_panels, KEYS * wide)
-    dout_panels = advance(q_panels, KEYS * wide)
-    scaled = advance(dout_panels, KEYS * wide)
-    delta = advance(scaled, KEYS * size)
-    offset = advance(delta, KEYS)
-    spare = advance(offset, KEYS)
+    ds = advance(p, rooms[0])
+    k_transposed = advance(ds, rooms[1])
+    v_transposed = advance(k_transposed, rooms[2])
+    k_panels = advance(v_transposed, rooms[3])
+    q_panels = advance(k_panels, rooms[4])
+    dout_panels = advance(q_panels, rooms[5])
+    scaled = advance(dout_panels, rooms[6])
+    delta = advance(scaled, rooms[7])
+    offset = advance(delta, rooms[8])
+    spare = advance(offset, rooms[9])
     q, k, v = advance(qkv, q_at), advance(qkv, k_at), advance(qkv, v_at)
     for j in range(begin, end, KEYS):
         keys = min(KEYS, end - j)

@@ -25,7 +25,7 @@ from .row_group import sums_of_each
 from .simd import BYTES, FLOATS, advance
 from .unpacking import Block
 
-__all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "step", "unpack_of"]
+__all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "unpack_of"]
 
 # A dot product has one accumulator, a vector (of those that are ROUNDED, a lane of one). With those of a few rows of
 # weights and up to TOGETHER rows of x at a time, a multiply-add need not wait for the one before, a weight is unpacked
@@ -145,16 +145,6 @@ def unpack_row(typingctx, kind, out, weight, columns):
     return types.void(kind, FLOATS, BYTES, N), codegen
 
 
-@intrinsic
-def step(typingctx, pointer, offset):
-    """The address so many bytes further."""
-
-    def codegen(context, builder, signature, arguments):
-        return llvm.at(builder, *arguments)
-
-    return BYTES(BYTES, N), codegen
-
-
 DOT = types.void(FLOATS, N, FLOATS, BYTES, BYTES, N, N, N, N)
 ROUND = types.void(BYTES, FLOATS, N, N)
 UNPACK = types.void(FLOATS, N, BYTES, N, N, N)
@@ -191,7 +181,7 @@ def _dot_together(kind, count, is_wide, out, out_row, x, rounded, weight, size, 
     together = outputs_together(kind, count, is_wide)
     for o in range(0, outputs, together):
         dot_rows(
-            kind, together, count, outputs - o, advance(out, o), out_row, x, rounded, step(weight, o * size), size,
+            kind, together, count, outputs - o, advance(out, o), out_row, x, rounded, advance(weight, o * size), size,
             columns,
         )
 
@@ -216,7 +206,7 @@ def _dot(kind, wide, out, out_row, x, rounded, weight, size, outputs, columns, r
         if is_wide:
             count = HALF
         here, there = advance(out, r * out_row), advance(x, r * columns)
-        bytes_there = step(rounded, r * (columns // SPAN * SPAN_BYTES))
+        bytes_there = advance(rounded, r * (columns // SPAN * SPAN_BYTES))
         if is_wide:
             _dot_together(kind, HALF, 1, here, out_row, there, bytes_there, weight, size, outputs, columns)
         elif count == TOGETHER:
@@ -236,7 +226,7 @@ def _round(to, x, columns, rows):
     while r < rows:
         count = _together(rows - r)
         for i in range(count):
-            round_row(step(to, r * (columns // SPAN * SPAN_BYTES)), advance(x, (r + i) * columns), columns, i, count)
+            round_row(advance(to, r * (columns // SPAN * SPAN_BYTES)), advance(x, (r + i) * columns), columns, i, count)
         r += count
 
 
@@ -245,7 +235,7 @@ def _unpack(kind, out, out_row, weight, size, outputs, columns):
     """out[o * out_row + c] = weight[o, c] for so many rows o."""
     literally(kind)
     for o in range(outputs):
-        unpack_row(kind, advance(out, o * out_row), step(weight, o * size), columns)
+        unpack_row(kind, advance(out, o * out_row), advance(weight, o * size), columns)
 
 
 def _dots(kind: int) -> Deferred:

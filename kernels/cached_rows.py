@@ -96,7 +96,7 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
     """to[i * to_row + d] += the sum over t of weights[i * weights_row + t] * rows[t * size + d], t below tokens.
 
     count  queries i, a literal number up to TOGETHER: a row is loaded once for all
-    after  address of AHEAD rows that are brought to the cache when the rows AHEAD further end
+    after  address of the AHEAD rows to ask for while the last AHEAD of these are read
     """
     if not isinstance(count, types.IntegerLiteral):
         return None

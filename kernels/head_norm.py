@@ -53,12 +53,14 @@ def head_norm_forward(out, rstd, x, query_weight, key_weight, heads, kv_heads, e
 
 
 @inline
-def _backward_rows(dx, partial, dout, x, query_weight, key_weight, rstd, heads, kv_heads, start, stop):
+def _backward_rows(
+    dx, dquery_weight, dkey_weight, dout, x, query_weight, key_weight, rstd, heads, kv_heads, start, stop
+):
     size = query_weight.shape[0]
     for n in range(start, stop):
         for h in range(heads + kv_heads):
             weight = query_weight if h < heads else key_weight
-            dweight = partial[0] if h < heads else partial[1]
+            dweight = dquery_weight if h < heads else dkey_weight
             source, r = x[n, h * size : (h + 1) * size], rstd[n, h]
             above, to = dout[n, h * size : (h + 1) * size], dx[n, h * size : (h + 1) * size]
             dot = np.float32(0)
@@ -90,11 +92,17 @@ def head_norm_backward(
     """
     rows = x.shape[0]
     chunks = chunk_count(x.size)
+    if chunks == 1:
+        _backward_rows(
+            dx, dquery_weight, dkey_weight, dout, x, query_weight, key_weight, rstd, heads, kv_heads, 0, rows
+        )
+        return
     for chunk in prange(chunks):
         partials[chunk] = np.float32(0)
         start, stop = rows * chunk // chunks, rows * (chunk + 1) // chunks
         _backward_rows(
-            dx, partials[chunk], dout, x, query_weight, key_weight, rstd, heads, kv_heads, start, stop
+            dx, partials[chunk, 0], partials[chunk, 1], dout, x, query_weight, key_weight, rstd, heads, kv_heads,
+            start, stop,
         )
     for chunk in range(chunks):
         for d in range(dquery_weight.shape[0]):

@@ -113,9 +113,9 @@ def _after(calls: Linked | None, compile_kernel: Callable) -> Callable:
 
 
 def prepared(prepare: Callable[..., tuple[Callable, tuple]]) -> Callable:
-    """A kernel that is another one, given arguments that are made of its own.
+    """A kernel that only arranges its arguments for another one, which is compiled.
 
-    prepare  returns that kernel, which is compiled, and its arguments; replay.py asks it for them, too
+    prepare  returns that kernel and the arguments for it; replay.py calls this directly
     """
 
     @wraps(prepare)
@@ -168,7 +168,7 @@ class Linked:
         """
 
         def declare(function: Callable) -> types.ExternalFunction:
-            symbol = f"fastllm_{function.__name__}"
+            symbol = f"fastllm_{function.__module__.rpartition('.')[2]}_{function.__name__}"
             self._waiting.append((symbol, signature, function, ordered))
             return types.ExternalFunction(symbol, signature)
 
@@ -205,7 +205,7 @@ class Deferred:
 def deferred(signature: Signature, name: str) -> Callable[[Callable], Deferred]:
     """A decorator for a function of pointers and numbers that returns nothing.
 
-    name  its own: the disk cache and LLVM know functions by it, and one made for each of several numbers has but one
+    name  of no other: the disk cache and LLVM know functions by their names, and those made in a loop share one
     """
 
     def defer(function: Callable) -> Deferred:
@@ -233,7 +233,7 @@ def inline(function: Callable | None = None, *, ordered: bool = False) -> Callab
 
     Left to LLVM, some would be called by a symbol; and a process that compiles has two of that name, optimised
     differently, where one that reads the kernel from the disk has one. Their results differed in the last bit.
-    Python cannot call it: what that takes, for ninety such functions, was a seventh of the first start.
+    Python cannot call it: wrappers for that, of ninety such functions, took a seventh of the first start.
 
     ordered  sums and products are done in the order that is written down; what it is copied into does not decide
     """

@@ -52,7 +52,7 @@ from .tile import (
     ROW_UNIT,
     TILE_COLUMNS,
     TILE_ROWS,
-    TURNED_ROWS,
+    TRANSPOSED_ROWS,
     add_columns,
     copy_column,
     copy_columns,
@@ -89,9 +89,13 @@ NO_ROW = np.empty(0, np.float32)
 
 def matmul_scratch():
     """Room for packed panels, a row for each thread, to pass to the products below."""
+    return thread_rooms(panel_floats())
+
+
+def panel_floats():
+    """Floats that the packed panels of one thread's product take."""
     panels = second_cache_size() * 3 // 4 // 4  # floats; A and C pass through the last quarter
-    panels = max(FEW_ROWS * DEPTH, min(3 << 16, panels))
-    return thread_rooms(panels + A_ROOM)
+    return max(FEW_ROWS * DEPTH, min(3 << 16, panels)) + A_ROOM
 
 
 def thread_rooms(floats):
@@ -276,20 +280,22 @@ def multiply(
     sums          (rows,) a transposed A's columns are added up there; null: they are not
     scratch       room floats, of matmul_scratch
     """
-    a_panels = advance(scratch, room - A_ROOM)
-    spare = advance(a_panels, DEPTH * ROWS)
-    deepest = DEPTH
+    b_room, deepest = room - A_ROOM, DEPTH
+    spare = advance(scratch, b_room + DEPTH * ROWS)
     if a_transposed:
-        deepest = min(DEPTH, (room - A_ROOM + PACKED_DEPTH * ROWS) // (padded(c_row) + ROWS))
+        deepest = min(DEPTH, (b_room + PACKED_DEPTH * ROWS) // (padded(c_row) + ROWS))
         if deepest < PACKED_DEPTH // 2:  # there are too many columns: they are cut
             deepest = PACKED_DEPTH
     block = even_block(depth, deepest)
-    most = (room - A_ROOM) // block // TILE_COLUMNS * TILE_COLUMNS
+    a_panels = advance(spare, -padded(block * ROWS))
+    if a_transposed:
+        b_room += (PACKED_DEPTH - block) * ROWS  # shallower blocks of A leave more
+    most = b_room // block // TILE_COLUMNS * TILE_COLUMNS
     stands = not (a_transposed or b_transposed) and rows <= FEW_ROWS and columns % LANES == 0
     stands = stands and columns * depth <= room - A_ROOM  # read again and again, it must stay in the L2 cache
     for j in range(0, columns, most):
         width = min(most, columns - j)
-        for k in range(0, depth, block):
+        for k in range(0, max(1, depth), block):
             deep = min(block, depth - k)
             panels, panel, b_step = scratch, TILE_COLUMNS * deep, TILE_COLUMNS
             if stands:
@@ -338,13 +344,13 @@ def multiply_few_rows(
     """
     spare = advance(scratch, room - A_ROOM + DEPTH * ROWS)
     block = even_block(depth, DEPTH)
-    for k in range(0, depth, block):
+    for k in range(0, max(1, depth), block):
         deep = min(block, depth - k)
         pack_transposed(scratch, advance(a, k), a_row, deep, rows)
-        for o in range(0, columns, TURNED_ROWS):
-            high = min(TURNED_ROWS, columns - o)
+        for o in range(0, columns, TRANSPOSED_ROWS):
+            high = min(TRANSPOSED_ROWS, columns - o)
             b_here, row = advance(b, o * b_row + k), b_row
-            if high < TURNED_ROWS:
+            if high < TRANSPOSED_ROWS:
                 scale_rows(spare, copied_row(deep), b_here, b_row, high, deep, np.float32(1))
                 b_here, row = spare, copied_row(deep)
             for i in range(0, rows, TILE_COLUMNS):
@@ -407,7 +413,7 @@ def product_part(
     """What one of so many threads does of `product`; scratch has a row for each of them."""
     are_few = b_transposed and not a_transposed and rows_are_few(rows, columns, depth, room)
     by_rows = not are_few and rows_are_cut(rows, columns, depth, a_transposed, parts)
-    unit = TURNED_ROWS if are_few else row_unit(a_transposed) if by_rows else TILE_COLUMNS
+    unit = TRANSPOSED_ROWS if are_few else row_unit(a_transposed) if by_rows else TILE_COLUMNS
     tiles = ((rows if by_rows else columns) + unit - 1) // unit
     start, stop = tiles * part // parts * unit, tiles * (part + 1) // parts * unit
     if by_rows:

@@ -15,15 +15,17 @@ from functools import cache
 
 import numpy as np
 
-from .block_rows import call_dot, call_round, call_unpack, dot_of, rounding_of, step, unpack_of
+from .block_rows import call_dot, call_round, call_unpack, dot_of, rounding_of, unpack_of
+from .blocks import LAYOUTS
 from .jit import chunk_count, inline, kernel, prange, prepared
-from .matmul import linked, matmul_scratch, multiply, thread_rooms
+from .matmul import linked, multiply, panel_floats, thread_rooms
 from .simd import advance, advance_optional, as_bytes, null, optional, pointer
 from .tile import TILE_COLUMNS
 
 CHUNK = 32  # outputs in one parallel piece
 SERIAL_PRODUCTS = 65536  # multiply-adds of one thread, in about the time it takes to wake a second
 STRIP = 131072  # floats of an unpacked strip: half a megabyte, which L2 caches hold
+STRIP_COLUMNS = 512  # of a strip in backward, which adds to as many columns of dx: deeper strips do so less often
 
 
 def packed_scratch(columns, rows):
@@ -31,9 +33,12 @@ def packed_scratch(columns, rows):
 
     rows  up to so many are mapped by rows, for which they may be rounded: to less bytes than the numbers take
     """
-    panels = matmul_scratch().shape[1]
-    strip = max(STRIP, TILE_COLUMNS * columns)
-    return thread_rooms(max(panels + strip, rows * columns))
+    return thread_rooms(max(_strip_floats.py_func(columns) + panel_floats(), rows * columns))
+
+
+@inline
+def _strip_floats(columns):
+    return max(STRIP, TILE_COLUMNS * columns)
 
 
 @inline
@@ -55,7 +60,7 @@ def _dot_piece(out, x, rounded, weight, dot, first, start, stop):
         size, columns = weight.shape[1], x.shape[1]
         call_dot(
             dot, advance(pointer(out), first + low), out.shape[1], pointer(x), rounded,
-            step(pointer(weight), low * size), size, high - low, columns, x.shape[0],
+            advance(pointer(weight), low * size), size, high - low, columns, x.shape[0],
         )
 
 
@@ -128,7 +133,7 @@ def _multiply_part(out, x, weights, functions, bias, residual, scratch, part, pa
         for o in range(start, stop, _strip_rows(columns)):
             count = min(_strip_rows(columns), stop - o)
             size = weight.shape[1]
-            call_unpack(functions[i], strip, columns, step(pointer(weight), o * size), size, count, columns)
+            call_unpack(functions[i], strip, columns, advance(pointer(weight), o * size), size, count, columns)
             multiply(
                 advance(pointer(out), first + o), outputs, pointer(x), columns, False, strip, columns, True, rows,
                 count, columns, advance_optional(optional(residual), first + o), outputs,
@@ -141,7 +146,7 @@ def _multiply_part(out, x, weights, functions, bias, residual, scratch, part, pa
 def _rooms(scratch, columns, part):
     """Addresses of one thread's strip and panels, and the panels' floats."""
     here = advance(pointer(scratch), part * scratch.shape[1])
-    strip = max(STRIP, TILE_COLUMNS * columns)
+    strip = _strip_floats(columns)
     return here, advance(here, strip), scratch.shape[1] - strip
 
 
@@ -164,35 +169,56 @@ def _unpackers(kinds):
     return tuple(map(unpack_of, kinds))
 
 
+@cache
+def _unit(kinds):
+    """Weights of a block of each kind, or of several."""
+    return max(TILE_COLUMNS, *(LAYOUTS[kind].weights for kind in kinds))
+
+
 @inline
-def _backward_part(dx, dout, weights, functions, residual, scratch, part, parts):
-    part = np.int64(part)
-    rows, columns, outputs = dx.shape[0], dx.shape[1], dout.shape[1]
+def _backward_piece(dx, dout, weights, functions, residual, scratch, part, start, stop, left, right):
+    """Rows start .. stop - 1 of dx, columns left .. right - 1, at most STRIP_COLUMNS."""
+    columns, outputs = dx.shape[1], dout.shape[1]
     strip, panels, room = _rooms(scratch, columns, part)
-    start, stop = rows * part // parts, rows * (part + 1) // parts
-    target = advance(pointer(dx), start * columns)
-    addend = advance_optional(optional(residual), start * columns)
-    first = 0
+    target = advance(pointer(dx), start * columns + left)
+    addend = advance_optional(optional(residual), start * columns + left)
+    first, wide, deep = 0, right - left, STRIP // STRIP_COLUMNS
     for i in range(3):
         weight = weights[i]
-        for o in range(0, weight.shape[0], _strip_rows(columns)):
-            count = min(_strip_rows(columns), weight.shape[0] - o)
+        for o in range(0, weight.shape[0], deep):
+            count = min(deep, weight.shape[0] - o)
             size = weight.shape[1]
-            call_unpack(functions[i], strip, columns, step(pointer(weight), o * size), size, count, columns)
+            here = advance(pointer(weight), o * size + size * left // columns)
+            call_unpack(functions[i], strip, wide, here, size, count, wide)
             multiply(
-                target, columns, advance(pointer(dout), start * outputs + first + o), outputs, False, strip, columns,
-                False, stop - start, columns, count, addend, columns, null(), null(), panels, room,
+                target, columns, advance(pointer(dout), start * outputs + first + o), outputs, False, strip, wide,
+                False, stop - start, wide, count, addend, columns, null(), null(), panels, room,
             )
             addend = target
         first += weight.shape[0]
 
 
 @kernel(parallel=True, calls=linked)
-def packed_products_backward(dx, dout, weights, functions, residual, scratch):
-    """packed_backward, with the addresses of the kinds' functions in place of the kinds."""
-    parts = min(scratch.shape[0], dx.shape[0])
-    for part in prange(parts):
-        _backward_part(dx, dout, weights, functions, residual, scratch, part, parts)
+def packed_products_backward(dx, dout, weights, functions, unit, residual, scratch):
+    """packed_backward, with the addresses of the kinds' functions, and how many weights a block has, for the kinds.
+
+    Columns are cut, so that a weight is unpacked by one thread; rows, too, where there are more threads than blocks.
+    """
+    (rows, columns), threads = dx.shape, scratch.shape[0]
+    units = (columns + unit - 1) // unit
+    wide = min(units, threads)
+    high = max(1, min(rows, threads // wide))
+    for part in prange(wide * high):
+        number = np.int64(part)
+        i, j = number // wide, number % wide
+        start, stop, left, right = rows * i // high, rows * (i + 1) // high, units * j // wide, units * (j + 1) // wide
+        pieces = ((right - left) * unit + STRIP_COLUMNS - 1) // STRIP_COLUMNS
+        for n in range(pieces):
+            begin, end = left + (right - left) * n // pieces, left + (right - left) * (n + 1) // pieces
+            _backward_piece(
+                dx, dout, weights, functions, residual, scratch, number, start, stop, begin * unit,
+                min(columns, end * unit),
+            )
 
 
 @prepared
@@ -204,7 +230,7 @@ def packed_backward(dx, dout, weights, kinds, residual, scratch):
     weights, kinds, scratch  as in packed_forward
     residual (N, I)  added to dx; (0, 0) for none
     """
-    return packed_products_backward, (dx, dout, weights, _unpackers(kinds), residual, scratch)
+    return packed_products_backward, (dx, dout, weights, _unpackers(kinds), _unit(kinds), residual, scratch)
 
 
 @inline
@@ -213,7 +239,7 @@ def _look_up_rows(out, ids, weight, unpack, start, stop):
     for n in range(start, stop):
         call_unpack(
             unpack, advance(pointer(out), n * columns), columns,
-            step(pointer(weight), np.int64(ids[n]) * size), size, 1, columns,
+            advance(pointer(weight), np.int64(ids[n]) * size), size, 1, columns,
         )
 
 

@@ -5,8 +5,8 @@ be made: x becomes, a piece of sixteen numbers at a time, whole numbers of 16 bi
 
     sum over c of weight[c] x[c]  =  sum over pieces of  scale_w scale_x sum over c in the piece of n_w[c] n_x[c]
 
-and the inner sum is exact. An instruction multiplies two neighbouring words of 16 bits with two others and adds the
-products up: so n_w is made of 16 bits, those at even places in one vector and those at odd ones in another.
+and the inner sum is exact. An instruction multiplies two neighbouring numbers of 16 bits with two others and adds the
+products up. So weights are widened to 16 bits, those at even places in one vector and those at odd ones in another.
 
 What is added to all weights of a block is multiplied with the sum of what the n_x stand for. A number of x is off by at
 most 1 / 65534 of the largest of its piece: as good as random, 1.8e-5 of a result. Where numbers of x are beyond 1e34,

@@ -27,9 +27,9 @@ def _rows_from(builder, first, row, there=None):
 
 
 def _pair(builder, a, b, width):
-    """Two vectors, each made of runs of `width` lanes that are to be added up: one vector of half as long runs of both.
+    """One step of adding up vectors and transposing them: the runs of `width` lanes in a and b, folded into one vector.
 
-    Lane by lane: sums of a's and b's neighbouring halves of runs.
+    The two halves of each run are added to one another.
     """
     half = width // 2
     low, high = [], []

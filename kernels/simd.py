@@ -190,7 +190,7 @@ def as_halves(typingctx, pointer):
 
 @intrinsic
 def advance(typingctx, pointer, offset):
-    """Address of the offset-th number from pointer, floats or halves."""
+    """Address of the offset-th element from pointer: a float, a float16 or a byte."""
 
     def codegen(context, builder, signature, arguments):
         return builder.gep(arguments[0], [arguments[1]])

@@ -23,7 +23,7 @@ __all__ = [
     "ROW_UNIT",
     "TILE_COLUMNS",
     "TILE_ROWS",
-    "TURNED_ROWS",
+    "TRANSPOSED_ROWS",
     "add_columns",
     "copy_column",
     "copy_columns",
@@ -38,7 +38,7 @@ __all__ = [
 TILE_HEIGHTS, TILE_VECTORS = {16: ((4, 8, 12), 2), 8: ((6,), 2), 4: ((6,) if IS_X86 else (8,), 2)}[LANES]
 TILE_ROWS = TILE_HEIGHTS[-1]
 ROW_UNIT = TILE_HEIGHTS[0]  # rows are computed, and so read, in whole units
-TURNED_ROWS = min(8, TILE_ROWS)  # of tile_transposed
+TRANSPOSED_ROWS = min(8, TILE_ROWS)  # of tile_transposed
 TILE_COLUMNS = TILE_VECTORS * LANES
 PREFETCH_STEPS = 4  # a power of two
 COLUMNS_TOGETHER = 16  # of `copy_columns` and `add_columns`, a power of two
@@ -50,7 +50,7 @@ _EIGHT = ir.VectorType(FLOAT, 8)
 # The vectors of tiles as wide as their columns need. A transposed tile's columns are the rows of a batch, often few;
 # where 512 bits are computed in two halves, a vector of eight costs half as much.
 _WIDTHS = tuple((VECTOR,) * vectors for vectors in range(1, TILE_VECTORS + 1))
-_TURNED_WIDTHS = ((_EIGHT,), (VECTOR,), (VECTOR, _EIGHT), (VECTOR, VECTOR)) if LANES == 16 else _WIDTHS
+_TRANSPOSED_WIDTHS = ((_EIGHT,), (VECTOR,), (VECTOR, _EIGHT), (VECTOR, VECTOR)) if LANES == 16 else _WIDTHS
 
 
 def _load_column(builder, source):
@@ -149,14 +149,14 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns,
 
 @intrinsic
 def tile_transposed(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns, addend, addend_row, bias):
-    """As tile, with c, addend and bias the other way round, c^T = a @ b, and for at most TURNED_ROWS rows, all read.
+    """As tile, with c, addend and bias the other way round, c^T = a @ b, for at most TRANSPOSED_ROWS rows, all read.
 
     c       column j of the tile is written to the row that starts at c + j * c_row; addend likewise
     bias    a float for each row of the tile, or null
     """
 
     def codegen(context, builder, signature, arguments):
-        _tile_of_any_width(builder, _COLUMNS_END, (TURNED_ROWS,), _TURNED_WIDTHS, *arguments)
+        _tile_of_any_width(builder, _COLUMNS_END, (TRANSPOSED_ROWS,), _TRANSPOSED_WIDTHS, *arguments)
         return context.get_dummy_value()
 
     return _TILE, codegen
@@ -352,7 +352,7 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
     offsets = load(bias)
     for v in range(len(totals[0])):
         vectors = [total[v] for total in totals]
-        vectors += [ir.Constant(vectors[0].type, ir.Undefined)] * (8 - TURNED_ROWS)
+        vectors += [ir.Constant(vectors[0].type, ir.Undefined)] * (8 - TRANSPOSED_ROWS)
         for lane, column in enumerate(_columns_of_eight(builder, vectors)):
             number = ir.Constant(INT64, v * LANES + lane)
             with builder.if_then(builder.icmp_signed("<", number, columns)):

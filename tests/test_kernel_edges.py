@@ -214,6 +214,30 @@ def test_derivatives_far_from_zero(name):
     np.testing.assert_allclose(dx, x > 0, atol=1e-6)
 
 
+def test_silu_keeps_its_digits_far_below_zero(backend):
+    x = np.linspace(-80, -1, 100, dtype=np.float32)[None]
+    out = nan(*x.shape)
+    backend.silu_forward(out, x)
+    exact = x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(out, exact, rtol=1e-5)
+    gated = nan(*x.shape)
+    backend.swiglu_forward(gated, np.concatenate([x, np.ones_like(x)], axis=1))
+    np.testing.assert_allclose(gated, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (40, 70), (200, 900)])
+def test_the_gradient_of_a_weight_that_no_row_has_met(backend, accumulate, outputs, inputs):
+    dweight, dbias = np.full((outputs, inputs), 7, np.float32), np.full(outputs, 7, np.float32)
+    weight, none = np.ones_like(dweight), np.empty((0, 0), np.float32)
+    backend.linear_backward(
+        nan(0, inputs), dweight, dbias, nan(0, outputs), nan(0, inputs), weight, none, accumulate,
+        kernels.matmul_scratch(),
+    )  # fmt: skip
+    assert (dweight == 7 * accumulate).all()
+    assert (dbias == 7 * accumulate).all()
+
+
 @pytest.mark.parametrize("size", [1, 100, 1e4, 1e6])
 def test_backward_finds_the_probabilities_of_large_scores(backend, size):
     """Of rows that see but themselves they are 1, so that dv is dout, whatever the score is."""

@@ -76,7 +76,8 @@ class Linear:
     ) -> None:
         """dx (N, I) from dout (N, O) and forward's x (N, I), plus residual (N, I) if given.
 
-        accumulate  the gradients of weight and bias are added to what is there, else they take its place
+        accumulate  the gradients of weight and bias are added to what is there, else they take its place; weights that
+                    are not trained have none
         """
         b = self._backend
         added = b.no_matrix if residual is None else residual

@@ -70,7 +70,8 @@ class Workspace:
     def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
         """An activation of the caller's own: what forward keeps for backward.
 
-        name  one for all whose content is no longer read when the next of them is written
+        name  without a backward to come, activations of one name have the same memory: none may be read any more when
+              the next is written
         """
         return self._add(self._kept, name, Rows(width, dtype or self.dtype))
 

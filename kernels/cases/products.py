@@ -133,6 +133,7 @@ def lora_forward(rng, rows, inputs, outputs, rank, width, first):
     flops=lambda s: 4 * s.rows * s.rank * (s.inputs + s.outputs),
     written=("dhidden",),
     updated=("dx", "da", "db"),
+    forward="lora_forward",
 )
 def lora_backward(rng, rows, inputs, outputs, rank, width, first):
     forward = lora_forward(rng, rows, inputs, outputs, rank, width, first)

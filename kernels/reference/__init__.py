@@ -1,7 +1,7 @@
 """The NumPy twin of every kernel: the same file, function and arguments, written from the formula.
 
 A twin computes in the dtype of its arrays: float32 to run a model, float64 to judge the kernels.
-Twins share nothing with the kernels or each other, and ignore the scratch they are given.
+A twin imports nothing from a kernel or another twin's file, and ignores the scratch it is given.
 """
 
 from .activation import (

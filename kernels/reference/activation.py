@@ -54,13 +54,17 @@ def gelu_tanh_backward(dx, dout, x):
     dx[...] = dout * 0.5 * (1 + t + x * (1 - t * t) * du)
 
 
+def _sigmoid(x):
+    """1 / (1 + exp(-x)), which neither overflows nor, for x << 0, cancels."""
+    return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+
+
 def silu_forward(out, x):
     """out = x * sigmoid(x)."""
-    sigmoid = 0.5 * (1 + np.tanh(0.5 * x))  # 1 / (1 + exp(-x)) without its overflow
-    out[...] = x * sigmoid
+    out[...] = x * _sigmoid(x)
 
 
 def silu_backward(dx, dout, x):
     """Gradient of silu_forward."""
-    sigmoid = 0.5 * (1 + np.tanh(0.5 * x))
+    sigmoid = _sigmoid(x)
     dx[...] = dout * sigmoid * (1 + x * (1 - sigmoid))

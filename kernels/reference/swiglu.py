@@ -8,6 +8,11 @@
 import numpy as np
 
 
+def _sigmoid(x):
+    """1 / (1 + exp(-x)), which neither overflows nor, for x << 0, cancels."""
+    return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+
+
 def swiglu_forward(out, gate_up):
     """Gate the second half of the columns with the first.
 
@@ -15,8 +20,7 @@ def swiglu_forward(out, gate_up):
     gate_up  (N, 2F)  gate in the first F columns, up in the others
     """
     gate, up = np.split(gate_up, 2, axis=1)
-    sigmoid = 0.5 * (1 + np.tanh(0.5 * gate))  # 1 / (1 + exp(-gate)) without its overflow
-    out[...] = gate * sigmoid * up
+    out[...] = gate * _sigmoid(gate) * up
 
 
 def swiglu_backward(dgate_up, dout, gate_up):
@@ -27,7 +31,7 @@ def swiglu_backward(dgate_up, dout, gate_up):
     gate_up   (N, 2F)
     """
     gate, up = np.split(gate_up, 2, axis=1)
-    sigmoid = 0.5 * (1 + np.tanh(0.5 * gate))
+    sigmoid = _sigmoid(gate)
     dgate = dout * up * sigmoid * (1 + gate * (1 - sigmoid))
     dup = dout * gate * sigmoid
     dgate_up[...] = np.concatenate([dgate, dup], axis=1)
