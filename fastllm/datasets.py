@@ -108,6 +108,16 @@ class Examples:
         self.join = whole_number(join, "join")
         if not self.examples:
             raise DataError("a data set needs at least one text or dialogue of two tokens; got none; add some")
+        for example in self.examples:
+            if not isinstance(example, Example):
+                raise TypeError(
+                    f"examples must be Examples; got {example!r:.60}; make_examples makes them of records"
+                )
+            if len(example.tokens) != len(example.targets):
+                raise ValueError(
+                    f"an example must have a target for each token; got {len(example.tokens)} and "
+                    f"{len(example.targets)}; -1 stands for none"
+                )
         self.rows_per_update = whole_number(rows_per_update, "rows_per_update")
         if rows_per_update < 1:
             raise ValueError(f"rows_per_update must be 1 or more; got {rows_per_update}; 1 is the slowest, but works")
@@ -164,11 +174,12 @@ class OneBatch:
 
 
 class TokenStream:
-    """One long text, in windows at random places.
+    """One long text in windows, which are cut at other places and shuffled anew each epoch.
 
     tokens           (L,) ids, any integer type that their values fit with int32; may be memory-mapped
     length           tokens in a window; cut to what there is
-    rows_per_update  windows in a batch
+    rows_per_update  windows in a batch: always so many, the last of an epoch beside the first of the next
+    seed             of the places and the shuffling
     missing          id that is no target: the tokenizer's missing_id
     """
 
@@ -194,24 +205,48 @@ class TokenStream:
         self.length = min(length, len(tokens) - 1)
         self.seed = checked_seed(seed, "seed")
         self.missing = missing
+        self._order: tuple[int, np.ndarray] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that read about as many tokens as there are."""
-        return max(1, (len(self.tokens) - 1) // (self.length * self.rows_per_update))
+        """Batches that hold each window of an epoch."""
+        return -(-self._window_count // self.rows_per_update)
+
+    @property
+    def _window_count(self) -> int:
+        return (len(self.tokens) - 1) // self.length
 
     def batch(self, step: int) -> PackedBatch:
-        """Windows at places that follow from the seed and the step, counted from 0."""
+        """The windows whose turn it is at a step, counted from 0.
+
+        Where none of them has a target, others at random places.
+        """
+        turns = np.arange(step * self.rows_per_update, (step + 1) * self.rows_per_update)
+        epochs, turns = np.divmod(turns, self._window_count)
+        first = np.concatenate([self._places(epoch)[turns[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
         rng = np.random.default_rng((self.seed, step))
         for _ in range(TRIES):
-            first = rng.integers(0, len(self.tokens) - self.length, self.rows_per_update)
             batch = self._windows(first, self.length)
             if self.missing is None or batch.target_count:
                 return batch
+            first = rng.integers(0, len(self.tokens) - self.length, self.rows_per_update)
         raise DataError(
             f"a text must mostly hold tokens of the vocabulary; got none in {TRIES} batches, taken at random; train a "
             "model on texts like this one"
         )
+
+    def _places(self, epoch: int) -> np.ndarray:
+        """Where the windows of an epoch begin, in their order.
+
+        They stand side by side; the first begins at one of the first `length` tokens, the last at the latest where a
+        whole one is left.
+        """
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            shift = rng.integers(self.length)
+            places = shift + self.length * rng.permutation(self._window_count)
+            self._order = epoch, np.minimum(places, len(self.tokens) - 1 - self.length)
+        return self._order[1]
 
     @property
     def token_count(self) -> int:

@@ -43,8 +43,8 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.rank, Integral) or isinstance(self.rank, bool) or not 0 < int(self.rank) < 1 << 16:
             raise ConfigError(f"rank must be a whole number from 1 to 65535; got {self.rank!r}; 8 is usual")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, Real) or not 0 < self.alpha < math.inf:
-            raise ConfigError(f"alpha must be a finite number > 0; got {self.alpha!r}; twice the rank is usual")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, Real) or not 0 < self.alpha < 1e30:
+            raise ConfigError(f"alpha must be a finite number > 0; got {self.alpha!r:.40}; twice the rank is usual")
         given = self.targets
         if not isinstance(given, (tuple, list)) or not given or any(name not in TARGETS for name in given):
             raise ConfigError(f"targets must be names from {', '.join(TARGETS)}; got {given!r}; leave it out for all")

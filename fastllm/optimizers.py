@@ -36,8 +36,8 @@ def clip_gradients(model: Model, max_norm: float) -> float:
     gradients that aren't finite, and leaves them as they are.
     """
     if not isinstance(model, Model):
-        raise TypeError(f"gradients are clipped of a Model; got {type(model).__name__}; pass the model")
-    if not max_norm > 0:
+        raise TypeError(f"clip_gradients takes a Model; got {type(model).__name__}; pass the model")
+    if not _float(max_norm) > 0:
         raise ValueError(f"max_norm must be above 0; got {max_norm}; leave the call out for no clipping")
     norm = gradient_norm(model)
     if not math.isfinite(norm):
@@ -71,10 +71,13 @@ class Optimizer:
             raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
         self.model = model
         self._trainable = model.trainable
-        self.weight_decay = weight_decay
+        self.weight_decay = float(weight_decay)
         self.steps = 0
         like = self._trainable.flat
         self._moments = [aligned(like.shape, like.dtype, zeroed=True) for _ in self.moments]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}: {self.steps} updates>"
 
     @property
     def _kernels(self) -> ModuleType:
@@ -91,8 +94,8 @@ class Optimizer:
         parameters, model = self._trainable, self.model
         if not self.is_of(model):
             raise ValueError(
-                "an optimizer must be of what its model trains; got a model that trains something else since an "
-                "adapter came or went; make a new optimizer"
+                "an optimizer updates what its model trained when it was made; got a model that trains something else "
+                "since an adapter was added or removed; make a new optimizer"
             )
         rate, scale = _float(learning_rate), _float(gradient_scale)
         if not 0 <= rate <= 1e30:
@@ -103,11 +106,11 @@ class Optimizer:
         decayed = parameters.decayed if self.weight_decay else 0
         # Matrices decay; norms, biases and embeddings, which stand behind them, do not.
         with model._lock, uninterrupted(is_short=True):  # an update is done and counted, or neither
-            self.steps += 1
             for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
                 if part != slice(0, 0):
                     moments = [moment[part] for moment in self._moments]
                     self._update(parameters.flat[part], moments, gradients.flat[part], scale, rate, decay)
+            self.steps += 1
 
     def is_of(self, model: Model) -> bool:
         """Whether it updates what a model trains now; what that is changes when an adapter comes or goes."""
@@ -210,10 +213,10 @@ class AdamW(Optimizer):
         _check_betas(betas)
         if not EPS[0] <= _float(eps) <= EPS[1]:
             raise ValueError(f"eps must be from {EPS[0]} to {EPS[1]}; got {eps}; usual is 1e-8")
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps = betas, float(eps)
 
     def _options(self, weight_decay: float) -> tuple[float, ...]:
-        return (*self.betas, self.eps, weight_decay, self.steps)
+        return (*self.betas, self.eps, weight_decay, self.steps + 1)
 
 
 class Adam(AdamW):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from .config import whole_number
 
@@ -43,11 +44,19 @@ class Schedule:
                 whole_number(value, name)
         if self.kind not in KINDS:
             raise ValueError(f"a schedule must be one of {', '.join(KINDS)}; got {self.kind!r}; choose one of them")
+        for name in ("peak", "final"):
+            if not isinstance(getattr(self, name), Real):
+                raise TypeError(f"{name} must be a number; got {getattr(self, name)!r}; usual are 1e-5 to 1e-2")
         if not 0 < self.peak < math.inf:
             raise ValueError(f"a learning rate must be above 0 and finite; got {self.peak}; usual are 1e-5 to 1e-2")
         if not 0 <= self.final <= self.peak:
             raise ValueError(
                 f"the final learning rate must be between 0 and the peak {self.peak}; got {self.final}; lower it"
+            )
+        if self.kind == "constant" and self.final:
+            raise ValueError(
+                f"a constant schedule has no final learning rate; got {self.final}; leave it out, or choose "
+                f"{', '.join(KINDS[1:])}"
             )
         if self.steps < 1 or not 0 <= self.warmup <= self.steps:
             raise ValueError(
@@ -70,7 +79,7 @@ class Schedule:
         begin = self.warmup
         if self.kind == "wsd":
             decay = max(1, self.steps // 5) if self.decay is None else self.decay
-            begin = max(begin, self.steps - 1 - decay)  # the last step at the peak
+            begin = max(self.warmup - 1, 0, self.steps - 1 - decay)  # the last step at the peak
             if step < begin:
                 return self.peak
         left = self.steps - 1 - begin

@@ -235,6 +235,28 @@ def test_an_interrupt_while_texts_are_read_comes_through():
         BPETokenizer.build(texts())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the signal is sent as POSIX has it")
+def test_an_interrupt_while_pairs_are_learnt_comes_through():
+    """In a process of its own, which ends while they are still learnt."""
+    code = """
+import os, signal, threading
+import numpy as np
+from fastllm.tokenizers import BPETokenizer
+letters = np.random.default_rng(0).integers(97, 107, (400_000, 9), np.uint8)
+text = " ".join(row.tobytes().decode() for row in letters)
+before = threading.active_count()
+def texts():
+    yield text
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    BPETokenizer.build(texts(), 200_000)
+except KeyboardInterrupt:
+    print("learning" if threading.active_count() > before else "learnt")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("learning\n", "", 0)
+
+
 def test_without_the_package():
     code = (
         "import sys; sys.modules['tokenizers'] = None\n"

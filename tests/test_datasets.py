@@ -94,12 +94,24 @@ def test_windows_of_a_stream(size, length):
         assert batch.tokens.dtype == batch.targets.dtype == batch.starts.dtype == np.int32
         seen |= set(batch.tokens.tolist())
     assert seen == set(range(size - 1))
-    assert dataset.steps_per_epoch == max(1, (size - 1) // (4 * dataset.length))
 
 
-def test_an_epoch_of_a_stream_is_as_long_as_its_targets():
-    assert TokenStream(np.arange(12), 4, rows_per_update=3).steps_per_epoch == 1
-    assert [TokenStream(np.arange(size), 4, 1).steps_per_epoch for size in (8, 9, 12, 13)] == [1, 2, 2, 3]
+@pytest.mark.parametrize(("size", "length", "rows"), [(2, 5, 4), (12, 4, 3), (12, 4, 1), (13, 4, 2), (1000, 7, 9)])
+def test_an_epoch_of_a_stream_holds_each_window_once(size, length, rows):
+    dataset = TokenStream(np.arange(size), length, rows, seed=3)
+    windows = (size - 1) // dataset.length
+    assert dataset.steps_per_epoch == -(-windows // rows)
+    batches = [dataset.batch(step) for step in range(6 * dataset.steps_per_epoch)]
+    first = np.concatenate([batch.tokens[batch.starts[:-1]] for batch in batches])
+    orders = []
+    for epoch in range(len(first) // windows):
+        order = first[epoch * windows : (epoch + 1) * windows]
+        places = np.sort(order)
+        assert (np.diff(places)[:-1] == dataset.length).all()
+        assert (np.diff(places) <= dataset.length).all()  # the last may begin earlier, so that it is whole
+        assert places[0] < dataset.length
+        orders.append(order.tolist())
+    assert windows < 100 or len({tuple(order) for order in orders}) == len(orders)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 positive = st.floats(1e-300, 1e300)
 
 
-files = texts.filter(bool)
+files = texts.filter(lambda name: name != "" and "\0" not in name)
 
 
 @given(name=texts, data=files, validation=st.none() | files, rate=positive, seed=st.integers(0, 2**32 - 1))
@@ -134,7 +134,11 @@ def test_wrong_jobs(tables, message):
         ({"learning_rate": 0.0}, "a learning rate must be above 0"),
         ({"learning_rate": math.inf}, "learning_rate must be finite"),
         ({"final_learning_rate": 1.0}, "final learning rate must be between 0 and the peak"),
+        ({"final_learning_rate": 1e-9, "schedule": "constant"}, "a constant schedule has no final learning rate"),
         ({"schedule": "cosin"}, "schedule must be one of"),
+        ({"rows_per_update": 10**30}, r"rows_per_update must be below 2\^40"),
+        ({"data": "a\0b"}, "data must name a file"),
+        ({"validation": ""}, "validation must name a file"),
         ({"warmup": -1}, "warmup"),
     ],
 )  # fmt: skip

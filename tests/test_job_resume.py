@@ -1,6 +1,7 @@
 """Jobs: interruption at any moment, and going on as if nothing had been."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -13,7 +14,9 @@ from training_jobs import DIALOGUE_STEPS, FACTS, Recorder, finished, make_job, m
 from fastllm import atomic
 from fastllm.errors import ConfigError, DataError, FormatError
 from fastllm.training import job as job_module
+from fastllm.training import run as run_module
 from fastllm.training.job import Interrupted, Job
+from fastllm.training.session import describe
 
 
 @pytest.fixture
@@ -264,6 +267,43 @@ def test_a_model_that_has_begun_stays_as_it_is(tmp_path, config):
     path.write_text(path.read_text().replace("dropout = 0.1", "dropout = 0.3"))
     [note] = Job.resume(tmp_path / "run").notes
     assert "dropout = 0.1, not 0.3" in note
+
+
+def test_a_tokenizer_that_has_begun_stays_as_it_is(tmp_path, config):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    path = tmp_path / "run" / "config.toml"
+    assert 'type = "word"' in path.read_text()
+    path.write_text(path.read_text().replace('type = "word"', 'type = "character"'))
+    job = Job.resume(tmp_path / "run")
+    [note] = job.notes
+    assert "tokenizer stays word, not character" in note
+    assert "(words)" in describe(job)
+
+
+def test_a_phase_more(tmp_path, config):
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
+    path = tmp_path / "run" / "config.toml"
+    text = path.read_text()
+    path.write_text(text + text[text.rindex("[[phases]]") :].replace('name = "dialogues"', 'name = "more"'))
+    with pytest.raises(ConfigError, match=r"a run must keep its phases; got 3 in config\.toml, where there were 2"):
+        Job.resume(tmp_path / "run")
+
+
+def test_a_line_of_metrics_is_there_whole_or_not_at_all(tmp_path, config, monkeypatch):
+    run = Job.start(tmp_path / "run", config).run
+    run.log({"a": 1})
+    before = run.metrics.read_bytes()
+
+    class FullDisk(io.FileIO):
+        def write(self, line):
+            return super().write(line[: len(line) // 2])
+
+    monkeypatch.setattr(run_module, "open", lambda path, mode, buffering: FullDisk(path, mode), raising=False)
+    with pytest.raises(OSError, match="could not be written"):
+        run.log({"b": 2})
+    assert run.metrics.read_bytes() == before
 
 
 def test_nothing_to_resume(tmp_path, config):

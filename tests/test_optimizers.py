@@ -153,6 +153,20 @@ def test_a_scale_that_is_no_number_changes_nothing(scale):
 
 
 @pytest.mark.parametrize("kind", [*OPTIMIZERS], ids=str)
+def test_an_update_that_fails_is_not_counted(kind, monkeypatch):
+    model = make_model(CONFIG, "numpy")
+    optimizer, before = OPTIMIZERS[kind](model), model.parameters.flat.tobytes()
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(optimizer, "_update", fail)
+    with pytest.raises(MemoryError):
+        optimizer.step(0.1)
+    assert (model.parameters.flat.tobytes(), optimizer.steps) == (before, 0)
+
+
+@pytest.mark.parametrize("kind", [*OPTIMIZERS], ids=str)
 def test_compiling_changes_nothing(kind):
     model = make_model(CONFIG, "numba")
     optimizer = OPTIMIZERS[kind](model)
@@ -212,7 +226,7 @@ def test_what_is_no_model():
             make(model.parameters)
     with pytest.raises(TypeError, match="positional"):
         fastllm.SGD(model, 0.01)  # a learning rate, which would be the momentum
-    with pytest.raises(TypeError, match="gradients are clipped of a Model; got SGD"):
+    with pytest.raises(TypeError, match="clip_gradients takes a Model; got SGD"):
         fastllm.clip_gradients(fastllm.SGD(model), 1.0)
 
 

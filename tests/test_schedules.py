@@ -24,6 +24,7 @@ def rates(schedule):
         (Schedule("wsd", 1.0, steps=7, warmup=1, decay=4), [1, 1, 1, 0.75, 0.5, 0.25, 0]),
         (Schedule("wsd", 1.0, steps=3, decay=1), [1, 1, 0]),
         (Schedule("wsd", 1.0, steps=3, warmup=2, final=0.1, decay=1), [0.5, 1, 0.1]),
+        (Schedule("wsd", 1.0, steps=5, warmup=2, final=0.1, decay=3), [0.5, 1, 0.7, 0.4, 0.1]),
         (Schedule("linear", 1.0, steps=3, warmup=2, final=0.1), [0.5, 1, 0.1]),
         (Schedule("cosine", 1.0, steps=3, warmup=3), [1 / 3, 2 / 3, 1]),
         (Schedule("linear", 1.0, steps=1), [1]),
@@ -38,7 +39,7 @@ def test_values(schedule, expected):
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (3, 3), (10, 0), (10, 9), (1000, 100)])
 def test_shape(kind, steps, warmup):
     """Up to the peak, which is reached, and never up again; between final and peak; the rest of steps stays."""
-    schedule = Schedule(kind, 3e-4, steps, warmup, final=3e-5)
+    schedule = Schedule(kind, 3e-4, steps, warmup, final=0 if kind == "constant" else 3e-5)
     values = rates(schedule)
     rising, falling = values[:warmup], values[warmup:]
     assert all(0 < rate <= 3e-4 for rate in values)
@@ -62,6 +63,7 @@ def test_shape(kind, steps, warmup):
         ({"steps": 5, "warmup": -1}, "warmup from 0 to steps"),
         ({"kind": "wsd", "steps": 5, "warmup": 3, "decay": 3}, "decay must be from 1 to steps - warmup = 2; got 3"),
         ({"kind": "wsd", "steps": 5, "decay": 0}, "decay must be from 1"),
+        ({"kind": "constant", "final": 0.1}, "a constant schedule has no final learning rate; got 0.1"),
     ],
 )
 def test_wrong_options(options, message):

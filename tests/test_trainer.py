@@ -158,10 +158,22 @@ def test_a_batch_without_targets_changes_nothing(accumulate):
     assert trainer.step == 1
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("starts", [[0, 5], [3, 8], [0], []])
+def test_a_batch_whose_starts_leave_something_out_changes_nothing(accumulate, starts):
+    trainer = make_trainer(optimizer="sgd", accumulate=accumulate)
+    trainer.train(1)
+    before, batch = weights(trainer), trainer.dataset.batch(1)
+    trainer.dataset = OneBatch(PackedBatch(batch.tokens, batch.targets, np.array(starts, np.int32)))
+    with pytest.raises(ValueError, match="starts"):
+        trainer.train()
+    assert (weights(trainer), trainer.step) == (before, 1)
+
+
 def test_an_optimizer_of_another_model():
     trainer = make_trainer()
     other = make_trainer().optimizer
-    with pytest.raises(ValueError, match="must be of what the model trains; got another's"):
+    with pytest.raises(ValueError, match="must be made for this model as it is now; got another's"):
         Trainer(trainer.model, other, trainer.dataset, trainer.schedule, STEPS)
 
 

@@ -44,8 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="most tokens of the vocabulary (default: all there are; of bpe 4096)")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
-    length.add_argument("--epochs", type=int, help="passes over the data; one over a text is as many windows, at "
-                        "random places, as would cover it once (default for JSON (Lines): 50)")  # fmt: skip
+    length.add_argument("--epochs", type=int, help="passes over the data (default for JSON (Lines): 50)")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: 0.001)")
     parser.add_argument("--rows-per-update", type=int, metavar="N", help="sequences in a batch (default: 16)")
     parser.add_argument("--sequence-length", type=int, metavar="N",
@@ -127,7 +126,7 @@ def _config(arguments: argparse.Namespace) -> Any:
     }
     if is_tuning or arguments.sequence_length is not None:
         phase["sequence_length"] = LENGTH if arguments.sequence_length is None else arguments.sequence_length
-    if arguments.validation:
+    if arguments.validation is not None:
         phase["validation"] = _absolute(arguments.validation)
     tables: dict[str, Any] = {"seed": arguments.seed or 0, "phases": [phase]}
     if is_tuning:
@@ -151,7 +150,7 @@ def _absolute(path: str) -> str:
     """A data file's path from anywhere; the name of one that comes with the library stays."""
     from ..training.source import SHIPPED
 
-    return path if path.startswith(SHIPPED) else str(Path(path).absolute())
+    return path if not path or path.startswith(SHIPPED) else str(Path(path).absolute())
 
 
 def _tokenizer(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from .rotary import Rotary
 from .score import Score
 from .shared import Shared
 
-# Floating-point operations of a pass through the layers. Beside more, the layers' Python is nothing (see recording.py);
-# and Ctrl-C, which otherwise comes between two kernels, would wait for all of them.
+# Floating-point operations of a pass that is done without Python. Beside more, the layers' Python is nothing (see
+# recording.py); and Ctrl-C, which otherwise comes between two kernels, would wait for all of them.
 SMALL = 100_000_000_000
 
 
@@ -38,7 +38,7 @@ class Network:
         self._rotary = rotary
         self._recordings = Recordings(backend, workspace)
         self._is_recorded = backend.name == "numba"
-        self._small_rows = SMALL // (6 * count_parameters(config))
+        self._small_rows = SMALL // (2 * count_parameters(config))  # forward; backward takes twice as many again
 
     def forward(self, batch: Batch, keep: bool = False) -> np.ndarray:
         """Rows (N, C) that the head takes.
@@ -48,7 +48,7 @@ class Network:
         if batch.is_decode and self._is_recorded and len(batch.tokens) <= STEP_ROWS:
             assert batch.cache is not None
             return self._recordings.run(batch.cache.place, self._angles, batch, self._forward)
-        if self._is_recorded and threading.active_count() > 1:
+        if self._is_recorded and len(batch.tokens) <= self._small_rows and threading.active_count() > 1:
             return self._recordings.run_at_once(lambda: self._forward(batch, keep))
         return self._forward(batch, keep)
 
@@ -62,7 +62,7 @@ class Network:
         def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
             return self._forward_and_backward(batch, normalizer)
 
-        if not self._is_recorded or len(batch.tokens) > self._small_rows:
+        if not self._is_recorded or 3 * len(batch.tokens) > self._small_rows:
             return Score.of(*compute(batch))
         key = normalizer, batch.accumulate, batch.dropout is None, self._angles
         return Score.of(*self._recordings.run(self.workspace.place, key, batch, compute))

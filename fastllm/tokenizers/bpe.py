@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from reprlib import repr as brief
 from typing import Self
 
@@ -86,12 +87,30 @@ class BPETokenizer(HuggingFaceTokenizer):
                 for piece in pieces(text):
                     yield from _without_long_runs(piece)
 
-        learner.train_from_iterator(read(), trainer)
+        _interruptible(lambda: learner.train_from_iterator(read(), trainer))
         if not characters:
             raise DataError("texts must hold at least one character; got none; pass more text")
         model = json.loads(learner.to_str())["model"]
         document, settings, ends = house_marks(model, BYTE_LEVEL, BYTE_LEVEL)
         return cls(document, settings, end_ids=ends)
+
+
+def _interruptible(work: Callable[[], object]) -> None:
+    """Call work() in a thread of its own, so that Ctrl-C comes meanwhile: `tokenizers` would keep it waiting."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # what the texts raise, and panics, which are no Exceptions
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if failures:
+        raise failures[0]
 
 
 def _without_long_runs(text: str) -> Iterator[str]:

@@ -212,8 +212,13 @@ class PhaseConfig(_Table):
         for name in ("epochs", "steps", "rows_per_update", "sequence_length", "accumulate", "evaluate_every"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{where}: {name} must be 1 or more; got {value}; raise it")
+            _check(value is None or value < 1 << 40, f"{where}: {name} must be below 2^40; got {value}; lower it")
         for name in ("data", "validation"):
-            _check(getattr(self, name) != "", f"{where}: {name} must name a file; got an empty name; name one")
+            path = getattr(self, name)
+            _check(
+                path is None or (path != "" and "\0" not in path),
+                f"{where}: {name} must name a file; got {path!r}; name one",
+            )
         _check(
             self.schedule in KINDS,
             f"{where}: schedule must be one of {', '.join(KINDS)}; got {self.schedule!r}; choose one of them",

@@ -125,7 +125,7 @@ def draw(
     """A chart for the terminal, as text.
 
     width, height  in characters; None: what the terminal has, at most WIDEST and HIGHEST
-    color          None: if stdout is a terminal and NO_COLOR isn't set
+    color          None: if stdout is a terminal, not a dumb one, and NO_COLOR isn't set
 
     Raises ValueError and DataError as make_chart does.
     """
@@ -134,7 +134,8 @@ def draw(
     chart = make_chart(metrics, what)
     terminal = shutil.get_terminal_size()
     if color is None:
-        color = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        is_off = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        color = sys.stdout is not None and sys.stdout.isatty() and not is_off
 
     plotext.terminal.limit(False, False)  # draw as large as asked, whatever the terminal
     figure = plotext.figure  # there is but one

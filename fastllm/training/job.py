@@ -27,7 +27,7 @@ from ..model import Model
 from ..tokenizers import TOKENIZERS
 from ..tokenizers.base import Tokenizer
 from .config import JobConfig, PhaseConfig
-from .run import Run, check_progress
+from .run import CONFIG, Run, check_progress
 from .source import Reading, Source, resolve
 from .trainer import Step, Trainer, scores
 
@@ -147,7 +147,7 @@ class Job:
             additions = additions_of(model.config, run.config.lora)
             model.set_adapter(read_adapter(model.config, find_checkpoint(run.checkpoint), additions))
         job = cls(run, model, tokenizer, sources)
-        job._note_model()
+        job._note_changes()
         names = [phase.config.name for phase in job.phases]
         progress = load_progress(run.checkpoint)
         job._at, step = check_progress(progress, names)
@@ -238,8 +238,8 @@ class Job:
                 )
             record |= {f"validation_{name}": value for name, value in _figures(score).items()}
         self.run.log(record)
-        reporter.log(record)
         self._sums = Sums()
+        reporter.log(record)
 
     def _save(self, phase: Phase, trainer: Trainer) -> None:
         if not np.isfinite(self.model.trainable.flat).all():
@@ -254,10 +254,15 @@ class Job:
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
         self._place = phase.config.name, trainer.step
 
-    def _note_model(self) -> None:
+    def _note_changes(self) -> None:
         """What has been changed in config.toml and can't be in a model that has begun."""
         if self.config.path is not None:
             return
+        asked = self.config.tokenizer
+        if asked.path is None and self.tokenizer.name != asked.type:
+            self.notes.append(
+                f"the run's tokenizer stays {self.tokenizer.name}, not {asked.type}: [tokenizer] is for a new run"
+            )
         there, given = self.model.config, self.config.model_config(self.model.config.vocab_size)
         names = [field.name for field in dataclasses.fields(there)]
         changed = [name for name in names if getattr(there, name) != getattr(given, name)]
@@ -267,9 +272,14 @@ class Job:
 
     def _check_data(self, before: object, base: object) -> None:
         """Raise DataError where files are not what they were: other batches would follow, which were in no run."""
-        if not isinstance(before, list) or len(before) != len(self._checksums):
+        if not isinstance(before, list):
             raise FormatError(
                 f"{self.run.checkpoint}: its progress must have a checksum for each phase's data; start a new run"
+            )
+        if len(before) != len(self._checksums):
+            raise ConfigError(
+                f"a run must keep its phases; got {len(self._checksums)} in {CONFIG}, where there were {len(before)}; "
+                f"put them back as they were, or begin a new run from this one with --model {self.run.folder}"
             )
         changed = [
             phase.data for phase, checksum, now in zip(self.config.phases, before, self._checksums, strict=True)
@@ -326,6 +336,8 @@ class Job:
             )
         if config.validation is not None:
             validation = sources[config.validation].whole(reading)
+        if validation is None and config.evaluate_every is not None:
+            reading.notes.append(f"evaluate_every does nothing in phase {config.name!r}: it has no validation data")
         phase = Phase(config, seed, dataset, validation)
         if validation is not None and config.evaluate_every is None:
             tokens = validation.token_count

@@ -16,13 +16,19 @@ from .trainer import Step
 LINES = 10  # a phase without a terminal
 
 
+class _Bar(tqdm):
+    """A bar without tqdm's thread, beside which passes would be done as beside a busy one."""
+
+    monitor_interval = 0
+
+
 class Progress:
     """Shows loss, accuracy, tokens/s and the time left. Passed to Job.train."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
         self._is_terminal = is_terminal(self._stream)
-        self._bar: tqdm | None = None
+        self._bar: _Bar | None = None
 
     def begin(self, phase: PhaseConfig, done: int, steps: int) -> None:
         self._phase, self._steps, self._next_line = phase, steps, 0
@@ -32,7 +38,7 @@ class Progress:
             # No bar, which would leave no room for the figures. A terminal that doesn't know its size has 80 columns.
             shape: dict[str, Any] = {"dynamic_ncols": True} if _width() else {"ncols": 80, "nrows": 24}
             layout = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}{bar:0}"  # some cut no line without a bar
-            self._bar = tqdm(
+            self._bar = _Bar(
                 total=steps, initial=done, desc=phase.name, file=self._stream, bar_format=layout, **shape
             )
 

@@ -90,9 +90,16 @@ class Run:
         return self.folder / METRICS
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append a line to metrics.jsonl, whole or not at all."""
+        line = (json.dumps(record) + "\n").encode()
+        with open(self.metrics, "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, f"{self.metrics} could not be written: is the disk full?")
+            except OSError:
+                file.truncate(size)
+                raise
 
     def forget_metrics_after(self, phases: list[str], phase: str, step: int) -> None:
         """Drop lines later than a step of a phase: they were written after the checkpoint it goes on from."""

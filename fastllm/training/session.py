@@ -11,7 +11,7 @@ from .job import Interrupted, Job
 from .progress import Progress
 from .run import PLOT
 
-TOKENS = {"word": "words", "character": "characters", "byte": "bytes", "bpe": "pairs of bytes"}
+TOKENS = {"word": "words", "character": "characters", "byte": "bytes"}  # of a tokenizer by its name; others are BPE
 
 
 def describe(job: Job) -> str:
@@ -19,7 +19,7 @@ def describe(job: Job) -> str:
     model, config = job.model, job.model.config
     heads = f"{config.heads} head{'s' if config.heads > 1 else ''}"
     is_made = job.config.path is None and job.config.tokenizer.path is None
-    kind = f" ({TOKENS[job.config.tokenizer.type]})" if is_made else ""
+    kind = f" ({TOKENS.get(job.tokenizer.name, 'pairs of bytes')})" if is_made else ""
     line = (
         f"model: {config.layers} layers of width {config.width}, {heads}, context {config.context}; "
         f"vocabulary {config.vocab_size}{kind}; {model.parameter_count:,} parameters"

@@ -90,7 +90,7 @@ class Trainer:
         if accumulate < 1 or steps < 1:
             raise ValueError(f"accumulate and steps must be 1 or more; got {accumulate} and {steps}; raise them")
         if not optimizer.is_of(model):
-            raise ValueError("an optimizer must be of what the model trains; got another's; make a new one")
+            raise ValueError("an optimizer must be made for this model as it is now; got another's; make a new one")
         self.model = model
         self.optimizer = optimizer
         self.dataset = dataset
@@ -140,6 +140,12 @@ class Trainer:
                 targets,
                 self._dropout_seed(number),
                 accumulate=number > 0,
+            )
+        if score.targets != targets:
+            raise ValueError(
+                f"a batch must have a target for each token, and starts from 0 to the number of tokens; got "
+                f"{len(batch.tokens)} tokens, {len(batch.targets)} targets and starts {batch.starts[:8].tolist()} for "
+                f"step {self.step + 1}; see PackedBatch"
             )
         norm = gradient_norm(self.model)
         scale = clip_scale(norm, self.max_norm)
@@ -204,6 +210,10 @@ def evaluate(model: Model, dataset: Dataset) -> Score:
 
 def scores(model: Model, dataset: Dataset, every: int = 1) -> Iterator[Score]:
     """Of each batch of a data set in turn, or of every second, third, ..., the loss and the right answers."""
+    if not hasattr(dataset, "in_order"):
+        raise TypeError(
+            f"a data set gives all its batches in order; got {type(dataset).__name__}; make Examples or a TokenStream"
+        )
     for batch in islice(dataset.in_order(), 0, None, every):
         if batch.target_count:
             yield model.score(batch.tokens, batch.targets, batch.starts)
