@@ -4,8 +4,7 @@
     adapter_model.safetensors    base_model.model.<module>.lora_A.weight (R, I) and .lora_B.weight (O, R)
 
 A module is a linear map of the base model by its name in transformers; where that has no name for a model, by ours.
-What it adds counts alpha / R times, or alpha / sqrt(R) with use_rslora. R and alpha of some modules are in
-rank_pattern and alpha_pattern, by regular expressions.
+What it adds counts alpha / R times, or alpha / sqrt(R) with use_rslora. Alphas of some modules are in alpha_pattern.
 
 GPT-2 has query, key and value in one module, c_attn. Of an adapter to that, each of the three gets the whole A and its
 rows of B; where a column of B reaches one of them only, it and its row of A go to that one alone. The other way, the As

@@ -23,19 +23,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import adapters
+from .atomic import real_path
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
 from .formats.bytes_of_file import naming
 from .formats.huggingface import from_huggingface, has_its_own_head, to_huggingface
 from .formats.huggingface_config import config_from_huggingface, model_type
-from .formats.huggingface_export import config_files
+from .formats.huggingface_export import config_files, with_begin
 from .formats.huggingface_folder import (
     CONFIG,
     DTYPES,
     GENERATION,
     TOP_K,
     WEIGHTS,
+    other_generation,
     read_generation,
     stored_array,
 )
@@ -47,7 +49,6 @@ from .formats.model_folder import (
     is_free,
     is_set_aside,
     of_one_moment,
-    real_path,
     replacing_folder,
     restore,
 )
@@ -88,6 +89,11 @@ def save(
     RoPE that turns neighbouring columns (rope_interleaved) is written as Hugging Face has it, rows in another order,
     unless an optimizer is kept: its moments belong to the rows as they are.
     """
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"save takes a folder, a Model and its Tokenizer, in this order; got {type(model).__name__} as the second; "
+            "save(folder, model, tokenizer)"
+        )
     if model.adapter is not None:
         raise ValueError(
             "a checkpoint holds a model without an adapter; got one with; merge_adapter() before, or save_adapter"
@@ -111,7 +117,7 @@ def save_tuned(
     """
     options = GenerationConfig.of(None, model.generation_options).given  # raises for what load would refuse
     if optimizer is not None and not optimizer.is_of(model):
-        raise ValueError("an optimizer must be of what the saved model trains; got another's; save its own, or none")
+        raise ValueError("an optimizer must be made for the model that is saved; got another's; save its own, or none")
     if not isinstance(tokenizer, Tokenizer):
         raise TypeError(f"a checkpoint holds a Tokenizer; got {type(tokenizer).__name__}; pass the one of the model")
     if model._backend.dtype != np.float32:
@@ -214,11 +220,10 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
             "that before"
         )
     model, tokenizer = _open(base, backend)
-    if (folder / TOKENIZER).is_file():
-        tokenizer = load_tokenizer(folder / TOKENIZER)
-        _check_vocabulary(folder, tokenizer, model.config)
-    model.origin = origin
     adapter = adapters.read_adapter(model.config, folder)
+    if (folder / TOKENIZER).is_file():
+        tokenizer = _fitting(folder, load_tokenizer(folder / TOKENIZER), model.config)
+    model.origin = origin
     _check_base(folder, model, name)
     model.set_adapter(adapter)
     return model, tokenizer
@@ -257,7 +262,7 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     model = Model(config, backend=backend)
     with _damage(folder / WEIGHTS):
         model.unfreeze().load(arrays)
-    model.generation_options = own.generation
+    model.generation_options, model.other_generation = own.generation, own.other_generation
     if model.generation_options.get("end_ids") == (tokenizer.end_id,):  # as it is without
         del model.generation_options["end_ids"]
     return model, tokenizer
@@ -277,6 +282,7 @@ class _Own(NamedTuple):
 
     config: ModelConfig
     generation: dict[str, Any]
+    other_generation: dict[str, Any]
     has_their_names: bool
 
 
@@ -307,32 +313,31 @@ def _own(folder: Path) -> _Own | None:
             fields = {**said.to_dict(), **fields}
             generation = {**_said_of_generation(folder, theirs, said, TOP_K if version > 3 else None), **generation}
         GenerationConfig.of(None, generation)
-        return _Own(ModelConfig.from_dict(fields), generation, own is not theirs)
+        config = ModelConfig.from_dict(fields)
+        other = {} if own is theirs else other_generation(folder, config.vocab_size, theirs)
+        return _Own(config, generation, other, own is not theirs)
     except (ConfigError, FormatError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from None
 
 
 def _said_of_generation(
-    folder: Path, theirs: Mapping[str, Any], config: ModelConfig, top_k: int | None = TOP_K
+    folder: Path, theirs: Mapping[str, Any], config: ModelConfig, top_k: int | None = TOP_K, warns: bool = True
 ) -> dict[str, Any]:
-    facts = read_generation(folder, config.vocab_size, theirs, top_k)
-    return {name: value for name, value in facts.items() if name != "begin_id" and value != ()}
+    facts = read_generation(folder, config.vocab_size, theirs, top_k, warns)
+    return {name: value for name, value in facts.items() if value != ()}
 
 
 def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
     """A model of another project."""
     opened = open_model(path)
-    tokenizer = _foreign_tokenizer(opened)
-    if tokenizer.vocab_size > opened.config.vocab_size and isinstance(tokenizer, HuggingFaceTokenizer):
-        tokenizer = _limited(path, tokenizer, opened.config.vocab_size)
-    _check_vocabulary(path, tokenizer, opened.config)
+    tokenizer = _fitting(path, _foreign_tokenizer(opened), opened.config)
     model = Model(opened.config, backend=backend, weights=opened.weights)
-    options = {name: value for name, value in opened.generation.items() if name != "begin_id"}
+    options = dict(opened.generation)
     if opened.source == "gguf":  # which names one or two of them; readers know the others by their names
         options["end_ids"] = tuple(dict.fromkeys([*options["end_ids"], *sorted(tokenizer.end_ids)]))
     if not options.get("end_ids"):
         options.pop("end_ids", None)
-    model.generation_options = options
+    model.generation_options, model.other_generation = options, opened.other_generation
     return model, tokenizer
 
 
@@ -349,6 +354,14 @@ def _foreign_tokenizer(opened: OpenedModel) -> Tokenizer:
         f"a checkpoint of llama2.c must have its tokenizer beside it; got no {' or '.join(names)} in "
         f"{opened.path.parent}; copy it there"
     )
+
+
+def _fitting(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
+    """The tokenizer, without added tokens that the model has no rows for. Raises FormatError where others are left."""
+    if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, HuggingFaceTokenizer):
+        tokenizer = _limited(path, tokenizer, config.vocab_size)
+    _check_vocabulary(path, tokenizer, config)
+    return tokenizer
 
 
 def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingFaceTokenizer:
@@ -437,15 +450,16 @@ def _write_model(
         _write_json(folder / CONFIG, own)
         return
     _write_arrays(folder / WEIGHTS, to_huggingface(config, parameters))
-    ends = {"end_ids": (tokenizer.end_id,), "begin_id": tokenizer.bos_id}
+    ends = {"end_ids": (tokenizer.end_id,)}
+    other = with_begin(model.other_generation, tokenizer.bos_id)
     # Stop strings in theirs would have transformers ask for the tokenizer each time: they are said in our words.
     said_there = {name: value for name, value in options.items() if name != "stop"}
-    theirs, generation = config_files(config, "float32", {**ends, **said_there})
+    theirs, generation = config_files(config, "float32", {**ends, **said_there}, other)
     _write_json(folder / GENERATION, generation)
     said = config_from_huggingface(theirs)
     own = {
         "version": VERSION,
-        "generation": _beyond(options, _said_of_generation(folder, theirs, said)),
+        "generation": _beyond(options, _said_of_generation(folder, theirs, said, warns=False)),
         "model": _beyond(dataclasses.replace(config, rope_interleaved=False).to_dict(), said.to_dict()),
     }
     _write_json(folder / CONFIG, {**theirs, FORMAT: own})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .adapters import is_adapter
-from .atomic import make_parent
+from .atomic import make_parent, real_path
 from .checkpoint import load
 from .config import ModelConfig
 from .dialogue import end_ids
@@ -25,8 +25,9 @@ from .errors import ConfigError, FormatError
 from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
 from .formats.gguf import OPTIONS
+from .formats.huggingface_export import with_begin
 from .formats.huggingface_folder import CONFIG
-from .formats.model_folder import is_of_a_model, one_at_a_time, real_path, restore
+from .formats.model_folder import is_of_a_model, one_at_a_time, restore
 from .formats.opened import Weights
 from .formats.rows import Progress
 from .model import Model
@@ -56,7 +57,7 @@ class Source:
     kinds       of the matrices; where an adapter was merged into them, those from before
     nbytes      of all weights, likewise
     tokenizer   None: the model is written without
-    generation  as Model.generation_options
+    generation, other_generation  as Model.generation_options and Model.other_generation
     """
 
     config: ModelConfig
@@ -66,6 +67,7 @@ class Source:
     is_merged: bool
     tokenizer: Tokenizer | None
     generation: dict[str, Any]
+    other_generation: dict[str, Any]
 
 
 def source_of(model: Model, tokenizer: Tokenizer | None) -> Source:
@@ -75,7 +77,8 @@ def source_of(model: Model, tokenizer: Tokenizer | None) -> Source:
     if is_merged:
         model.merge_adapter()
         weights = _weights(model)
-    return Source(model.config, weights, kinds, nbytes, is_merged, tokenizer, dict(model.generation_options))
+    return Source(model.config, weights, kinds, nbytes, is_merged, tokenizer, dict(model.generation_options),
+                  dict(model.other_generation))  # fmt: skip
 
 
 def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
@@ -88,9 +91,9 @@ def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
     if not tokenizer and not is_adapter(Path(path)):
         with contextlib.suppress(FormatError, OSError):  # load says what is wrong, if it can't either
             opened = open_model(path)
-            generation = {name: value for name, value in opened.generation.items() if name != "begin_id"}
             weights = opened.weights
-            return Source(opened.config, weights, _kinds(weights), _nbytes(weights), False, None, generation)
+            return Source(opened.config, weights, _kinds(weights), _nbytes(weights), False, None, opened.generation,
+                          opened.other_generation)  # fmt: skip
     model, its_tokenizer = load(path, backend="numpy")  # nothing is computed, so nothing is compiled
     return source_of(model, its_tokenizer if tokenizer else None)
 
@@ -175,10 +178,14 @@ def write(
             write_gguf(path, source.config, source.weights, kind, tokens, metadata=metadata, progress=progress)
         else:
             assert kind is not None
-            files = {} if source.tokenizer is None else _tokenizer_files(source.tokenizer)
+            files, begin_id = {}, None
+            if source.tokenizer is not None:
+                files, begin_id = _tokenizer_files(source.tokenizer), source.tokenizer.bos_id
             write_huggingface(
                 path, source.config, source.weights, dtype=FOLDER_TYPES[kind],
-                generation=_generation(source), files=files, replace=force, progress=progress,
+                generation={**source.generation, "end_ids": _ends(source)},
+                other_generation=with_begin(source.other_generation, begin_id), files=files, replace=force,
+                progress=progress,
             )  # fmt: skip
     except OSError as error:
         if isinstance(error, FileExistsError) or error.errno is None:  # said in full
@@ -253,11 +260,6 @@ def _ends(source: Source) -> list[int]:
     return [tokenizer.end_id, *(token for token in ends if token != tokenizer.end_id)]
 
 
-def _generation(source: Source) -> dict[str, Any]:
-    begin_id = None if source.tokenizer is None else source.tokenizer.bos_id
-    return {**source.generation, "end_ids": _ends(source), "begin_id": begin_id}
-
-
 def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """tokenizer.json and what stands beside it. Raises FormatError for a tokenizer that can't be said in it."""
     try:
@@ -305,6 +307,9 @@ def _gguf_tokenizer(source: Source) -> dict[str, Any]:
     others = [i for i in _ends(source) if i in tokenizer.control_ids - known]
     for key, token_id in zip(("eot", "eom"), others, strict=False):
         metadata[f"{prefix}{key}_token_id"] = token_id
+    for key, name in (("bos", "bos_token_id"), ("padding", "pad_token_id")):  # llama.cpp has others in their place
+        if name in source.other_generation:
+            metadata.setdefault(f"{prefix}{key}_token_id", source.other_generation[name])
     return metadata
 
 

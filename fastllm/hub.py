@@ -10,6 +10,8 @@ from .errors import FastllmError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*\.gguf)?")
 # What a model needs, and nothing that runs code.
 FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
+# The weights once more: in Mistral's own layout, and of training's stations.
+SUPERFLUOUS = ["consolidated*", "*/*.safetensors", "*/*.json"]
 
 
 def is_hub_name(name: str) -> bool:
@@ -33,7 +35,7 @@ def download(name: str) -> Path:
     try:
         if file:
             return Path(huggingface_hub.hf_hub_download(f"{org}/{model}", file[0]))
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, ignore_patterns=SUPERFLUOUS))
     except Exception as error:  # its own, those of what it talks with, and of what came in place of an answer
         reason = " ".join(str(error).split())[:300]
         raise FastllmError(

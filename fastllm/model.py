@@ -68,6 +68,7 @@ class Model(Shareable):
     cache_dtype         what caches made from then on keep keys and values in: float32 (float64 in a model of that), or
                         float16, which takes half the memory, sooner read where texts are long, and rounds to 11 bits
     generation_options  how the files that it comes from would have it generate: GenerationConfig's fields
+    other_generation    what else these say, in the words of transformers' generation_config.json: it is handed on
     origin              where fastllm.load opened it: an absolute path, or a name on a hub; None for a new one. With an
                         adapter, where the model without it is
     """
@@ -105,6 +106,7 @@ class Model(Shareable):
         assert config.head_size is not None
         self.config = config
         self.generation_options: dict[str, Any] = {}
+        self.other_generation: dict[str, Any] = {}
         self.origin: str | None = None
         self._backend = Backend(backend, config.head_size, config.width, dtype)
         self._make_lock(is_common=not self._backend.calls_may_overlap)
@@ -113,7 +115,7 @@ class Model(Shareable):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: all but layers, activations and gradients."""
-        names = ("config", "generation_options", "origin", "parameters", "adapter")
+        names = ("config", "generation_options", "other_generation", "origin", "parameters", "adapter")
         own = {"backend": self.backend, "dtype": self._backend.dtype, "cache_dtype": self._cache_dtype}
         return {name: getattr(self, name) for name in names} | own
 
@@ -125,7 +127,8 @@ class Model(Shareable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._prepare(state["config"], state["backend"], state["dtype"])
-        self.generation_options, self.origin = state["generation_options"], state["origin"]
+        self.generation_options, self.other_generation = state["generation_options"], state["other_generation"]
+        self.origin = state["origin"]
         self._cache_dtype = state["cache_dtype"]
         self._build(state["parameters"], adapter=state["adapter"])
 
@@ -277,6 +280,13 @@ class Model(Shareable):
                 weight += adapter.change(name, room[: weight.size].reshape(weight.shape))
             self.origin = None
 
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"<Model: {c.layers} layers of width {c.width}, {c.heads} heads, context {c.context}, vocabulary "
+            f"{c.vocab_size:,}; {self.parameter_count:,} parameters>"
+        )
+
     @property
     def parameter_count(self) -> int:
         """How many numbers the parameters are, those of an adapter not among them."""
@@ -364,7 +374,10 @@ class Model(Shareable):
         return self.score(tokens, targets, starts).loss
 
     def loss_and_gradients(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> float:
-        """The loss; its gradients are added to `gradients` (see zero_gradients)."""
+        """The loss; its gradients are added to `gradients` (see zero_gradients).
+
+        Without dropout: score_and_gradients takes a seed for that.
+        """
         return self.score_and_gradients(tokens, targets, starts).loss
 
     @in_turn

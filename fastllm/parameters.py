@@ -117,6 +117,9 @@ class FlatParameters(Mapping[str, np.ndarray]):
             self._offsets[name] = offset
             offset = stop
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self)} arrays, {self.flat.size:,} numbers>"
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the buffer, and of the views their shapes."""
         return {**self.__dict__, "_views": {name: view.shape for name, view in self._views.items()}}
@@ -205,6 +208,9 @@ class FileParameters(Mapping[str, np.ndarray]):
             name: array if isinstance(array, Packed) else np.ascontiguousarray(array, np.float32)
             for name, array in ((name, arrays[name]) for name in shapes)
         }
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self)} arrays, read-only>"
 
     def packed(self, name: str) -> Packed:
         """A matrix as it is in the file."""

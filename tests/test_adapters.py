@@ -61,7 +61,7 @@ THEIRS = {
     "mistral": {
         "target_modules": r".*\.(q_proj|k_proj|down_proj)$",
         "rank_pattern": {r"layers\.1\.self_attn\.k_proj": 2, "down_proj": 5},
-        "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 7, "k_proj": 1.5},
+        "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 7, r"self_attn\.k_proj": 1.5},
     },
     "qwen3": {"target_modules": ["k_proj", "self_attn.q_proj", "up_proj"], "layers_to_transform": [1]},
     "qwen2": {"target_modules": ["o_proj", "gate_proj"], "layers_to_transform": 0, "layers_pattern": "layers",

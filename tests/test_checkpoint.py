@@ -494,6 +494,6 @@ def test_what_load_would_refuse_is_not_saved(tiny_model, tokenizer, tmp_path):
     tiny_model.add_lora(rank=2)
     optimizer = fastllm.AdamW(tiny_model)
     tiny_model.merge_adapter()
-    with pytest.raises(ValueError, match="must be of what the saved model trains"):
+    with pytest.raises(ValueError, match="must be made for the model that is saved"):
         fastllm.save(tmp_path / "other", tiny_model, tokenizer, optimizer)
     assert not (tmp_path / "other").exists()

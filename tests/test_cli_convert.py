@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -105,6 +106,8 @@ def test_gguf_has_no_words_for_our_tokenizers(kind, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["ours"]
     assert convert(tmp_path / "ours", tmp_path / "model.gguf", "--no-tokenizer") == 0
     assert "without a tokenizer" in capsys.readouterr().out
+    with pytest.raises(fastllm.FormatError, match="must hold a tokenizer; got a model without"):
+        fastllm.load(tmp_path / "model.gguf")
     opened = open_model(tmp_path / "model.gguf")
     again = fastllm.Model(opened.config, backend="numpy", weights=opened.weights)
     ids = tokenizer.encode(TEXT)[:CONTEXT]
@@ -162,13 +165,43 @@ def test_what_an_adapter_is_merged_into_is_quantised_no_more(kind, stored, tmp_p
 def test_a_model_without_a_name_there(tmp_path, capsys):
     own(tmp_path / "ours", name="other", norm_position="post")
     assert convert(tmp_path / "ours", tmp_path / "theirs") == 1
-    assert "Hugging Face must have a name for the model" in capsys.readouterr().err
+    assert "of an architecture known there" in capsys.readouterr().err
     assert convert(tmp_path / "ours", tmp_path / "model.gguf", "--no-tokenizer") == 1
-    assert "llama.cpp must have an architecture" in capsys.readouterr().err
+    assert "that llama.cpp has an architecture for" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["ours"]
 
 
 # Hugging Face's and GGUF
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_what_fastllm_does_not_do_is_handed_on(name, tmp_path):
+    """Options of generating, from folder to folder, and through a checkpoint; ids of tokens through GGUF, too."""
+    theirs(tmp_path / "theirs", name)
+    path = tmp_path / "theirs" / "generation_config.json"
+    more = {"no_repeat_ngram_size": 3, "bos_token_id": 4, "pad_token_id": 6, "suppress_tokens": [7, 8]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    settings = tmp_path / "theirs" / "tokenizer_config.json"
+    fields = json.loads(settings.read_text())
+    fields.pop("bos_token", None)
+    settings.write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match="no_repeat_ngram_size, suppress_tokens: fastllm generates without"):
+        model, tokenizer = fastllm.load(tmp_path / "theirs", backend="numpy")
+    assert tokenizer.bos_id is None
+    fastllm.save(tmp_path / "checkpoint", model, tokenizer)
+    for source, target, options in (
+        ("theirs", "copy", ()), ("theirs", "bare", ("--no-tokenizer",)), ("checkpoint", "after", ()),
+        ("theirs", "model.gguf", ()), ("model.gguf", "back", ()),
+    ):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert convert(tmp_path / source, tmp_path / target, *options) == 0
+        if target == "model.gguf":
+            continue
+        said = json.loads((tmp_path / target / "generation_config.json").read_text())
+        kept = {"bos_token_id": 4, "pad_token_id": 6} if target == "back" else more
+        assert {key: said.get(key) for key in more} == {key: kept.get(key) for key in more}, target
+        assert said["top_p"] == 0.9
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama3-rope", "qwen2-tied", "qwen3"])

@@ -118,7 +118,7 @@ def test_generation(path):
     }
     path.write_bytes(model_file({**LLAMA, **fields}))
     assert open_model(path).generation == {
-        "end_ids": (2, 4), "begin_id": 1, "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.5
+        "end_ids": (2, 4), "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.5
     }  # fmt: skip
 
 

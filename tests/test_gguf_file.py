@@ -48,7 +48,7 @@ def test_a_file_by_hand_is_a_model(path, version, alignment):
     expected |= {"attention_bias": False, "attention_output_bias": False, "feed_forward_bias": False}
     assert {field: getattr(opened.config, field) for field in expected} == expected
     assert (opened.source, opened.path) == ("gguf", path)
-    assert opened.generation == {"end_ids": (2,), "begin_id": 1}
+    assert opened.generation == {"end_ids": (2,)}
     assert opened.metadata == {"general.architecture": "llama", "general.alignment": alignment}
     assert opened.tokenizer_metadata["tokenizer.ggml.tokens"][3] == "▁a"
     assert opened.tokenizer_metadata["tokenizer.ggml.scores"].tolist() == [0, 0, 0, -1, -2]
@@ -94,7 +94,7 @@ ENTRY = entry("general.alignment", "u32", 32)
         (gguf_file([string("a") + struct.pack("<IIQ", 9, 6, 2**61)]), f"go on for {2**63} bytes"),
         (gguf_file([string("a") + struct.pack("<IIQ", 9, 8, 2**61)]), f"at most {MAX_ITEMS} items"),
         (gguf_file([string("a") + struct.pack("<IIQ", 9, 9, 2**61)]), f"at most {MAX_ITEMS} items"),
-        (gguf_file([string("a") + struct.pack("<IIQ", 9, 8, 2**20)]), "an array must hold strings"),
+        (gguf_file([string("a") + struct.pack("<IIQ", 9, 8, 2**20)]), "an array of strings must lie within the file"),
         (gguf_file([string("a") + struct.pack("<IIQQ", 9, 8, 1, 2**64 - 1)]), "a string must lie within the file"),
         (gguf_file([string("a") + struct.pack("<IIQ", 9, 8, 1) + string(b"\xc3")]), "strings of UTF-8"),
         (gguf_file([entry("a", "array", TOO_DEEP)]), f"at most {MAX_DEPTH} deep"),

@@ -17,7 +17,8 @@ def asked(monkeypatch, tmp_path, tiny_model, tokenizer):
     calls = []
     fastllm.save(tmp_path / "kept", tiny_model, tokenizer)
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, allow_patterns, ignore_patterns):
+        assert not {"model.safetensors", "config.json", "tokenizer.json"} & {*ignore_patterns}
         calls.append((name, tuple(allow_patterns)))
         if name != "org/model":
             raise package.errors.LocalEntryNotFoundError("no connection,\nand nothing kept")

@@ -252,7 +252,7 @@ def test_without_the_package_one_error_says_what_to_install():
         "except fastllm.FastllmError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("the tokenizer of this model needs the package tokenizers; got ")
+    assert done.stdout.startswith("a tokenizer.json, to be opened or written, needs the package tokenizers; got ")
     assert done.stdout.endswith('; pip install "fastllm-numba[hf]"\n')
 
 

@@ -103,6 +103,8 @@ def test_end_ids_of_generation_config_are_kept(tmp_path):
         ({"tokenizer_config.json": {}, "chat_template.json": {"chat_template": "C"}}, "C"),
         ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.json": {"chat_template": "C"}}, "A"),
         ({"additional_chat_templates/default.jinja": "A", "additional_chat_templates/tool.jinja": "B"}, "A"),
+        ({"chat_template.jinja": "C", "additional_chat_templates/default.jinja": "A",
+          "additional_chat_templates/tool.jinja": "B"}, "C"),
         ({"tokenizer_config.json": {}}, None),
         ({}, None),
     ],
@@ -115,6 +117,10 @@ def test_where_a_chat_template_stands(files, template, tmp_path):
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.chat_template == template
     assert tokenizer.end_token == "<|endoftext|>"  # nothing names another: known by its name
+    (tmp_path / "again").mkdir()
+    tokenizer.save_into(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
+    assert (again.chat_template, again.template_names) == (template, tokenizer.template_names)
 
 
 def test_several_chat_templates_are_kept(tmp_path):

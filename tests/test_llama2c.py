@@ -123,7 +123,7 @@ def test_open_model_opens_it(path, version):
     opened = open_model(path)
     config, parameters = read_llama2c(path)
     assert (opened.source, opened.path, opened.config) == ("llama2c", path, config)
-    assert opened.generation == {"end_ids": (1, 2), "begin_id": 1}
+    assert opened.generation == {"end_ids": (1, 2)}
     for name, array in parameters.items():
         weight = opened.weights[name]
         assert isinstance(weight, Packed) == (array.ndim == 2)

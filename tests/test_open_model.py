@@ -193,10 +193,10 @@ def test_a_header_of_odd_length(tmp_path):
     ("fields", "generation", "expected"),
     [
         ({}, None, {"end_ids": ()}),
-        ({"eos_token_id": 2, "bos_token_id": 1}, None, {"end_ids": (2,), "begin_id": 1}),
+        ({"eos_token_id": 2, "bos_token_id": 1}, None, {"end_ids": (2,)}),
         ({"eos_token_id": 2, "temperature": 0.3}, None, {"end_ids": (2,)}),  # old config.json hold all of transformers'
         ({"eos_token_id": 2}, {"eos_token_id": [3, 4, 3]}, {"end_ids": (3, 4)}),
-        ({"eos_token_id": 2, "bos_token_id": 1}, {"top_p": 0.6}, {"end_ids": (2,), "begin_id": 1, "top_p": 0.6}),
+        ({"eos_token_id": 2, "bos_token_id": 1}, {"top_p": 0.6}, {"end_ids": (2,), "top_p": 0.6}),
         # transformers samples where do_sample says so, at 1.0 if nothing else is said, and else never does.
         ({}, {"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "temperature": 0.0, "top_p": 0.9}),
         ({}, {"temperature": 0.6, "top_p": 0.9}, {"end_ids": (), "top_p": 0.9}),
@@ -257,7 +257,7 @@ def test_generation_there_and_back(tmp_path):
     config = config_from_huggingface(LLAMA)
     for number, facts in enumerate(
         [
-            {"end_ids": (2, 5), "begin_id": 1, "temperature": 0.6, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1},
+            {"end_ids": (2, 5), "temperature": 0.6, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1},
             {"end_ids": (2,), "temperature": 0.0},
             {"end_ids": (), "min_p": 0.1, "typical_p": 0.9, "max_tokens": 9, "stop": ("x", "y")},
             {"end_ids": (), "temperature": 0.7},

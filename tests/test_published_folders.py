@@ -79,3 +79,24 @@ def test_a_vocabulary_of_another_model_is_refused(folder):
     make_folder(folder, {**LLAMA, "vocab_size": other.vocab_size - 1})
     with pytest.raises(fastllm.FormatError, match="must have one vocabulary"):
         fastllm.load(folder, backend="numpy")
+
+
+def test_an_adapter_saved_with_a_tokenizer_of_one_token_more(folder, tmp_path_factory):
+    """As where a padding token was added and the base has not been resized."""
+    model, tokenizer = fastllm.load(folder, backend="numpy")
+    model.add_lora(rank=2)
+    adapter = tmp_path_factory.mktemp("adapter")
+    fastllm.save_adapter(adapter, model)
+    tokenizer.save_into(adapter)
+    entries = json.loads((adapter / "tokenizer.json").read_text())["added_tokens"]
+    change(adapter / "tokenizer.json", added_tokens=[*entries, {"id": tokenizer.vocab_size, **PAD}])
+    with pytest.warns(UserWarning, match="tokens that the model has no rows for are left out: <pad>"):
+        _, its_tokenizer = fastllm.load(adapter, backend="numpy")
+    assert its_tokenizer.tokens == tokenizer.tokens
+
+
+def test_a_tokenizer_in_sentencepieces_file_alone(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\n")
+    with pytest.raises(fastllm.FormatError, match=r"must hold tokenizer\.json; got tokenizer\.model alone; have"):
+        fastllm.load(tmp_path)

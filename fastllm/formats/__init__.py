@@ -54,5 +54,6 @@ def open_model(path: str | os.PathLike[str]) -> OpenedModel:
         weights={name: packed(array) if array.ndim == 2 else array for name, array in parameters.items()},
         source="llama2c",
         path=path,
-        generation=generation_facts(path, config.vocab_size, [1, 2], 1, {}),  # <s> and </s>, as run.c has them
+        generation=generation_facts(path, config.vocab_size, [1, 2], {}),  # <s> and </s>, as run.c has them
+        other_generation={"bos_token_id": 1},
     )

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from fastllm.config import ModelConfig
 from fastllm.errors import ConfigError, FormatError
 from fastllm.formats.bytes_of_file import naming
-from fastllm.formats.gguf_file import GgufFile, StoredTensor, read_gguf_file
+from fastllm.formats.gguf_file import GgufFile, GgufTensor, read_gguf_file
 from fastllm.formats.modules import Module, check, check_layers, layout_of
-from fastllm.formats.opened import OpenedModel, Weights, generation_facts
+from fastllm.formats.opened import OpenedModel, Weights, generation_facts, is_token
 from fastllm.packed import Packed
 from fastllm.parameters import POSITIONS
 from fastllm.quantize import dequantize
@@ -114,6 +114,7 @@ def open_gguf(path: Path) -> OpenedModel:
             source="gguf",
             path=path,
             generation=_generation(path, file.metadata, config),
+            other_generation=_other_generation(file.metadata, config),
             metadata={key: value for key, value in file.metadata.items() if key.startswith("general.")},
             tokenizer_metadata={key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")},
         )
@@ -125,6 +126,13 @@ def single(metadata: Json, key: str) -> Any:
     if isinstance(value, (list, np.ndarray)):
         raise FormatError(f"{key} must be a single value; got {brief(value)}; use another file")
     return value
+
+
+def as_was_meant(value: float) -> float:
+    """Of what is float32, the shortest decimal that rounds to it: 1e-05."""
+    if abs(value) > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
+        return value
+    return float(str(np.float32(value)))
 
 
 class _Fields:
@@ -149,14 +157,12 @@ class _Fields:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number > 0. What is float32 becomes the shortest decimal that rounds to it: 1e-05, as was meant."""
+        """A finite number > 0."""
         value = self.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self._error(key, "a finite number > 0", value)
-        if value > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
-            return float(value)
-        return float(str(np.float32(value)))
+        return as_was_meant(float(value))
 
     def _error(self, key: str, rule: str, value: Any) -> FormatError:
         return FormatError(
@@ -221,7 +227,7 @@ def _config(file: GgufFile) -> ModelConfig:
         raise FormatError(f"the metadata describe no model that fastllm can make: {error}") from None
 
 
-def _rope_scaling(fields: _Fields, config: ModelConfig, stored: StoredTensor | None) -> dict[str, Any] | None:
+def _rope_scaling(fields: _Fields, config: ModelConfig, stored: GgufTensor | None) -> dict[str, Any] | None:
     assert config.head_size is not None
     if (attention := fields.get("rope.scaling.attn_factor")) not in (None, 0, 1):
         raise FormatError(f"rope.scaling.attn_factor must be 1; got {brief(attention)}; use a model without it")
@@ -279,7 +285,7 @@ def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[s
     return scaling if np.allclose(factors, made, rtol=FACTOR_TOLERANCE, atol=0) else None
 
 
-def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, StoredTensor]) -> Weights:
+def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, GgufTensor]) -> Weights:
     given = {name: tensor for name, tensor in tensors.items() if name != ROPE_FACTORS or config.positions != "rope"}
     check_layers(config, given)
     layout = layout_of(modules, config)
@@ -300,6 +306,12 @@ def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[
 
 def _generation(path: Path, metadata: Json, config: ModelConfig) -> dict[str, Any]:
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    begin_id = metadata.get("tokenizer.ggml.bos_token_id")
     options = {ours: metadata.get(f"general.sampling.{theirs}") for ours, theirs in OPTIONS.items()}
-    return generation_facts(path, config.vocab_size, ids, begin_id, options)
+    options = {ours: as_was_meant(value) if isinstance(value, float) else value for ours, value in options.items()}
+    return generation_facts(path, config.vocab_size, ids, options)
+
+
+def _other_generation(metadata: Json, config: ModelConfig) -> dict[str, Any]:
+    keys = {"bos_token_id": "bos", "pad_token_id": "padding"}
+    given = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: i for name, i in given.items() if is_token(i, config.vocab_size)}

@@ -131,8 +131,8 @@ def _architecture(config: ModelConfig) -> str:
     wrong = [f"{field}={value}" for field, value in needed.items() if getattr(config, field) != value]
     if wrong:
         raise FormatError(
-            f"llama.cpp must have an architecture for the model; got one of another kind: {name}, the nearest, has "
-            f"{', '.join(wrong)}; keep it in fastllm's own format"
+            f"a GGUF file holds a model that llama.cpp has an architecture for; got another: the nearest, {name}, has "
+            f"{', '.join(wrong)}; keep the model in fastllm's own format"
         )
     return name
 

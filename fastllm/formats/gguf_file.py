@@ -56,7 +56,7 @@ MAX_ITEMS = 1 << 22  # strings and arrays in the arrays of a file
 MAX_DEPTH = 4  # of arrays in arrays
 
 
-class StoredTensor(NamedTuple):
+class GgufTensor(NamedTuple):
     """A tensor as a file has it. shape is NumPy's: the innermost dimension last. data: uint8, a read-only view."""
 
     kind: Kind
@@ -72,7 +72,7 @@ class GgufFile(NamedTuple):
     """
 
     metadata: dict[str, Any]
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, GgufTensor]
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
@@ -126,7 +126,7 @@ class _Reader:
             metadata[key] = self._value(self._integer("<I"), depth=0)
         return GgufFile(metadata, self._tensors(tensors, metadata.get("general.alignment", ALIGNMENT)))
 
-    def _tensors(self, count: int, alignment: Any) -> dict[str, StoredTensor]:
+    def _tensors(self, count: int, alignment: Any) -> dict[str, GgufTensor]:
         if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise FormatError(
                 f"general.alignment must be a power of 2 from 8; got {brief(alignment)}; download it again"
@@ -138,7 +138,7 @@ class _Reader:
                 raise FormatError(f"a tensor must come once; got {brief(name)} twice; download it again")
             infos[name] = self._info(name)
         body = self._data[min(len(self._data), -(-self.at // alignment) * alignment) :]
-        tensors: dict[str, StoredTensor] = {}
+        tensors: dict[str, GgufTensor] = {}
         for name, (kind, shape, offset) in infos.items():
             size = math.prod(shape[:-1]) * kind.row_bytes(shape[-1])
             if offset % alignment or offset + size > len(body):
@@ -146,7 +146,7 @@ class _Reader:
                     f"tensor {brief(name)} must lie within the file, at a multiple of {alignment}; got bytes {offset} "
                     f"to {offset + size} of {len(body)}; download it again"
                 )
-            tensors[name] = StoredTensor(kind, shape, body[offset : offset + size])
+            tensors[name] = GgufTensor(kind, shape, body[offset : offset + size])
         end = 0
         for name in sorted(tensors, key=lambda name: infos[name][2]):
             offset = infos[name][2]
@@ -222,7 +222,9 @@ class _Reader:
             else:
                 self.at = at
                 return strings
-        except (struct.error, UnicodeDecodeError) as error:
+        except struct.error:
+            raise FormatError("an array of strings must lie within the file; got its end; download it again") from None
+        except UnicodeDecodeError as error:
             raise FormatError(f"an array must hold strings of UTF-8; got {error}; download it again") from None
         raise FormatError(f"a string must lie within the file; got {at - begin} bytes; download it again")
 

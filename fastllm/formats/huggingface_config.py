@@ -105,8 +105,8 @@ def model_type(config: ModelConfig) -> str:
             return name
         differences.append(f"{name} has {', '.join(wrong)}")
     raise FormatError(
-        f"Hugging Face must have a name for the model; got one of another kind: {'; '.join(differences)}; "
-        "keep it in fastllm's own format"
+        f"a Hugging Face folder holds a model of an architecture known there; got another: {'; '.join(differences)}; "
+        "keep the model in fastllm's own format"
     )
 
 

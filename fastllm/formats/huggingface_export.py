@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastllm.atomic import real_path
 from fastllm.config import ModelConfig
 from fastllm.errors import FormatError
 from fastllm.formats.huggingface import MODULES
 from fastllm.formats.huggingface_config import config_to_huggingface, model_type
 from fastllm.formats.huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
-from fastllm.formats.model_folder import holds_config, is_free, real_path, replacing_folder
+from fastllm.formats.model_folder import holds_config, is_free, replacing_folder
 from fastllm.formats.modules import Tensor, check, layout_of
 from fastllm.formats.rows import Progress, pieces, row_order
 from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
@@ -35,6 +36,7 @@ def write_huggingface(
     *,
     dtype: str = "float32",
     generation: Mapping[str, Any] | None = None,
+    other_generation: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
     replace: bool = False,
     progress: Progress | None = None,
@@ -43,7 +45,7 @@ def write_huggingface(
 
     weights     our names -> array or Packed, as Model.parameters or OpenedModel.weights has them
     dtype       of the file: "float32", "float16" or "bfloat16"
-    generation  as OpenedModel.generation
+    generation, other_generation  as OpenedModel has them
     files       others to stand in the folder, such as tokenizer.json: name -> content
     replace     take the place of a model that stands there; files of others in its folder come along
     progress    called with the bytes of tensors written so far, and those there are in all
@@ -62,7 +64,7 @@ def write_huggingface(
         what = "a new or an empty folder, or a model's" if replace else "a new or an empty folder"
         found = "one with other files in it" if target.is_dir() else "a file"
         raise FileExistsError(f"{folder} must be {what}; got {found}; choose another")
-    fields, facts = config_files(config, dtype, generation or {})
+    fields, facts = config_files(config, dtype, generation or {}, other_generation or {})
     contents = {CONFIG: _json(fields), GENERATION: _json(facts)}
     for name in files or {}:
         if name in (*contents, WEIGHTS) or Path(name).name != name:
@@ -108,11 +110,13 @@ def _json(value: object) -> bytes:
 
 
 def config_files(
-    config: ModelConfig, dtype: str, generation: Mapping[str, Any]
+    config: ModelConfig, dtype: str, generation: Mapping[str, Any], other: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What config.json and generation_config.json hold; generation as OpenedModel has it."""
+    """What config.json and generation_config.json hold; generation and other as OpenedModel has them."""
     ends = [int(token) for token in generation.get("end_ids", ())]
-    ids = {"bos_token_id": generation.get("begin_id"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    ids = {"bos_token_id": other.get("bos_token_id"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    if "pad_token_id" in other:
+        ids["pad_token_id"] = other["pad_token_id"]
     options = {theirs: generation[ours] for ours, theirs in OPTIONS.items() if ours in generation}
     if options.get("temperature") == 0:
         del options["temperature"]
@@ -120,4 +124,9 @@ def config_files(
     elif "temperature" in options:  # without one, the most probable token is taken, there as here
         options["do_sample"] = True
         options["top_k"] = options.get("top_k") or 0  # from all tokens; without it they would take TOP_K
-    return {**config_to_huggingface(config, dtype=dtype), **ids}, {**ids, **options}
+    return {**config_to_huggingface(config, dtype=dtype), **ids}, {**other, **ids, **options}
+
+
+def with_begin(other: Mapping[str, Any], begin_id: int | None) -> dict[str, Any]:
+    """OpenedModel.other_generation, with the token that a tokenizer says begins a text, if it does."""
+    return {**other} if begin_id is None else {**other, "bos_token_id": begin_id}

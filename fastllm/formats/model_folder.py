@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from fastllm.atomic import flush, make_parent, work_path
+from fastllm.atomic import flush, make_parent, real_path, work_path
 from fastllm.formats import peft
 from fastllm.formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
 
@@ -55,11 +55,6 @@ def is_of_a_model(path: Path) -> bool:
 def holds_config(folder: Path) -> bool:
     """Whether a model's config is there, with its weights or without."""
     return (folder / CONFIG).is_file()
-
-
-def real_path(path: str | os.PathLike[str]) -> Path:
-    """Where a path leads to, whose links are followed."""
-    return Path(os.path.realpath(path))
 
 
 def is_free(target: Path, replaces: Callable[[Path], bool]) -> bool:

@@ -29,10 +29,12 @@ class OpenedModel:
     source              "huggingface", "gguf" or "llama2c"
     path                its folder or file
     generation          what its files say about generating text, as far as they do: "end_ids", the tokens that end
-                        a text, is always there, perhaps empty; "begin_id", and of GenerationConfig's fields
+                        a text, is always there, perhaps empty; and of GenerationConfig's fields
                         "temperature" (0: the most probable token), "top_k", "top_p", "min_p", "typical_p",
                         "repetition_penalty", "max_tokens", "stop", and for those who ask for beams
                         "length_penalty" and "early_stopping"; whether to search is theirs to say
+    other_generation    what else they say about it, in the words of transformers' generation_config.json: what fastllm
+                        doesn't do and the ids of tokens that stand for padding or begin a text
     metadata            of a GGUF file: what stands in its "general.*" keys
     tokenizer_metadata  of a GGUF file: what stands in its "tokenizer.*" keys, arrays of numbers as NumPy's
     """
@@ -42,6 +44,7 @@ class OpenedModel:
     source: str
     path: Path
     generation: dict[str, Any]
+    other_generation: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     tokenizer_metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -90,20 +93,18 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def generation_facts(
-    path: Path, vocab_size: int, end_ids: list[Any], begin_id: Any, options: Mapping[str, Any]
+    path: Path, vocab_size: int, end_ids: list[Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """OpenedModel.generation from what stands in a file; None and ids outside the vocabulary are passed over.
 
     Raises FormatError, which names the file, for what is no id and an option out of its range.
     """
-    for value in [*end_ids, begin_id]:
+    for value in end_ids:
         if value is not None and not (isinstance(value, int) and not isinstance(value, bool)):
             raise FormatError(f"{path} must give the ids of tokens as whole numbers; got {brief(value)}; mend it")
     facts: dict[str, Any] = {
         "end_ids": tuple(dict.fromkeys(token for token in end_ids if token is not None and 0 <= token < vocab_size))
     }
-    if begin_id is not None and 0 <= begin_id < vocab_size:
-        facts["begin_id"] = begin_id
     for name, value in options.items():
         if value is None:
             continue
@@ -112,3 +113,8 @@ def generation_facts(
             raise FormatError(f"{path} must give {name} as {rule}; got {brief(value)}; mend it")
         facts[name] = tuple(value) if isinstance(value, list) else value
     return facts
+
+
+def is_token(value: object, vocab_size: int) -> bool:
+    """Whether it is the id of a token."""
+    return type(value) is int and 0 <= value < vocab_size

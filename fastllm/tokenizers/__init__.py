@@ -69,7 +69,7 @@ FILE_TYPES: dict[str, type[Tokenizer]] = {
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Open a tokenizer: a file written by `save`, a tokenizer.json of Hugging Face's, llama2.c's tokenizer.bin, or
-    the folder of any of them, as `save_into` writes it.
+    the folder of any of them, as `save_into` writes it, or of a run.
 
     What tokenizer_config.json and others beside a tokenizer.json of Hugging Face's say counts too (see
     tokenizers/huggingface.py).
@@ -80,6 +80,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     given, path = path, Path(path)
     if path.is_dir():
         file = next((path / name for name in (FILE_NAME, LLAMA2C_NAME) if (path / name).is_file()), None)
+        if file is None and (path / "checkpoint" / FILE_NAME).is_file():  # of a run
+            file = path / "checkpoint" / FILE_NAME
         if file is None:
             return HuggingFaceTokenizer.read(path)
         path = file

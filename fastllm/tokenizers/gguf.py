@@ -103,6 +103,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"a GGUF file's tokenizer must be whole; got an error: {error}") from error
+    if kind == "none":
+        raise FormatError(
+            "the file must hold a tokenizer; got a model without; use another (fastllm convert and quantize read this "
+            "one with --no-tokenizer)"
+        )
     raise FormatError(f"{PREFIX}model must be one of gpt2, llama; got {kind!r:.60}; use a model with one of these")
 
 

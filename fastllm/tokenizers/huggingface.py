@@ -61,6 +61,7 @@ from fastllm.tokenizers.optional import require
 ADDED, TEMPLATES = "added_tokens.json", "additional_chat_templates"
 SPECIAL_MAP, GENERATION = "special_tokens_map.json", "generation_config.json"
 TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
+SENTENCEPIECE = "tokenizer.model"
 AGAIN = "copy the file again"
 MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json; Gemma 3's has 33 million
 MAX_TEMPLATE = 4 << 16  # bytes; chat_template.py has MOST_SOURCE characters at most
@@ -76,7 +77,10 @@ ENDS_OF_TURN = frozenset(
 
 MAKE_THEIR_SPLITTER = ("GPT2Tokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 MAKE_THEIR_STEPS = ("LlamaTokenizer", "LlamaTokenizerFast")
-"""Classes of transformers that ask tokenizer_config.json, not tokenizer.json, whether a space goes before a text."""
+"""Classes of transformers that ask tokenizer_config.json, not tokenizer.json, whether a space goes before a text. Its
+version 5 makes all steps of some anew, so that ids differ from those of the file, and by the kind of model, too."""
+OF_THE_FILE = "PreTrainedTokenizerFast"
+"""The class that does what tokenizer.json says."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -106,7 +110,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         Raises ValueError or TypeError where they contradict themselves, FastllmError without the package.
         """
-        rust = require("tokenizers", "the tokenizer of this model")
+        rust = require("tokenizers", "a tokenizer.json, to be opened or written,")
         self._settings = {key: value for key, value in (settings or {}).items() if key != "auto_map"}  # names code
         check_growth(document.get("normalizer"), document.get("pre_tokenizer"))
         check_growth(document.get("decoder"))
@@ -290,7 +294,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json; transformers.AutoTokenizer opens the folder too."""
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._settings, "eos_token": self.end_token}
+        settings = {"tokenizer_class": OF_THE_FILE, **self._settings, "eos_token": self.end_token}
+        if settings["tokenizer_class"] in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
+            settings["tokenizer_class"] = OF_THE_FILE
         settings.pop("name_or_path", None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
@@ -339,11 +345,17 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         for name, value in _read_object(folder / SPECIAL_MAP).items():
             if settings.get(name) is None:
                 settings[name] = value
-    if (folder / TEMPLATE).is_file():
-        settings["chat_template"] = _read_text(folder / TEMPLATE)
-    elif "chat_template" not in settings and (folder / TEMPLATES).is_dir():
-        paths = sorted((folder / TEMPLATES).glob("*.jinja"))
-        settings["chat_template"] = [{"name": path.stem, "template": _read_text(path)} for path in paths]
+    default = folder / TEMPLATE
+    if default.is_file() or ("chat_template" not in settings and (folder / TEMPLATES).is_dir()):
+        named = {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
+        if default.is_file():
+            named["default"] = default
+        templates = {name: _read_text(path) for name, path in named.items()}
+        settings["chat_template"] = (
+            templates["default"]
+            if list(named.values()) == [default]
+            else [{"name": name, "template": template} for name, template in templates.items()]
+        )
     if settings.get("chat_template") is None and (folder / TEMPLATE_JSON).is_file():
         settings["chat_template"] = _read_object(folder / TEMPLATE_JSON).get("chat_template")
     return settings
@@ -392,8 +404,14 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
         if (folder / vocabulary).is_file() and (folder / merges).is_file():
             break
     else:
+        if (folder / SENTENCEPIECE).is_file():
+            raise FormatError(
+                f"{folder} must hold {FILE_NAME}; got {SENTENCEPIECE} alone; have transformers write the other: "
+                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
         raise FileNotFoundError(
-            f"a folder must hold {FILE_NAME}, or {' and '.join(GPT2_FILES[0])}; got neither in {folder}; check the path"
+            f"a folder must hold {FILE_NAME}, or {' and '.join(GPT2_FILES[0])}; got neither in {folder}; check the "
+            "path (fastllm convert and quantize do without a tokenizer: --no-tokenizer)"
         )
     kind = settings.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
