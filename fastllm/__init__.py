@@ -127,7 +127,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    own = {name for name in globals() if name.startswith("__") and name.endswith("__")}
+    return sorted({*own, *_HOME, *_MODULES})
 
 
 if TYPE_CHECKING:

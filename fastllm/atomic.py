@@ -74,6 +74,11 @@ def _is_abandoned(path: Path, owner: str) -> bool:
         return False
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads to, whose links are followed."""
+    return Path(os.path.realpath(path))
+
+
 def flush(path: Path) -> None:
     """Have a file on the disk: a rename may reach it before the bytes do."""
     with path.open("rb+") as file:
@@ -105,18 +110,29 @@ def _is_running(process: int) -> bool:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends, its file takes the place of `path`.
 
-    When the block raises (a full disk, Ctrl-C), the temporary file goes and `path` stays as it was.
+    When the block raises (a full disk, Ctrl-C), the temporary file goes and `path` stays as it was. Of a symbolic
+    link, the file that it leads to is replaced; a file keeps its permissions. What is no file (/dev/stdout, a pipe) is
+    itself yielded, to be written to.
     Raises OSError where the folder is missing or can't be written.
 
         with replacing("notes.txt") as temporary:
             temporary.write_text("all or nothing")
     """
-    path = Path(path)
+    if (given := Path(path)).exists() and not given.is_file():
+        yield given
+        return
+    path = real_path(path)
     temporary = work_path(path)
     try:
         yield temporary
         flush(temporary)
+        with suppress(OSError):
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) != os.fspath(temporary):
+            raise
+        raise OSError(error.errno, f"{given} could not be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -102,6 +102,8 @@ def checked_record(given: object) -> Record:
             return _valid(record)
         del record["text"]  # the dialogue once more, laid out for another model
     if not isinstance(messages, list) or not messages:
+        if "text" in record:
+            raise DataError(f'a record\'s "text" must be a string; got {record["text"]!r:.60}; mend the record')
         keys = f"an object with {', '.join(map(str, given))}" if isinstance(given, dict) and given else f"{given!r}"
         raise DataError(
             'a record must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '

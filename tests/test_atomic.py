@@ -44,3 +44,23 @@ def test_the_file_gets_the_usual_permissions(tmp_path: Path) -> None:
         temporary.touch()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "replaced")]
     assert modes[0] == modes[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and permission bits as POSIX has them")
+def test_a_link_stays_and_what_it_leads_to_keeps_its_permissions(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    with replacing(link) as temporary:
+        temporary.write_text("new")
+    assert (link.is_symlink(), real.read_text(), stat.S_IMODE(real.stat().st_mode)) == (True, "new", 0o600)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="there are no devices")
+def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "device").symlink_to("/dev/null")
+    for path in (Path("/dev/null"), tmp_path / "device"):
+        with replacing(path) as there:
+            there.write_text("gone")
+        assert path.is_char_device()

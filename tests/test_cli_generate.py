@@ -107,6 +107,18 @@ def test_a_run_folder_is_as_good_as_its_checkpoint(checkpoint, capsys):
     assert texts[0].strip()
 
 
+def test_prompts_may_follow_an_option(checkpoint, capsys):
+    assert main(["generate", checkpoint, "Who", "--max-tokens", "3", "What"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == [0, 1]
+
+
+def test_a_folder_is_no_batch(checkpoint, capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("Who\n")
+    assert main(["generate", checkpoint, "--batch", str(tmp_path)]) == 2
+    assert "--batch must name a file with a prompt in each line" in capsys.readouterr().err
+
+
 def test_reads_the_prompt_from_standard_input(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is"))
     assert generate(checkpoint, "-") == 0

@@ -164,12 +164,12 @@ def test_plot_draws_a_run_folder_or_its_metrics(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["nowhere"], "got no such file; check the name"), ([".", "--svg", "nowhere/loss.svg"], "nowhere")],
+    ("arguments", "message", "status"),
+    [(["nowhere"], "got no such file; check the name", 1), ([".", "--svg", "nowhere/loss.svg"], "nowhere", 2)],
 )
-def test_plot_fails_in_a_line(run, capsys, monkeypatch, arguments, message):
+def test_plot_fails_in_a_line(run, capsys, monkeypatch, arguments, message, status):
     monkeypatch.chdir(run)
-    assert main(["plot", *arguments]) == 1
+    assert main(["plot", *arguments]) == status
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -59,3 +59,28 @@ def test_kernels_on_the_disk_set_up_no_compiler(tmp_path):
     ]  # fmt: skip
     assert lines[0][1:] == ["True", "True"]
     assert lines[1] == [lines[0][0], "False", "False"]
+
+
+def test_what_a_newcomer_sees_first():
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=256), backend="numpy")
+    assert repr(model) == (
+        "<Model: 4 layers of width 128, 4 heads, context 128, vocabulary 256; 885,888 parameters>"
+    )
+    assert repr(fastllm.AdamW(model)) == f"<AdamW of {model!r}: 0 updates>"
+    assert "numbers>" in repr(model.parameters)
+    assert not {"Any", "TYPE_CHECKING", "importlib", "annotations"} & {*dir(fastllm)}
+
+
+def test_arguments_that_have_changed_places(tmp_path):
+    tokenizer = fastllm.ByteTokenizer()
+    model = fastllm.Model(fastllm.preset("nano", vocab_size=tokenizer.vocab_size), backend="numpy")
+    message = "a Model and its Tokenizer are taken, in this order; got ByteTokenizer and Model"
+    for call in (fastllm.generate, fastllm.stream, fastllm.generate_batch):
+        with pytest.raises(TypeError, match=message):
+            call(tokenizer, model, ["text"] if call is fastllm.generate_batch else "text")
+    with pytest.raises(TypeError, match=message):
+        fastllm.Chat(tokenizer, model)
+    with pytest.raises(TypeError, match="save takes a folder, a Model and its Tokenizer, in this order; got"):
+        fastllm.save(model, tmp_path, tokenizer)
+    with pytest.raises(TypeError, match="a data set gives all its batches in order; got str"):
+        fastllm.training.evaluate(model, "text")

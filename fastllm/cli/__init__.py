@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import ConfigError, FastllmError
@@ -39,6 +39,11 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage in front of it."""
 
     chosen = ""  # the command whose options the message is about, where its own parser did not see them
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:  # of --option=--; argparse takes that for nothing
+            self.error(f"argument {'/'.join(action.option_strings)}: must not be --")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"fastllm: error: {message}; see `{self.prog}{self.chosen} --help`\n")
@@ -66,6 +71,17 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The arguments; a list of names or prompts may go on behind an option, which argparse doesn't know of."""
+    arguments, rest = parser.parse_known_args(words)
+    goes_on = getattr(arguments, "goes_on", "")
+    if rest and (not goes_on or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        getattr(arguments, goes_on).extend(rest)
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     _prepare_streams()
@@ -74,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in COMMANDS), None)
     try:
-        arguments = _parser(chosen).parse_args(words)
+        arguments = _parse(_parser(chosen), words)
         module = importlib.import_module(f".{arguments.command}", __name__)
         return module.run(arguments) or 0
     except KeyboardInterrupt:

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..machine import THREAD_VARIABLES, check_compiler, usable_cores
-from .json_option import check_json
+from .output_option import check_output
 
 if TYPE_CHECKING:
     from ..bench import Benchmark, Record
@@ -60,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="kernels or training_step; peers, and then its cases; generate, and then a model; * matches (default: all "
         "kernels and training_step)",
     )
+    parser.set_defaults(goes_on="names")
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
     parser.add_argument(
         "--quick", action="store_true", help="one size of each, few rounds: to see that it works"
@@ -81,7 +82,7 @@ def _positive(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
-        check_json(Path(arguments.json))
+        check_output("--json", arguments.json)
     check_compiler()
     if (arguments.threads or 1) > usable_cores():
         print(f"fastllm: note: {arguments.threads} threads on {usable_cores()} cores get into each other's way, so "

@@ -233,6 +233,8 @@ class _Session:
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         try:
+            if argument and name in ("/reset", "/stats", "/help"):
+                raise DataError(f"{name} takes nothing behind it; got {argument[:60]!r}; leave that out")
             match name:
                 case "/reset":
                     self._chat.reset()
@@ -296,6 +298,8 @@ def _save(chat: Chat, name: str) -> str:
     """Add the conversation to a file of dialogues; what was done."""
     from ..records import LINES_SUFFIXES, read_records
 
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":  # as for a shell
+        name = name[1:-1]
     if not name:
         raise DataError("/save needs the name of a file; got none; try /save dialogues.jsonl")
     turns = [turn for turn in chat.turns if turn[1]]  # none that teach to say nothing

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"perplexity  {figures['perplexity']:.4g}")
     print(f"accuracy    {figures['accuracy']:.1%}")
     if figures["unknown_tokens"]:
-        print(f"unknown     {figures['unknown_tokens']:,} tokens, which are no words of the model's and don't count")
+        print(f"unknown     {figures['unknown_tokens']:,} tokens, which the model reads as <unk> and is not to say")
     if figures["answers_left_out"]:
         print(f"left out    {figures['answers_left_out']:,} of the answers: dialogues are longer than the context")
     if figures["answers"]:
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTEXT) -> dict[str, Any]:
     """What there is to know: targets, loss (nats), perplexity, accuracy (0 to 1), exact_answers, answers (dialogues),
-    answers_left_out of the loss (of dialogues longer than the context), unknown_tokens (no targets).
+    answers_left_out of the loss (of dialogues longer than the context), unknown_tokens (read, but no targets).
 
     context  longest window of a text, in tokens, if the model's own isn't shorter
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_option(generation, "--early-stopping", _early_stopping, "WHEN", "stop a beam search when as many hypotheses as "
                "there are beams are complete: true; when no other is likely to become better: false, the default; when "
                "none can: never")  # fmt: skip
-    parser.set_defaults(parser=parser)
+    parser.set_defaults(parser=parser, goes_on="prompts")
 
 
 def _early_stopping(word: str) -> bool | str:
@@ -117,6 +118,8 @@ def _read_prompts(arguments: argparse.Namespace) -> list[str]:
         return [without_mark(sys.stdin.read()).removesuffix("\n") if prompt == "-" else prompt for prompt in given]
     from ..records import read_text
 
+    if os.path.isdir(arguments.batch):
+        raise ConfigError(f"--batch must name a file with a prompt in each line; got {arguments.batch}, a folder")
     text = without_mark(sys.stdin.read()) if arguments.batch == "-" else read_text(arguments.batch)
     if not text:
         raise DataError(f"--batch needs a prompt in each line; got nothing in {arguments.batch}; write one")

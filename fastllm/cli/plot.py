@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..training.curves import QUANTITIES, draw, read_metrics, write_svg
 from ..training.run import METRICS
+from .output_option import check_output
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     given = Path(arguments.run)
-    metrics = read_metrics(given if given.is_file() else given / METRICS)
+    path = given if given.is_file() else given / METRICS
+    metrics = read_metrics(path)
+    if arguments.svg:
+        check_output("--svg", arguments.svg, path)
     print(draw(metrics, arguments.what))
     if arguments.svg:
         write_svg(metrics, arguments.svg, arguments.what)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, FastllmError
 from .convert import add_writing, check_names, progress, size_text
-from .json_option import check_json
+from .output_option import check_output
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_names(arguments.source, arguments.target)
     check_target(arguments.target, arguments.force)
     if arguments.json:
-        check_json(Path(arguments.json), arguments.source, arguments.target, arguments.text)
+        check_output("--json", arguments.json, arguments.source, arguments.target, arguments.text)
     before = None
     if arguments.text is not None:  # first, lest a missing text is found out after the work
         before = Measure(arguments.source, Path(arguments.text), tokens)

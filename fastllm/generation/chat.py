@@ -10,7 +10,7 @@ from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
 from fastllm.errors import DataError
 from fastllm.generation.config import GenerationConfig
 from fastllm.generation.engine import Engine, Generation, fit
-from fastllm.generation.generate import check_vocabulary, generate_tokens
+from fastllm.generation.generate import check_kinds, check_vocabulary, generate_tokens
 from fastllm.generation.sampling import Sampler
 from fastllm.generation.text import decode_pieces
 from fastllm.tokenizers.base import check_text
@@ -56,6 +56,7 @@ class Chat:
         system: str | None = None,
         **options: Any,
     ) -> None:
+        check_kinds(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         check_speakers(tokenizer)
@@ -68,6 +69,9 @@ class Chat:
         self._generation: Generation | None = None
         self._asked: weakref.ref[Generator[str]] | None = None  # the last answer, which who drops it closes
         self.reset()
+
+    def __repr__(self) -> str:
+        return f"<Chat with {self.model!r}: {len(self.turns)} turns>"
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: what was said, without the keys and values of it, which the next question makes."""

@@ -259,6 +259,15 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     return tokens if tokens.size else np.array([tokenizer.end_id], np.int32)
 
 
+def check_kinds(model: object, tokenizer: object) -> None:
+    """Raise TypeError for what is no model and no tokenizer, as where they have changed places."""
+    if not hasattr(model, "generation_options") or not hasattr(tokenizer, "tokens"):
+        raise TypeError(
+            f"a Model and its Tokenizer are taken, in this order; got {type(model).__name__} and "
+            f"{type(tokenizer).__name__}; fastllm.load(path) gives both"
+        )
+
+
 def check_vocabulary(model: Model, tokenizer: Tokenizer) -> None:
     """Raise ValueError where a tokenizer ends texts with a token that a model can't say."""
     if tokenizer.end_id >= model.config.vocab_size:
@@ -272,6 +281,7 @@ def _resolve(
     model: Model, tokenizer: Tokenizer, config: GenerationConfig | None, options: Mapping[str, Any]
 ) -> GenerationConfig:
     """All that was asked, the model's defaults and the tokenizer's end token."""
+    check_kinds(model, tokenizer)
     config = GenerationConfig.of(config, options, model.generation_options)
     check_vocabulary(model, tokenizer)
     if config.end_ids is None:
