@@ -64,6 +64,7 @@ def page(
             PROSE["Method"],
             "## What bounds each case\n",
             *(bound(case) for case in peers["cases"]),
+            *(line for case in peers["cases"] for line in tried(case)),
             "\n## Memory\n",
             "Peak resident memory of the whole process, imports included. Kernels come from the disk, where they are "
             "before the race; so may what torch.compile has made before.\n",
@@ -115,12 +116,16 @@ def ratio_text(case: Record) -> str:
 
 
 def bound(case: Record) -> str:
-    """What holds a case back and, where it misses its target, what was tried."""
-    name = case["case"]
-    text = f"- **{name}**: {' '.join(PROSE[f'Bounds: {name}'].split())}."
-    if case["ratio"] < case["target"] and f"Tried: {name}" in PROSE:
-        text += f" Tried: {' '.join(PROSE[f'Tried: {name}'].split())}."
-    return text
+    """What holds a case back."""
+    return f"- **{case['case']}**: {' '.join(PROSE['Bounds: ' + case['case']].split())}."
+
+
+def tried(case: Record) -> list[str]:
+    """What was tried for a case that misses its target."""
+    name = f"Tried: {case['case']}"
+    if case["ratio"] >= case["target"] or name not in PROSE:
+        return []
+    return [f"\n### What was tried for {case['case']}\n", PROSE[name].rstrip()]
 
 
 def other_text(other: Record) -> list[str]:
