@@ -127,6 +127,8 @@ class FakeWorker:
         CALLS.append((self.name, method, *arguments))
         if method == "logits":
             return np.array([1.0, 2.0 if self.name == "fastllm" else WRONG.get(self.name, 2.0)], np.float32)
+        if method == "same_alone":
+            return "together" not in WRONG
         return {"peak": 100, "cache": 20} if method == "memory" else 0.5
 
     def close(self) -> None:
@@ -170,6 +172,14 @@ def test_transformers_is_timed_in_float32_alone(fakes: dict[str, GenerationCase]
     assert [outcome.contender for outcome in outcomes] == ["fastllm", "llama.cpp"]
     assert ("transformers", "logits") in CALLS
     assert ("transformers", "decoding") not in CALLS
+
+
+def test_texts_that_differ_beside_others_are_not_timed(fakes: dict[str, GenerationCase]) -> None:
+    WRONG["together"] = 0.0
+    with pytest.raises(PeerError, match="texts side by side must be those of each alone; got others on F32"):
+        generation_race._race("F32", fakes, 2, Rounds(1, 1, 1))
+    warm = [call for call in CALLS if call[1] == "same_alone"]
+    assert warm == [("fastllm", "same_alone", 8)]
 
 
 @pytest.mark.parametrize("name", ["llama.cpp", "transformers"])

@@ -52,6 +52,16 @@ def test_swiglu_saturates(backend):
     assert np.isfinite(dgate_up).all()
 
 
+def test_a_shut_gate_lets_nothing_through(backend):
+    """However large it is."""
+    gate_up = np.array([[-200, -1000, 1e37, -3e38]], np.float32)
+    out, dgate_up = nan(1, 2), nan(1, 4)
+    backend.swiglu_forward(out, gate_up)
+    backend.swiglu_backward(dgate_up, np.full_like(out, 1e3), gate_up)
+    np.testing.assert_array_equal(out, 0)
+    np.testing.assert_array_equal(dgate_up, 0)
+
+
 @pytest.mark.parametrize(
     "row", [EXTREMES, np.full((1, 7), 1e4, np.float32), np.full((1, 7), -1e4, np.float32)]
 )

@@ -152,7 +152,7 @@ def _kernels(problems: list[Problem]) -> Iterator[Line]:
     from ..kernels.llvm import HAS_WORD_PRODUCTS, LANES
 
     features = llvmlite.binding.get_host_cpu_features()
-    yield "processor family", llvmlite.binding.get_host_cpu_name()
+    yield "compiled for", llvmlite.binding.get_host_cpu_name()
     yield "features", ", ".join(name for name in FEATURES if features.get(name)) or "none of note"
     yield "vector width", f"{LANES} floats"
     weights = "multiplied as words of 16 bits" if HAS_WORD_PRODUCTS else "made float32, then multiplied"

@@ -11,7 +11,7 @@ import inspect
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -123,13 +123,28 @@ class Fastllm(Generator):
 
     def together(self, count: int) -> float:
         """Seconds a token of each, where so many are decoded side by side."""
-        cache, length = self.model.new_cache(count), self.case.prompt
-        tokens = np.concatenate([self.case.tokens(length, seed) for seed in range(count)])
+        return self._decode(range(count))[0]
+
+    def same_alone(self, count: int) -> bool:
+        """Whether so many side by side have the tokens and the last logits, to the bit, that each has alone."""
+        tokens, logits = self._decode(range(count))[1:]
+        for seed in range(count):
+            alone, last = self._decode([seed])[1:]
+            if not (np.array_equal(alone[:, 0], tokens[:, seed]) and np.array_equal(last[0], logits[seed])):
+                return False
+        return True
+
+    def _decode(self, seeds: Sequence[int]) -> tuple[float, np.ndarray, np.ndarray]:
+        """Of texts side by side: seconds a step, tokens (new, texts) and the last logits (texts, V)."""
+        cache, length = self.model.new_cache(len(seeds)), self.case.prompt
+        tokens = np.concatenate([self.case.tokens(length, seed) for seed in seeds])
         logits = self.model.prefill(tokens, np.arange(0, len(tokens) + 1, length), cache)
+        chosen = []
         began = time.perf_counter()
         for _ in range(self.case.new):
-            logits = self.model.decode(logits.argmax(axis=1), cache)
-        return (time.perf_counter() - began) / self.case.new
+            chosen.append(logits.argmax(axis=1))
+            logits = self.model.decode(chosen[-1], cache)
+        return (time.perf_counter() - began) / self.case.new, np.array(chosen), np.array(logits)
 
 
 class LlamaCpp(Generator):

@@ -218,8 +218,8 @@ def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rou
         for name, worker in workers.items():
             outcomes[name].memory |= worker("memory")
         fastllm = workers["fastllm"]
-        for count in (1, ours.together):
-            fastllm("together", count)
+        if not fastllm("same_alone", ours.together):  # after which nothing comes for the first time, either
+            raise PeerError(f"texts side by side must be those of each alone; got others on {kind}; not timed")
         for _ in range(rounds.together):
             time.sleep(PAUSE)
             outcomes["fastllm"].alone.append(fastllm("together", 1))

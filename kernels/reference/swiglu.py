@@ -32,6 +32,6 @@ def swiglu_backward(dgate_up, dout, gate_up):
     """
     gate, up = np.split(gate_up, 2, axis=1)
     sigmoid = _sigmoid(gate)
-    dgate = dout * up * sigmoid * (1 + gate * (1 - sigmoid))
-    dup = dout * gate * sigmoid
+    dgate = sigmoid * (1 + gate * (1 - sigmoid)) * up * dout
+    dup = gate * sigmoid * dout
     dgate_up[...] = np.concatenate([dgate, dup], axis=1)
