@@ -1,4 +1,4 @@
-"""Write docs/performance.md and its charts from measurements.
+"""Write docs/performance.md, its charts and the README's summary from measurements.
 
     cd benchmarks/measured
     fastllm bench peers --json peers.json
@@ -34,6 +34,7 @@ def sections(text: str) -> dict[str, str]:
     return {name: content.strip("\n") + "\n" for name, content in parts}
 
 
+BEGIN, END = "<!-- race:begin -->", "<!-- race:end -->"  # of the summary
 PROSE = sections(Path(__file__).with_name("performance_prose.md").read_text(encoding="utf-8"))
 
 # What is asked for, against llama.cpp: decoding by kind, and prompts against its F32.
@@ -113,6 +114,40 @@ def at_the_peak(case: Record) -> str:
 def ratio_text(case: Record) -> str:
     """The ratio, bold where it misses the target."""
     return judged(f"{case['ratio']:.2f}x", case["ratio"] >= case["target"])
+
+
+def summary(peers: Record, generate: Record) -> str:
+    """What the README says."""
+    lines = [
+        f"Measured on {described(peers)}. PyTorch is the faster of eager and compiled.\n",
+        "| training step | PyTorch, ms | fastllm, ms | faster |",
+        "|---|--:|--:|--:|",
+    ]
+    for case in peers["cases"]:
+        ours = case["contenders"]["fastllm"]["median_ms"]
+        times = f"{three_digits(better_pytorch(case))} | {three_digits(ours)}"
+        lines.append(f"| {case['case']} | {times} | {case['ratio']:.2f}x |")
+    rows = {(row["kind"], row["contender"]): row for row in generate["rows"]}
+    kinds = [kind for kind, name in rows if name == "llama.cpp"]
+    theirs = ", ".join(
+        f"{kind} {ratio_of(rows[kind, 'fastllm'], rows[kind, 'llama.cpp'], 'decode'):.2f}x" for kind in kinds
+    )
+    ratio = ratio_of(rows["F32", "fastllm"], rows["F32", "transformers"], "decode")
+    millions = f"{generate['model']['parameters'] / 1e6:.0f}"
+    lines.append(
+        f"\nDecoding with {millions} million parameters is as many times as fast as with llama.cpp: {theirs}; as with "
+        f"transformers (F32): {ratio:.2f}x."
+    )
+    return "\n".join(lines)
+
+
+def with_summary(readme: str, text: str) -> str:
+    """The README with another summary. Raises ValueError for one without the markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README must have the lines {BEGIN} and {END}; got one or none; add them")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def bound(case: Record) -> str:
@@ -382,6 +417,7 @@ def main(argv: list[str] | None = None) -> int:
     here = Path(__file__).resolve().parent
     parser.add_argument("--measured", type=Path, default=here / "measured", help="folder of them")
     parser.add_argument("--docs", type=Path, default=here.parent / "docs")
+    parser.add_argument("--readme", type=Path, default=here.parent / "README.md")
     arguments = parser.parse_args(argv)
     names = ("peers", "limits", "original", "generate", "generate-float16", "quantization")
     measured = [read(arguments.measured / f"{name}.json") for name in names]
@@ -394,6 +430,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     for name, text in files.items():
         write_text(arguments.docs / name, text)
+    readme = arguments.readme.read_text(encoding="utf-8")
+    write_text(arguments.readme, with_summary(readme, summary(measured[0], measured[3])))
     return 0
 
 

@@ -34,7 +34,7 @@ def generation(folder: Path) -> dict[str, Any]:
             outcomes.append(
                 Outcome(kind, name, case, reading=[0.6], decoding=[seconds], memory=memory, error=None, **together)
             )
-    generation_report.write_json(folder / "written.json", outcomes, {"name": "a model"}, 2, {}, [])
+    generation_report.write_json(folder / "written.json", outcomes, {"name": "a model", "parameters": 10**8}, 2, {}, [])
     return json.loads((folder / "written.json").read_text())
 
 
@@ -87,7 +87,15 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     generated = generation(tmp_path)
     for name, content in zip(names, (peers, peers, *others, generated, generated, QUANTIZATION), strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert script("make_performance_page")["main"](["--measured", str(tmp_path), "--docs", str(tmp_path)]) == 0
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- race:begin -->\nold\n<!-- race:end -->\nafter\n")
+    where = ["--measured", str(tmp_path), "--docs", str(tmp_path), "--readme", str(readme)]
+    assert script("make_performance_page")["main"](where) == 0
+    summary = readme.read_text()
+    assert summary.startswith("before\n<!-- race:begin -->\nMeasured on a machine")
+    assert summary.endswith("as with transformers (F32): 5.00x.\n<!-- race:end -->\nafter\n")
+    assert summary.count("| 310 | 200 | 1.55x |") == len(cases())
+    assert "old" not in summary
     text = (tmp_path / "performance.md").read_text()
     for name, (_, target) in cases().items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} |") and "(" in line)
@@ -119,7 +127,11 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_the_page_that_ships_is_of_the_measurements_that_ship(tmp_path: Path) -> None:
-    assert script("make_performance_page")["main"](["--docs", str(tmp_path)]) == 0
+    readme = tmp_path / "README.md"
+    readme.write_bytes((ROOT / "README.md").read_bytes())
+    assert script("make_performance_page")["main"](["--docs", str(tmp_path), "--readme", str(readme)]) == 0
+    assert readme.read_bytes() == (ROOT / "README.md").read_bytes()
+    readme.unlink()
     for written in tmp_path.iterdir():
         assert written.read_text(encoding="utf-8") == (ROOT / "docs" / written.name).read_text(encoding="utf-8")
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
