@@ -63,6 +63,7 @@ def test_the_command_races_and_writes(tmp_path: Path, capsys: pytest.CaptureFixt
         if row["error"] is not None:
             assert 0 < row["error"] <= TOLERANCES[name][kind]
         assert bool(row["together"]) == (name == "fastllm")
+        assert all(isinstance(row[key], list) for key in ("decoding", "reading", "alone", "together"))
         assert f"{kind:<5} {name}" in output
     assert written["model"]["config"]["width"] == 64
     assert written["model"]["parameters"] == sum(
@@ -157,8 +158,9 @@ def test_contenders_take_turns(fakes: dict[str, GenerationCase]) -> None:
     after = [call for call in CALLS[warm + 1 :] if call[1] in ("decoding", "reading")]
     first = [(name, method) for name in names for method in ("decoding", "reading")]
     assert after[:6] == first
-    turns = [(name, "decoding") for _ in range(3) for name in names]
-    assert after[6:] == turns + [(name, "reading") for _ in range(2) for name in names]
+    rounds = [names, [*names[1:], names[0]], [*names[2:], *names[:2]]]  # each begins in its turn
+    turns = [(name, "decoding") for order in rounds for name in order]
+    assert after[6:] == turns + [(name, "reading") for order in rounds[:2] for name in order]
     assert [len(outcome.decoding) for outcome in outcomes] == [3, 3, 3]
     assert outcomes[0].together == [0.5]
     assert CALLS.index(("fastllm", "memory")) < next(

@@ -38,7 +38,6 @@ def test_pytorch_computes_the_same(name: str) -> None:
     for entry in result.results:
         assert len(entry.seconds) == 2
         assert min(entry.seconds) > 0
-        assert entry.first_seconds > 0
         assert entry.peak_bytes > 1e7
     assert all(value > 0 for limits in result.limits for value in limits.values())
 
@@ -125,9 +124,9 @@ def test_the_cases_are_those_that_are_promised() -> None:
 
 def a_race(name: str = "one") -> Race:
     results = [
-        Result("fastllm", 1.0, 10**8, [0.2, 0.1, 0.3]),
-        Result("eager", 2.0, 4 * 10**8, [0.5, 0.4, 0.6]),
-        Result("compiled", 30.0, 5 * 10**8, [0.4, 0.4, 0.4]),
+        Result("fastllm", 10**8, [0.2, 0.1, 0.3]),
+        Result("eager", 4 * 10**8, [0.5, 0.4, 0.6]),
+        Result("compiled", 5 * 10**8, [0.4, 0.4, 0.4]),
     ]
     limits = [{"gflops": 100.0, "read_gbytes_per_s": 30.0, "update_gbytes_per_s": 40.0}]
     return Race(name, 1.5, 10 * 10**9, results, limits)

@@ -21,7 +21,7 @@ from ..formats import open_model, write_gguf, write_huggingface
 from ..formats.bytes_of_file import map_file
 from ..parameters import Parameters, initialise
 from .generation import GENERATORS, NEEDS, PACKAGES, SEED, GenerationCase
-from .race import PAUSE, PeerError, Worker, threads_of_processes, warm_up
+from .race import PAUSE, PeerError, Worker, in_turn, threads_of_processes, warm_up
 
 KINDS = ("F32", "F16", "Q8_0", "Q4_0")
 QUICK_KINDS = ("F32", "Q4_0")
@@ -207,12 +207,13 @@ def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rou
             worker("decoding")
             worker("reading")
             outcomes[name].memory["file"] = size_of(cases[name].path)
-        for _ in range(rounds.decoding):
-            for name, worker in workers.items():
+        entries = list(workers.items())
+        for number in range(rounds.decoding):
+            for name, worker in in_turn(entries, number):
                 time.sleep(PAUSE)
                 outcomes[name].decoding.append(worker("decoding"))
-        for _ in range(rounds.reading):
-            for name, worker in workers.items():
+        for number in range(rounds.reading):
+            for name, worker in in_turn(entries, number):
                 time.sleep(PAUSE)
                 outcomes[name].reading.append(worker("reading"))
         for name, worker in workers.items():

@@ -27,7 +27,7 @@ def row(outcome: Outcome) -> str:
     figures = figures_of(outcome)
     together = "-"
     if outcome.together:
-        together = f"{figures['together']['median']:.0f} ({figures['together_ratio']:.2f}x)"
+        together = f"{figures['together_rate']['median']:.0f} ({figures['together_ratio']:.2f}x)"
     return ROW.format(
         outcome.kind,
         outcome.contender,
@@ -67,9 +67,9 @@ def figures_of(outcome: Outcome) -> dict[str, Any]:
         "beyond_bytes": memory["peak"] - memory["file"] - memory["cache"],
     }
     if outcome.together:
-        figures["alone"] = _rates(outcome.alone, 1)
-        figures["together"] = _rates(outcome.together, case.together)
-        figures["together_ratio"] = figures["together"]["median"] / figures["alone"]["median"]
+        figures["alone_rate"] = _rates(outcome.alone, 1)
+        figures["together_rate"] = _rates(outcome.together, case.together)
+        figures["together_ratio"] = figures["together_rate"]["median"] / figures["alone_rate"]["median"]
     return figures
 
 

@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,9 @@ PAUSE = 0.15  # seconds after each turn: threads of a pool spin for up to 100 ms
 CACHES = 0.5  # seconds: a shorter step is done once before it is timed, to bring data and threads back
 
 
+T = TypeVar("T")
+
+
 class PeerError(FastllmError):
     """A contender failed, or computes something else than the others."""
 
@@ -40,13 +43,11 @@ class PeerError(FastllmError):
 class Result:
     """One contender in one case.
 
-    seconds       of a step, one figure for each round
-    first_seconds from the start of the process's work to the end of the first step: imports, compilation, loading
-    peak_bytes    of memory, of the whole process
+    peak_bytes  of memory, of the whole process
+    seconds     of a step, one figure for each round
     """
 
     contender: str
-    first_seconds: float = 0.0
     peak_bytes: int = 0
     seconds: list[float] = field(default_factory=list)
 
@@ -133,15 +134,18 @@ def race(
             stack.callback(workers[-1].close)
         probe = Worker("probe", None)
         stack.callback(probe.close)
-        results = [_start(worker, folder) for worker in workers]
+        for worker in workers:
+            worker("load", folder)
+        results = [Result(worker.name) for worker in workers]
         _check(workers, folder)
         calls = []
         for worker in workers:
             once, _ = worker("steps", 1)
             calls.append((once, max(1, int(BLOCK_SECONDS / once))))
         limits = []
-        for _ in range(rounds):
-            for worker, result, (once, count) in zip(workers, results, calls, strict=True):
+        entries = list(zip(workers, results, calls, strict=True))
+        for number in range(rounds):
+            for worker, result, (once, count) in in_turn(entries, number):
                 time.sleep(PAUSE)
                 if once < CACHES:
                     worker("steps", 1)
@@ -175,14 +179,10 @@ def _weights(case: TrainingCase) -> np.ndarray:
     return parameters.flat + np.float32(0.01) * noise
 
 
-def _start(worker: Worker, folder: Path) -> Result:
-    """Load the weights and take the first step."""
-    began = time.perf_counter()
-    worker("load", folder)
-    worker("steps", 1)
-    result = Result(worker.name, first_seconds=time.perf_counter() - began)
-    worker("load", folder)
-    return result
+def in_turn(entries: Sequence[T], number: int) -> Sequence[T]:
+    """Contenders in the order of a round: each begins in its turn, and none always follows the same work."""
+    first = number % len(entries)
+    return [*entries[first:], *entries[:first]]
 
 
 def _check(workers: list[Worker], folder: Path) -> None:

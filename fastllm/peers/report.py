@@ -69,7 +69,6 @@ def as_dict(race: Race) -> dict[str, Any]:
             "p20_ms": low * 1e3,
             "p80_ms": high * 1e3,
             "share_of_peak": share_of_peak(race, result.contender),
-            "first_seconds": result.first_seconds,
             "peak_mb": result.peak_bytes / 1e6,
             "rounds_ms": [seconds * 1e3 for seconds in result.seconds],
         }
