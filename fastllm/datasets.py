@@ -74,7 +74,7 @@ class Dataset(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that see everything about once."""
+        """Steps that see everything once."""
 
     def batch(self, step: int) -> PackedBatch:
         """The batch of a step, counted from 0."""
@@ -134,9 +134,11 @@ class Examples:
     def batch(self, step: int) -> PackedBatch:
         """The examples whose turn it is at a step, counted from 0."""
         epoch, at = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.examples)).tolist()
-        numbers = self._order[1][at * self.rows_per_update : (at + 1) * self.rows_per_update]
+        known = self._order
+        if known is None or known[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.examples)).tolist()
+            known = self._order = epoch, order
+        numbers = known[1][at * self.rows_per_update : (at + 1) * self.rows_per_update]
         examples = [self.examples[number] for number in numbers]
         return pack(join(examples, self.join) if self.join else examples)
 
@@ -178,7 +180,7 @@ class TokenStream:
 
     tokens           (L,) ids, any integer type that their values fit with int32; may be memory-mapped
     length           tokens in a window; cut to what there is
-    rows_per_update  windows in a batch: always so many, the last of an epoch beside the first of the next
+    rows_per_update  windows in a batch; the last batch of an epoch may be smaller
     seed             of the places and the shuffling
     missing          id that is no target: the tokenizer's missing_id
     """
@@ -205,48 +207,52 @@ class TokenStream:
         self.length = min(length, len(tokens) - 1)
         self.seed = checked_seed(seed, "seed")
         self.missing = missing
-        self._order: tuple[int, np.ndarray] | None = None
+        self._order: tuple[int, int, np.ndarray] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold each window of an epoch."""
+        """Batches that hold each window of an epoch once, and so each token with its target."""
         return -(-self._window_count // self.rows_per_update)
 
     @property
     def _window_count(self) -> int:
-        return (len(self.tokens) - 1) // self.length
+        """Of an epoch: one more than the text takes, as the first begins before it."""
+        count = -(-(len(self.tokens) - 1) // self.length)
+        return count + (count > 1)
 
     def batch(self, step: int) -> PackedBatch:
         """The windows whose turn it is at a step, counted from 0.
 
         Where none of them has a target, others at random places.
         """
-        turns = np.arange(step * self.rows_per_update, (step + 1) * self.rows_per_update)
-        epochs, turns = np.divmod(turns, self._window_count)
-        first = np.concatenate([self._places(epoch)[turns[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
+        epoch, at = divmod(step, self.steps_per_epoch)
+        shift, order = self._order_of(epoch)
+        turns = order[at * self.rows_per_update : (at + 1) * self.rows_per_update].astype(np.int64)
+        last = len(self.tokens) - 1 - self.length
+        first = np.clip(turns * self.length - shift, 0, last)
         rng = np.random.default_rng((self.seed, step))
         for _ in range(TRIES):
             batch = self._windows(first, self.length)
             if self.missing is None or batch.target_count:
                 return batch
-            first = rng.integers(0, len(self.tokens) - self.length, self.rows_per_update)
+            first = rng.integers(0, last + 1, self.rows_per_update)
         raise DataError(
             f"a text must mostly hold tokens of the vocabulary; got none in {TRIES} batches, taken at random; train a "
             "model on texts like this one"
         )
 
-    def _places(self, epoch: int) -> np.ndarray:
-        """Where the windows of an epoch begin, in their order.
+    def _order_of(self, epoch: int) -> tuple[int, np.ndarray]:
+        """How many tokens before the text the first window of an epoch begins, and the order of the windows.
 
-        They stand side by side; the first begins at one of the first `length` tokens, the last at the latest where a
-        whole one is left.
+        They stand side by side; what would begin before the text, or end behind it, is moved to its edge.
         """
-        if self._order is None or self._order[0] != epoch:
+        known = self._order
+        if known is None or known[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
-            shift = rng.integers(self.length)
-            places = shift + self.length * rng.permutation(self._window_count)
-            self._order = epoch, np.minimum(places, len(self.tokens) - 1 - self.length)
-        return self._order[1]
+            shift, order = int(rng.integers(self.length)), np.arange(self._window_count, dtype=np.uint32)
+            rng.shuffle(order)
+            known = self._order = epoch, shift, order
+        return known[1:]
 
     @property
     def token_count(self) -> int:

@@ -202,11 +202,15 @@ def _backward_piece(dx, dout, weights, functions, residual, scratch, part, start
 def packed_products_backward(dx, dout, weights, functions, unit, residual, scratch):
     """packed_backward, with the addresses of the kinds' functions, and how many weights a block has, for the kinds.
 
-    Columns are cut, so that a weight is unpacked by one thread; rows, too, where there are more threads than blocks.
+    Columns are cut, so that a weight is unpacked by one thread; rows, too, where columns have too few blocks for that.
     """
     (rows, columns), threads = dx.shape, scratch.shape[0]
     units = (columns + unit - 1) // unit
-    wide = min(units, threads)
+    wide = threads
+    if units < 8 * threads:  # few blocks are cut into equal parts only
+        other = units
+        while other:
+            wide, other = other, wide % other
     high = max(1, min(rows, threads // wide))
     for part in prange(wide * high):
         number = np.int64(part)
