@@ -20,9 +20,9 @@ from typing import Any
 
 
 def _namespace() -> str:
-    """In which processes have their numbers; containers that share a disk have different ones."""
+    """In which processes have their numbers; hosts and containers that share a disk have different ones."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
         return ""
 
@@ -67,7 +67,8 @@ def _is_abandoned(path: Path, owner: str) -> bool:
     if place == _place:
         if int(process) == os.getpid():
             return not rest.startswith(f"{_token}-")
-        return not _is_running(int(process))
+        if os.name == "posix":
+            return not _is_running(int(process))
     try:
         return time.time() - path.stat().st_mtime > ABANDONED
     except OSError:
@@ -77,6 +78,19 @@ def _is_abandoned(path: Path, owner: str) -> bool:
 def real_path(path: str | os.PathLike[str]) -> Path:
     """Where a path leads to, whose links are followed."""
     return Path(os.path.realpath(path))
+
+
+def is_replaced(path: Path) -> bool:
+    """Whether a new file takes the place of a path in `replacing`: else it is written to as it is."""
+    if not path.exists():
+        return True
+    if not path.is_file():
+        return False
+    for stream in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(stream)):
+                return False
+    return True
 
 
 def flush(path: Path) -> None:
@@ -94,9 +108,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether another process is, or can't be known to have ended."""
-    if os.name != "posix":
-        return True
+    """Whether another process of this system is, or can't be known to have ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -111,14 +123,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends, its file takes the place of `path`.
 
     When the block raises (a full disk, Ctrl-C), the temporary file goes and `path` stays as it was. Of a symbolic
-    link, the file that it leads to is replaced; a file keeps its permissions. What is no file (/dev/stdout, a pipe) is
-    itself yielded, to be written to.
+    link, the file that it leads to is replaced; a file keeps its permissions. What is no file (a pipe, a device), or
+    what this process prints to (/dev/stdout), is itself yielded, to be written to.
     Raises OSError where the folder is missing or can't be written.
 
         with replacing("notes.txt") as temporary:
             temporary.write_text("all or nothing")
     """
-    if (given := Path(path)).exists() and not given.is_file():
+    if not is_replaced(given := Path(path)):
         yield given
         return
     path = real_path(path)

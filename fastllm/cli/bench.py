@@ -38,6 +38,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..atomic import is_replaced
 from ..errors import ConfigError
 from ..machine import THREAD_VARIABLES, check_compiler, usable_cores
 from .output_option import check_output
@@ -109,9 +110,11 @@ def run(arguments: argparse.Namespace) -> int:
             pair = bench.failure(benchmark, error)
         print(_row(*pair), flush=True)
         results += pair
-        if arguments.json:  # again each time: a run takes minutes, and what it has shall not be lost
+        if _is_rewritten(arguments.json):
             bench.write_json(arguments.json, results)
     print(*_summary(results), sep="\n")
+    if arguments.json and not _is_rewritten(arguments.json):
+        bench.write_json(arguments.json, results)
     return 1 if any(record.error for record in results) else 0
 
 
@@ -143,8 +146,10 @@ def _race(arguments: argparse.Namespace) -> int:
         except PeerError as error:
             failures[name] = str(error)
             print(f"{name:<20} FAILED: {error}", flush=True)
-        if arguments.json:
+        if _is_rewritten(arguments.json):
             report.write_json(arguments.json, races, failures, threads)
+    if arguments.json and not _is_rewritten(arguments.json):
+        report.write_json(arguments.json, races, failures, threads)
     return 1 if failures else 0
 
 
@@ -177,12 +182,19 @@ def _generate(arguments: argparse.Namespace) -> int:
         for found in races(Path(name), threads, arguments.quick, dtype, failed, note):
             outcomes += found
             print(*map(report.row, found), sep="\n", flush=True)
-            if arguments.json:
+            if _is_rewritten(arguments.json):
                 report.write_json(arguments.json, outcomes, said, threads, failed, left_out)
     print(*report.ratios(outcomes), *(f"{kind} FAILED: {error}" for kind, error in failed.items()), sep="\n")
     if arguments.json:
         report.write_json(arguments.json, outcomes, said, threads, failed, left_out)
     return 1 if failed else 0
+
+
+def _is_rewritten(path: str | None) -> bool:
+    """Whether results are written after each benchmark, as a run takes minutes and what it has shall not be lost. Into
+    a pipe they go once.
+    """
+    return path is not None and is_replaced(Path(path))
 
 
 def _set_threads(count: int) -> None:

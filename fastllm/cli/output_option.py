@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..atomic import is_replaced
 from ..errors import ConfigError
 
-BEGINS = {"--json": "{[", "--svg": "<"}  # what the first character of such a file is
+# What stands in the first bytes of such a file, and in few others.
+MARKS = {"--json": (b'"case"', b'"machine"', b'"kinds"'), "--svg": (b"<svg",)}
+HEAD = 1000
 
 
 def check_output(option: str, given: str | os.PathLike[str], *others: str | os.PathLike[str] | None) -> None:
@@ -23,12 +26,12 @@ def check_output(option: str, given: str | os.PathLike[str], *others: str | os.P
             raise ConfigError(
                 f"{option} must name a file of its own; got {path}, which is of {other}; choose another name"
             )
+    if not is_replaced(path):
+        return
     if path.is_file():
         with open(path, "rb") as file:
-            first = file.read(100).lstrip()[:1].decode(errors="replace")
-        if first and first not in BEGINS[option]:
+            head = file.read(HEAD)
+        if head and not any(mark in head for mark in MARKS[option]):
             raise ConfigError(f"{option} must not replace another kind of file; got {path}; choose another name")
-    if (path.exists() or path.is_symlink()) and not path.is_file():
-        return
-    if not os.access(whole.parent, os.W_OK):
-        raise PermissionError(13, f"{path} can't be written: its folder is read-only; choose another")
+    if not os.access(whole.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise PermissionError(13, f"{path} can't be written: it or its folder is read-only; choose another")

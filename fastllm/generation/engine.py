@@ -133,7 +133,9 @@ class Engine:
         one request (see Sampler) ends that one, and is raised where it is iterated.
         """
         if self.is_broken:
-            raise RuntimeError("an engine must not be interrupted while slots change hands; it was; make a new one")
+            raise RuntimeError(
+                "an engine must not be broken off (Ctrl-C, no memory) while slots change hands; it was; make a new one"
+            )
         self._decode()
         self._admit()
         self._prefill()

@@ -96,7 +96,10 @@ class BPETokenizer(HuggingFaceTokenizer):
 
 
 def _interruptible(work: Callable[[], object]) -> None:
-    """Call work() in a thread of its own, so that Ctrl-C comes meanwhile: `tokenizers` would keep it waiting."""
+    """Call work() in a thread of its own, so that Ctrl-C comes meanwhile: `tokenizers` would keep it waiting.
+
+    Interrupted, it goes on unseen until it is done or the process ends.
+    """
     failures: list[BaseException] = []
 
     def run() -> None:
