@@ -253,7 +253,9 @@ def generation_table(generate: Record, peak: float) -> str:
         "|---|---|--:|--:|--:|--:|",
     ]
     for (kind, name), row in rows.items():
-        together = f"{row['together']['median']:.0f} ({row['together_ratio']:.1f}x of one)" if row["together"] else ""
+        together = ""
+        if row["together"]:
+            together = f"{row['together_rate']['median']:.0f} ({row['together_ratio']:.1f}x of one)"
         lines.append(
             f"| {kind} | {name} | {rate(row['decode'])} | {rate(row['prompt'])} | {together} | "
             f"{row['beyond_bytes'] / 1e6:.0f} |"
@@ -281,7 +283,7 @@ def generation_table(generate: Record, peak: float) -> str:
         wanted("decoding F32, of transformers'", ratio, TRANSFORMERS_TARGET)
     for kind in DECODE_TARGETS:
         row = rows[kind, "fastllm"]
-        one = row["together"]["median"] / row["together_ratio"]
+        one = row["together_rate"]["median"] / row["together_ratio"]
         most = peak * 1e9 / (2 * generate["model"]["parameters"]) / one if "parameters" in generate["model"] else None
         wanted(f"8 texts at once {kind}, of one", row["together_ratio"], TOGETHER_TARGET, most=most)
     for kind in DECODE_TARGETS:
@@ -301,7 +303,7 @@ def halves_text(halves: Record) -> str:
         return f"{kind} {ratio_of(rows[kind, 'fastllm'], rows[kind, name], 'decode'):.2f}x"
 
     theirs = ", ".join(ratio(kind, "llama.cpp") for kind in DECODE_TARGETS)
-    eight = ", ".join(f"{kind} {rows[kind, 'fastllm']['together']['median']:.0f}" for kind in DECODE_TARGETS)
+    eight = ", ".join(f"{kind} {rows[kind, 'fastllm']['together_rate']['median']:.0f}" for kind in DECODE_TARGETS)
     return (
         "fastllm keeps keys and values in float32 here, llama.cpp in float16. With float16 on both sides "
         f"(`--cache-dtype float16`, a run of its own) it decodes, of llama.cpp's speed, {theirs}, of transformers' "

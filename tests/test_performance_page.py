@@ -53,9 +53,9 @@ def measurements() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]
             target,
             10**10,
             [
-                Result("fastllm", 1.0, 10**8, [0.2]),
-                Result("eager", 2.0, 2 * 10**8, [0.31]),
-                Result("compiled", 9.0, 3 * 10**8, [0.4]),
+                Result("fastllm", 10**8, [0.2]),
+                Result("eager", 2 * 10**8, [0.31]),
+                Result("compiled", 3 * 10**8, [0.4]),
             ],
             limits,
         )
