@@ -11,12 +11,14 @@ import json
 import os
 import platform
 import shutil
+import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def _namespace() -> str:
@@ -84,13 +86,27 @@ def is_replaced(path: Path) -> bool:
     """Whether a new file takes the place of a path in `replacing`: else it is written to as it is."""
     if not path.exists():
         return True
-    if not path.is_file():
-        return False
+    return path.is_file() and _stream_of(path) is None
+
+
+def _stream_of(path: Path) -> int | None:
+    """1 or 2 where a path is what this process prints to."""
     for stream in (1, 2):
         with suppress(OSError):
             if os.path.samestat(os.stat(path), os.fstat(stream)):
-                return False
-    return True
+                return stream
+    return None
+
+
+def _as_it_is(path: Path) -> BinaryIO:
+    """What stands at a path, to be written to: behind what is printed already."""
+    stream = _stream_of(path)
+    if stream is None:
+        return path.open("wb")
+    for file in (sys.stdout, sys.stderr):
+        if file is not None:
+            file.flush()
+    return os.fdopen(os.dup(stream), "wb")
 
 
 def flush(path: Path) -> None:
@@ -124,14 +140,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     When the block raises (a full disk, Ctrl-C), the temporary file goes and `path` stays as it was. Of a symbolic
     link, the file that it leads to is replaced; a file keeps its permissions. What is no file (a pipe, a device), or
-    what this process prints to (/dev/stdout), is itself yielded, to be written to.
+    what this process prints to (/dev/stdout), is written to as it is.
     Raises OSError where the folder is missing or can't be written.
 
         with replacing("notes.txt") as temporary:
             temporary.write_text("all or nothing")
     """
     if not is_replaced(given := Path(path)):
-        yield given
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / given.name
+            yield temporary
+            with temporary.open("rb") as new, _as_it_is(given) as there:
+                shutil.copyfileobj(new, there)
         return
     path = real_path(path)
     temporary = work_path(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,13 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
         with replacing(path) as there:
             there.write_text("gone")
         assert path.is_char_device()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="there are no devices")
+@pytest.mark.parametrize("is_pipe", [False, True])
+def test_what_is_printed_to_is_written_to_in_its_turn(tmp_path: Path, is_pipe: bool) -> None:
+    code = "from fastllm.atomic import write_text; print('a'); write_text('/dev/stdout', 'b\\n'); print('c')"
+    with open(tmp_path / "log", "w") as file:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE if is_pipe else file, check=True)
+    printed = done.stdout if is_pipe else (tmp_path / "log").read_bytes()
+    assert printed == b"a\nb\nc\n"
