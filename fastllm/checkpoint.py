@@ -60,8 +60,9 @@ from .model import Model
 from .optimizers import Optimizer
 from .parameters import check_shapes, shapes_of
 from .small_files import read_json, read_small
-from .tokenizers import HuggingFaceTokenizer, load_tokenizer, tokenizer_from_gguf
+from .tokenizers import load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
+from .vocabulary import check_vocabulary, fitting
 
 # Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
 # Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
@@ -222,7 +223,7 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     model, tokenizer = _open(base, backend)
     adapter = adapters.read_adapter(model.config, folder)
     if (folder / TOKENIZER).is_file():
-        tokenizer = _fitting(folder, load_tokenizer(folder / TOKENIZER), model.config)
+        tokenizer = fitting(folder, load_tokenizer(folder / TOKENIZER), model.config)
     model.origin = origin
     _check_base(folder, model, name)
     model.set_adapter(adapter)
@@ -248,7 +249,7 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     arrays = read_arrays(folder / WEIGHTS)
     config = own.config
     with _damage(folder / WEIGHTS):
-        _check_vocabulary(folder, tokenizer, config)
+        check_vocabulary(folder, tokenizer, config)
         # Before memory is taken for what may be a damaged configuration.
         if config.layers > len(arrays):
             raise ValueError(
@@ -330,7 +331,7 @@ def _said_of_generation(
 def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
     """A model of another project."""
     opened = open_model(path)
-    tokenizer = _fitting(path, _foreign_tokenizer(opened), opened.config)
+    tokenizer = fitting(path, _foreign_tokenizer(opened), opened.config)
     model = Model(opened.config, backend=backend, weights=opened.weights)
     options = dict(opened.generation)
     if opened.source == "gguf":  # which names one or two of them; readers know the others by their names
@@ -354,35 +355,6 @@ def _foreign_tokenizer(opened: OpenedModel) -> Tokenizer:
         f"a checkpoint of llama2.c must have its tokenizer beside it; got no {' or '.join(names)} in "
         f"{opened.path.parent}; copy it there"
     )
-
-
-def _fitting(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
-    """The tokenizer, without added tokens that the model has no rows for. Raises FormatError where others are left."""
-    if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, HuggingFaceTokenizer):
-        tokenizer = _limited(path, tokenizer, config.vocab_size)
-    _check_vocabulary(path, tokenizer, config)
-    return tokenizer
-
-
-def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingFaceTokenizer:
-    """The tokenizer without the added tokens that the model has no rows for, if that is possible."""
-    with contextlib.suppress(ValueError, TypeError):
-        limited = tokenizer.limited(size)
-        if limited.vocab_size <= size:
-            surplus = [token for token in tokenizer.tokens[size:] if token]
-            names = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} more" if len(surplus) > 3 else "")
-            warnings.warn(f"{path}: tokens that the model has no rows for are left out: {names}", stacklevel=8)
-            return limited
-    return tokenizer
-
-
-def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """A model may have more rows than there are tokens, which nothing uses, but not fewer."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise FormatError(
-            f"{path}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
-            f"vocab_size {config.vocab_size}; the files are of two models"
-        )
 
 
 def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> dict[str, Any]:

@@ -36,8 +36,9 @@ MAY_IMPORT = {
     },
     "checkpoint": {
         "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",
-        "small_files", "tokenizers",
+        "small_files", "tokenizers", "vocabulary",
     },
+    "vocabulary": {"config", "errors", "tokenizers"},
     "conversion": {
         "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
         "tokenizers",

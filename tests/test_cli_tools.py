@@ -78,37 +78,6 @@ def test_wrong_use_ends_with_status_2(words: list[str], capsys: pytest.CaptureFi
     assert capsys.readouterr().err
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    line = {"phase": "a", "epoch": 1, "step": 1, "loss": 2.0, "accuracy": 0.5}
-    lines = "".join(json.dumps({**line, "step": step}) + "\n" for step in (1, 2, 3))
-    (tmp_path / "run" / "metrics.jsonl").write_text(lines)
-    return tmp_path / "run"
-
-
-def test_a_chart_takes_the_place_of_a_chart_only(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = run_folder.parent / "text.txt"
-    text.write_text("my text")
-    before = (run_folder / "metrics.jsonl").read_text()
-    for path, message in (
-        (run_folder / "metrics.jsonl", "must name a file of its own"),
-        (text, "must not replace another kind of file"),
-        (run_folder, "must name a file in a folder that is there"),
-        (run_folder / "missing" / "a.svg", "must name a file in a folder that is there"),
-    ):
-        assert cli.main(["plot", str(run_folder), "--svg", str(path)]) == 2
-        captured = capsys.readouterr()
-        assert message in captured.err
-        assert captured.out == ""
-    assert (text.read_text(), (run_folder / "metrics.jsonl").read_text()) == ("my text", before)
-    for _ in range(2):
-        assert cli.main(["plot", str(run_folder), "--svg", str(run_folder.parent / "a.svg")]) == 0
-    if os.path.exists("/dev/null"):
-        assert cli.main(["plot", str(run_folder), "--svg", "/dev/null"]) == 0
-        assert Path("/dev/null").is_char_device()
-
-
 # doctor
 
 

@@ -1,0 +1,43 @@
+"""Whether a tokenizer's vocabulary goes with a model's: a model may have more rows than there are tokens, not fewer."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+
+from .config import ModelConfig
+from .errors import FormatError
+from .tokenizers import HuggingFaceTokenizer, Tokenizer
+
+
+def fitting(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
+    """The tokenizer of a model at a path, without added tokens that the model has no rows for.
+
+    Warns of these. Raises as check_vocabulary where there are others.
+    """
+    if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, HuggingFaceTokenizer):
+        tokenizer = _limited(path, tokenizer, config.vocab_size)
+    check_vocabulary(path, tokenizer, config)
+    return tokenizer
+
+
+def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingFaceTokenizer:
+    """The tokenizer without the added tokens that the model has no rows for, if that is possible."""
+    with contextlib.suppress(ValueError, TypeError):
+        limited = tokenizer.limited(size)
+        if limited.vocab_size <= size:
+            surplus = [token for token in tokenizer.tokens[size:] if token]
+            names = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} more" if len(surplus) > 3 else "")
+            warnings.warn(f"{path}: tokens that the model has no rows for are left out: {names}", stacklevel=9)
+            return limited
+    return tokenizer
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise FormatError for a tokenizer with more tokens than the model has rows."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise FormatError(
+            f"{path}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
+            f"vocab_size {config.vocab_size}; the files are of two models"
+        )
