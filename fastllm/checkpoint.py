@@ -37,7 +37,6 @@ from .formats.huggingface_folder import (
     GENERATION,
     TOP_K,
     WEIGHTS,
-    other_generation,
     read_generation,
     stored_array,
 )
@@ -308,24 +307,24 @@ def _own(folder: Path) -> _Own | None:
         numbers = {key: int(key) if key.isdecimal() and len(key) < 12 else key for key in biases}
         generation["logit_bias"] = {numbers[key]: bias for key, bias in biases.items()}
     fields = own["model"]
+    other: dict[str, Any] = {}
     try:
         if own is not theirs and version > 2:  # what has no words there is here
             said = config_from_huggingface(theirs)
             fields = {**said.to_dict(), **fields}
-            generation = {**_said_of_generation(folder, theirs, said, TOP_K if version > 3 else None), **generation}
+            facts, other = _said_of_generation(folder, theirs, said, TOP_K if version > 3 else None)
+            generation = {**facts, **generation}
         GenerationConfig.of(None, generation)
-        config = ModelConfig.from_dict(fields)
-        other = {} if own is theirs else other_generation(folder, config.vocab_size, theirs)
-        return _Own(config, generation, other, own is not theirs)
+        return _Own(ModelConfig.from_dict(fields), generation, other, own is not theirs)
     except (ConfigError, FormatError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from None
 
 
 def _said_of_generation(
     folder: Path, theirs: Mapping[str, Any], config: ModelConfig, top_k: int | None = TOP_K, warns: bool = True
-) -> dict[str, Any]:
-    facts = read_generation(folder, config.vocab_size, theirs, top_k, warns)
-    return {name: value for name, value in facts.items() if value != ()}
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    facts, other = read_generation(folder, config.vocab_size, theirs, top_k, warns)
+    return {name: value for name, value in facts.items() if value != ()}, other
 
 
 def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
@@ -431,7 +430,7 @@ def _write_model(
     said = config_from_huggingface(theirs)
     own = {
         "version": VERSION,
-        "generation": _beyond(options, _said_of_generation(folder, theirs, said, warns=False)),
+        "generation": _beyond(options, _said_of_generation(folder, theirs, said, warns=False)[0]),
         "model": _beyond(dataclasses.replace(config, rope_interleaved=False).to_dict(), said.to_dict()),
     }
     _write_json(folder / CONFIG, {**theirs, FORMAT: own})

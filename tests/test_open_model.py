@@ -244,6 +244,7 @@ def test_options_that_fastllm_can_not_take_are_passed_over(tmp_path, name, value
         ({"min_p": True}, "min_p as a number from 0 to 1; got True"),
         ({"repetition_penalty": [1]}, "repetition_penalty as a number from 1e-30 to 1e30; got [1]"),
         ({"eos_token_id": 2.0}, "whole numbers; got 2.0"),
+        ({"bos_token_id": "x"}, "whole numbers; got 'x'"),
     ],
 )
 def test_wrong_generation(tmp_path, generation, received):

@@ -24,7 +24,7 @@ from fastllm.errors import ConfigError, FormatError
 from fastllm.formats.bytes_of_file import naming
 from fastllm.formats.gguf_file import GgufFile, GgufTensor, read_gguf_file
 from fastllm.formats.modules import Module, check, check_layers, layout_of
-from fastllm.formats.opened import OpenedModel, Weights, generation_facts, is_token
+from fastllm.formats.opened import OpenedModel, Weights, generation_facts, named_ids
 from fastllm.packed import Packed
 from fastllm.parameters import POSITIONS
 from fastllm.quantize import dequantize
@@ -114,7 +114,7 @@ def open_gguf(path: Path) -> OpenedModel:
             source="gguf",
             path=path,
             generation=_generation(path, file.metadata, config),
-            other_generation=_other_generation(file.metadata, config),
+            other_generation=_other_generation(path, file.metadata, config),
             metadata={key: value for key, value in file.metadata.items() if key.startswith("general.")},
             tokenizer_metadata={key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")},
         )
@@ -311,7 +311,7 @@ def _generation(path: Path, metadata: Json, config: ModelConfig) -> dict[str, An
     return generation_facts(path, config.vocab_size, ids, options)
 
 
-def _other_generation(metadata: Json, config: ModelConfig) -> dict[str, Any]:
+def _other_generation(path: Path, metadata: Json, config: ModelConfig) -> dict[str, Any]:
     keys = {"bos_token_id": "bos", "pad_token_id": "padding"}
     given = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: i for name, i in given.items() if is_token(i, config.vocab_size)}
+    return named_ids(path, config.vocab_size, given)

@@ -15,7 +15,7 @@ from fastllm.errors import FormatError
 from fastllm.formats.bytes_of_file import naming
 from fastllm.formats.huggingface import has_its_own_head, head_and_embedding, needed, renamed
 from fastllm.formats.huggingface_config import config_from_huggingface
-from fastllm.formats.opened import RANGES, OpenedModel, float32, generation_facts, is_token, packed
+from fastllm.formats.opened import RANGES, OpenedModel, float32, generation_facts, named_ids, packed
 from fastllm.formats.safetensors_file import StoredTensor, read_safetensors, read_shards
 from fastllm.parameters import POSITIONS
 from fastllm.small_files import brief, read_json
@@ -33,7 +33,7 @@ OPTIONS = {
 }  # fmt: skip
 IDS = ("bos_token_id", "pad_token_id")
 # What is read, or made anew.
-SAID = {*OPTIONS.values(), "do_sample", "eos_token_id", "transformers_version", "_from_model_config"}
+SAID = {*OPTIONS.values(), *IDS, "do_sample", "eos_token_id", "transformers_version", "_from_model_config"}
 TOP_K = 50  # of transformers, where do_sample is true and nothing else is said
 # What changes a text in transformers and isn't there in fastllm, or is the caller's to say; off where 0, null or empty,
 # and these where 1.
@@ -75,6 +75,7 @@ def open_huggingface(folder: Path) -> OpenedModel:
             config = dataclasses.replace(config, tied_head=False)
         given = needed(config, stored)
         arrays = renamed(config, {name: stored_array(name, tensor) for name, tensor in given.items()})
+    generation, other = read_generation(folder, config.vocab_size, fields)
     return OpenedModel(
         config=config,
         weights={
@@ -83,8 +84,8 @@ def open_huggingface(folder: Path) -> OpenedModel:
         },
         source="huggingface",
         path=folder,
-        generation=read_generation(folder, config.vocab_size, fields),
-        other_generation=other_generation(folder, config.vocab_size, fields),
+        generation=generation,
+        other_generation=other,
     )
 
 
@@ -120,8 +121,9 @@ def stored_array(
 
 def read_generation(
     folder: Path, vocab_size: int, config: Mapping[str, Any], top_k: int | None = TOP_K, warns: bool = True
-) -> dict[str, Any]:
-    """OpenedModel.generation, from generation_config.json; without one, from config.json, as older models have it.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """OpenedModel.generation and other_generation, from generation_config.json; without one, from config.json, as older
+    models have it.
 
     Tokens that generation_config.json doesn't name are config.json's. top_k is what do_sample means without one. Warns,
     unless told not to, of options that fastllm has no use for.
@@ -153,14 +155,5 @@ def read_generation(
         facts["temperature"] = 0.0
     elif fields.get("do_sample") is not True:  # then transformers takes the most probable token, whatever else is said
         facts.pop("temperature", None)
-    return facts
-
-
-def other_generation(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenedModel.other_generation, likewise."""
-    fields = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    given = {name: config.get(name) for name in IDS} | {k: v for k, v in fields.items() if k not in SAID}
-    return {
-        name: value for name, value in given.items()
-        if (is_token(value, vocab_size) if name in IDS else value is not None)
-    }  # fmt: skip
+    other = {} if fields is config else {k: v for k, v in fields.items() if k not in SAID and v is not None}
+    return facts, other | named_ids(path, vocab_size, {name: fields.get(name, config.get(name)) for name in IDS})

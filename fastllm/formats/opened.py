@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def generation_facts(
     path: Path, vocab_size: int, end_ids: list[Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """OpenedModel.generation from what stands in a file; None and ids outside the vocabulary are passed over.
+    """OpenedModel.generation from what stands in a file.
 
     Raises FormatError, which names the file, for what is no id and an option out of its range.
     """
-    for value in end_ids:
-        if value is not None and not (isinstance(value, int) and not isinstance(value, bool)):
-            raise FormatError(f"{path} must give the ids of tokens as whole numbers; got {brief(value)}; mend it")
-    facts: dict[str, Any] = {
-        "end_ids": tuple(dict.fromkeys(token for token in end_ids if token is not None and 0 <= token < vocab_size))
-    }
+    facts: dict[str, Any] = {"end_ids": token_ids(path, vocab_size, end_ids)}
     for name, value in options.items():
         if value is None:
             continue
@@ -115,6 +110,19 @@ def generation_facts(
     return facts
 
 
-def is_token(value: object, vocab_size: int) -> bool:
-    """Whether it is the id of a token."""
-    return type(value) is int and 0 <= value < vocab_size
+def token_ids(path: Path, vocab_size: int, given: Iterable[Any]) -> tuple[int, ...]:
+    """Ids that stand in a file, each once; None and those outside the vocabulary are passed over.
+
+    Raises FormatError, which names the file, for what is no id.
+    """
+    ids = [value for value in given if value is not None]
+    for value in ids:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise FormatError(f"{path} must give the ids of tokens as whole numbers; got {brief(value)}; mend it")
+    return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
+
+
+def named_ids(path: Path, vocab_size: int, given: Mapping[str, Any]) -> dict[str, int]:
+    """As token_ids, of one id each by its name."""
+    found = {name: token_ids(path, vocab_size, [value]) for name, value in given.items()}
+    return {name: ids[0] for name, ids in found.items() if ids}
