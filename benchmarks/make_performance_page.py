@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.atomic import write_text
-from fastllm.figures import three_digits
+from fastllm.figures import put_between, three_digits
 from fastllm.training import svg
 
 Record = dict[str, Any]
@@ -139,15 +139,6 @@ def summary(peers: Record, generate: Record) -> str:
         f"transformers (F32): {ratio:.2f}x."
     )
     return "\n".join(lines)
-
-
-def with_summary(readme: str, text: str) -> str:
-    """The README with another summary. Raises ValueError for one without the markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the README must have the lines {BEGIN} and {END}; got one or none; add them")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def bound(case: Record) -> str:
@@ -433,7 +424,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in files.items():
         write_text(arguments.docs / name, text)
     readme = arguments.readme.read_text(encoding="utf-8")
-    write_text(arguments.readme, with_summary(readme, summary(measured[0], measured[3])))
+    write_text(arguments.readme, put_between(readme, BEGIN, END, summary(measured[0], measured[3])))
     return 0
 
 

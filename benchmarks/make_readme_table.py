@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.atomic import write_text
-from fastllm.figures import three_digits
+from fastllm.figures import put_between, three_digits
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEAD = "| case | twin ms | kernel ms | p20 - p80 | faster | GFLOP/s | GB/s |\n|---|--:|--:|--:|--:|--:|--:|"
@@ -69,11 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     if failed := sorted({result["case"] for result in results if result["error"]}):
         sys.exit(f"a table is made only of cases that passed; failed: {', '.join(failed)}; mend them first")
     text = arguments.readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{arguments.readme} must have the lines {BEGIN} and {END}; got one or none; add them")
-    write_text(arguments.readme, f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    try:
+        text = put_between(text, BEGIN, END, table(results))
+    except ValueError as error:
+        sys.exit(f"{arguments.readme}: {error}")
+    write_text(arguments.readme, text)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Measured figures: what is said of many, and how tables show one."""
+"""Measured figures: what is said of many, how tables show one, and how a text's table takes another's place."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def three_digits(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def put_between(whole: str, begin: str, end: str, text: str) -> str:
+    """A text with another one between two of its lines. Raises ValueError where it hasn't got them."""
+    before, found, rest = whole.partition(begin)
+    _, behind, after = rest.partition(end)
+    if not found or not behind:
+        raise ValueError(f"a text must have the lines {begin} and {end}; got one or none; add them")
+    return f"{before}{begin}\n{text}\n{end}{after}"
