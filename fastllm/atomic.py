@@ -164,7 +164,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         if error.filename is None or os.fspath(error.filename) != os.fspath(temporary):
             raise
-        raise OSError(error.errno, f"{given} could not be written: {error.strerror}") from error
+        raise OSError(error.errno, error.strerror, os.fspath(given)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

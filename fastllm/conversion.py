@@ -190,9 +190,8 @@ def write(
     except OSError as error:
         if isinstance(error, FileExistsError) or error.errno is None:  # said in full
             raise
-        reason = (error.strerror or str(error)).rpartition("could not be written: ")[2]
         raise OSError(
-            error.errno, f"{target} could not be written: {reason}; what was there before is untouched"
+            error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
         ) from error
 
 

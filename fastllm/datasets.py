@@ -229,13 +229,14 @@ class TokenStream:
         shift, order = self._order_of(epoch)
         turns = order[at * self.rows_per_update : (at + 1) * self.rows_per_update].astype(np.int64)
         last = len(self.tokens) - 1 - self.length
-        first = np.clip(turns * self.length - shift, 0, last)
+        batch = self._windows(np.clip(turns * self.length - shift, 0, last), self.length)
+        if self.missing is None or batch.target_count:
+            return batch
         rng = np.random.default_rng((self.seed, step))
         for _ in range(TRIES):
-            batch = self._windows(first, self.length)
-            if self.missing is None or batch.target_count:
+            batch = self._windows(rng.integers(0, last + 1, self.rows_per_update), self.length)
+            if batch.target_count:
                 return batch
-            first = rng.integers(0, last + 1, self.rows_per_update)
         raise DataError(
             f"a text must mostly hold tokens of the vocabulary; got none in {TRIES} batches, taken at random; train a "
             "model on texts like this one"
