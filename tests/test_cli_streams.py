@@ -37,6 +37,13 @@ def test_pipes_are_utf_8_whatever_the_system_takes(monkeypatch: pytest.MonkeyPat
     assert sys.stdout.encoding == "cp1252"
 
 
+def test_lines_of_a_pipe_end_as_those_of_files_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python translates the line ends of Windows in files, but on other systems not on standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\r\nb\xff\r\n\nc"), "utf-8", newline="\n"))
+    cli._prepare_streams()
+    assert sys.stdin.read() == "a\nb\udcff\n\nc"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no shell that closes streams")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams_end_nothing(tmp_path: Path, closed: str) -> None:

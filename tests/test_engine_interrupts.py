@@ -82,6 +82,37 @@ def test_ctrl_c_while_tokens_are_drawn_changes_no_text(at):
     assert texts(Pressed) == (expected, int(at <= 8))
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("at", range(1, 10))
+def test_ctrl_c_while_the_first_token_of_a_sample_is_drawn_changes_no_text(monkeypatch, slots, at):
+    """Its prompt has been read: it begins where another one ends, or beside it."""
+    draws = 0
+    choose = Sampler._choose
+
+    def pressed(self, logits):
+        nonlocal draws
+        token = choose(self, logits)
+        draws += 1
+        if draws == at:
+            signal.raise_signal(signal.SIGINT)
+        return token
+
+    config = GenerationConfig(max_tokens=3, n=3, temperature=1.0)
+    expected = list(samples([1, 2], config, TableModel(context=40)))
+    monkeypatch.setattr(Sampler, "_choose", pressed)
+    running = Engine(TableModel(context=40), slots)
+    generations = running.submit([1, 2], config)
+    interrupts = 0
+    while running.busy:
+        try:
+            running.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert is_idle(running)
+    assert interrupts == 1
+    assert [generation.tokens for generation in generations] == expected
+
+
 def test_a_sampler_that_raises_leaves_no_trace_of_the_step():
     class Failing(Sampler):
         fails = True

@@ -118,6 +118,8 @@ def _prepare_streams() -> None:
     # not with the whole.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
+            if stream is sys.stdin:  # lines end as those of files may, on any system
+                stream.reconfigure(newline=None)
             stream.reconfigure(errors=errors)
             is_free = not stream.isatty() and not os.environ.get("PYTHONIOENCODING")
             if is_free and codecs.lookup(stream.encoding).name != "utf-8":

@@ -83,7 +83,7 @@ class Engine:
         self._free = {slot: np.empty(0, np.int32) for slot in reversed(range(slots))}  # the prompt left in each
         self._running: list[Generation] = []  # those with a slot
         self._waiting: dict[_Prompt, None] = {}  # those of which samples wait for a slot, in order
-        self._heirs: list[Generation] = []  # samples that have just taken over a slot
+        self._heirs: list[Generation] = []  # samples that have just got a slot, or taken one over
         self._changed: dict[Generation, None] = {}
         self.is_broken = False  # whether Ctrl-C came while lists and cache did not agree: it can't go on
 
@@ -199,32 +199,34 @@ class Engine:
         return token
 
     def _admit(self) -> None:
-        while self._heirs or self._free:
-            if self._heirs:
-                generation = self._heirs.pop()
-            else:
-                prompt = next(filter(_Prompt.can_start, self._waiting), None)
-                if prompt is None:
-                    return
-                common = {slot: common_length(left, prompt.tokens) for slot, left in self._free.items()}
-                slot = max(reversed(common), key=common.__getitem__)
-                with self._in_one_go():
-                    del self._free[slot]
-                    generation = self._next_sample(prompt, slot)
-                    if prompt.is_read:
-                        self._cache.copy(prompt.running[0]._slot, slot)
-                    else:  # the last token is read for what follows it
-                        prompt.cached = min(common[slot], len(prompt.tokens) - 1)
-                    self._cache.truncate(slot, prompt.cached)
-                    prompt.running.append(generation)
+        while self._heirs or self._start():
+            generation = self._heirs[-1]
             prompt = generation._prompt
-            if prompt.is_read:
-                assert prompt.logits is not None
-                try:
+            with uninterrupted():  # who has drawn a token has it
+                if prompt.is_read:
+                    assert prompt.logits is not None
                     self._choose(generation, prompt.logits)
-                except BaseException:
-                    self._heirs.append(generation)
-                    raise
+                if generation in self._heirs:  # it goes on
+                    self._heirs.remove(generation)
+
+    def _start(self) -> bool:
+        """Give a free slot to a sample that waits; False where one of the two is missing."""
+        prompt = next(filter(_Prompt.can_start, self._waiting), None)
+        if prompt is None or not self._free:
+            return False
+        common = {slot: common_length(left, prompt.tokens) for slot, left in self._free.items()}
+        slot = max(reversed(common), key=common.__getitem__)
+        with self._in_one_go():
+            del self._free[slot]
+            generation = self._next_sample(prompt, slot)
+            if prompt.is_read:
+                self._cache.copy(prompt.running[0]._slot, slot)
+            else:  # the last token is read for what follows it
+                prompt.cached = min(common[slot], len(prompt.tokens) - 1)
+            self._cache.truncate(slot, prompt.cached)
+            prompt.running.append(generation)
+            self._heirs.append(generation)
+        return True
 
     def _next_sample(self, prompt: _Prompt, slot: int) -> Generation:
         """The prompt's first waiting sample, with a slot."""
