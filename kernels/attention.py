@@ -403,7 +403,7 @@ def _backward_part(
                 work = (length - begin) * (length - begin) - (length - end) * (length - end)
                 if owner(done, work, total, parts) == part:
                     dq, dq_row = p_dqkv, row
-                    if piece > 0:
+                    if begin > 0:  # where the first block is most of the work, the first piece has none
                         dq, dq_row = advance(dq_pieces, start * apart + (piece - 1) * out_row), apart
                     for h in range(kv * group, (kv + 1) * group):
                         _backward_blocks(
@@ -434,7 +434,7 @@ def _backward_part(
 
 @only_training(types.void(P, PAGES, N, N, N, N, N, P, N, N, N))
 def _add_pieces(dqkv, starts, sequences, total, heads, kv_heads, size, dq_pieces, apart, part, parts):
-    """Add the other pieces' dq to the first's: what one of so many threads does of it."""
+    """Add the other pieces' dq to that of the piece which begins the keys: what one of so many threads does of it."""
     row, width = (heads + 2 * kv_heads) * size, heads * size
     for s in range(sequences):
         start, length = np.int64(starts[s]), np.int64(starts[s + 1] - starts[s])
@@ -442,7 +442,7 @@ def _add_pieces(dqkv, starts, sequences, total, heads, kv_heads, size, dq_pieces
         first, last = length * part // parts, length * (part + 1) // parts
         for piece in range(1, pieces):
             begin = _first_key(length, piece, pieces)
-            if begin == _first_key(length, piece + 1, pieces):
+            if begin == 0 or begin == _first_key(length, piece + 1, pieces):  # it stands in dqkv, or is empty
                 continue
             for n in range(start + max(first, begin), start + last):
                 dq = advance(dqkv, n * row)

@@ -72,6 +72,8 @@ ATTENTION = [
     {"lengths": (130, 7), "heads": 3, "kv_heads": 1, "head_size": 64},
     {"lengths": (78,), "heads": 1, "kv_heads": 1, "head_size": 128},
     {"lengths": (1100,), "heads": 1, "kv_heads": 1, "head_size": 16},
+    {"lengths": (530,), "heads": 2, "kv_heads": 1, "head_size": 8},
+    {"lengths": (5, 850), "heads": 2, "kv_heads": 2, "head_size": 8},
     {"lengths": (300, 1, 900, 513), "heads": 4, "kv_heads": 1, "head_size": 24},
 ]
 ATTENTION_REALISTIC = {
