@@ -248,6 +248,25 @@ def test_the_gradient_of_a_weight_that_no_row_has_met(backend, accumulate, outpu
     assert (dbias == 7 * accumulate).all()
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 3])
+def test_attention_of_a_sequence_of_any_length(kv_heads):
+    """However its keys are cut among threads, each gradient is written, and is the twin's."""
+    size, heads = 4, 2 * kv_heads
+    rng = np.random.default_rng(kv_heads)
+    room, scratch = nan(1400, kernels.attention_pieces(heads * size)), kernels.attention_scratch(size)
+    for length in range(1, 1400, 97):
+        qkv = rng.standard_normal((length, (heads + 2 * kv_heads) * size), np.float32)
+        dout = rng.standard_normal((length, heads * size), np.float32)
+        starts = np.array([0, length], np.int32)
+        results = []
+        for side in (kernels, reference):
+            out, lse, dqkv = nan(*dout.shape), nan(length, heads), nan(*qkv.shape)
+            side.attention_forward(out, lse, qkv, starts, heads, kv_heads, 0.5, scratch)
+            side.attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, 0.5, room[:length], scratch)
+            results.append(dqkv)
+        np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4, err_msg=f"of {length} tokens")
+
+
 @pytest.mark.parametrize("size", [1, 100, 1e4, 1e6])
 def test_backward_finds_the_probabilities_of_large_scores(backend, size):
     """Of rows that see but themselves they are 1, so that dv is dout, whatever the score is."""
