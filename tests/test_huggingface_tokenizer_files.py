@@ -123,6 +123,18 @@ def test_where_a_chat_template_stands(files, template, tmp_path):
     assert (again.chat_template, again.template_names) == (template, tokenizer.template_names)
 
 
+@pytest.mark.parametrize("said", [{}, {"padding_side": "right"}])
+@pytest.mark.parametrize("maker", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_the_side_of_padding_stays(said, maker, tmp_path):
+    """Llama's class pads on the left; a batch padded on the right would be continued after its padding."""
+    transformers = pytest.importorskip("transformers")
+    settings = {**SETTINGS, **said, "tokenizer_class": maker}
+    HuggingFaceTokenizer(json.loads(byte_level().to_str()), settings).save_into(tmp_path)
+    its_class = "left" if maker.startswith("Llama") else "right"
+    assert getattr(transformers, maker).padding_side == its_class
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == said.get("padding_side", its_class)
+
+
 def test_several_chat_templates_are_kept(tmp_path):
     templates = [{"name": "rag", "template": "B"}, {"name": "default", "template": "A"}]
     made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})

@@ -295,8 +295,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json; transformers.AutoTokenizer opens the folder too."""
         settings = {"tokenizer_class": OF_THE_FILE, **self._settings, "eos_token": self.end_token}
-        if settings["tokenizer_class"] in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
+        maker = settings["tokenizer_class"]
+        if maker in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
             settings["tokenizer_class"] = OF_THE_FILE
+        if maker in MAKE_THEIR_STEPS:  # what the class has where nothing is said
+            settings.setdefault("padding_side", "left")
         settings.pop("name_or_path", None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
