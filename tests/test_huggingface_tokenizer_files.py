@@ -41,6 +41,20 @@ def test_gpt2(shared_data):
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize("said", [{}, {"bos_token": "<|im_end|>"}])
+def test_gpt2_by_the_kind_of_model(said, tmp_path):
+    """GPT-2's own folder says nothing of its tokens; its class does, and a folder written from it has to."""
+    (tmp_path / "again").mkdir()
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    for model_type, expected in ("llama", None), ("gpt2", "<|endoftext|>"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 1024, **said}))
+        load_tokenizer(tmp_path).save_into(tmp_path / "again")
+        written = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+        assert written.get("bos_token") == said.get("bos_token", expected)
+        assert (written["eos_token"], written.get("unk_token")) == ("<|endoftext|>", expected)
+
+
 def test_gpt2_with_a_begin_token(shared_data, tmp_path):
     for name in ("encoder.json", "vocab.bpe"):
         shutil.copy(shared_data / "gpt2-tokenizer" / name, tmp_path)
