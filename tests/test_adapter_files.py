@@ -202,3 +202,24 @@ def test_an_alpha_for_each_module(tmp_path):
     write_adapter(tmp_path, config, adapter, None)
     assert len(json.loads((tmp_path / CONFIG).read_text())["alpha_pattern"]) > 90
     assert_same_changes(changes_of(read_adapter(config, tmp_path)), changes_of(adapter))
+
+
+@pytest.mark.parametrize(
+    ("key", "layers"),
+    [
+        ("q_proj", [0, 1]),
+        ("^q_proj", []),
+        ("^model.layers.1.self_attn.q_proj$", [1]),
+        (r"^model\.layers\.1\.self_attn\.q_proj", [1]),
+        ("layers.1.self_attn.q_proj", [1]),
+        ("^layers.1.self_attn.q_proj", []),
+    ],
+)
+def test_a_key_with_a_begin_is_for_whole_names(tmp_path, key, layers):
+    """As PEFT has it, whose modules begin with "model."."""
+    write(tmp_path)
+    before = read_adapter(LLAMA, tmp_path).additions
+    rewrite(tmp_path, alpha_pattern={key: 48})
+    after = read_adapter(LLAMA, tmp_path).additions
+    changed = [name for name in after if after[name] != before[name]]
+    assert changed == [f"blocks.{layer}.attention.query" for layer in layers]

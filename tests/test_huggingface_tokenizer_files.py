@@ -41,6 +41,20 @@ def test_gpt2(shared_data):
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize("said", [{}, {"bos_token": "<|im_end|>"}])
+def test_gpt2_by_the_kind_of_model(said, tmp_path):
+    """GPT-2's own folder says nothing of its tokens; its class does, and a folder written from it has to."""
+    (tmp_path / "again").mkdir()
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    for model_type, expected in ("llama", None), ("gpt2", "<|endoftext|>"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 1024, **said}))
+        load_tokenizer(tmp_path).save_into(tmp_path / "again")
+        written = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+        assert written.get("bos_token") == said.get("bos_token", expected)
+        assert (written["eos_token"], written.get("unk_token")) == ("<|endoftext|>", expected)
+
+
 def test_gpt2_with_a_begin_token(shared_data, tmp_path):
     for name in ("encoder.json", "vocab.bpe"):
         shutil.copy(shared_data / "gpt2-tokenizer" / name, tmp_path)
@@ -121,6 +135,18 @@ def test_where_a_chat_template_stands(files, template, tmp_path):
     tokenizer.save_into(tmp_path / "again")
     again = load_tokenizer(tmp_path / "again")
     assert (again.chat_template, again.template_names) == (template, tokenizer.template_names)
+
+
+@pytest.mark.parametrize("said", [{}, {"padding_side": "right"}])
+@pytest.mark.parametrize("maker", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_the_side_of_padding_stays(said, maker, tmp_path):
+    """Llama's class pads on the left; a batch padded on the right would be continued after its padding."""
+    transformers = pytest.importorskip("transformers")
+    settings = {**SETTINGS, **said, "tokenizer_class": maker}
+    HuggingFaceTokenizer(json.loads(byte_level().to_str()), settings).save_into(tmp_path)
+    its_class = "left" if maker.startswith("Llama") else "right"
+    assert getattr(transformers, maker).padding_side == its_class
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == said.get("padding_side", its_class)
 
 
 def test_several_chat_templates_are_kept(tmp_path):

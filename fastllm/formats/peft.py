@@ -16,7 +16,7 @@ from fastllm.lora import Addition
 from fastllm.small_files import brief
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NAME = re.compile(r"\^?((?:\w|-|\\?\.)+)\$?")  # of a module, written as a pattern for it
+NAME = re.compile(r"(\^?)((?:\w|-|\\?\.)+)\$?")  # of a module, written as a pattern for it
 
 # What changes the sum that is computed, or the base's weights before; a file must have nothing at these keys.
 LACKING = {
@@ -69,12 +69,12 @@ class Rules:
 
     def addition(self, module: str, rank: int) -> Addition:
         """How a module's addition of a rank counts."""
-        alpha = next((alpha for end, alpha in self._alphas.items() if f".{module}".endswith(end)), self._alpha)
+        alpha = next((alpha for end, alpha in self._alphas.items() if f"^.{module}".endswith(end)), self._alpha)
         return Addition(rank, alpha / (math.sqrt(rank) if self._is_root else rank))
 
 
 def _suffix(key: str) -> str:
-    """What a dot and a module's name ends with, for which a key of alpha_pattern is.
+    """What "^." and a module's name ends with, for which a key of alpha_pattern is; with ^, that is all of it.
 
     Such keys are regular expressions for the end of a name. Tools write names; another expression could take years.
     """
@@ -84,7 +84,7 @@ def _suffix(key: str) -> str:
             f"keys of alpha_pattern must be names of modules, or ends of names; got {brief(key)}; merge the adapter "
             "with PEFT and open the model"
         )
-    return "." + name[1].replace("\\", "")
+    return f"{name[1]}.{name[2]}".replace("\\", "")
 
 
 def _positive(key: str, value: object) -> float:

@@ -59,13 +59,14 @@ from fastllm.tokenizers.huggingface_document import (
 from fastllm.tokenizers.optional import require
 
 ADDED, TEMPLATES = "added_tokens.json", "additional_chat_templates"
-SPECIAL_MAP, GENERATION = "special_tokens_map.json", "generation_config.json"
+SPECIAL_MAP, GENERATION, MODEL_CONFIG = "special_tokens_map.json", "generation_config.json", "config.json"
 TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 SENTENCEPIECE = "tokenizer.model"
 AGAIN = "copy the file again"
 MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json; Gemma 3's has 33 million
 MAX_TEMPLATE = 4 << 16  # bytes; chat_template.py has MOST_SOURCE characters at most
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+GPT2_CLASSES, GPT2_WORD = ("GPT2Tokenizer", "GPT2TokenizerFast"), "<|endoftext|>"
 
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", END)
 ENDS_OF_TURN = frozenset(
@@ -175,6 +176,7 @@ class HuggingFaceTokenizer(Tokenizer):
             document = _read_object(folder / FILE_NAME, MAX_TOKENIZER)
         else:
             document, settings = _read_gpt2(folder, settings)
+        settings = {**_class_words(folder, settings, document), **settings}
         more = _read_object(folder / ADDED) if (folder / ADDED).is_file() else {}
         end_ids = _read_end_ids(folder)
         try:
@@ -295,8 +297,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json; transformers.AutoTokenizer opens the folder too."""
         settings = {"tokenizer_class": OF_THE_FILE, **self._settings, "eos_token": self.end_token}
-        if settings["tokenizer_class"] in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
+        maker = settings["tokenizer_class"]
+        if maker in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
             settings["tokenizer_class"] = OF_THE_FILE
+        if maker in MAKE_THEIR_STEPS:  # what the class has where nothing is said
+            settings.setdefault("padding_side", "left")
         settings.pop("name_or_path", None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
@@ -398,6 +403,20 @@ def _read_end_ids(folder: Path) -> list[int]:
     return [value for value in ids if type(value) is int]
 
 
+def _class_words(folder: Path, settings: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, str]:
+    """What GPT-2's class calls its one token where nothing is said, as in GPT-2's own folder."""
+    maker = settings.get("tokenizer_class")
+    if maker is None and (folder / MODEL_CONFIG).is_file():
+        theirs = _read_object(folder / MODEL_CONFIG)
+        maker = theirs.get("tokenizer_class", "GPT2Tokenizer" if theirs.get("model_type") == "gpt2" else None)
+    added = document.get("added_tokens")
+    has_word = isinstance(added, list) and any(
+        isinstance(token, dict) and token.get("content") == GPT2_WORD and token.get("special") is True
+        for token in added
+    )
+    return dict.fromkeys(("bos_token", "unk_token"), GPT2_WORD) if maker in GPT2_CLASSES and has_word else {}
+
+
 def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Vocabulary and merges as one document, and the settings with GPT-2's end token."""
     for vocabulary, merges in GPT2_FILES:
@@ -414,13 +433,13 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
             "path (fastllm convert and quantize do without a tokenizer: --no-tokenizer)"
         )
     kind = settings.get("tokenizer_class", "GPT2Tokenizer")
-    if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+    if kind not in GPT2_CLASSES:
         raise FormatError(
             f"{folder}: {vocabulary} and {merges} alone must be GPT-2's kind of tokenizer; got {kind!r:.60}; "
             f"add its {FILE_NAME}"
         )
     lines = _read_text(folder / merges, MAX_JSON).split("\n")
-    words = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | settings
+    words = dict.fromkeys(("bos_token", "eos_token", "unk_token"), GPT2_WORD) | settings
     vocabulary_ids = _read_object(folder / vocabulary)
     begin = text_of(words["bos_token"], "bos_token") if settings.get("add_bos_token") is True else None
     document: dict[str, Any] = {
