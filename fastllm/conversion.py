@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .errors import ConfigError, FormatError
 from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
 from .formats.gguf import OPTIONS
+from .formats.huggingface_config import model_type
 from .formats.huggingface_export import with_begin
 from .formats.huggingface_folder import CONFIG
 from .formats.model_folder import is_of_a_model, one_at_a_time, restore
@@ -187,6 +189,7 @@ def write(
                 other_generation=with_begin(source.other_generation, begin_id), files=files, replace=force,
                 progress=progress,
             )  # fmt: skip
+            _warn_of_class(source)
     except OSError as error:
         if isinstance(error, FileExistsError) or error.errno is None:  # said in full
             raise
@@ -269,6 +272,22 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_into(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _warn_of_class(source: Source) -> None:
+    """Warn where transformers doesn't do as the folder's tokenizer.json says: of Qwen2, AutoTokenizer makes its own."""
+    if source.tokenizer is None or model_type(source.config) != "qwen2":
+        return
+    try:
+        is_like_it = tokenizer_to_gguf(source.tokenizer)["tokenizer.ggml.pre"] == "qwen2"
+    except ValueError:
+        is_like_it = False
+    if not is_like_it:
+        warnings.warn(
+            "the model is of Qwen2's kind, for which transformers' AutoTokenizer makes Qwen2's splits, whatever the "
+            "folder says, so that texts get other ids; PreTrainedTokenizerFast.from_pretrained gives the right ones",
+            stacklevel=3,
+        )
 
 
 def _gguf_metadata(source: Source, name: str) -> dict[str, Any]:

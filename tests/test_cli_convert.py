@@ -204,6 +204,7 @@ def test_what_fastllm_does_not_do_is_handed_on(name, tmp_path):
         assert said["top_p"] == 0.9
 
 
+@pytest.mark.filterwarnings("ignore:the model is of Qwen2's kind")
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama3-rope", "qwen2-tied", "qwen3"])
 def test_from_a_folder_to_gguf_and_back(name, tmp_path):
     theirs(tmp_path / "theirs", name)
@@ -224,6 +225,18 @@ def test_from_a_folder_to_gguf_and_back(name, tmp_path):
     assert generation["top_p"] == pytest.approx(0.9)
     # 0 ends a text by its name, as all that read GGUF files have it.
     assert (generation["eos_token_id"], generation["bos_token_id"]) == ([2, 1, 0], 1)
+
+
+def test_of_qwen2_transformers_makes_its_own_tokenizer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = WordTokenizer.build([TEXT])
+    changes = {"attention_bias": True, "attention_output_bias": False, "head_size": 16, "heads": 2, "width": 32}
+    config = fastllm.preset("llama", vocab_size=tokenizer.vocab_size, layers=1, hidden=32, kv_heads=2, **changes)
+    fastllm.save(tmp_path / "ours", fastllm.Model(config, backend="numpy"), tokenizer)
+    with pytest.warns(UserWarning, match="transformers' AutoTokenizer makes Qwen2's splits"):
+        assert convert(tmp_path / "ours", tmp_path / "theirs") == 0
+    opened = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "theirs")
+    assert opened.encode(TEXT.replace("<end>", "")) == tokenizer.encode(TEXT.replace("<end>", "")).tolist()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])

@@ -182,6 +182,7 @@ def test_every_name_of_a_split_is_one_of_llama_cpps(pre, tmp_path):
     tokenizer = tokenizer_from_gguf(byte_level_metadata(pre))
     text = "It's 12345 don'T\r\n\n  if(x){return}; ÀÉb/ 你好 1"
     assert tokenizer.encode(text).tolist() == original(text)
+    assert tokenizer_from_gguf(tokenizer_to_gguf(tokenizer)).document == tokenizer.document  # by any of its names
 
 
 def test_it_is_the_tokenizer_it_was_made_from():

@@ -284,6 +284,19 @@ def test_control_tokens_whose_names_a_normalizer_changes():
     assert len(ids) == sum(len(made.encode(part)) if isinstance(part, str) else 1 for part in parts)
 
 
+def test_added_tokens_that_a_normalizer_changes_are_decoded_as_the_package_does():
+    """Its version 0.23 shows the space that "▁" before the token stands for."""
+    document = json.loads(byte_fallback().to_str())
+    size = len(document["model"]["vocab"])
+    document["added_tokens"].append(added(size, "<tool>", normalized=True))
+    original, made = tokenizers.Tokenizer.from_str(json.dumps(document)), HuggingFaceTokenizer(document, LLAMA)
+    for text in ("The cat <tool> sat", "<tool>", "a<tool>", "\n <tool><tool> b"):
+        ids = original.encode(text, add_special_tokens=False).ids
+        assert made.encode(text).tolist() == ids
+        assert made.decode(ids) == original.decode(ids)
+    assert size in ids
+
+
 def test_special_tokens_with_names_of_their_own():
     """Which a chat template knows them by."""
     extra = {"boi_token": "<|im_start|>", "tool_token": {"content": "<tool>"}}

@@ -324,8 +324,8 @@ def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
     steps = pre.get("pretokenizers", [pre]) if isinstance(pre, dict) else []
     whole_words = bool(model.get("ignore_merges"))
     name = next(
-        (name for name, known in SPLITS.items()
-         if [*map(_essence, known)] == [*map(_essence, steps)] and whole_words == (name in WHOLE_WORDS)),
+        (name for name, known in PRE_TOKENIZERS.items()
+         if [*map(_essence, SPLITS[known])] == [*map(_essence, steps)] and whole_words == (name in WHOLE_WORDS)),
         None,
     )  # fmt: skip
     if model.get("type", "BPE") != "BPE" or name is None or (document.get("decoder") or {}).get("type") != "ByteLevel":

@@ -158,6 +158,12 @@ class HuggingFaceTokenizer(Tokenizer):
                 "use another tokenizer.json"
             )
 
+        # What the decoder is given of an added token that the normalizer changes, as from version 0.23 on.
+        self._normalized = {
+            token["id"]: self._rust.id_to_token(token["id"]) for token in self._added.values()
+            if token["normalized"] and not token["special"]
+        }  # fmt: skip
+
     @classmethod
     def read(cls, path: str | os.PathLike[str], document: Mapping[str, Any] | None = None) -> Self:
         """Open a folder of a model, or the tokenizer.json in one.
@@ -263,7 +269,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return re.compile("|".join(map(pattern, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
     def stream(self, skip_special: bool = True) -> TextStream:
-        return HuggingFaceStream(self, skip_special, steps_of(self.decoder))
+        return HuggingFaceStream(self, skip_special, steps_of(self.decoder), self._normalized)
 
     @property
     def document(self) -> dict[str, Any]:

@@ -204,18 +204,22 @@ def _unusable(what: str) -> ValueError:
 
 
 class HuggingFaceStream(TextStream):
-    """Sends tokens through the decoder's steps. An id without a token adds nothing, as in `tokenizers`."""
+    """Sends tokens through the decoder's steps. An id without a token adds nothing, as in `tokenizers`.
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool, steps: list[Step]) -> None:
+    changed  id -> what goes through the steps in place of the token
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, steps: list[Step], changed: Mapping[int, str]) -> None:
         super().__init__(tokenizer, skip_special)
         self._count = LAST_ID + 1
         self._steps = steps
+        self._changed = changed
 
     def _hidden_text(self) -> str:
         return ""  # in the original, bytes go on across a token that isn't shown
 
     def _text(self, token_id: int) -> str:
-        token = self._tokens[token_id] if token_id < len(self._tokens) else ""
+        token = self._changed.get(token_id) or (self._tokens[token_id] if token_id < len(self._tokens) else "")
         return self._through(token, 0) if token else ""
 
     def _through(self, text: str, first: int) -> str:
