@@ -254,13 +254,12 @@ def _check_folder(path: Path, force: bool) -> None:
 
 
 def _ends(source: Source) -> list[int]:
-    """Tokens that end a text, the one that the tokenizer names first."""
+    """Tokens that end a text: the model's own, else the tokenizer's. The one that the tokenizer names comes first."""
     tokenizer = source.tokenizer
     given = [int(token) for token in source.generation.get("end_ids") or ()]
     if tokenizer is None:
         return given
-    ends = given or sorted(end_ids(tokenizer))
-    return [tokenizer.end_id, *(token for token in ends if token != tokenizer.end_id)]
+    return sorted(given or sorted(end_ids(tokenizer)), key=lambda token: token != tokenizer.end_id)
 
 
 def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:

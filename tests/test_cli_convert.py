@@ -204,6 +204,15 @@ def test_what_fastllm_does_not_do_is_handed_on(name, tmp_path):
         assert said["top_p"] == 0.9
 
 
+def test_a_folder_keeps_the_tokens_that_end_its_texts(tmp_path):
+    """The tokenizer's own end token, 2, is not among them: transformers goes on behind it."""
+    theirs(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [4, 1]}))
+    assert convert(tmp_path / "theirs", tmp_path / "again") == 0
+    assert json.loads((tmp_path / "again" / "generation_config.json").read_text())["eos_token_id"] == [4, 1]
+
+
 @pytest.mark.filterwarnings("ignore:the model is of Qwen2's kind")
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama3-rope", "qwen2-tied", "qwen3"])
 def test_from_a_folder_to_gguf_and_back(name, tmp_path):
