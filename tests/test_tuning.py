@@ -383,8 +383,8 @@ def test_jobs_come_back(tmp_path, lora):
     [
         ({"model": {"path": "x", "preset": "nano"}}, "path goes alone, the model is as it is; got preset too"),
         ({"model": {"path": "x", "dropout": 0.1}}, "path goes alone, the model is as it is; got dropout too"),
-        ({"model": {"path": 3}}, "model: path must be a text; got 3"),
-        ({"model": {"path": ""}}, "model: path must be a text; got ''"),
+        ({"model": {"path": 3}}, "model: path must name a file or folder; got 3"),
+        ({"model": {"path": ""}}, "model: path must name a file or folder; got ''"),
         ({"model": {"path": "x"}, "tokenizer": {"type": "byte"}}, "has its own tokenizer"),
         ({"lora": {}}, r"\[lora\] is trained beside a model that is there"),
         ({"model": {"path": "x"}, "lora": 3}, "lora must be a table; got 3"),

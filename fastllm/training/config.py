@@ -56,6 +56,11 @@ def _check(holds: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_path(path: object, what: str) -> None:
+    is_name = isinstance(path, str) and path != "" and "\0" not in path
+    _check(is_name, f"{what} must name a file or folder; got {path!r}; name one")
+
+
 class _Table:
     """A table of the file: its fields are the dataclass's."""
 
@@ -105,7 +110,8 @@ class TokenizerConfig(_Table):
             self.type in TOKENIZERS,
             f"tokenizer: type must be one of {', '.join(TOKENIZERS)}; got {self.type!r}; choose one",
         )
-        _check(self.path != "", "tokenizer: path must name a tokenizer; got an empty name; name one")
+        if self.path is not None:
+            _check_path(self.path, "tokenizer: path")
         _check(
             self.path is None or dataclasses.replace(self, path=None) == TokenizerConfig(),
             "tokenizer: path goes alone, that tokenizer is as it is; got other keys too; drop them",
@@ -214,11 +220,8 @@ class PhaseConfig(_Table):
             _check(value is None or value >= 1, f"{where}: {name} must be 1 or more; got {value}; raise it")
             _check(value is None or value < 1 << 40, f"{where}: {name} must be below 2^40; got {value}; lower it")
         for name in ("data", "validation"):
-            path = getattr(self, name)
-            _check(
-                path is None or (path != "" and "\0" not in path),
-                f"{where}: {name} must name a file; got {path!r}; name one",
-            )
+            if getattr(self, name) is not None:
+                _check_path(getattr(self, name), f"{where}: {name}")
         _check(
             self.schedule in KINDS,
             f"{where}: schedule must be one of {', '.join(KINDS)}; got {self.schedule!r}; choose one of them",
@@ -261,8 +264,7 @@ class JobConfig(_Table):
         _check(self.backend in ("numba", "numpy"), f"backend must be numba or numpy; got {self.backend!r}; change it")
         _check("vocab_size" not in self.model, "vocab_size follows from the data; got one under [model]; leave it out")
         if "path" in self.model:
-            path = self.model["path"]
-            _check(isinstance(path, str) and path != "", f"model: path must be a text; got {path!r}; name a model")
+            _check_path(self.model["path"], "model: path")
             others = [key for key in self.model if key != "path"]
             _check(not others, f"model: path goes alone, the model is as it is; got {', '.join(others)} too; drop them")
             _check(

@@ -96,10 +96,10 @@ class Run:
             size = file.seek(0, os.SEEK_END)
             try:
                 if file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, f"{self.metrics} could not be written: is the disk full?")
-            except OSError:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
                 file.truncate(size)
-                raise
+                raise OSError(error.errno, f"{self.metrics} could not be written: {error.strerror}") from None
 
     def forget_metrics_after(self, phases: list[str], phase: str, step: int) -> None:
         """Drop lines later than a step of a phase: they were written after the checkpoint it goes on from."""
