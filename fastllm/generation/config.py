@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Self
@@ -66,8 +66,8 @@ class GenerationConfig:
     """
 
     max_tokens: int | None = None
-    end_ids: tuple[int, ...] | None = None
-    stop: str | tuple[str, ...] = ()
+    end_ids: Sequence[int] | None = None
+    stop: str | Sequence[str] = ()
     seed: int | None = 0
     n: int = 1
     logprobs: int | None = None
