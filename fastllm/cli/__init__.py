@@ -23,14 +23,14 @@ from .. import __version__
 from ..errors import ConfigError, FastllmError
 
 COMMANDS = {
-    "demo": "train a small model on the data that comes along, and chat with it",
-    "train": "train a model on your own text or dialogues, or tune one that is there",
+    "demo": "train a small model on the shipped data, and chat with it",
+    "train": "train a model on your own text or dialogues, or tune an existing one",
     "merge": "merge a low-rank adapter into its model",
     "generate": "continue a text",
     "chat": "talk with a model",
     "eval": "loss, perplexity and accuracy of a model on a file",
     "convert": "write a model as a folder for transformers, or as a GGUF file for llama.cpp",
-    "quantize": "write a model as a GGUF file of 8 or 4 bits a weight, and measure what it costs",
+    "quantize": "write a model as a GGUF file of 8 or 4 bits a weight, and measure what that costs",
     "plot": "draw a run's curves",
     "bench": "time kernels and training steps, also against PyTorch, and generation against llama.cpp",
     "warmup": "compile all kernels now, so that later commands start at once",
