@@ -88,7 +88,7 @@ class ModelConfig:
     head_size        D; None: width // heads
     norm             "layernorm" or "rms_norm"
     norm_position    "pre": x + f(norm(x));  "post": norm(x + f(x))
-    norm_eps         added to the variance
+    norm_eps         added to the variance; in RMSNorm to the mean square
     norm_bias        whether LayerNorm has a bias
     final_norm       a norm between the last block and the head
     activation       "relu", "gelu" (erf), "gelu_tanh", "silu" or "swiglu" (gated: a third matrix)
@@ -101,13 +101,13 @@ class ModelConfig:
     attention_bias   bias of query, key and value
     qk_norm          RMSNorm of each head's query and key before RoPE, one weight (D,) for all heads (Qwen3)
     attention_output a linear layer after attention; without it heads * head_size must equal width
-    attention_output_bias  None: as attention_bias
-    feed_forward_bias
+    attention_output_bias  bias of that layer; None: as attention_bias
+    feed_forward_bias      bias of the feed-forward layer's matrices
     tied_head        the head's weight is the token embedding's
-    head_bias
+    head_bias        bias of the head, one number for each token
     dropout          probability at the embedding and at each branch's end, in training only
     initial_std      standard deviation of random weights; None: 1 / sqrt(inputs), 0.02 for embeddings. In pre-norm
-                     models those of attention.output and feed_forward.down have 1 / sqrt(2 * layers) of it
+                     models attention.output and feed_forward.down have that divided by sqrt(2 * layers)
 
     Raises ConfigError, which names rule, value and fix.
     """
@@ -350,7 +350,7 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
     """A named configuration, with changes: preset("nano", vocab_size=256, layers=6).
 
     nano      4 layers of width 128, context 128, RoPE, RMSNorm, SwiGLU; needs vocab_size
-    rustgpt   3 layers of width 128, one head, context 80, norms behind; needs vocab_size
+    rustgpt   3 layers of width 128, one head, context 80, post-norm; needs vocab_size
     gpt2      GPT-2 124M: 12 layers of width 768, context 1024
     llama     15 million parameters in Llama's style: 6 layers of width 288, context 256
 

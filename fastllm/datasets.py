@@ -4,8 +4,8 @@ Two kinds of data. Examples are texts or dialogues, each a sequence of its own (
 one long text cut into windows (plain text files). Both answer `batch(step)`: what step number `step` trains on
 follows from the seed and the step alone, so a run can stop anywhere and go on.
 
-A text is `tokens <end>`, behind the token that the model expects before a text if it does so, and every token but the
-first is a target. A dialogue is laid out by the tokenizer's chat template, or without one it is
+A text is `tokens <end>`, after a first token where the model expects one before a text, and every token but the first
+is a target. A dialogue is laid out by the tokenizer's chat template, or without one it is
 `<user> question <assistant> answer <end> <user> ...`; only answers and the tokens that end them are targets. What is
 not in the vocabulary is never a target: a model would learn to say "<unk>".
 """
@@ -291,7 +291,7 @@ def count_missing(tokenizer: Tokenizer, pieces: Iterable[np.ndarray]) -> tuple[i
 
 
 def join(examples: list[Example], length: int) -> list[Example]:
-    """Examples in their order, one behind another as long as the result has at most `length` tokens."""
+    """Examples joined in their order, each result as long as it can be with at most `length` tokens."""
     joined: list[Example] = []
     for example in examples:
         if joined and len(joined[-1].tokens) + 1 + len(example.tokens) <= length:

@@ -37,7 +37,7 @@ class LoRAConfig:
 
     rank: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] | list[str] = TARGETS
     rank_stabilized: bool = False
 
     def __post_init__(self) -> None:

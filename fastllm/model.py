@@ -65,10 +65,10 @@ class Model(Shareable):
     parameters          arrays by name, such as "blocks.0.attention.query.weight" (O, I): write into them in place
     gradients           of what is trained, by the same names
     adapter             low-rank maps beside the parameters, by name, or None
-    cache_dtype         what caches made from then on keep keys and values in: float32 (float64 in a model of that), or
-                        float16, which takes half the memory, sooner read where texts are long, and rounds to 11 bits
-    generation_options  how the files that it comes from would have it generate: GenerationConfig's fields
-    other_generation    what else these say, in the words of transformers' generation_config.json: it is handed on
+    cache_dtype         type of keys and values in caches made from then on: float32 (float64 in a float64 model), or
+                        float16, which takes half the memory, is faster for long texts, and rounds to 11 bits
+    generation_options  defaults for generating, fields of GenerationConfig, from the files that the model comes from
+    other_generation    their other settings, as in transformers' generation_config.json: kept, and written by `save`
     origin              where fastllm.load opened it: an absolute path, or a name on a hub; None for a new one. With an
                         adapter, where the model without it is
     """
@@ -238,7 +238,7 @@ class Model(Shareable):
 
     @in_turn
     def set_adapter(self, adapter: AdapterParameters) -> None:
-        """Use an adapter, in place of one that is there.
+        """Use an adapter, in place of the present one if there is one.
 
         Raises ValueError for one of another kind of model, TypeError for what is none.
         """
@@ -289,7 +289,7 @@ class Model(Shareable):
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers the parameters are, those of an adapter not among them."""
+        """How many numbers the parameters hold, without those of an adapter."""
         return count_parameters(self.config)
 
     @property
@@ -332,12 +332,12 @@ class Model(Shareable):
         dropout_seed: int | None = None,
         accumulate: bool = True,
     ) -> Score:
-        """As score, and the gradients of sum of losses / normalizer are added to `gradients`.
+        """As score; the gradients of sum(losses) / normalizer are added to `gradients`.
 
         normalizer    None: the number of targets here, so that the loss is a mean. When a step is split into
                       several batches, give the number of targets of them all
         dropout_seed  whole number >= 0 that the masks follow from; None: no dropout
-        accumulate    False: gradients take the place of what is there. Quicker than zero_gradients before
+        accumulate    False: gradients overwrite what is there, which is faster than zero_gradients before
 
         Raises ValueError for a normalizer or a seed out of range, too.
         """

@@ -77,7 +77,7 @@ class Optimizer:
         self._moments = [aligned(like.shape, like.dtype, zeroed=True) for _ in self.moments]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.model!r}: {self.steps} updates>"
+        return f"<{type(self).__name__} of {self.model!r}: {self.steps} update{'' if self.steps == 1 else 's'}>"
 
     @property
     def _kernels(self) -> ModuleType:

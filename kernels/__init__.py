@@ -2,13 +2,13 @@
 
 The contract, the same for all of them:
 
-- Arguments: what is written first, then what is read, then scalars. Nothing is returned, but a reduction may
-  return its scalar.
+- Arguments: first arrays that are written, then arrays that are read, then scalars. Nothing is returned, except by
+  reductions that return a scalar.
 - Arrays are C-contiguous and of the shapes in the docstring, of float32 unless it says otherwise; indices and counts
-  (ids, targets, positions, starts, lengths, pages ...) are int32. An optional array that is not there is passed empty.
+  (ids, targets, positions, starts, lengths, pages ...) are int32. An optional array that is absent is passed empty.
   Nothing is checked here: layers do that.
-- Gradients of activations are overwritten (but lora_backward adds to dx). Gradients of parameters are added to; those
-  of a matrix and its bias are overwritten where `accumulate` is false, which spares setting them to zero.
+- Gradients of activations are overwritten (lora_backward adds to dx). Gradients of parameters are added to; those of a
+  matrix and its bias are overwritten where `accumulate` is false, which saves setting them to zero.
 - No memory is taken in compiled code: scratch comes last among the arguments, from `matmul_scratch`, `packed_scratch`,
   `attention_scratch` or `decode_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks; before it stands
   `dq_pieces` of attention_backward, a row for each token.

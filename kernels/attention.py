@@ -4,6 +4,7 @@
     out_i    = sum_j p_ij v_j
     delta_i  = dout_i . out_i                       dscore_ij = p_ij * (dout_i . v_j - delta_i)
     dq_i = scale * sum_j dscore_ij k_j        dk_j = scale * sum_i dscore_ij q_i        dv_j = sum_i p_ij dout_i
+    (dscore is the gradient with respect to scale * q_i . k_j, without the 1 / ln 2.)
 
 Nothing of size T x T exists. QUERIES queries meet KEYS keys at a time, a register tile of queries after another, so
 that their scores are still in the L1 cache when they are turned into probabilities and multiplied by the
@@ -11,16 +12,17 @@ values. A tile of queries sees only the keys up to its last: along the diagonal 
 streams: a running maximum and sum for each query, with what has been summed so far rescaled when the maximum grows.
 Backward computes the scores again, and with lse the probabilities, KEYS keys against KEYS queries.
 
-Scores are powers of two, for exp2 is quicker than exp: queries are scaled by scale / ln 2 as they are read. lse is one,
-too: by way of the natural logarithm it would lose its last bit, and where scores are large that is a digit of p.
+Scores are exponents of two, as exp2 is quicker than exp: queries are scaled by scale / ln 2 as they are read. So is
+lse: converted to a natural logarithm and back it would lose its last bit, and where scores are large that is a digit
+of p.
 
 Columns of qkv (N, W): queries of H heads, keys of K heads, values of K heads, each D wide; W = (H + 2K) * D.
 Query head h reads key/value head h // (H // K).
 
 Threads: a task is a (sequence, head, block of queries) forward and a (sequence, key/value head) backward, and writes
 only what is its own. Each thread takes the tasks whose middle lies in its share of the work. Where backward's tasks are
-few, one is a piece of the keys, whose dq stands apart until all of them are added up; into how many the keys are cut
-is for the lengths to say, not for the number of threads, so that the bits are the same.
+few, a task is one piece of the keys, whose dq is kept apart until all pieces are added up. Into how many pieces the
+keys are cut depends on the lengths only, not on the number of threads, so that the bits are the same.
 """
 
 import numpy as np
@@ -213,7 +215,7 @@ def forward_block(
 
 @inline
 def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
-    """What one of so many threads does of attention_forward."""
+    """The share of thread number `part` of `parts` in attention_forward."""
     part = np.int64(part)  # prange counts in unsigned integers
     size = out.shape[1] // heads
     row, out_row = qkv.shape[1], out.shape[1]
@@ -287,7 +289,7 @@ def _score_gradients(p, ds, offset, delta, seen, keys):
 
 @only_training(N(N, N))
 def _pieces(length, total):
-    """Into how many the keys of a sequence are cut. total: the squares of all tasks' lengths, added up."""
+    """Into how many pieces the keys of a sequence are cut. total: the squares of all tasks' lengths, added up."""
     wanted = (TASKS * length * length + total - 1) // max(1, total)
     return max(1, min(wanted, min(PIECES, (length + KEYS - 1) // KEYS)))
 
@@ -387,7 +389,7 @@ def _backward_part(
     dqkv, dout, out, lse, qkv, starts, sequences, total, heads, kv_heads, size, scale, dq_pieces, apart, scratch, part,
     parts,
 ):
-    """What one of so many threads does of attention_backward, but for adding up the pieces.
+    """The share of thread number `part` of `parts` in attention_backward, without adding up the pieces.
 
     total  as in _pieces
     apart  from one row of dq_pieces to the next
@@ -434,7 +436,7 @@ def _backward_part(
 
 @only_training(types.void(P, PAGES, N, N, N, N, N, P, N, N, N))
 def _add_pieces(dqkv, starts, sequences, total, heads, kv_heads, size, dq_pieces, apart, part, parts):
-    """Add the other pieces' dq to that of the piece which begins the keys: what one of so many threads does of it."""
+    """Add the other pieces' dq to that of the piece which begins the keys: the share of thread `part` of `parts`."""
     row, width = (heads + 2 * kv_heads) * size, heads * size
     for s in range(sequences):
         start, length = np.int64(starts[s]), np.int64(starts[s + 1] - starts[s])

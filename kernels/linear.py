@@ -3,7 +3,7 @@
     out = x @ weight.T + bias + residual
     dx  = dout @ weight + residual      dweight += dout.T @ x      dbias += sum over rows of dout
 
-A decoding step, with a few rows, is bound by the weights' way from memory: packed.py has what reads them as they stand.
+A decoding step, with a few rows, is bound by reading the weights from memory: packed.py reads them as they are stored.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def linear_forward(out, x, weight, bias, residual, scratch):
 
 @inline
 def _backward_part(dx, dweight, dbias, dout, x, weight, residual, accumulate, scratch, part, parts):
-    """What one of so many threads does of linear_backward."""
+    """The share of thread number `part` of `parts` in linear_backward."""
     rows, outputs, inputs = dout.shape[0], weight.shape[0], weight.shape[1]
     spare, room = pointer(scratch), scratch.shape[1]
     before = pointer(dweight) if accumulate else null()

@@ -10,10 +10,10 @@ Three ideas, from the inside out:
 
        B block (depth, columns)  ->  panel 0: k=0 [c0 .. c31] k=1 [c0 .. c31] ...   panel 1: k=0 [c32 .. c63] ...
 
-   with AVX-512; with narrower vectors a panel has 16 or 8 columns. Beyond the matrix the panels hold anything, for
-   what comes of it is not stored. A transposed B is transposed on the way. A is read where it stands, in rows; only a
-   transposed A is packed, and the last few rows are copied. Where C has few rows, packing B does not pay: a B that is
-   not large is read where it stands, in rows; instead of a transposed one, whose rows are not the tile's, A is packed
+   with AVX-512; with narrower vectors a panel has 16 or 8 columns. Beyond the matrix's edge the panels hold arbitrary
+   numbers, as results from there are not stored. A transposed B is transposed on the way. A is read in place, row by
+   row; only a transposed A is packed, and the last few rows are copied. Where C has few rows, packing B does not pay
+   off: a B that is not large is read in place; instead of a transposed B, whose rows don't suit the tile, A is packed
    (multiply_few_rows).
 3. Blocking. A block of B is at most DEPTH deep and as wide as the L2 cache allows, so that it stays there while all
    rows of A pass by, and a tile's piece of A, TILE_ROWS x DEPTH, stays in L1. Each block reads and writes all of C, so
@@ -71,13 +71,13 @@ A_ROOM = DEPTH * ROWS + (DEPTH + LINE) * TILE_ROWS + 2 * LANES
 
 # Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
 SERIAL_WORK = 500_000
-PACKING = 24  # packing a row of B takes the time of multiplying it by so many rows of A
-EXCHANGED = 4  # a float of A or C that goes from one core to another, that of so many multiply-adds
-FEW_ROWS = 96  # for up to so many rows B is not packed
+PACKING = 24  # packing a row of B takes as long as multiplying it by this many rows of A
+EXCHANGED = 4  # moving a float of A or C from one core to another takes as long as this many multiply-adds
+FEW_ROWS = 96  # for up to this many rows B is not packed
 # Twice as many are few where they nearly fill their tiles: 1.05x to 1.07x on a core that does two multiply-adds of 512
 # bits a cycle, less on others. A small or shallow B is no work to pack.
 FEW_COLUMNS, FEW_DEPTH = 256, 256
-PACKING_A = 12  # packing a row of a transposed A, that of multiplying it by so many columns of B
+PACKING_A = 12  # packing a row of a transposed A takes as long as multiplying it by this many columns of B
 # Rows that begin a multiple of so many floats apart share a set of the L1 cache (which has 64 sets on most CPUs),
 # in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
 SAME_SET = 64 * LINE
@@ -88,7 +88,7 @@ NO_ROW = np.empty(0, np.float32)
 
 
 def matmul_scratch():
-    """Room for packed panels, a row for each thread, to pass to the products below."""
+    """Scratch for the products below: (threads, floats), a row for each thread."""
     return thread_rooms(panel_floats())
 
 
@@ -275,10 +275,10 @@ def multiply(
     """C (rows, columns) = op(A) @ op(B) + addend + bias on one thread; all are addresses.
 
     c_row         floats from one row of C in memory to the next; as C may be a part of some columns, the depth of a
-                  transposed A's blocks follows from this, lest the bits depend on how C is cut
+                  transposed A's blocks follows from this, so that the bits do not depend on how C is cut
     a_row, b_row  those of A and B
     sums          (rows,) a transposed A's columns are added up there; null: they are not
-    scratch       room floats, of matmul_scratch
+    scratch       `room` floats: a row of matmul_scratch()
     """
     b_room, deepest = room - A_ROOM, DEPTH
     spare = advance(scratch, b_room + DEPTH * ROWS)
@@ -410,7 +410,7 @@ def product_part(
     c, rows, columns, a, a_row, a_transposed, b, b_row, b_transposed, depth, addend, bias, sums, scratch, room, part,
     parts,
 ):
-    """What one of so many threads does of `product`; scratch has a row for each of them."""
+    """The share of thread number `part` of `parts` in `product`; scratch has a row for each of them."""
     are_few = b_transposed and not a_transposed and rows_are_few(rows, columns, depth, room)
     by_rows = not are_few and rows_are_cut(rows, columns, depth, a_transposed, parts)
     unit = TRANSPOSED_ROWS if are_few else row_unit(a_transposed) if by_rows else TILE_COLUMNS

@@ -2,7 +2,7 @@
 
     out = exp(x - max x) / sum exp(x - max x)          dx = out * (dout - sum(dout * out))
 
-To be read, and for layers of your own: attention and the loss have theirs within their loops.
+To read, and for your own layers: attention and the loss compute theirs within their own loops.
 """
 
 import numpy as np

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +339,25 @@ def test_files_are_mapped_where_there_are_no_large_pages(tmp_path: Path, monkeyp
     assert map_file(path).tobytes() == b"bytes"
     monkeypatch.delattr("mmap.MADV_HUGEPAGE")  # as on macOS and Windows
     assert map_file(path).tobytes() == b"bytes"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_sigterm_leaves_no_files(tmp_path: Path) -> None:
+    """They may be gigabytes."""
+    save(tmp_path / "model")
+    (tmp_path / "files").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastllm", "bench", "generate", str(tmp_path / "model")],
+        env=os.environ | {"TMPDIR": str(tmp_path / "files")}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while process.poll() is None and not list(tmp_path.glob("files/*/*.gguf")):
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in error
+    assert not list((tmp_path / "files").iterdir())

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -174,6 +175,25 @@ def test_an_interruption_leaves_what_was_there(target, failure, tmp_path):
         if there:
             assert before == (files(path) if path.is_dir() else path.read_bytes())
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert os.listdir(tmp_path) == ["ours"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("target", ["theirs", "model.gguf"])
+def test_sigterm_leaves_nothing_half_written(target, tmp_path, monkeypatch):
+    own(tmp_path / "ours", byte_level())
+    written = []
+
+    def flush(path):
+        written.append(path.stat().st_size)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(atomic, "flush", flush)
+    with pytest.raises(SystemExit) as end:
+        convert(tmp_path / "ours", tmp_path / target)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert written
     assert os.listdir(tmp_path) == ["ours"]
 
 

@@ -13,6 +13,7 @@ from training_jobs import make_job, write_lines
 
 from fastllm import cli
 from fastllm.checkpoint import load_progress, read_arrays
+from fastllm.training import session
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "checkpoint/model.safetensors"
@@ -123,6 +124,19 @@ def test_a_complete_run_without_its_curve(uninterrupted, capsys):
     (uninterrupted / "loss.svg").unlink()
     status, _, _ = run_here(capsys, "train", "--run", uninterrupted, "--resume")
     assert status == 0
+    assert (uninterrupted / "loss.svg").exists()
+
+
+def test_the_curve_of_a_run_whose_output_nobody_reads(uninterrupted, monkeypatch):
+    """As in `fastllm train ... | head -1`."""
+
+    def gone(records):
+        raise BrokenPipeError
+
+    (uninterrupted / "loss.svg").unlink()
+    monkeypatch.setattr(session, "draw", gone)
+    with pytest.raises(BrokenPipeError):
+        session.plot(uninterrupted / "metrics.jsonl", uninterrupted / "loss.svg")
     assert (uninterrupted / "loss.svg").exists()
 
 

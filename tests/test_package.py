@@ -84,3 +84,23 @@ def test_arguments_that_have_changed_places(tmp_path):
         fastllm.save(model, tmp_path, tokenizer)
     with pytest.raises(TypeError, match="a data set gives all its batches in order; got str"):
         fastllm.training.evaluate(model, "text")
+
+
+PROGRAM = """
+import fastllm
+
+fastllm.GenerationConfig(stop=["\\n"], end_ids=[0])
+fastllm.GenerationConfig(stop="\\n", end_ids=(0,))
+fastllm.LoRAConfig(targets=["query"])
+model, tokenizer = fastllm.load("folder")
+text: str = fastllm.generate(model, tokenizer, "Once", max_tokens=5)
+"""
+
+
+def test_a_type_checker_takes_what_the_library_takes(tmp_path, monkeypatch):
+    api = pytest.importorskip("mypy.api")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.chdir(ROOT)  # where fastllm is found; but its settings are not a user's
+    words = ["--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "program.py")]
+    out, err, status = api.run(words)
+    assert status == 0, out + err

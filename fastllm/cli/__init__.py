@@ -1,7 +1,7 @@
 """The command line: `fastllm COMMAND`, each command in a module of its own, imported when it is called.
 
 A command's module has `configure(parser)` and `run(arguments) -> exit status`. Exit status 0 is success,
-1 failure, 2 wrong use, 130 interrupted, 143 of training that was told to end (SIGTERM). Errors are one line on stderr.
+1 failure, 2 wrong use, 130 interrupted, 143 told to end (SIGTERM). Errors are one line on stderr.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ import codecs
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import ConfigError, FastllmError
 
 COMMANDS = {
-    "demo": "train a small model on the data that comes along, and chat with it",
-    "train": "train a model on your own text or dialogues, or tune one that is there",
+    "demo": "train a small model on the shipped data, and chat with it",
+    "train": "train a model on your own text or dialogues, or tune an existing one",
     "merge": "merge a low-rank adapter into its model",
     "generate": "continue a text",
     "chat": "talk with a model",
     "eval": "loss, perplexity and accuracy of a model on a file",
     "convert": "write a model as a folder for transformers, or as a GGUF file for llama.cpp",
-    "quantize": "write a model as a GGUF file of 8 or 4 bits a weight, and measure what it costs",
+    "quantize": "write a model as a GGUF file of 8 or 4 bits a weight, and measure what that costs",
     "plot": "draw a run's curves",
     "bench": "time kernels and training steps, also against PyTorch, and generation against llama.cpp",
     "warmup": "compile all kernels now, so that later commands start at once",
@@ -92,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(_parser(chosen), words)
         module = importlib.import_module(f".{arguments.command}", __name__)
-        return module.run(arguments) or 0
+        with _cleaned_up_on_sigterm():
+            return module.run(arguments) or 0
     except KeyboardInterrupt:
         print("\nfastllm: interrupted", file=sys.stderr)
         return 130
@@ -105,6 +109,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     finally:
         warnings.formatwarning = of_python  # of whoever called this from Python
+
+
+@contextmanager
+def _cleaned_up_on_sigterm() -> Iterator[None]:
+    """A block that SIGTERM ends as an exception does, so that half-written files, perhaps gigabytes, are removed."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _prepare_streams() -> None:

@@ -7,15 +7,15 @@ below 1, the kernel loses. GB/s counts the memory traffic that can't be avoided.
 
 `fastllm bench peers` races whole training steps, and attention by itself, against PyTorch, eager and compiled, each
 in a process of its own, with the same weights, batch and threads. A case whose losses and gradients differ is not
-timed. ratio is the better PyTorch's time / fastllm's; peak is the share of the floating-point operations that the
-machine can do at most, measured in the same rounds. It needs the extra `peers`, and a C++ compiler for torch.compile.
+timed. ratio is the better PyTorch's time / fastllm's; peak is the share of the machine's peak rate of floating-point
+operations, measured in the same rounds. It needs the extra `peers`, and a C++ compiler for torch.compile.
 
 `fastllm bench generate [MODEL]` races decoding and the reading of prompts against llama-cpp-python, on GGUF files of
-MODEL in F32, F16, Q8_0 and Q4_0 that fastllm writes, and against transformers in float32; of those that are installed.
+MODEL in F32, F16, Q8_0 and Q4_0 that fastllm writes, and against transformers in float32; where these are installed.
 MODEL is whatever fastllm opens, or a random Llama-style model of 110 million parameters. Contenders are in processes
-of their own and take turns; where logits differ by more than the kind explains, nothing is timed. "8 at once" is
-fastllm alone: tokens a second of 8 texts side by side, and how many times those of one. "beyond" is the peak of
-resident memory without the file and the cache of keys and values.
+of their own and take turns; where logits differ by more than the format explains, nothing is timed. "8 at once" is
+fastllm alone: tokens a second of 8 texts side by side, and how many times those of one text. "beyond" is the peak
+of resident memory minus the file and the cache of keys and values.
 
 examples:
   fastllm bench 'attention_*' training_step --json times.json

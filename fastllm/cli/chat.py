@@ -1,9 +1,9 @@
-'''Talk with a model that was tuned on dialogues; it sees the turns before as far as its context holds them.
+'''Talk with a model that was tuned on dialogues; it sees as many earlier turns as fit into its context.
 
-A line is a question. A line that ends in a backslash goes on in the next; a text between """ and """ may have as many
-lines as it likes. exit, quit, /exit, /quit or the end of input leaves. Ctrl-C stops an answer, and at the prompt it
+A line is a question. A line that ends in a backslash goes on in the next; a text between """ and """ may have any
+number of lines. exit, quit, /exit, /quit or the end of input leaves. Ctrl-C stops an answer, and at the prompt it
 leaves. A line that begins with / is a command; /help lists them. Questions may come through a pipe: each gets its
-answer and a line end on stdout, and all else is on stderr; the exit status is 1 if one could not be answered.
+answer and a line break on stdout, and all else goes to stderr; the exit status is 1 if one could not be answered.
 
 examples:
   fastllm chat runs/demo-en

@@ -4,8 +4,8 @@ Where DST ends in .gguf, it is a GGUF file, which llama.cpp and all that is buil
 transformers opens, with AutoModelForCausalLM and AutoTokenizer. SRC is whatever fastllm opens: a run or checkpoint
 folder, a folder of Hugging Face's, a GGUF file, a llama2.c checkpoint, an adapter (which is merged), a name on the hub.
 
-The tokenizer comes along, with its chat template and what the files say about generating. Where the other format has
-no words for it, as GGUF has none for words and characters, --no-tokenizer writes the model alone. In a folder, words
+The tokenizer comes along, with its chat template and what the files say about generating. Where the other format
+can't hold it, as GGUF can't hold one of words or characters, --no-tokenizer writes the model alone. In a folder, words
 are decoded with a space between any two.
 
 --type is the kind of number that matrices are written in: f32, f16, bf16, and of a GGUF file q8_0. Without it, they
@@ -47,7 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
     """The options of commands that write a model."""
-    parser.add_argument("--no-tokenizer", action="store_true", help="write the model alone")
+    parser.add_argument("--no-tokenizer", action="store_true",
+                        help="write the model alone, which fastllm can then only convert")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace what is at DST")
 
 

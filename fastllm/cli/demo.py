@@ -1,4 +1,4 @@
-"""Train a small model on the facts and dialogues that come along, and chat with it.
+"""Train a small model on the shipped facts and dialogues, and chat with it.
 
 It answers a question untrained (gibberish), learns facts, learns to answer, draws its loss, answers again, and
 then talks with you. Without a terminal, or with --no-chat, it ends before that.

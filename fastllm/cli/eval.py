@@ -1,4 +1,4 @@
-"""How well a model predicts a file: loss, perplexity and accuracy a token, and answers given exactly.
+"""Measure how well a model predicts a file: loss, perplexity and accuracy per token, and exact answers.
 
 The file is JSON Lines or a JSON array of texts, dialogues or instructions, or a text file or a folder of them, as
 for `fastllm train`. Of dialogues only the answers count; an answer is exact if the model, always taking the most
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("file", metavar="FILE", help=".jsonl, .ndjson or .json file, text file or folder of text files")
     parser.add_argument("--context", type=int, default=CONTEXT, metavar="N",
-                        help=f"a text is cut into windows of at most N tokens, as many as the model's context at most "
+                        help=f"a text is cut into windows of at most N tokens, and at most the model's context "
                         f"(default: {CONTEXT})")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"perplexity  {figures['perplexity']:.4g}")
     print(f"accuracy    {figures['accuracy']:.1%}")
     if figures["unknown_tokens"]:
-        print(f"unknown     {figures['unknown_tokens']:,} tokens, which the model reads as <unk> and is not to say")
+        print(f"unknown     {figures['unknown_tokens']:,} tokens are not in the vocabulary: read as <unk>, not scored")
     if figures["answers_left_out"]:
         print(f"left out    {figures['answers_left_out']:,} of the answers: dialogues are longer than the context")
     if figures["answers"]:

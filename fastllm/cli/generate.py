@@ -1,15 +1,15 @@
 """Continue a text: what follows the prompt is written as it is generated, without the prompt.
 
-An empty prompt gives a text from its beginning. The prompt is read as it stands, without marks of who speaks;
-`fastllm chat` adds them.
+An empty prompt starts a new text. The prompt is read as it is, without marks of who speaks: `fastllm chat` adds
+those.
 
-Several prompts, and those of --batch, are generated side by side; each text is the one that its prompt alone would
-give. Several texts, --json and --logprobs write JSON Lines, in the order of the prompts:
+Several prompts, and those of --batch, are continued side by side; each text is the same as for its prompt alone.
+Several texts, --json and --logprobs write JSON Lines, in the order of the prompts:
 
   {"prompt": 0, "text": "...", "tokens": [...], "finish_reason": "end", "prompt_tokens": 3}
 
 prompt counts from 0; finish_reason is "end" (an end token), "stop" (a stop string) or "length" (--max-tokens, or the
-context is full). --beams adds the "score", --logprobs for each token its log-probability and so many alternatives.
+context is full). --beams adds the "score", --logprobs N the log-probability of each token and N alternatives.
 
 examples:
   fastllm generate runs/shakespeare "ROMEO:" --max-tokens 200 --temperature 0.8
@@ -53,7 +53,7 @@ EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     prompts = parser.add_argument("prompts", type=decoded, metavar="PROMPT", nargs="+", default=[],
-                                  help="text to continue; - reads it from standard input, but for a last line end"
+                                  help="text to continue; - reads it from standard input, without the last line break"
                                   )  # fmt: skip
 
     class Batch(argparse.Action):
@@ -74,9 +74,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     generation = add_generation(parser)
     add_option(generation, "--beams", int, "N", "beam search with N hypotheses, at temperature 0 (1)")
     add_option(generation, "--length-penalty", float, "X", "a hypothesis scores log-probability / length ** X (1)")
-    add_option(generation, "--early-stopping", _early_stopping, "WHEN", "stop a beam search when as many hypotheses as "
-               "there are beams are complete: true; when no other is likely to become better: false, the default; when "
-               "none can: never")  # fmt: skip
+    add_option(generation, "--early-stopping", _early_stopping, "WHEN", "when a beam search stops. true: once as many "
+               "hypotheses as there are beams are complete; false (the default): when no other is likely to become "
+               "better; never: when none can")  # fmt: skip
     parser.set_defaults(parser=parser, goes_on="prompts")
 
 

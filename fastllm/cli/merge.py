@@ -1,4 +1,4 @@
-"""Merge a low-rank adapter into its model: one checkpoint, which needs the model and the adapter no longer.
+"""Merge a low-rank adapter into its model: the result is a checkpoint that needs neither of the two any more.
 
 SOURCE is the run folder of a training with --lora, or a folder with PEFT's adapter_config.json. The numbers of the
 merged model are float32; where Hugging Face has a name for the model, transformers opens the folder too.

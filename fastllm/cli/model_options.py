@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a run or checkpoint folder, a folder of Hugging Face's, a GGUF "
+    parser.add_argument("model", metavar="MODEL", help="a run or checkpoint folder, a Hugging Face folder, a GGUF "
                         "file, or org/model (docs/models.md)")  # fmt: skip
     parser.add_argument("--backend", choices=("numba", "numpy"), default="numba",
                         help="compiled kernels or their NumPy twins (default: numba)")  # fmt: skip
@@ -70,7 +70,7 @@ def without_mark(text: str) -> str:
 def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """A group of options named like GenerationConfig's fields."""
     group = parser.add_argument_group(
-        "generation", "What isn't given is the model's own setting if it has one, or else what stands in brackets."
+        "generation", "Defaults are the model's own settings; where it has none, the values in brackets."
     )
     add_option(group, "--max-tokens", or_none, "N", "most tokens to generate (none: until the context is full)")
     add_option(group, "--temperature", float, "T", "0: always the most probable token; above: draw (0)")
@@ -80,16 +80,17 @@ def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add_option(group, "--typical-p", float, "P", "draw from the most typical tokens that add up to P (1: all)")
     add_option(group, "--repetition-penalty", float, "X", "divide positive logits of tokens in prompt or text by X, "
                "multiply negative ones (1)")  # fmt: skip
-    add_option(group, "--presence-penalty", float, "X", "take X from the logits of tokens in the text (0)")
-    add_option(group, "--frequency-penalty", float, "X", "take X from them for each time they are there (0)")
+    add_option(group, "--presence-penalty", float, "X",
+               "subtract X from the logits of tokens that are in the text already (0)")  # fmt: skip
+    add_option(group, "--frequency-penalty", float, "X", "subtract X from them for each occurrence (0)")
     add_option(group, "--speculate", int, "N", "at temperature 0, draft N tokens from earlier places in the text: the "
-               "same text, sooner where it repeats itself (0)")  # fmt: skip
-    add_option(group, "--seed", or_none, "S", "the same seed gives the same text; none: another each time (0)")
+               "same text, faster where it repeats itself (0)")  # fmt: skip
+    add_option(group, "--seed", or_none, "S", "the same seed gives the same text; none: a new seed each time (0)")
     group.add_argument("--stop", action="append", type=decoded, metavar="TEXT", default=argparse.SUPPRESS,
                        help="end before this text; may be repeated")  # fmt: skip
-    group.add_argument("--cache-dtype", choices=("float32", "float16"), default="float32", help="what keys and values "
-                       "of the text so far are kept in: float16 takes half the memory, is sooner read where texts are "
-                       "long, and rounds to 11 bits (float32)")  # fmt: skip
+    group.add_argument("--cache-dtype", choices=("float32", "float16"), default="float32", help="number type of "
+                       "the cache of keys and values: float16 takes half the memory, is faster for long texts, and "
+                       "rounds to 11 bits (float32)")  # fmt: skip
     return group
 
 

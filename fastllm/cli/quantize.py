@@ -5,11 +5,11 @@
     q4_1   5 bits: and a smallest value
 
 Norms and biases stay float32. With 4 bits, the head (the token embedding where that is tied to it) has 8, as every
-logit hangs on it. A matrix whose rows are no multiple of 32 is float16. What stays so is printed, and the size before
-and after. llama.cpp opens the file, and so does fastllm, which computes with the weights as they are.
+logit depends on it. A matrix whose rows are no multiple of 32 is float16. What is kept at more bits is printed, and the
+size before and after. llama.cpp opens the file, and so does fastllm, which computes with the weights as they are.
 
-With --text, the perplexity of both on the beginning of a text: exp of the mean loss a token, in windows of at most
-512 tokens that know nothing of one another. SRC is as for `fastllm convert`; a quantised one loses a second time.
+With --text, the perplexity of both on the beginning of a text: exp of the mean loss per token, in windows of at most
+512 tokens, each read by itself. SRC is as for `fastllm convert`; one that is quantised loses accuracy a second time.
 
 examples:
   fastllm quantize SmolLM2-135M SmolLM2-135M-q8_0.gguf --type q8_0

@@ -3,9 +3,9 @@
 The run folder holds config.toml (everything needed to run it again), metrics.jsonl, checkpoint/ and loss.svg.
 Ctrl-C stops after the current step and keeps the checkpoint; --resume goes on from there.
 
---model tunes a model that is there: one of fastllm's, a folder of Hugging Face's, a GGUF file. All its parameters are
-trained then, as float32 in memory; with --lora it stays as it is, quantised or not, and small low-rank maps beside it
-are trained, which is all that the checkpoint holds. `fastllm merge` makes one model of the two.
+--model tunes an existing model: one of fastllm's, a Hugging Face folder, a GGUF file. All its parameters are trained,
+as float32 in memory. With --lora it stays as it is, quantised or not, and small low-rank matrices beside it are
+trained, which are all that the checkpoint holds. `fastllm merge` makes one model of the two.
 
 examples:
   fastllm train shakespeare.txt --steps 2000
@@ -38,10 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
     parser.add_argument("--preset", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
     parser.add_argument("--tokenizer", metavar="KIND",
-                        help="word, character, byte, bpe, or the path of one that is there (default: word for JSON "
+                        help="word, character, byte, bpe, or the path of an existing one (default: word for JSON "
                         "(Lines) in a language with spaces between words, else character)")  # fmt: skip
     parser.add_argument("--vocab-size", type=int, metavar="N",
-                        help="most tokens of the vocabulary (default: all there are; of bpe 4096)")  # fmt: skip
+                        help="most tokens in the vocabulary (default: no limit; for bpe 4096)")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="number of updates (default for text: 2000)")
     length.add_argument("--epochs", type=int, help="passes over the data (default for JSON (Lines): 50)")
@@ -52,17 +52,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of weights and shuffling (default: 0)")
     tuning = parser.add_argument_group(
         "tuning",
-        f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, at most {LENGTH} tokens a sequence, learning "
-        f"rate {FULL_RATE:g}, with --lora {LORA_RATE:g}.",
+        f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, at most {LENGTH} tokens a sequence,\n"
+        f"learning rate {FULL_RATE:g}, with --lora {LORA_RATE:g}.",
     )
     tuning.add_argument("--model", metavar="PATH", help="the model to tune, with its tokenizer")
-    tuning.add_argument("--lora", action="store_true", help="train low-rank maps beside it")
-    tuning.add_argument("--rank", type=int, metavar="R", help="of the low-rank maps (default: 8)")
+    tuning.add_argument("--lora", action="store_true", help="train low-rank matrices beside it")
+    tuning.add_argument("--rank", type=int, metavar="R", help="rank of these matrices (default: 8)")
     tuning.add_argument("--alpha", type=float, metavar="A",
-                        help="what they give is multiplied by alpha / rank (default: twice the "
+                        help="their output is multiplied by alpha / rank (default: twice the "
                         "rank)")  # fmt: skip
-    tuning.add_argument("--targets", metavar="NAMES", help="where: names from query,key,value,output,gate,up,down "
-                        "(default: all)")  # fmt: skip
+    tuning.add_argument("--targets", metavar="NAMES", help="linear layers that get them: names from "
+                        "query,key,value,output,gate,up,down (default: all)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """Compile the kernels now, so that later commands start at once.
 
-Without an option, all kernels; with one, what a model needs to train and to answer, or of one whose weights stay in
-another project's file, in its kinds of numbers, to answer and to be measured. What is compiled is kept on disk, in the
-folder that `fastllm doctor` shows, so the second time it is only loaded.
+Without an option, all kernels; with one, those that a model needs for training and generating, or, where its weights
+stay in another project's file, for generating and `fastllm eval` with that file's types. They are kept on disk, in the
+folder that `fastllm doctor` shows, and only loaded the second time.
 
 examples:
   fastllm warmup
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=list(PRESETS), help="compile what this model needs")
     model.add_argument("--config", metavar="FILE", help="compile what the job in this TOML file needs")
-    model.add_argument("--model", metavar="PATH", help="compile what this model needs, of whatever project it is")
+    model.add_argument("--model", metavar="PATH", help="compile what this model needs; any that fastllm opens")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Self
@@ -37,8 +37,8 @@ class GenerationConfig:
     logit_bias          {token id: number added to its logit}; -inf bans a token
     repetition_penalty  logits of tokens in prompt or output are divided by it where positive, multiplied
                         where negative (Keskar et al. 2019, arXiv:1909.05858)
-    presence_penalty    taken from the logit of each token generated so far
-    frequency_penalty   taken from it once for each time it was generated
+    presence_penalty    subtracted from the logit of each token generated so far
+    frequency_penalty   subtracted from it once for each time it was generated
     temperature         0: the most probable token, always; above 0: draw from softmax(logits / temperature)
     top_k               draw from the k most probable tokens; None or 0: from all
     top_p               draw from the fewest most probable tokens whose probabilities add up to top_p or more
@@ -56,7 +56,7 @@ class GenerationConfig:
                     finished; "never": when none can become better. As in transformers
 
     speculate        greedy decoding only: most tokens to draft from an earlier place in the text and check in one
-                     step (prompt lookup). The text is the same, sooner where it repeats itself; 0: off
+                     step (prompt lookup). The text is the same, faster where it repeats itself; 0: off
     speculate_ngram  longest end of the text, in tokens, to look for
 
     Raises ValueError for a value out of range, TypeError for a value of another type.
@@ -66,8 +66,8 @@ class GenerationConfig:
     """
 
     max_tokens: int | None = None
-    end_ids: tuple[int, ...] | None = None
-    stop: str | tuple[str, ...] = ()
+    end_ids: Sequence[int] | None = None
+    stop: str | Sequence[str] = ()
     seed: int | None = 0
     n: int = 1
     logprobs: int | None = None
@@ -93,7 +93,7 @@ class GenerationConfig:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that were given, even as the value they have anyway: they go before a model's defaults.
+        """The fields that were given, even with their default value: they override a model's defaults.
 
         To change some, use `GenerationConfig.of(config, {...})`: `dataclasses.replace` gives all of them.
 

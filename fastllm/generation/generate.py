@@ -35,7 +35,7 @@ def generate(
     """The text that follows `prompt` (raw text, without chat roles), up to the end token or a stop string.
 
     The prompt isn't repeated; `prompt + generate(...)` reads as one text. `options` are the fields of
-    GenerationConfig and go before those of `config`; what neither gives is the model's own default.
+    GenerationConfig and override those of `config`; what neither gives is the model's own default.
 
     Raises ValueError if the prompt exceeds the context or an option is out of range, FastllmError if the
     model's logits aren't finite.

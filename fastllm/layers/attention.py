@@ -11,7 +11,12 @@ from .shared import Shared
 
 
 class Attention:
-    """qkv = x W; queries and keys normalised if the model does that; rotated if RoPE; out = attention(qkv) W_o."""
+    """qkv = x W.T + b; queries and keys normalised (qk_norm), then rotated (RoPE), if the model does; then
+
+    out = attention(qkv) W_o.T + b_o
+
+    x and out are (N, C), W is (C + 2 K D, C) stacked from query, key and value, W_o is (C, H D).
+    """
 
     def __init__(self, shared: Shared, layer: int, rotary: Rotary | None) -> None:
         backend, config, workspace = shared.backend, shared.config, shared.workspace
@@ -27,17 +32,17 @@ class Attention:
         self._interleaved = config.rope_interleaved
         mixed = config.heads * config.head_size
         self.qkv = workspace.rows("inner", config.qkv_width)
-        self.mixed = workspace.rows("inner, for the way out", mixed)
+        self.mixed = workspace.rows("inner output", mixed)
         self.lse = workspace.rows("lse", config.heads)
         self.norm = HeadNorm(shared, name) if config.qk_norm else None
-        self._dqkv = workspace.shared("dinner", config.qkv_width)
-        self._dmixed = workspace.shared("dinner, for the way out", mixed)
+        self._dqkv = workspace.shared("d_inner", config.qkv_width)
+        self._dmixed = workspace.shared("d_inner output", mixed)
         self._dq_pieces = workspace.shared("dq, in pieces", backend.attention_pieces(mixed))
 
     def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> np.ndarray:
         """out (N, C) from x (N, C), plus residual (N, C) if given. Keeps keys and values in batch.cache.
 
-        Returns out, or what is its own: without an output map and a residual there is nothing to do with it.
+        Returns out; with neither an output map nor a residual, the layer's own buffer, which holds the result already.
         """
         b, k = self._backend, self._backend.kernels
         qkv, mixed = self.qkv.array, self.mixed.array
@@ -95,7 +100,7 @@ class Attention:
 
 
 class HeadNorm:
-    """RMSNorm of each head's query and key. `x` (N, (H+2K)*D) is what is normalised, kept for backward."""
+    """RMSNorm of each head's query and key. `x` (N, (H+2K)*D) is the input, kept for backward."""
 
     def __init__(self, shared: Shared, name: str) -> None:
         self._backend, config, workspace = shared.backend, shared.config, shared.workspace
@@ -114,7 +119,7 @@ class HeadNorm:
         kernels.head_norm_forward(out, self.rstd.array, self.x.array, *self._weights, *self._sizes, self._eps)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        """The gradient by x (N, (H+2K)*D), valid until the next layer's."""
+        """The gradient with respect to x (N, (H+2K)*D); valid until the next layer writes its own there."""
         b, dx = self._backend, self._dx.array
         b.kernels.head_norm_backward(
             dx, *self._dweights, dout, self.x.array, *self._weights, self.rstd.array, *self._sizes, b.head_partials

@@ -1,4 +1,4 @@
-"""Who does the arithmetic: the compiled kernels ("numba") or their NumPy twins ("numpy")."""
+"""What does the arithmetic: the compiled kernels ("numba") or their NumPy twins ("numpy")."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _kernels(name: str) -> ModuleType:
 class Backend:
     """Kernels with their scratch.
 
-    kernels  a module with every name of the kernel contract, or what listens to a pass: see recording.py
+    kernels  a module with every name of the kernel contract; a stand-in while a pass is recorded: see recording.py
     dtype    float32; the twins also work in float64, for gradient checks
     Raises ValueError for an unknown name or a dtype it can't do, ConfigError where the compiler is switched off.
     """
@@ -50,7 +50,7 @@ class Backend:
         self.kernels: ModuleType = _kernels(name)
         self._module = self.kernels
         self.calls_may_overlap: bool = name != "numba" or self.kernels.calls_may_overlap()  # on several threads
-        # What stands for an array that is not there.
+        # Passed in place of an optional array that is absent.
         self.no_row = np.empty(0, self.dtype)
         self.no_matrix = np.empty((0, 0), self.dtype)
         self._head_size = head_size
@@ -67,11 +67,11 @@ class Backend:
         self._decode_scratch: tuple[int, Any] = 0, self.no_matrix
 
     def reserve(self, columns: int) -> None:
-        """A packed matrix has so many columns: the scratch is to have room for its rows."""
+        """Let the scratch have room for rows of a packed matrix with this many columns."""
         self._columns = max(self._columns, columns)
 
-    # Made when first used: a program that only generates has no need of them all. Not by who listens: they are no part
-    # of a pass.
+    # Made when first used: a program that only generates does not need all of them. By `_module`, not by `kernels`,
+    # which may be recording: making them is no part of a pass.
 
     @cached_property
     def matmul_scratch(self) -> np.ndarray:
@@ -84,7 +84,7 @@ class Backend:
         return self._module.attention_scratch(self._head_size) if self.name == "numba" else self.no_matrix
 
     def attention_pieces(self, width: int) -> int:
-        """Columns that attention's backward keeps pieces of dq in; see there."""
+        """Columns of `dq_pieces`, scratch of attention_backward, for queries of `width` columns in all heads."""
         return self._module.attention_pieces(width) if self.name == "numba" else 0
 
     @cached_property
@@ -93,7 +93,7 @@ class Backend:
         return self._module.packed_scratch(self._columns, STEP_ROWS) if self.name == "numba" else self.no_matrix
 
     def decode_scratch(self, rows: int, heads: int, kv_heads: int) -> Any:
-        """Scratch of attention of so many new tokens on a cache, of the heads there are in every layer."""
+        """Scratch of attention_decode for `rows` new tokens; all layers have the same heads and share it."""
         if self.name == "numba" and rows > self._decode_scratch[0]:
             rows = max(rows, STEP_ROWS)
             self._decode_scratch = rows, self._module.decode_scratch(rows, heads, kv_heads, self._head_size)

@@ -20,17 +20,17 @@ class Batch:
     tokens     (N,)    int32
     starts     (S+1,)  int32; sequence s has rows starts[s] .. starts[s+1]-1
     positions  (N,)    int32; place of each token in its sequence
-    targets    (P,)    int32; what is to come after each row, where there is a target
-    scored     (P,)    int32; the rows that have one; None: all have
-    cache      where keys and values are kept and attended to; None: sequences attend to themselves
-    places     (N,)    int32; where the cache keeps each row's
+    targets    (P,)    int32; the token that should follow each row that has a target
+    scored     (P,)    int32; the rows that have a target; None: all rows
+    cache      where keys and values are kept and attended to; None: each sequence attends to itself only
+    places     (N,)    int32; the place in the cache for each row's key and value (KVCache.places)
     slots      the cache's slot of each sequence (S,) int32 or, if is_decode, of each row (N,)
-    before     (S,)    int32; tokens in the slot before the sequence's
-    is_decode  rows are new tokens, one after another: each attends by itself
-    lengths    (N,)    int32; if is_decode, how many tokens of its slot a row sees
+    before     (S,)    int32; how many tokens each sequence's slot holds already
+    is_decode  each row is one new token, which attends to its slot's tokens so far
+    lengths    (N,)    int32; if is_decode, how many tokens of its slot each row attends to, itself included
     dropout    (2,) uint64, the seed of this step's masks and `first`; None outside training
     first      number of the first row, where this is a part of a larger batch
-    accumulate whether its gradients are added to what is there; else matrices' gradients take its place
+    accumulate whether gradients are added to what is there; else the gradients of matrices overwrite it
     """
 
     tokens: np.ndarray
@@ -54,7 +54,7 @@ class Batch:
         return slice(self.first, self.first + len(self.tokens))
 
     def arrays(self) -> list[np.ndarray]:
-        """Those that there are."""
+        """The arrays that are not None, always in the same order."""
         every = (
             self.tokens, self.starts, self.positions, self.targets, self.scored, self.places, self.slots, self.before,
             self.lengths, self.dropout,
@@ -62,7 +62,7 @@ class Batch:
         return [array for array in every if array is not None]
 
     def copy(self) -> Batch:
-        """The same with arrays of its own."""
+        """A copy that shares no array with this one."""
         twin = copy(self)
         for field in fields(self):
             if isinstance(array := getattr(self, field.name), np.ndarray):
@@ -75,14 +75,17 @@ class Batch:
         return 0 if self.targets is None else len(self.targets)
 
     def set_targets(self, targets: np.ndarray) -> None:
-        """Take the targets (N,) that are not below 0."""
+        """Set `targets` and `scored` from targets (N,), of which those below 0 count as none."""
         self.targets, self.scored = targets, None
         if targets.min() < 0:
             self.scored = np.flatnonzero(targets >= 0).astype(np.int32)
             self.targets = targets[self.scored]
 
     def parts(self, rows: int) -> Iterator[Batch]:
-        """This batch in parts of whole sequences, of about equal size and no more than `rows` rows if they can be."""
+        """This batch cut between sequences into parts of about equal size, each of at most `rows` rows.
+
+        A longer sequence is a part by itself.
+        """
         count = len(self.tokens)
         if count <= rows:
             yield self

@@ -10,7 +10,10 @@ from .shared import Shared
 
 
 class FeedForward:
-    """out = activation(x W_up) W_down, or (silu(x W_gate) * (x W_up)) W_down."""
+    """out = activation(x W_up.T) W_down.T, or with swiglu (silu(x W_gate.T) * (x W_up.T)) W_down.T; plus biases.
+
+    x and out are (N, C), W_up and W_gate (F, C), W_down (C, F).
+    """
 
     def __init__(self, shared: Shared, layer: int) -> None:
         config, workspace = shared.config, shared.workspace
@@ -22,9 +25,9 @@ class FeedForward:
         self._names = f"{config.activation}_forward", f"{config.activation}_backward"
         before = config.hidden * len(inner)
         self.before = workspace.rows("inner", before)
-        self.after = workspace.rows("inner, for the way out", config.hidden)
-        self._dbefore = workspace.shared("dinner", before)
-        self._dafter = workspace.shared("dinner, for the way out", config.hidden)
+        self.after = workspace.rows("inner output", config.hidden)
+        self._dbefore = workspace.shared("d_inner", before)
+        self._dafter = workspace.shared("d_inner output", config.hidden)
 
     def forward(self, out: np.ndarray, x: np.ndarray, residual: np.ndarray | None, batch: Batch) -> np.ndarray:
         """out (N, C), which it returns, from x (N, C), plus residual (N, C) if given."""

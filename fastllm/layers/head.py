@@ -36,7 +36,7 @@ class Head:
         self.map.forward(out, x)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Logits (N, V) of a few rows x (N, C), each the same alone: a fresh array."""
+        """Logits (N, V) of a few rows x (N, C), a new array; a row's bits do not depend on the other rows."""
         out = aligned((len(x), self._vocabulary), x.dtype)
         self.map.forward(out, x, is_decode=True)
         return out
@@ -55,7 +55,7 @@ class Head:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As score, and the gradients of sum of losses / normalizer.
 
-        dx (N, C) is overwritten, the weight's gradient added to or, unless batch.accumulate, overwritten
+        dx (N, C) is overwritten; so is the weight's gradient unless batch.accumulate, else it is added to.
         """
         k, (picked, targets) = self._backend.kernels, self._pick(x, batch)
         count = len(targets)
@@ -73,7 +73,7 @@ class Head:
         return losses, correct
 
     def _pick(self, x: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """The rows with a target, and these."""
+        """The rows (P, C) that have a target, and the targets (P,)."""
         assert batch.targets is not None
         if batch.scored is None:
             return x, batch.targets
@@ -85,7 +85,7 @@ class Head:
         return self._losses.array[:count], self._correct.array[:count]
 
     def _chunks(self, rows: int) -> list[tuple[slice, np.ndarray]]:
-        """Slices of the rows, each with room for its logits."""
+        """Slices of the rows, each with an array (rows, V) for its logits."""
         needed = min(rows, self._chunk)
         if len(self._logits) < needed:
             self._workspace.recordings.clear()  # they hold on to the smaller one

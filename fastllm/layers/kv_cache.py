@@ -17,21 +17,21 @@ GROUP = 16  # tokens of a page whose keys stand together, dimension by dimension
 
 
 class KVCache:
-    """Memory for so many texts, one a slot, each of at most the model's context. It grows as they do.
+    """Memory for `slots` texts, one in each slot, each of at most the model's context. It grows as they do.
 
-    config        of the model that it is for
+    config        of the model it is for
     dtype         of keys and values
     lengths       (slots,) int32, tokens in each slot
-    keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16; there may
-                  be more of them than pages are taken: the system gives memory to what is written
+    keys          for each layer, (pages, K, T / GROUP, D, GROUP), of dtype; float16 as its bits, in uint16. There may
+                  be more pages than are in use: the system provides memory only once a page is written
     values        for each layer, (pages, K, T, D), likewise
     pages         (slots, most) int32, the numbers of each slot's pages, in order
-    place         stands for the memory of keys and values, until it moves
+    place         identifies the memory of keys and values; another one once it has moved
 
-    Raises ValueError for slots that are not there, TypeError for numbers that are not whole.
+    Raises ValueError for a slot that does not exist, TypeError for a number that is not whole.
 
-    A page holds T tokens of one slot, or the beginning that several slots share: what is written to a page that others
-    see, too, goes to a copy.
+    A page holds T tokens, of one slot or of a beginning that several slots share. A slot that writes to a shared page
+    gets a copy of it first.
     """
 
     def __init__(self, config: ModelConfig, slots: int, dtype: DTypeLike = np.float32) -> None:
@@ -75,7 +75,7 @@ class KVCache:
         return sum(layer.itemsize * math.prod(layer.shape[1:]) for layer in (*self.keys, *self.values))
 
     def reserve(self, new: Mapping[int, int]) -> None:
-        """Make room for so many new tokens in each slot named. Lengths stay as they are until `advance`.
+        """Make room in each slot named for the given number of new tokens. `lengths` change only with `advance`.
 
         Raises ValueError, with nothing changed, where a text would exceed the context.
         """
@@ -121,12 +121,12 @@ class KVCache:
             self._held[slot] += 1
 
     def places(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Where tokens at so many positions of so many slots stand (N,) int32: rows of all pages' rows."""
+        """Where the tokens at positions (N,) of slots (N,) are kept: (N,) int32, page * T + place in the page."""
         number, within = np.divmod(positions, np.int32(self.page))
         return self.pages[slots, number] * np.int32(self.page) + within
 
     def advance(self, new: Mapping[int, int]) -> None:
-        """Count the new tokens: their keys and values are written."""
+        """Count the new tokens, once their keys and values are written."""
         self.lengths[list(new)] += list(new.values())  # at once: Ctrl-C doesn't come in between
 
     def truncate(self, slot: int, length: int) -> None:

@@ -9,7 +9,7 @@ from ..packed import Packed
 from ..parameters import Parameters
 from .shared import Shared
 
-MATRICES = 3  # that the packed kernels take together
+MATRICES = 3  # the packed kernels take this many matrices together
 
 
 class Linear:
@@ -53,7 +53,7 @@ class Linear:
     ) -> None:
         """out (N, O) from x (N, I), plus residual (N, O) if given.
 
-        is_decode  a few rows, each of which is to have the same bits whatever the others are
+        is_decode  a few rows (up to 32): each result has the same bits whatever the other rows are
         """
         b = self._backend
         added = b.no_matrix if residual is None else residual
@@ -128,7 +128,7 @@ def _three(matrices: list[Packed]) -> tuple[tuple[np.ndarray, ...], tuple[int, .
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """A view that nobody writes to, as those of files are: kernels are compiled for one sort of array."""
+    """A read-only view, such as arrays of files are: then kernels are compiled for one kind of array only."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -18,8 +18,8 @@ from .rotary import Rotary
 from .score import Score
 from .shared import Shared
 
-# Floating-point operations of a pass that is done without Python. Beside more, the layers' Python is nothing (see
-# recording.py); and Ctrl-C, which otherwise comes between two kernels, would wait for all of them.
+# Most floating-point operations of a pass that is replayed without Python (see recording.py). In a larger one the
+# layers' Python costs next to nothing; and Ctrl-C, which otherwise works between two kernels, would wait for them all.
 SMALL = 100_000_000_000
 
 
@@ -41,9 +41,9 @@ class Network:
         self._small_rows = SMALL // (2 * count_parameters(config))  # forward; backward takes twice as many again
 
     def forward(self, batch: Batch, keep: bool = False) -> np.ndarray:
-        """Rows (N, C) that the head takes.
+        """Rows (N, C), the head's input.
 
-        keep  what backward needs
+        keep  each layer keeps the activations that backward needs; else layers share memory
         """
         if batch.is_decode and self._is_recorded and len(batch.tokens) <= STEP_ROWS:
             assert batch.cache is not None
@@ -57,7 +57,7 @@ class Network:
         return Score.of(*self.head.score(self.forward(batch), batch))
 
     def score_and_gradients(self, batch: Batch, normalizer: float) -> Score:
-        """As score, and the gradients of sum of losses / normalizer."""
+        """As score; also computes the gradients of sum(losses) / normalizer."""
 
         def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
             return self._forward_and_backward(batch, normalizer)
@@ -69,7 +69,7 @@ class Network:
 
     @property
     def _angles(self) -> int | None:
-        """For how many positions there are angles: a recorded pass reads the tables that were there."""
+        """How many positions have angles. Part of a recording's key: it reads the tables of its time."""
         return None if self._rotary is None else self._rotary.positions
 
     def _forward(self, batch: Batch, keep: bool = False) -> np.ndarray:

@@ -8,7 +8,7 @@ from .shared import Shared
 
 
 class Norm:
-    """LayerNorm or RMSNorm, as config.norm says. Keeps the output and each row's statistics."""
+    """LayerNorm or RMSNorm, as config.norm says. Keeps the output and each row's statistics for backward."""
 
     def __init__(self, shared: Shared, name: str) -> None:
         self._backend, config, workspace = shared.backend, shared.config, shared.workspace

@@ -1,13 +1,13 @@
-"""Passes through the layers that are done again: the same kernels on the same memory, which holds other numbers.
+"""Passes through the layers, recorded and replayed: the same kernels on the same memory, with other numbers in it.
 
 The kernels of a small model take a few microseconds each, and the layers' Python and the calls between them an eighth
 of a training step, or half of a decoding one. So the second pass of a kind writes down which kernels it calls with
-which arguments, and the next ones call them again, without Python. Nor do these wait for Python: a kernel gives its
-lock back, and to have that again takes five milliseconds while another thread runs Python, after each of a hundred.
+which arguments, and the next ones call them again, without Python. Nor do these wait for Python's lock (the GIL): each
+kernel releases it, and while another thread runs Python, acquiring it again takes five milliseconds, a hundred times.
 
 What a layer does between `forward` or `backward` and the kernels is thus done once for many passes. It may depend on
 what is the same in all of them: parameters, scratch, the workspace's arrays, the sizes that are the key. It may not
-compute anything itself, nor take a number out of the batch: from that come arrays only, which are filled anew.
+compute anything itself, nor read a number out of the batch: only the batch's arrays are filled anew for each pass.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from .workspace import Workspace
 R = TypeVar("R")
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
-# Kinds of passes at one place that are recorded: the first that there are, each in twenty to fifty kilobytes, or three
-# hundred of thirty layers. To record costs as much as ten to twenty passes gain, so nothing is recorded that is not
-# used, and no place is made for others.
+# How many kinds of passes are recorded at one place: the first ones. Each takes twenty to fifty kilobytes, with thirty
+# layers three hundred. Recording costs as much as ten to twenty replays gain, so only what comes a second time is
+# recorded, and no recording is dropped to make room for another.
 MOST = 256
 
 
 class Recordings:
-    """A model's. Its workspace holds them, and forgets them all when activations move."""
+    """The recorded passes of a model. Its workspace holds them, and drops them all when activations move in memory."""
 
     def __init__(self, backend: Backend, workspace: Workspace) -> None:
         self._backend = backend
         self._of = workspace.recordings
 
     def run(self, place: Place, key: Hashable, batch: Batch, compute: Callable[[Batch], R]) -> R:
-        """compute(batch), which returns arrays that its kernels have written, or nothing.
+        """compute(batch), or its replay. It returns arrays that its kernels have written, or nothing.
 
-        place  of the memory that passes work on, beside the model's own
-        key    passes there are the same calls if theirs are equal, and the sizes of their batches' arrays
+        place  stands for the memory that the pass works on beside the model's own: the workspace's or a cache's
+        key    two passes at a place make the same calls if their keys and the sizes of their batches' arrays are equal
         """
         known = self._of.get(place)
         if known is None:
@@ -64,8 +64,11 @@ class Recordings:
         return compute(batch)
 
     def run_at_once(self, compute: Callable[[], R]) -> R:
-        """compute(), whose kernels then follow one another without Python: for once, beside other threads."""
-        if isinstance(self._backend.kernels, _Listener):  # who listens hears each kernel as it is called
+        """compute(), with its kernels called in one go, without Python between them; nothing is kept.
+
+        For passes beside other threads, which would wait for Python's lock after each kernel.
+        """
+        if isinstance(self._backend.kernels, _Listener):  # a recording is under way: it needs each call
             return compute()
         with listening(self._backend, _Nothing()) as calls:
             result = compute()
@@ -81,7 +84,7 @@ class _Nothing:
 
 
 class _Recording:
-    """What one pass called: it has just run."""
+    """The calls of one pass. It runs once, while it is recorded."""
 
     __slots__ = ("_arrays", "_replay", "result")
 
@@ -101,7 +104,7 @@ class _Recording:
 
 @contextmanager
 def listening(backend: Backend, computing: ModuleType | _Nothing) -> Iterator[list[Call]]:
-    """Write down which kernels of a backend are called within, in a list; the functions of a module compute."""
+    """Within the block, list the calls of a backend's kernels; the functions of `computing` do the work."""
     listener = _Listener(backend.kernels, computing)
     try:
         backend.kernels = cast(ModuleType, listener)
@@ -111,7 +114,7 @@ def listening(backend: Backend, computing: ModuleType | _Nothing) -> Iterator[li
 
 
 class _Listener:
-    """Stands in the place of the kernels, and writes down what is called."""
+    """Stands in for the kernels and lists their calls."""
 
     def __init__(self, kernels: ModuleType, computing: ModuleType | _Nothing) -> None:
         self.kernels = kernels

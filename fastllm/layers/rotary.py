@@ -10,9 +10,9 @@ from ..rope import rope_frequencies
 
 
 class Rotary:
-    """cos and sin of every position and pair, (positions, D/2) each, which all layers share.
+    """`tables`: cos and sin of position * frequency, (positions, D/2) each, which all layers share.
 
-    There are as many positions as were asked for so far: a context may be a hundred thousand tokens.
+    They reach only as far as was asked for: a context may be a hundred thousand tokens.
     """
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike = np.float32) -> None:
@@ -23,11 +23,11 @@ class Rotary:
 
     @property
     def positions(self) -> int:
-        """Of how many there are angles."""
+        """How many positions the tables cover."""
         return len(self.tables[0])
 
     def reserve(self, positions: int) -> None:
-        """Have the angles of so many positions."""
+        """Let the tables cover at least this many positions."""
         if positions > self.positions:
             self.tables = self._make(min(self._context, max(256, 2 * positions)))
 

@@ -17,8 +17,8 @@ from .workspace import Workspace
 class Shared:
     """Parts that layers share.
 
-    parameters  in one buffer, or as a file holds them, to be read only
-    gradients   of them; None where they are not wanted: while there is no training, or an adapter is trained instead
+    parameters  in one buffer that can be written to, or as a file holds them, read-only
+    gradients   of the parameters; None where there are none: in inference, or while an adapter is trained instead
     adapter     low-rank additions to linear maps, and their gradients; or None
     """
 
@@ -31,7 +31,7 @@ class Shared:
     adapter_gradients: AdapterParameters | None = None
 
     def gradient(self, name: str) -> np.ndarray:
-        """Where the gradient of a vector goes: its own place, or one that nobody reads."""
+        """Where a bias's or a norm's gradient goes: its place in `gradients`, or memory that nobody reads."""
         if self.gradients is not None:
             return self.gradients.get(name, self.backend.no_row)
         if name not in self.parameters:

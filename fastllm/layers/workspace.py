@@ -1,4 +1,4 @@
-"""Memory for activations: taken once for the largest batch seen, viewed for each batch."""
+"""Memory for activations: allocated once for the largest batch so far; each batch gets views of it."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Rows:
         self.array: np.ndarray = self._whole
 
     def has(self, rows: int) -> bool:
-        """Whether there is memory for so many."""
+        """Whether there is memory for this many rows."""
         return rows <= len(self._whole)
 
     def show(self, rows: int, most: int) -> None:
-        """Let `array` have so many rows. If memory must be taken for them, it is for `most`."""
+        """Let `array` have `rows` rows. If there is too little memory, allocate it for `most` rows."""
         if not self.has(rows):
             self.give_back()
             self._whole = self._take(most)
         self.array = self._whole[:rows]
 
     def give_back(self) -> None:
-        """Hold no memory."""
+        """Free the memory."""
         self.array = self._whole = self._take(0)
 
     def show_in(self, other: Rows) -> None:
-        """Let `array` have as many rows as that of another activation, which is as wide or wider, in its memory."""
+        """Let `array` have as many rows as another activation, which is as wide or wider, and share its memory."""
         if self.width == other.width:
             self.array = other.array
         else:
@@ -53,8 +53,8 @@ class Rows:
 class Workspace:
     """All activations of a model. Layers ask for theirs when they are made; the model sets the batch's rows.
 
-    Backward needs what forward left in each layer. Where there is no backward, those who gave one name take turns:
-    their activations show the same memory, so that it does not grow with the number of layers.
+    Backward needs what forward left in each layer. Where no backward follows, activations of the same name share memory
+    and are used in turn, so that memory does not grow with the number of layers.
     """
 
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
@@ -68,15 +68,15 @@ class Workspace:
         self._shown = (0, False)
 
     def rows(self, name: str, width: int | None, dtype: DTypeLike | None = None) -> Rows:
-        """An activation of the caller's own: what forward keeps for backward.
+        """An activation that forward keeps for backward.
 
-        name  without a backward to come, activations of one name have the same memory: none may be read any more when
-              the next is written
+        width  columns; None: one number a row
+        name   where no backward follows, activations of the same name share memory: writing one overwrites the others
         """
         return self._add(self._kept, name, Rows(width, dtype or self.dtype))
 
     def shared(self, name: str, width: int | None) -> Rows:
-        """Scratch of backward that all who give the same name share: valid until the next of them writes."""
+        """Scratch of backward, which all activations of the same name share: writing one overwrites the others."""
         return self._add(self._shared, name, Rows(width, self.dtype))
 
     def _add(self, groups: dict[str, list[Rows]], name: str, rows: Rows) -> Rows:
@@ -87,9 +87,9 @@ class Workspace:
         return rows
 
     def resize(self, rows: int, keep: bool) -> None:
-        """Let every activation show so many rows; memory is taken only when a batch is the largest so far.
+        """Let every activation have this many rows; memory is allocated only for the largest batch so far.
 
-        keep  for backward: each layer has its own
+        keep  for a backward to come: each layer has memory of its own
         """
         if self._shown == (rows, keep):
             return

@@ -20,12 +20,12 @@
 
 Each table's keys are the fields of a class below; an unknown key is an error that names the nearest.
 
-A model that is there already is tuned, with its own tokenizer:
+An existing model is tuned, with its own tokenizer:
 
     [model]
     path = "SmolLM2-135M-Instruct.Q4_1.gguf"    # whatever fastllm.load opens
 
-    [lora]                                      # low-rank maps beside it; without this table, all its parameters
+    [lora]                                      # low-rank matrices beside it; without this table, all parameters
     rank = 8
     targets = ["query", "value"]
 """
@@ -93,11 +93,12 @@ def _check_kind(value: object, annotation: str, what: str) -> None:
 
 @dataclass(frozen=True)
 class TokenizerConfig(_Table):
-    """What is made from the data, or one that is there.
+    """A tokenizer made from the data, or an existing one.
 
     type           "word", "character", "byte" or "bpe"
-    max_size, minimum_count    limit the vocabulary; None: 4096 and 2 of bpe, else no limit
-    path           of a tokenizer that is there, or of a model that has one; goes alone
+    max_size       most tokens in the vocabulary; None: 4096 for bpe, else no limit
+    minimum_count  how often a word, a character or (bpe) a pair must occur; None: 2 for bpe, else 1
+    path           of an existing tokenizer, or of a model that has one; then no other key may be given
     """
 
     type: str = "word"
@@ -127,9 +128,11 @@ class TokenizerConfig(_Table):
 
 @dataclass(frozen=True)
 class OptimizerConfig(_Table):
-    """name: adam, adamw, sgd or lion. max_norm clips the global gradient norm, 0 never does.
+    """name: adam, adamw, sgd or lion.
 
-    beta2  None: 0.99 of lion, else 0.999
+    beta2         None: 0.99 for lion, else 0.999
+    weight_decay  of matrices only; must be 0 for adam
+    max_norm      gradients are clipped to this global L2 norm; 0: no clipping
     """
 
     name: str = "adamw"

@@ -1,6 +1,6 @@
 """A run's curves: metrics.jsonl read, drawn in the terminal, and written as SVG.
 
-The x axis counts updates over all phases; a value stands for the updates since the line of metrics before.
+The x axis counts updates over all phases; a value is the mean over the updates since the previous line of metrics.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _check(line: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What there is to draw. Perplexity stands as its logarithm, and the ticks say what it is.
+    """What there is to draw. Perplexity is drawn on a logarithmic scale, with its values as labels.
 
     training, validation  curves (update, height), at most about POINTS each
     phases                (updates before it, name)

@@ -31,13 +31,13 @@ from .run import CONFIG, Run, check_progress
 from .source import Reading, Source, resolve
 from .trainer import Step, Trainer, scores
 
-VALIDATION_TIME = 0.1  # of training's, about: all validations together, unless evaluate_every says when they are
-FORWARD = 3  # tokens that are read forward alone in the time of one that is trained on
-LEAST_VALIDATION = 1 << 14  # tokens, which are worth their time
+VALIDATION_TIME = 0.1  # share of training's time for all validations together, unless evaluate_every is given
+FORWARD = 3  # this many tokens are validated in the time that training on one takes
+LEAST_VALIDATION = 1 << 14  # tokens: fewer say too little
 
 
 class Interrupted(FastllmError):
-    """Training was asked to stop and has: the checkpoint is up to date. signal: the number of what asked."""
+    """Training has stopped as asked, with the checkpoint up to date. `signal`: the number of what asked."""
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -45,13 +45,13 @@ class Interrupted(FastllmError):
 
 
 class _Stop(threading.Event):
-    """Set once training shall stop. number: of the signal that said so."""
+    """Set once training should stop. `number`: of the signal that asked for it."""
 
     number: int = signal.SIGINT
 
 
 class Reporter(Protocol):
-    """Who is told how training goes on: a progress bar, or a test."""
+    """What is told how training proceeds: a progress bar, or a test."""
 
     def begin(self, phase: PhaseConfig, done: int, steps: int) -> None:
         """A phase begins, or goes on after `done` of its steps."""
@@ -70,8 +70,8 @@ class Reporter(Protocol):
 class Phase:
     """A phase's configuration with its data.
 
-    seed   of its batches and masks, which are no other phase's
-    every  a validation reads one batch of so many
+    seed   of its batches and dropout masks; another one in each phase
+    every  a validation reads every second, third, ... batch; 1: all
     """
 
     config: PhaseConfig

@@ -1,4 +1,4 @@
-"""Progress on a terminal: a bar for each phase, a line now and then where there is no terminal."""
+"""Progress: on a terminal a line for each phase that is updated in place, elsewhere a new line now and then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..compilation import is_terminal
 from .config import PhaseConfig
 from .trainer import Step
 
-LINES = 10  # a phase without a terminal
+LINES = 10  # in a phase, without a terminal
 
 
 class _Bar(tqdm):

@@ -54,7 +54,7 @@ def finish(job: Job) -> int:
 
 
 def plot(metrics: Path, svg: Path) -> None:
-    """The loss curve, to the terminal and to a file."""
+    """The loss curve, to a file and to the terminal: in this order, as whoever read our output may have gone."""
     records = read_metrics(metrics)
-    print(draw(records))
     write_svg(records, svg)
+    print(draw(records))

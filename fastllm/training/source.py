@@ -48,10 +48,12 @@ def resolve(path: str) -> Path:
 
 @dataclass
 class Reading:
-    """What a file is laid out for, and what a person should know of how that went.
+    """What a file is read for: a phase, its tokenizer and model; and notes for the user on how that went.
 
-    context  the model's
-    folder   the run's, where a text's tokens are kept
+    context  of the model, in tokens
+    seed     of the phase's shuffling
+    folder   of the run, where a text's tokens are kept
+    notes    lines for the user: what is left out, unknown or not read
     """
 
     phase: PhaseConfig
@@ -77,10 +79,10 @@ def _number(count: int, noun: str) -> str:
 
 
 class Source:
-    """A data file as it was read: records, or one text. checksum: of all it holds."""
+    """A data file as it was read: records, or one text. `checksum` is that of all it holds."""
 
     def __init__(self, path: Path, is_new: bool) -> None:
-        """is_new: whether no run has begun with it yet, which must go on whatever would be refused today."""
+        """is_new: refuse what a new run should not train on; a run that has begun must go on with it."""
         self.path = path
         self._records: list[Record] | None = None
         self._encoded: np.ndarray | None = None
@@ -124,7 +126,7 @@ class Source:
         return dataset
 
     def _examples(self, records: list[Record], reading: Reading) -> list[Example]:
-        """What records give. Notes those that are left out, and of dialogues the answers."""
+        """The examples that records give. Notes how many records, and earlier answers of dialogues, are left out."""
         examples: list[Example] = []
         lost = shortened = left = 0
         for made, left_here in encode_file(self.path, records, reading.tokenizer, lambda _: reading.length):
@@ -189,7 +191,7 @@ class Source:
         reading.notes.append(note)
 
     def _note_control(self, reading: Reading, texts: list[str]) -> None:
-        """Texts that were laid out for a model: none of their control tokens is one."""
+        """Note control tokens written out in texts, such as "<|im_start|>": they are read as plain text."""
         tokenizer = reading.tokenizer
         found = [token_id for text in texts for token_id in tokenizer.find_control(text)]
         if found:
@@ -199,7 +201,7 @@ class Source:
             )
 
     def _note_space(self, reading: Reading) -> None:
-        """Texts and answers that the model can't learn to say as they are."""
+        """Note texts and answers whose white space the tokenizer loses, so that the model can't learn it."""
         if reading.tokenizer.keeps_space:
             return
         said = [self._text] if self._records is None else (
@@ -213,7 +215,10 @@ class Source:
             )
 
     def _note_missing(self, reading: Reading, pieces: Iterable[np.ndarray]) -> None:
-        """Tokens that are no targets. Once they were: the checksum keeps a run begun then from going on with others."""
+        """Note how many tokens are unknown. They are no targets.
+
+        In earlier versions they were; the checksum is changed so that a run begun then can't go on with other targets.
+        """
         missing, tokens = count_missing(reading.tokenizer, pieces)
         if missing:
             self.checksum = zlib.crc32(b"no targets", self.checksum)

@@ -1,8 +1,8 @@
 """On how many threads a small training step runs fastest.
 
-To start a parallel region costs a few microseconds, and more where the cores share no cache; a step of a small model
-is thirty regions of ten microseconds. Whether another thread pays there depends on the machine and on what else it
-does meanwhile, so it is measured, again and again. Results have the same bits on any number of threads.
+Starting a parallel region costs a few microseconds, and more where the cores share no cache; a step of a small model
+is thirty regions of ten microseconds. Whether another thread pays off depends on the machine and on what else it is
+doing, so it is measured again and again. Results have the same bits on any number of threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from statistics import fmean
 from typing import Self
 
-# Floating-point operations for each thread. Beside more, starting the threads is nothing.
+# Floating-point operations for each thread. In a larger step, starting the threads costs next to nothing.
 SMALL = 500_000_000
 # A trial: so many turns on each of two numbers of threads, each turn so many steps. In the first step of a turn a core
 # may have to fetch from another's cache what that has written: it is not counted.
@@ -35,7 +35,7 @@ class StepThreads:
         self._tokens = 0  # of the step that is running, where its time counts
 
     def _begin(self, most: int) -> None:
-        """Forget what is known: there are so many threads."""
+        """Forget all measurements: there are `most` threads now."""
         self._most = self.count = most
         self._goes_down = True  # whether the next trial is of half as many threads, or of twice as many
         self._until_trial = WARM_UP
@@ -45,7 +45,7 @@ class StepThreads:
         self._recent: list[float] = []
 
     def step(self, operations: float, tokens: int) -> Self:
-        """Run a step within the block; it reads so many tokens in so many floating-point operations.
+        """Run a step within the block: `tokens` tokens, `operations` floating-point operations.
 
         Afterwards the number of threads is as before.
         """
@@ -83,14 +83,14 @@ class StepThreads:
         return present if self._tried // TURN % 2 else other
 
     def _other(self) -> int:
-        """What to try next; 0 or the present number at the end of the way."""
+        """The number to try next; 0 or the present number where there is none further in this direction."""
         return self.count // 2 if self._goes_down else min(self.count * 2, self._most)
 
     def _has_other(self) -> bool:
         return self._other() not in (0, self.count)
 
     def _note(self, count: int, seconds: float) -> None:
-        """A step on so many threads took so many seconds a token."""
+        """Note that a step on `count` threads took `seconds` a token."""
         if not self._trial:
             self._until_trial -= 1
             self._recent.append(seconds)

@@ -29,7 +29,7 @@ class Step:
 
     step           number of updates so far, this one counted
     tokens         tokens read in this update
-    score          loss and accuracy before the update
+    score          loss and accuracy on this update's batch, before the update
     gradient_norm  global L2 norm, before clipping
     learning_rate  used in this update
     seconds        this update took
@@ -52,20 +52,22 @@ class Trainer:
 
     model       whose `trainable` parameters learn
     optimizer   made for this model
-    dataset     gives the batch of a step: datasets.Examples, TokenStream, or your own
+    dataset     gives the batch of each step: datasets.Examples, datasets.TokenStream, or your own (datasets.Dataset)
     schedule    learning rate by step
     steps       number of updates
-    max_norm    gradients are clipped to this global L2 norm; 0: never
-    accumulate  each batch is computed in so many parts, to save memory; the result is the same, but for dropout's masks
-    seed        of dropout's masks
+    max_norm    gradients are clipped to this global L2 norm; 0: no clipping
+    accumulate  number of parts that each batch is computed in, to save memory; the result is the same, but for
+                dropout's masks
+    seed        of dropout's masks, from 0 to 2^32 - 1
     callbacks   called with a Step after every update
 
-    Raises ValueError for an option out of range and for an optimizer of another model, TypeError for what is no number.
+    Raises ValueError for an option out of range and for an optimizer of another model, TypeError for an argument of
+    another type.
 
-    A step of a small model runs on as many of Numba's threads as are fastest, which is found out meanwhile.
+    Steps of a small model are timed on different numbers of threads, and run on the fastest number.
 
-    Ctrl-C ends the training behind an update, callbacks included, and `train` again goes on; a second one ends it at
-    once.
+    Ctrl-C ends the training after the current update and its callbacks, and calling `train` again goes on; a second
+    Ctrl-C ends it at once.
 
     The batch of a step, its masks and its learning rate follow from the step's number. So a trainer that is
     given the parameters, the optimizer's state and `step` of another goes on as that would have, bit by bit.
@@ -108,7 +110,7 @@ class Trainer:
         self._operations_a_token = 6 * model.parameter_count
 
     def train(self, until: int | None = None) -> None:
-        """Go on to update number `until` (None: the last).
+        """Train up to update number `until` (None: the last), from where `step` stands.
 
         Raises TrainingError when loss or gradients are no longer finite, ValueError for a batch without a target; the
         parameters are then those of the last good update.
@@ -161,13 +163,13 @@ class Trainer:
         return score, norm, rate
 
     def _on_threads(self, tokens: int) -> AbstractContextManager[None]:
-        """A block to compute a step of so many tokens in: on fewer threads than there are if that is faster."""
+        """A block in which a step of this many tokens is computed, on fewer threads where that is faster."""
         if self.model.backend != "numba":
             return nullcontext()
         return self._threads.step(self._operations_a_token * tokens / self.accumulate, tokens)
 
     def _dropout_seed(self, part: int) -> int | None:
-        """A number of its own for each part of each step."""
+        """A seed for each part of each step, all different; None without dropout."""
         if not self.model.config.dropout:
             return None
         # The seed's 32 bits above 31 bits of counting: kernels take what fits a signed 64-bit integer.
@@ -175,7 +177,7 @@ class Trainer:
 
 
 def _check_kinds(model: Any, optimizer: Any, dataset: Any, schedule: Any, max_norm: Any) -> None:
-    """Raise TypeError for what is something else, before it is needed."""
+    """Raise TypeError for an argument of another type, before it is used."""
     if not isinstance(model, Model) or not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"a Model is trained by an Optimizer; got {type(model).__name__} and {type(optimizer).__name__}"
@@ -192,8 +194,9 @@ def _check_kinds(model: Any, optimizer: Any, dataset: Any, schedule: Any, max_no
     if not isinstance(max_norm, Real):
         raise TypeError(f"max_norm must be a number; got {max_norm!r:.40}; 0 never clips")
 
+
 def _listed(callbacks: Iterable[Callback]) -> list[Callback]:
-    """Raises TypeError likewise."""
+    """The callbacks as a list. Raises TypeError for what is no function."""
     if callable(callbacks):
         raise TypeError("callbacks must be several functions; got one; write [function]")
     listed = list(callbacks)
@@ -204,12 +207,12 @@ def _listed(callbacks: Iterable[Callback]) -> list[Callback]:
 
 
 def evaluate(model: Model, dataset: Dataset) -> Score:
-    """Loss and accuracy over a whole data set."""
+    """Loss and accuracy over a whole data set, each batch once. Raises TypeError for what is no data set."""
     return sum(scores(model, dataset), Score())
 
 
 def scores(model: Model, dataset: Dataset, every: int = 1) -> Iterator[Score]:
-    """Of each batch of a data set in turn, or of every second, third, ..., the loss and the right answers."""
+    """The score of each batch of a data set in order; with `every` above 1, of every second, third, ... batch."""
     if not hasattr(dataset, "in_order"):
         raise TypeError(
             f"a data set gives all its batches in order; got {type(dataset).__name__}; make Examples or a TokenStream"
