@@ -10,7 +10,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, NoReturn
 
-from fastllm.errors import FormatError
+from .errors import FormatError
 
 MAX_JSON = 16 << 20  # bytes; the largest index of shards has two; parsed, JSON takes some twenty times its bytes
 AGAIN = "download the model again"

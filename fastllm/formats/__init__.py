@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastllm.errors import FormatError
-from fastllm.formats.gguf import open_gguf
-from fastllm.formats.gguf_export import write_gguf
-from fastllm.formats.gguf_file import is_gguf
-from fastllm.formats.huggingface_export import write_huggingface
-from fastllm.formats.huggingface_folder import CONFIG, open_huggingface
-from fastllm.formats.llama2c import read_llama2c
-from fastllm.formats.opened import OpenedModel, generation_facts, packed
+from ..errors import FormatError
+from .gguf import open_gguf
+from .gguf_export import write_gguf
+from .gguf_file import is_gguf
+from .huggingface_export import write_huggingface
+from .huggingface_folder import CONFIG, open_huggingface
+from .llama2c import read_llama2c
+from .opened import OpenedModel, generation_facts, packed
 
 __all__ = ["OpenedModel", "open_model", "write_gguf", "write_huggingface"]
 

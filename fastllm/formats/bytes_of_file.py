@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.errors import FormatError
+from ..errors import FormatError
 
 
 def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.config import ModelConfig
-from fastllm.errors import ConfigError, FormatError
-from fastllm.formats.bytes_of_file import naming
-from fastllm.formats.gguf_file import GgufFile, GgufTensor, read_gguf_file
-from fastllm.formats.modules import Module, check, check_layers, layout_of
-from fastllm.formats.opened import OpenedModel, Weights, generation_facts, named_ids
-from fastllm.packed import Packed
-from fastllm.parameters import POSITIONS
-from fastllm.quantize import dequantize
-from fastllm.rope import base_frequencies, rope_divisors
-from fastllm.small_files import brief
+from ..config import ModelConfig
+from ..errors import ConfigError, FormatError
+from ..packed import Packed
+from ..parameters import POSITIONS
+from ..quantize import dequantize
+from ..rope import base_frequencies, rope_divisors
+from ..small_files import brief
+from .bytes_of_file import naming
+from .gguf_file import GgufFile, GgufTensor, read_gguf_file
+from .modules import Module, check, check_layers, layout_of
+from .opened import OpenedModel, Weights, generation_facts, named_ids
 
 Json = Mapping[str, Any]
 

@@ -17,17 +17,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import replacing
-from fastllm.config import ModelConfig
-from fastllm.errors import FormatError
-from fastllm.formats.gguf import ARCHITECTURES, ROPE_FACTORS, rope_factors
-from fastllm.formats.gguf_file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING
-from fastllm.formats.modules import check, layout_of
-from fastllm.formats.rows import Progress, pieces, row_order
-from fastllm.packed import KINDS, Kind, Packed
-from fastllm.parameters import POSITIONS, shapes_of
-from fastllm.quantize import PACK
-from fastllm.small_files import brief
+from ..atomic import replacing
+from ..config import ModelConfig
+from ..errors import FormatError
+from ..packed import KINDS, Kind, Packed
+from ..parameters import POSITIONS, shapes_of
+from ..quantize import PACK
+from ..small_files import brief
+from .gguf import ARCHITECTURES, ROPE_FACTORS, rope_factors
+from .gguf_file import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING
+from .modules import check, layout_of
+from .rows import Progress, pieces, row_order
 
 VERSION = 3
 UINT32, INT32, FLOAT32, UINT64, INT64 = 4, 5, 6, 10, 11

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import map_file
-from fastllm.packed import KINDS, Kind
-from fastllm.small_files import brief
+from ..errors import FormatError
+from ..packed import KINDS, Kind
+from ..small_files import brief
+from .bytes_of_file import map_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

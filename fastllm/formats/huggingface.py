@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.config import ModelConfig
-from fastllm.errors import FormatError
-from fastllm.formats.huggingface_config import model_type
-from fastllm.formats.modules import Module, check, check_layers, layout_of
-from fastllm.formats.opened import float32
-from fastllm.formats.rows import row_order
-from fastllm.parameters import shapes_of
-from fastllm.small_files import brief
+from ..config import ModelConfig
+from ..errors import FormatError
+from ..parameters import shapes_of
+from ..small_files import brief
+from .huggingface_config import model_type
+from .modules import Module, check, check_layers, layout_of
+from .opened import float32
+from .rows import row_order
 
 Arrays = Mapping[str, NDArray[Any]]
 

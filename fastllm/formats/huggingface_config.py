@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from fastllm.config import ROPE_SCALINGS, ModelConfig
-from fastllm.errors import ConfigError, FormatError
-from fastllm.small_files import brief
+from ..config import ROPE_SCALINGS, ModelConfig
+from ..errors import ConfigError, FormatError
+from ..small_files import brief
 
 Json = Mapping[str, Any]
 

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import real_path
-from fastllm.config import ModelConfig
-from fastllm.errors import FormatError
-from fastllm.formats.huggingface import MODULES
-from fastllm.formats.huggingface_config import config_to_huggingface, model_type
-from fastllm.formats.huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
-from fastllm.formats.model_folder import holds_config, is_free, replacing_folder
-from fastllm.formats.modules import Tensor, check, layout_of
-from fastllm.formats.rows import Progress, pieces, row_order
-from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
-from fastllm.packed import Packed
-from fastllm.parameters import shapes_of
-from fastllm.quantize import dequantize
+from ..atomic import real_path
+from ..config import ModelConfig
+from ..errors import FormatError
+from ..packed import Packed
+from ..parameters import shapes_of
+from ..quantize import dequantize
+from .huggingface import MODULES
+from .huggingface_config import config_to_huggingface, model_type
+from .huggingface_folder import CONFIG, GENERATION, OPTIONS, WEIGHTS
+from .model_folder import holds_config, is_free, replacing_folder
+from .modules import Tensor, check, layout_of
+from .rows import Progress, pieces, row_order
+from .safetensors_file import TensorToWrite, write_safetensors
 
 KINDS_OF_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import naming
-from fastllm.formats.huggingface import has_its_own_head, head_and_embedding, needed, renamed
-from fastllm.formats.huggingface_config import config_from_huggingface
-from fastllm.formats.opened import RANGES, OpenedModel, float32, generation_facts, named_ids, packed
-from fastllm.formats.safetensors_file import StoredTensor, read_safetensors, read_shards
-from fastllm.parameters import POSITIONS
-from fastllm.small_files import brief, read_json
+from ..errors import FormatError
+from ..parameters import POSITIONS
+from ..small_files import brief, read_json
+from .bytes_of_file import naming
+from .huggingface import has_its_own_head, head_and_embedding, needed, renamed
+from .huggingface_config import config_from_huggingface
+from .opened import RANGES, OpenedModel, float32, generation_facts, named_ids, packed
+from .safetensors_file import StoredTensor, read_safetensors, read_shards
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -32,9 +32,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.config import ModelConfig
-from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import map_file
+from ..config import ModelConfig
+from ..errors import FormatError
+from .bytes_of_file import map_file
 
 LEGACY = struct.Struct("<7i")
 HEADER = struct.Struct("<Ii7iB")  # of versions 1 and 2

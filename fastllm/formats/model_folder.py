@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from fastllm.atomic import flush, make_parent, real_path, work_path
-from fastllm.formats import peft
-from fastllm.formats.huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
+from ..atomic import flush, make_parent, real_path, work_path
+from . import peft
+from .huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
 
 TOKENIZER = "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from fastllm.config import ModelConfig
-from fastllm.errors import FormatError
-from fastllm.parameters import Shapes, shapes_of
-from fastllm.small_files import brief
+from ..config import ModelConfig
+from ..errors import FormatError
+from ..parameters import Shapes, shapes_of
+from ..small_files import brief
 
 
 class Module(NamedTuple):

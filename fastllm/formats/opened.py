@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.config import ModelConfig
-from fastllm.errors import FormatError
-from fastllm.packed import KINDS, Packed
-from fastllm.small_files import brief
+from ..config import ModelConfig
+from ..errors import FormatError
+from ..packed import KINDS, Packed
+from ..small_files import brief
 
 Weights = dict[str, NDArray[np.float32] | Packed]
 

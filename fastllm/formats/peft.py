@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastllm.errors import FormatError
-from fastllm.lora import Addition
-from fastllm.small_files import brief
+from ..errors import FormatError
+from ..lora import Addition
+from ..small_files import brief
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(r"(\^?)((?:\w|-|\\?\.)+)\$?")  # of a module, written as a pattern for it

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.config import ModelConfig
-from fastllm.packed import Packed
-from fastllm.quantize import PIECE, dequantize, quantize
+from ..config import ModelConfig
+from ..packed import Packed
+from ..quantize import PIECE, dequantize, quantize
 
 TURNED = re.compile(r"blocks\.\d+\.attention\.(query|key)(_norm)?\.(weight|bias)")  # what RoPE turns
 

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.errors import FormatError
-from fastllm.formats.bytes_of_file import map_file
-from fastllm.small_files import MAX_JSON, brief, parse_json, read_json
+from ..errors import FormatError
+from ..small_files import MAX_JSON, brief, parse_json, read_json
+from .bytes_of_file import map_file
 
 # Bytes of an element. Types with other names may be in a file, but their sizes are not checked.
 ITEM_SIZES = {

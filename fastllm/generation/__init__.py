@@ -1,10 +1,10 @@
 """Text from a model: sampling, batches, beam search, streaming, chat. Neither Numba nor `tokenizers` is imported."""
 
-from fastllm.generation.beam import Hypothesis
-from fastllm.generation.chat import Chat
-from fastllm.generation.config import GenerationConfig
-from fastllm.generation.engine import Engine, Generation
-from fastllm.generation.generate import (
+from .beam import Hypothesis
+from .chat import Chat
+from .config import GenerationConfig
+from .engine import Engine, Generation
+from .generate import (
     beam_search,
     completions,
     generate,
@@ -13,8 +13,8 @@ from fastllm.generation.generate import (
     stream,
     stream_pieces,
 )
-from fastllm.generation.sampling import Sampler, TokenLogprobs
-from fastllm.generation.text import Completion, Piece
+from .sampling import Sampler, TokenLogprobs
+from .text import Completion, Piece
 
 __all__ = [
     "Chat",

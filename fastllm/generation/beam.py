@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastllm.generation.config import GenerationConfig
-from fastllm.generation.sampling import Floats, Penalties, largest, log_softmax
+from .config import GenerationConfig
+from .sampling import Floats, Penalties, largest, log_softmax
 
 if TYPE_CHECKING:
-    from fastllm.model import Model
+    from ..model import Model
 
 
 class Hypothesis(NamedTuple):

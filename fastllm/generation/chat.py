@@ -6,18 +6,18 @@ import weakref
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastllm.dialogue import check_speakers, end_ids, prompt_tokens
-from fastllm.errors import DataError
-from fastllm.generation.config import GenerationConfig
-from fastllm.generation.engine import Engine, Generation, fit
-from fastllm.generation.generate import check_kinds, check_vocabulary, generate_tokens
-from fastllm.generation.sampling import Sampler
-from fastllm.generation.text import decode_pieces
-from fastllm.tokenizers.base import check_text
+from ..dialogue import check_speakers, end_ids, prompt_tokens
+from ..errors import DataError
+from ..tokenizers.base import check_text
+from .config import GenerationConfig
+from .engine import Engine, Generation, fit
+from .generate import check_kinds, check_vocabulary, generate_tokens
+from .sampling import Sampler
+from .text import decode_pieces
 
 if TYPE_CHECKING:
-    from fastllm.model import Model
-    from fastllm.tokenizers import Tokenizer
+    from ..model import Model
+    from ..tokenizers import Tokenizer
 
 
 class Chat:

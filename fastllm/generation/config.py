@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Self
 
-from fastllm.config import STEP_ROWS
-from fastllm.errors import ConfigError
+from ..config import STEP_ROWS
+from ..errors import ConfigError
 
 MOST_TEXTS, MOST_BEAMS = 1 << 16, 1 << 10  # each has memory of its own
 LARGEST = 1e30  # of biases and penalties: with logits of any size, and counted as often as a text is long, finite

@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastllm.config import STEP_ROWS
-from fastllm.errors import ConfigError, FastllmError
-from fastllm.generation.config import GenerationConfig
-from fastllm.generation.prompt_lookup import draft
-from fastllm.generation.sampling import Floats, Sampler, TokenLogprobs, token_logprobs
-from fastllm.inputs import checked_tokens
-from fastllm.interrupts import uninterrupted
+from ..config import STEP_ROWS
+from ..errors import ConfigError, FastllmError
+from ..inputs import checked_tokens
+from ..interrupts import uninterrupted
+from .config import GenerationConfig
+from .prompt_lookup import draft
+from .sampling import Floats, Sampler, TokenLogprobs, token_logprobs
 
 if TYPE_CHECKING:
-    from fastllm.model import Model
+    from ..model import Model
 
 CHUNK = 256
 

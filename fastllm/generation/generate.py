@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastllm.errors import ConfigError, DataError
-from fastllm.generation import beam
-from fastllm.generation.config import GenerationConfig
-from fastllm.generation.engine import Engine, Generation, fit
-from fastllm.generation.sampling import Sampler
-from fastllm.generation.text import Completion, Decoder, Piece, Reader, completion
+from ..errors import ConfigError, DataError
+from . import beam
+from .config import GenerationConfig
+from .engine import Engine, Generation, fit
+from .sampling import Sampler
+from .text import Completion, Decoder, Piece, Reader, completion
 
 if TYPE_CHECKING:
-    from fastllm.model import Model
-    from fastllm.tokenizers import Tokenizer
+    from ..model import Model
+    from ..tokenizers import Tokenizer
 
 
 def generate(

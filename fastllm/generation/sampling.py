@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.errors import FastllmError
-from fastllm.generation.config import GenerationConfig
+from ..errors import FastllmError
+from .config import GenerationConfig
 
 Floats = NDArray[np.floating]
 

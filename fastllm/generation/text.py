@@ -6,12 +6,12 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastllm.generation.engine import Generation
-from fastllm.generation.sampling import TokenLogprobs
-from fastllm.generation.stop import StopStrings
+from .engine import Generation
+from .sampling import TokenLogprobs
+from .stop import StopStrings
 
 if TYPE_CHECKING:
-    from fastllm.tokenizers import Tokenizer
+    from ..tokenizers import Tokenizer
 
 
 class Piece(NamedTuple):

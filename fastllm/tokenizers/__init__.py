@@ -11,9 +11,9 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from fastllm.errors import FormatError
-from fastllm.small_files import read_json
-from fastllm.tokenizers.base import (
+from ..errors import FormatError
+from ..small_files import read_json
+from .base import (
     ASSISTANT,
     END,
     FILE_FORMAT,
@@ -24,14 +24,14 @@ from fastllm.tokenizers.base import (
     TextStream,
     Tokenizer,
 )
-from fastllm.tokenizers.bpe import BPETokenizer
-from fastllm.tokenizers.byte import ByteTokenizer
-from fastllm.tokenizers.character import CharacterTokenizer
-from fastllm.tokenizers.gguf import tokenizer_from_gguf, tokenizer_to_gguf
-from fastllm.tokenizers.huggingface import MAX_TOKENIZER, HuggingFaceTokenizer, is_tokenizer_json
-from fastllm.tokenizers.llama2c import Llama2cTokenizer
-from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
-from fastllm.tokenizers.word import WordTokenizer
+from .bpe import BPETokenizer
+from .byte import ByteTokenizer
+from .character import CharacterTokenizer
+from .gguf import tokenizer_from_gguf, tokenizer_to_gguf
+from .huggingface import MAX_TOKENIZER, HuggingFaceTokenizer, is_tokenizer_json
+from .llama2c import Llama2cTokenizer
+from .sentencepiece import SentencePieceTokenizer
+from .word import WordTokenizer
 
 __all__ = [
     "ASSISTANT",

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import write_json
-from fastllm.errors import DataError
+from ..atomic import write_json
+from ..errors import DataError
 
 UNKNOWN, END, USER, ASSISTANT = "<unk>", "<end>", "<user>", "<assistant>"
 

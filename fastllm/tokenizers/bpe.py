@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from reprlib import repr as brief
 from typing import Self
 
-from fastllm.config import whole_number
-from fastllm.errors import DataError
-from fastllm.tokenizers.base import ASSISTANT, END, USER, check_text, pieces
-from fastllm.tokenizers.byte import BYTES
-from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
-from fastllm.tokenizers.huggingface_document import BYTE_LEVEL
-from fastllm.tokenizers.huggingface_export import house_marks
-from fastllm.tokenizers.optional import require
+from ..config import whole_number
+from ..errors import DataError
+from .base import ASSISTANT, END, USER, check_text, pieces
+from .byte import BYTES
+from .huggingface import HuggingFaceTokenizer
+from .huggingface_document import BYTE_LEVEL
+from .huggingface_export import house_marks
+from .optional import require
 
 CONTROLS = (END, USER, ASSISTANT)
 USUAL_SIZE, USUAL_COUNT = 4096, 2

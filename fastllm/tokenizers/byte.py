@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.tokenizers.base import ASSISTANT, END, USER, TextStream, Tokenizer
+from .base import ASSISTANT, END, USER, TextStream, Tokenizer
 
 BYTES = 256
 TOKENS = (*(f"<0x{byte:02X}>" for byte in range(BYTES)), END, USER, ASSISTANT)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.tokenizers.base import TextStream
-from fastllm.tokenizers.vocabulary import SPECIAL_TOKENS, VocabularyTokenizer
+from .base import TextStream
+from .vocabulary import SPECIAL_TOKENS, VocabularyTokenizer
 
 
 class CharacterTokenizer(VocabularyTokenizer):

@@ -35,8 +35,8 @@ from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Cycler, Joiner, Namespace
 
-from fastllm.errors import DataError, FormatError
-from fastllm.tokenizers.chat_template_prices import STEP, Priced, check_bits
+from ..errors import DataError, FormatError
+from .chat_template_prices import STEP, Priced, check_bits
 
 BUDGET = 40_000_000
 """Units a rendering may spend: several megabytes of conversation, or two seconds of a hostile loop."""

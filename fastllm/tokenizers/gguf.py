@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from fastllm.errors import FormatError
-from fastllm.tokenizers.base import END, Tokenizer
-from fastllm.tokenizers.huggingface import ENDS_OF_TURN, HuggingFaceTokenizer
-from fastllm.tokenizers.huggingface_decoder import SPACE
-from fastllm.tokenizers.huggingface_document import BYTE_LEVEL, added_token, begin_processor, bpe_model
-from fastllm.tokenizers.sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceTokenizer
+from ..errors import FormatError
+from .base import END, Tokenizer
+from .huggingface import ENDS_OF_TURN, HuggingFaceTokenizer
+from .huggingface_decoder import SPACE
+from .huggingface_document import BYTE_LEVEL, added_token, begin_processor, bpe_model
+from .sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceTokenizer
 
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"

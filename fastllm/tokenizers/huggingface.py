@@ -33,12 +33,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.atomic import write_json, write_text
-from fastllm.errors import DataError, FormatError
-from fastllm.small_files import MAX_JSON, read_json, read_small
-from fastllm.tokenizers.base import END, FILE_NAME, TextStream, Tokenizer, check_text
-from fastllm.tokenizers.huggingface_decoder import HuggingFaceStream, steps_of
-from fastllm.tokenizers.huggingface_document import (
+from ..atomic import write_json, write_text
+from ..errors import DataError, FormatError
+from ..small_files import MAX_JSON, read_json, read_small
+from .base import END, FILE_NAME, TextStream, Tokenizer, check_text
+from .huggingface_decoder import HuggingFaceStream, steps_of
+from .huggingface_document import (
     BYTE_LEVEL,
     CONFIG,
     NAMED,
@@ -56,7 +56,7 @@ from fastllm.tokenizers.huggingface_document import (
     vocabulary_of,
     without_prefix,
 )
-from fastllm.tokenizers.optional import require
+from .optional import require
 
 ADDED, TEMPLATES = "added_tokens.json", "additional_chat_templates"
 SPECIAL_MAP, GENERATION, MODEL_CONFIG = "special_tokens_map.json", "generation_config.json", "config.json"

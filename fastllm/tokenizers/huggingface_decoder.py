@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from fastllm.tokenizers.base import TextStream, Tokenizer
+from .base import TextStream, Tokenizer
 
 SPACE = "▁"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")

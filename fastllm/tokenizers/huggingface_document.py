@@ -12,8 +12,8 @@ from functools import partial
 from reprlib import repr as brief
 from typing import Any
 
-from fastllm.tokenizers.base import check_text, distinct_ids
-from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN
+from .base import check_text, distinct_ids
+from .huggingface_decoder import BYTE_TOKEN
 
 CONFIG = "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastllm.tokenizers.base import ASSISTANT, END, UNKNOWN, USER, Tokenizer
-from fastllm.tokenizers.byte import BYTES, ByteTokenizer
-from fastllm.tokenizers.character import CharacterTokenizer
-from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
-from fastllm.tokenizers.huggingface_decoder import byte_characters
-from fastllm.tokenizers.huggingface_document import BYTE_LEVEL, added_token, bpe_model
-from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
-from fastllm.tokenizers.sentencepiece_json import sentencepiece_to_huggingface
-from fastllm.tokenizers.word import ASCII_PUNCTUATION, WordTokenizer
+from .base import ASSISTANT, END, UNKNOWN, USER, Tokenizer
+from .byte import BYTES, ByteTokenizer
+from .character import CharacterTokenizer
+from .huggingface import HuggingFaceTokenizer
+from .huggingface_decoder import byte_characters
+from .huggingface_document import BYTE_LEVEL, added_token, bpe_model
+from .sentencepiece import SentencePieceTokenizer
+from .sentencepiece_json import sentencepiece_to_huggingface
+from .word import ASCII_PUNCTUATION, WordTokenizer
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}"

@@ -22,8 +22,8 @@ from mmap import ACCESS_READ, mmap
 from reprlib import repr as brief
 from typing import Self
 
-from fastllm.errors import FormatError
-from fastllm.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, SentencePieceTokenizer
+from ..errors import FormatError
+from .sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, SentencePieceTokenizer
 
 LONGEST = struct.Struct("<i")
 ENTRY = struct.Struct("<fi")

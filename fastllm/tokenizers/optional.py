@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from fastllm.errors import FastllmError
+from ..errors import FastllmError
 
 
 def require(package: str, purpose: str) -> Any:

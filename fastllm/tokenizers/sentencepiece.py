@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.errors import DataError
-from fastllm.tokenizers.base import TextStream, Tokenizer, distinct_ids
-from fastllm.tokenizers.byte import ByteStream
-from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, LAST_ID, SPACE
+from ..errors import DataError
+from .base import TextStream, Tokenizer, distinct_ids
+from .byte import ByteStream
+from .huggingface_decoder import BYTE_TOKEN, LAST_ID, SPACE
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.tokenizers.base import Tokenizer
-from fastllm.tokenizers.huggingface import HuggingFaceTokenizer
-from fastllm.tokenizers.huggingface_decoder import BYTE_TOKEN, SPACE
-from fastllm.tokenizers.huggingface_document import added_token, begin_processor, bpe_model
-from fastllm.tokenizers.sentencepiece import (
+from .base import Tokenizer
+from .huggingface import HuggingFaceTokenizer
+from .huggingface_decoder import BYTE_TOKEN, SPACE
+from .huggingface_document import added_token, begin_processor, bpe_model
+from .sentencepiece import (
     BYTE,
     CONTROL,
     NORMAL,

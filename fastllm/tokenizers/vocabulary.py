@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from reprlib import repr as brief
 from typing import ClassVar, Self
 
-from fastllm.config import whole_number
-from fastllm.errors import DataError
-from fastllm.tokenizers.base import ASSISTANT, END, UNKNOWN, USER, Tokenizer, check_text
+from ..config import whole_number
+from ..errors import DataError
+from .base import ASSISTANT, END, UNKNOWN, USER, Tokenizer, check_text
 
 SPECIAL_TOKENS = (UNKNOWN, END, USER, ASSISTANT)
 

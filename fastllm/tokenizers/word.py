@@ -20,8 +20,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm.tokenizers.base import TextStream
-from fastllm.tokenizers.vocabulary import VocabularyTokenizer
+from .base import TextStream
+from .vocabulary import VocabularyTokenizer
 
 ASCII_PUNCTUATION = r"!-/:-@\[-`{-~"
 TOKEN = re.compile(rf"[{ASCII_PUNCTUATION}]|[^\s{ASCII_PUNCTUATION}]+")
