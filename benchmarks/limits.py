@@ -151,9 +151,7 @@ def sequences(rounds: int) -> list[Record]:
 
 def context(rounds: int) -> list[Record]:
     """One sequence, ever longer, through two layers of width 256."""
-    config = preset(
-        "gpt2", vocab_size=65, width=256, hidden=1024, layers=2, heads=4, context=max(CONTEXTS)
-    )
+    config = preset("gpt2", vocab_size=65, width=256, hidden=1024, layers=2, heads=4, context=max(CONTEXTS))
     return [grow(TrainingCase(config, [length]), rounds) | {"tokens": length} for length in CONTEXTS]
 
 
@@ -226,9 +224,7 @@ PARTS: dict[str, Callable[[int], Any]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
     parser.add_argument("--rounds", type=int, default=15, help="of each measurement (default: 15)")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="some parts only")

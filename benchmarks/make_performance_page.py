@@ -404,9 +404,7 @@ def read(path: Path) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).resolve().parent
     parser.add_argument("--measured", type=Path, default=here / "measured", help="folder of them")
     parser.add_argument("--docs", type=Path, default=here.parent / "docs")

@@ -57,18 +57,14 @@ def train(backend: str, epochs: int) -> Iterator[tuple[int, float, float]]:
 def first_update(backend: str) -> float:
     """Seconds of one update by itself: the kernels are compiled, or come from the cache."""
     model = Model(CONFIG, backend=backend)
-    trainer = Trainer(
-        model, Adam(model), Examples(examples("dialogues"), rows_per_update=1), Schedule(), steps=1
-    )
+    trainer = Trainer(model, Adam(model), Examples(examples("dialogues"), rows_per_update=1), Schedule(), steps=1)
     began = time.perf_counter()
     trainer.train()
     return time.perf_counter() - began
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("numba", "numpy"), help="only this one (default: both)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each phase (default: {EPOCHS})")
     parser.add_argument("--json", metavar="FILE", help="also write the results here")

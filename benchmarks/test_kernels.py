@@ -7,11 +7,7 @@ import pytest
 from fastllm.bench import Benchmark, kernel_benchmark
 from fastllm.kernels.cases import CASES
 
-SIZES = [
-    pytest.param((case, label), id=f"{name}-{label}")
-    for name, case in CASES.items()
-    for label in case.realistic
-]
+SIZES = [pytest.param((case, label), id=f"{name}-{label}") for name, case in CASES.items() for label in case.realistic]
 
 
 @pytest.fixture(scope="module", params=SIZES)

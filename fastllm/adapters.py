@@ -63,9 +63,7 @@ class Place(NamedTuple):
     is_transposed: bool
 
 
-def save_adapter(
-    folder: str | os.PathLike[str], model: Model, base: str | os.PathLike[str] | None = None
-) -> None:
+def save_adapter(folder: str | os.PathLike[str], model: Model, base: str | os.PathLike[str] | None = None) -> None:
     """Write a model's adapter as PEFT's adapter_config.json and adapter_model.safetensors, which PEFT opens.
 
     folder  made where it is not there; the two files take the place of such that are
@@ -183,9 +181,7 @@ def _places(config: ModelConfig) -> list[Place]:
     ]
 
 
-def _pairs(
-    config: ModelConfig, folder: Path
-) -> list[tuple[Place, str, NDArray[np.float32], NDArray[np.float32]]]:
+def _pairs(config: ModelConfig, folder: Path) -> list[tuple[Place, str, NDArray[np.float32], NDArray[np.float32]]]:
     """Each module in the file: its place, its name there, A (R, I) and B (O, R)."""
     if not (folder / WEIGHTS).is_file():
         if (folder / PICKLE).is_file():
@@ -261,9 +257,7 @@ def _split(
         columns = {name: np.arange(len(a)) for name in place.ours}
         if len(place.ours) > 1 and (reaches.sum(axis=0) == 1).all():
             columns = {name: np.flatnonzero(row) for name, row in zip(place.ours, reaches, strict=True) if row.any()}
-    return [
-        (name, a[chosen], _in_pairs(config, name, rows[name][:, chosen])) for name, chosen in columns.items()
-    ]
+    return [(name, a[chosen], _in_pairs(config, name, rows[name][:, chosen])) for name, chosen in columns.items()]
 
 
 def _halves(config: ModelConfig, name: str, rows: int) -> NDArray[np.intp] | None:

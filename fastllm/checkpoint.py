@@ -136,9 +136,7 @@ def save_tuned(
     with replacing_folder(target, is_checkpoint) as new:
         with model._lock:  # while a thread trains the model, weights and moments are those between two updates
             if model.adapter is not None:
-                adapters.write_adapter(
-                    new, model.config, model.adapter, model.origin, adapters.checksum_of(model)
-                )
+                adapters.write_adapter(new, model.config, model.adapter, model.origin, adapters.checksum_of(model))
             else:
                 _write_model(new, model, tokenizer, options, keeps_order=optimizer is not None)
             if optimizer is not None:

@@ -101,18 +101,14 @@ class Examples:
                      model that has seen each dialogue only alone can't answer after another one
     """
 
-    def __init__(
-        self, examples: Iterable[Example], rows_per_update: int = 16, seed: int = 0, join: int = 0
-    ) -> None:
+    def __init__(self, examples: Iterable[Example], rows_per_update: int = 16, seed: int = 0, join: int = 0) -> None:
         self.examples = list(examples)
         self.join = whole_number(join, "join")
         if not self.examples:
             raise DataError("a data set needs at least one text or dialogue of two tokens; got none; add some")
         for example in self.examples:
             if not isinstance(example, Example):
-                raise TypeError(
-                    f"examples must be Examples; got {example!r:.60}; make_examples makes them of records"
-                )
+                raise TypeError(f"examples must be Examples; got {example!r:.60}; make_examples makes them of records")
             if len(example.tokens) != len(example.targets):
                 raise ValueError(
                     f"an example must have a target for each token; got {len(example.tokens)} and "
@@ -365,9 +361,7 @@ def _encode_text(text: str, tokenizer: Tokenizer, context: int) -> Iterator[Exam
             yield Example(piece[:-1], targets)
 
 
-def _encode_dialogue(
-    messages: list[dict[str, str]], tokenizer: Tokenizer, context: int
-) -> tuple[list[Example], int]:
+def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, context: int) -> tuple[list[Example], int]:
     try:
         check_speakers(tokenizer)
     except DataError as error:

@@ -60,9 +60,7 @@ def check_speakers(tokenizer: Tokenizer) -> None:
         )
 
 
-def prompt_tokens(
-    tokenizer: Tokenizer, messages: Iterable[Message], add_generation_prompt: bool = True
-) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, messages: Iterable[Message], add_generation_prompt: bool = True) -> list[int]:
     """The ids of a conversation, as the model was tuned on it.
 
     messages               {"role": "system" | "user" | "assistant", "content": text}, the oldest first

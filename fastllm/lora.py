@@ -77,9 +77,7 @@ class AdapterParameters(FlatParameters):
     additions  by the names of the maps, such as "blocks.0.attention.query"
     """
 
-    def __init__(
-        self, config: ModelConfig, additions: Mapping[str, Addition], dtype: DTypeLike = np.float32
-    ) -> None:
+    def __init__(self, config: ModelConfig, additions: Mapping[str, Addition], dtype: DTypeLike = np.float32) -> None:
         """Raises ConfigError for a map that the model doesn't have."""
         maps = linear_maps(config)
         shapes: Shapes = {}

@@ -105,9 +105,7 @@ def make_config(row: Row) -> fastllm.ModelConfig:
     return fastllm.ModelConfig(**fields)
 
 
-def make_model(
-    config: fastllm.ModelConfig, backend: str, dtype: type = np.float32, seed: int = 0
-) -> fastllm.Model:
+def make_model(config: fastllm.ModelConfig, backend: str, dtype: type = np.float32, seed: int = 0) -> fastllm.Model:
     """A model whose weights, norms and biases are all random, and its gradients noise, which must stay in."""
     model = fastllm.Model(config, backend=backend, dtype=dtype)
     rng = np.random.default_rng(seed)

@@ -33,7 +33,7 @@ WRONG_CONFIGS = {
     "no kind": ({"peft_type": None}, "peft_type must be .*got None"),
     "DoRA": ({"use_dora": True}, "use_dora must not be given: fastllm has no DoRA"),
     "modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save must not be given"),
-    "biases": ({"bias": "lora_only"}, 'bias must be "none"; got \'lora_only\''),
+    "biases": ({"bias": "lora_only"}, "bias must be \"none\"; got 'lora_only'"),
     "bias of B": ({"lora_bias": True}, "lora_bias must not be given"),
     "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices must not"),
     "parameters": ({"target_parameters": ["x"]}, "target_parameters must not"),

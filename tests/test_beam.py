@@ -29,9 +29,7 @@ def score(next_logits, tokens, length_penalty):
 def every_hypothesis(next_logits, vocab_size, max_tokens, length_penalty, end_ids=(END,)):
     """All sequences that end with an end token or at max_tokens, best first."""
     words = [token for token in range(vocab_size) if token not in end_ids]
-    sequences = [
-        [*body, end] for n in range(max_tokens) for body in product(words, repeat=n) for end in end_ids
-    ]
+    sequences = [[*body, end] for n in range(max_tokens) for body in product(words, repeat=n) for end in end_ids]
     sequences += [list(body) for body in product(words, repeat=max_tokens)]
     found = [
         Hypothesis(
@@ -77,9 +75,7 @@ penalties = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 3.0])
 
 
 @settings(deadline=None)
-@given(
-    st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 4), penalties, st.sampled_from([0.1, 1.0, 5.0])
-)
+@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 4), penalties, st.sampled_from([0.1, 1.0, 5.0]))
 def test_equals_brute_force_when_nothing_is_pruned(seed, vocab_size, max_tokens, penalty, scale):
     model = TableModel(vocab_size, context=5, seed=seed, scale=scale)
     beams = vocab_size ** (max_tokens - 1)
@@ -150,9 +146,7 @@ def test_one_beam_without_penalty_is_greedy(seed):
 def test_more_beams_find_a_better_hypothesis_than_greedy():
     scores = []
     for beams in (1, 27):
-        found = [
-            search(TableModel(3, context=6, seed=s), 4, beams=beams, length_penalty=0.0)[0] for s in range(20)
-        ]
+        found = [search(TableModel(3, context=6, seed=s), 4, beams=beams, length_penalty=0.0)[0] for s in range(20)]
         scores.append([hypothesis.score for hypothesis in found])
     assert all(wide >= narrow for narrow, wide in zip(*scores, strict=True))
     assert sum(scores[1]) > sum(scores[0])

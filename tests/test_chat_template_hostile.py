@@ -101,7 +101,9 @@ def test_what_asks_for_too_much_ends(name, monkeypatch):
     monkeypatch.setattr(chat_template, "BUDGET", BUDGET // 20)  # for the sake of time
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match=r"takes more than 2000000 steps, characters and items|at most 60 bits") as caught:
+        with pytest.raises(
+            FormatError, match=r"takes more than 2000000 steps, characters and items|at most 60 bits"
+        ) as caught:
             ChatTemplate(TOO_MUCH[name]).render(HI)
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -127,7 +129,10 @@ NOT_ALLOWED = [
     ("{{ strftime_now('%1000000000d') }}", "short"),
     ("{{ 5|round(-10 ** 9) }}", "100 digits"),
     ("{{ 5.5|round(10 ** 9, 'ceil') }}", "100 digits"),
-    ("{% set a = ('f' * 1000000)|int(base=16) %}{% for i in range(99999) %}{{ (a + a) and 1 }}{% endfor %}", "1000 characters"),
+    (
+        "{% set a = ('f' * 1000000)|int(base=16) %}{% for i in range(99999) %}{{ (a + a) and 1 }}{% endfor %}",
+        "1000 characters",
+    ),
     ("{{ ('f' * 1000)|int(base=16) }}", "at most 60 bits; got one of 4000"),
     ("{{ ['f' * 99]|map('int', base=16)|list }}", "at most 60 bits"),
     ("{{ 1e300|int }}", "at most 60 bits"),
@@ -143,8 +148,10 @@ NOT_ALLOWED = [
         "at most 60 bits",
     ),
     (NESTED.replace("HERE", "{{ raise_exception(ns.t) }}"), "raise_exception takes a text; got list"),
-    ("{% set ns = namespace(t=1) %}{% for i in range(50000) %}{% set ns.t = [ns.t] %}{% endfor %}{{ raise_exception(ns.t) }}",
-     "raise_exception takes a text"),
+    (
+        "{% set ns = namespace(t=1) %}{% for i in range(50000) %}{% set ns.t = [ns.t] %}{% endfor %}{{ raise_exception(ns.t) }}",
+        "raise_exception takes a text",
+    ),
     (NESTED.replace("HERE", "{{ strftime_now(ns.t) }}"), "must be a text; got list"),
     ("{{ 'a' }}\ud800", "surrogates not allowed"),
     ("{{ '\\ud800' }}", "surrogates not allowed"),

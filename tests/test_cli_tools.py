@@ -110,13 +110,17 @@ def test_doctor_finds_nothing_broken_here(capsys: pytest.CaptureFixture[str]) ->
         ),
     ],
     ids=[
-        "no compilation", "another processor", "workqueue", "too many threads", "a word", "none within loops",
-        "no threads", "no cache",
+        "no compilation",
+        "another processor",
+        "workqueue",
+        "too many threads",
+        "a word",
+        "none within loops",
+        "no threads",
+        "no cache",
     ],
 )
-def test_doctor_names_the_problem(
-    environment: dict[str, str], status: int, said: str, tmp_path: Path
-) -> None:
+def test_doctor_names_the_problem(environment: dict[str, str], status: int, said: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     result = fastllm_process("doctor", **{k: v.format(file=file) for k, v in environment.items()})
@@ -128,14 +132,10 @@ def test_doctor_names_the_problem(
 def test_no_threads_are_an_error_that_names_the_setting(saved: Path) -> None:
     result = fastllm_process("generate", str(saved), "a", NUMBA_NUM_THREADS="0")
     assert result.returncode == 1
-    assert result.stderr == (
-        "fastllm: error: NUMBA_NUM_THREADS must be a whole number above 0; got '0'; unset it\n"
-    )
+    assert result.stderr == ("fastllm: error: NUMBA_NUM_THREADS must be a whole number above 0; got '0'; unset it\n")
 
 
-def test_doctor_sees_a_wrong_result(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_sees_a_wrong_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def wrong(out, *others):
         out[...] = 0
 
@@ -426,9 +426,7 @@ def test_contenders_take_turns_and_start_each_block_afresh(monkeypatch: pytest.M
     work = bench.Benchmark("work", (contender("a"), contender("b")), lambda: events.append("check"))
     timings = bench.measure(work, rounds=3, block_seconds=0)
     assert events[:3] == ["a", "b", "check"]
-    assert (
-        events[3:] == ["reset a", "a", "a", "reset b", "b", "b"] * 4
-    )  # once to choose the calls, and 3 rounds
+    assert events[3:] == ["reset a", "a", "a", "reset b", "b", "b"] * 4  # once to choose the calls, and 3 rounds
     assert list(timings) == ["a", "b"]
 
 

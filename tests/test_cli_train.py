@@ -166,6 +166,7 @@ def test_nothing_of_others_goes_with_a_run_that_fails(tmp_path, monkeypatch, cap
     (tmp_path / "one.txt").write_text("a")
     monkeypatch.chdir(here)
     if failure:
+
         def interrupt(*arguments):
             raise failure
 

@@ -179,9 +179,7 @@ short = st.text("ab", max_size=12)
 
 @given(short, st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.sets(st.integers(0, 12)))
 def test_the_borders_of_pieces_do_not_matter(text, stops, borders):
-    ends = [
-        (end, end - len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop)
-    ]
+    ends = [(end, end - len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop)]
     expected = text[: min(ends)[1]] if ends else text
 
     watch = StopStrings(stops)

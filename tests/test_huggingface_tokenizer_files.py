@@ -27,6 +27,7 @@ from fastllm.tokenizers.huggingface import MAX_TOKENIZER
 
 tokenizers = pytest.importorskip("tokenizers")
 
+
 def test_gpt2(shared_data):
     transformers = pytest.importorskip("transformers")
     folder = shared_data / "gpt2-tokenizer"

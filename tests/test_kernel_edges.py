@@ -62,9 +62,7 @@ def test_a_shut_gate_lets_nothing_through(backend):
     np.testing.assert_array_equal(dgate_up, 0)
 
 
-@pytest.mark.parametrize(
-    "row", [EXTREMES, np.full((1, 7), 1e4, np.float32), np.full((1, 7), -1e4, np.float32)]
-)
+@pytest.mark.parametrize("row", [EXTREMES, np.full((1, 7), 1e4, np.float32), np.full((1, 7), -1e4, np.float32)])
 def test_softmax_and_cross_entropy_of_huge_logits(backend, row):
     out = nan(*row.shape)
     backend.softmax_forward(out, row)

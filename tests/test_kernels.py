@@ -19,9 +19,7 @@ SIZES = [
     for name, size in [*enumerate(case.sizes), *case.realistic.items()]
 ]
 ODD_SIZES = [
-    pytest.param(case, size, id=f"{case.kernel}-{i}")
-    for case in CASES.values()
-    for i, size in enumerate(case.sizes)
+    pytest.param(case, size, id=f"{case.kernel}-{i}") for case in CASES.values() for i, size in enumerate(case.sizes)
 ]
 
 
@@ -54,9 +52,7 @@ def assert_close(results, expected, tolerance):
             continue
         assert np.isfinite(right).all(), f"the float64 twin left {name} unwritten"
         typical = 1.0 if right.size <= 1 else np.sqrt(np.square(right).mean())
-        np.testing.assert_allclose(
-            results[name], right, rtol=tolerance, atol=tolerance * typical, err_msg=name
-        )
+        np.testing.assert_allclose(results[name], right, rtol=tolerance, atol=tolerance * typical, err_msg=name)
 
 
 def assert_inputs_unchanged(case, before, after):
@@ -148,9 +144,7 @@ def test_backward_twin_is_the_derivative_of_forward(case, size):
     point = as_type(inputs, np.float64)
     run(reference, forward, point)
     # The same point: whatever backward takes by a name of forward's, input or saved result, is forward's.
-    arguments = {
-        name: point.get(name, value) for name, value in as_type(case.build(rng, **size), np.float64).items()
-    }
+    arguments = {name: point.get(name, value) for name, value in as_type(case.build(rng, **size), np.float64).items()}
     output, upstream = upstream_of(case, arguments)
     noise = {name: arguments[name].copy() for name in case.updated if name != "dqkv"}  # that is in place
     run(reference, case, arguments)

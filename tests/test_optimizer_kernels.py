@@ -42,9 +42,7 @@ def test_adamw(backend, start, gradients):
     """The pseudocode of torch.optim.AdamW."""
     parameters, first, second = start.copy(), np.zeros_like(start), np.zeros_like(start)
     for step, gradient in enumerate(gradients, 1):
-        backend.adamw(
-            parameters, first, second, gradient, GRADIENT_SCALE, RATE, 0.9, 0.999, 1e-8, DECAY, step
-        )
+        backend.adamw(parameters, first, second, gradient, GRADIENT_SCALE, RATE, 0.9, 0.999, 1e-8, DECAY, step)
     for i, column in enumerate(scaled(gradients)):
         p, m, v = float(start[i]), 0.0, 0.0
         for step, g in enumerate(column, 1):
@@ -58,9 +56,7 @@ def test_adamw(backend, start, gradients):
 def test_first_step_of_adamw_is_the_learning_rate(backend, start, gradients):
     parameters, first, second = start.copy(), np.zeros_like(start), np.zeros_like(start)
     backend.adamw(parameters, first, second, gradients[0], 1.0, RATE, 0.9, 0.999, 0.0, 0.0, 1)
-    np.testing.assert_allclose(
-        parameters, start - RATE * np.sign(gradients[0]), rtol=TOLERANCE, atol=TOLERANCE
-    )
+    np.testing.assert_allclose(parameters, start - RATE * np.sign(gradients[0]), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -111,6 +111,7 @@ def test_state_of_another_optimizer_or_model(kind):
 
 def test_state_of_an_adapter_elsewhere():
     """As large, but of other parameters."""
+
     def of_lora(targets, kind=fastllm.AdamW):
         model = make_model(CONFIG, "numpy")
         model.add_lora(rank=2, targets=targets)

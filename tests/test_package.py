@@ -63,9 +63,7 @@ def test_kernels_on_the_disk_set_up_no_compiler(tmp_path):
 
 def test_what_a_newcomer_sees_first():
     model = fastllm.Model(fastllm.preset("nano", vocab_size=256), backend="numpy")
-    assert repr(model) == (
-        "<Model: 4 layers of width 128, 4 heads, context 128, vocabulary 256; 885,888 parameters>"
-    )
+    assert repr(model) == ("<Model: 4 layers of width 128, 4 heads, context 128, vocabulary 256; 885,888 parameters>")
     assert repr(fastllm.AdamW(model)) == f"<AdamW of {model!r}: 0 updates>"
     assert "numbers>" in repr(model.parameters)
     assert not {"Any", "TYPE_CHECKING", "importlib", "annotations"} & {*dir(fastllm)}

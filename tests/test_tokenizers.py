@@ -413,9 +413,7 @@ def test_every_cut_of_a_file_is_noticed(tmp_path: Path) -> None:
 # speed
 
 
-@pytest.mark.parametrize(
-    ("kind", "seconds"), [(WordTokenizer, 1.0), (CharacterTokenizer, 0.5), (ByteTokenizer, 0.5)]
-)
+@pytest.mark.parametrize(("kind", "seconds"), [(WordTokenizer, 1.0), (CharacterTokenizer, 0.5), (ByteTokenizer, 0.5)])
 def test_a_megabyte_is_encoded_quickly(kind: type[Tokenizer], seconds: float) -> None:
     text = (TEXT + " ") * (1_000_000 // len(TEXT))
     tokenizer = kind.build([text])

@@ -28,9 +28,7 @@ every_kind = pytest.mark.parametrize("kind", OWN, ids=[kind.name for kind in OWN
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 # words, marks and white space in wild orders, which st.text seldom makes
 wild_text = st.lists(
-    st.sampled_from(
-        [*"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", " ", "\n", "a", "dogs", "s", "t", "5", "000", "水"]
-    )
+    st.sampled_from([*"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", " ", "\n", "a", "dogs", "s", "t", "5", "000", "水"])
 ).map("".join)
 texts = any_text | wild_text
 
@@ -58,9 +56,7 @@ numbers = st.one_of(
     digits,
     st.builds("{}.{}".format, digits, digits),
     st.builds("{}:{}".format, digits, digits),
-    st.builds(
-        lambda first, rest: ",".join([first, *rest]), digits.map(lambda d: d[:3]), st.lists(group, max_size=3)
-    ),
+    st.builds(lambda first, rest: ",".join([first, *rest]), digits.map(lambda d: d[:3]), st.lists(group, max_size=3)),
 )
 priced = st.builds("{}{}".format, st.sampled_from(["", "$"]), numbers) | numbers.map("{}%".format)
 
@@ -137,9 +133,7 @@ def test_no_word_or_character_is_dropped(known: str, text: str) -> None:
 
 @every_kind
 @given(data=st.data(), known=texts.filter(str.strip), skip_special=st.booleans())
-def test_streams_equal_decode(
-    kind: type[Tokenizer], data: st.DataObject, known: str, skip_special: bool
-) -> None:
+def test_streams_equal_decode(kind: type[Tokenizer], data: st.DataObject, known: str, skip_special: bool) -> None:
     tokenizer = kind.build([known])
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     stream = tokenizer.stream(skip_special)
@@ -169,9 +163,7 @@ def test_byte_streams_show_whole_characters_only(text: str) -> None:
 
 @every_kind
 @given(some=st.lists(texts.filter(str.strip), min_size=1), max_size=st.integers(5, 20))
-def test_vocabularies_are_sorted_and_repeatable(
-    kind: type[Tokenizer], some: list[str], max_size: int
-) -> None:
+def test_vocabularies_are_sorted_and_repeatable(kind: type[Tokenizer], some: list[str], max_size: int) -> None:
     if kind is ByteTokenizer:
         max_size = 259
     tokenizer = kind.build(some)

@@ -70,9 +70,7 @@ def test_a_batch_in_parts_is_the_whole_batch(backend, parts):
     whole, split = (make_trainer(backend, accumulate=n, rows=7) for n in (1, parts))
     whole.train(1), split.train(1)
     norms = gradient_norm(whole.model), gradient_norm(split.model)
-    np.testing.assert_allclose(
-        split.model.gradients.flat, whole.model.gradients.flat, rtol=1e-4, atol=1e-5 * norms[0]
-    )
+    np.testing.assert_allclose(split.model.gradients.flat, whole.model.gradients.flat, rtol=1e-4, atol=1e-5 * norms[0])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 

@@ -10,8 +10,7 @@ from fastllm.records import record_texts
 def dialogue(*contents):
     return {
         "messages": [
-            {"role": ("user", "assistant")[turn % 2], "content": content}
-            for turn, content in enumerate(contents)
+            {"role": ("user", "assistant")[turn % 2], "content": content} for turn, content in enumerate(contents)
         ]
     }
 
@@ -20,9 +19,7 @@ DIALOGUES = [
     dialogue("Is it far?", "Yes, very far."),
     dialogue("Who are you?", "I am a small model."),
     dialogue("What is red?", "A rose is red.", "And blue?", "The sea is blue."),
-    dialogue(
-        "What is blue?", "The sea is blue.", "And red?", "A rose is red.", "Is it far?", "No, it is near."
-    ),
+    dialogue("What is blue?", "The sea is blue.", "And red?", "A rose is red.", "Is it far?", "No, it is near."),
 ]
 CONTEXT = 32
 

@@ -10,8 +10,12 @@ FACTS, DIALOGUE_STEPS = 16, 8  # of make_job
 TEXTS = [{"text": f"{subject} {verb} {thing}."} for subject in ("Bees", "Ants", "We", "They")
          for verb in ("make", "like") for thing in ("honey", "rain")]  # fmt: skip
 DIALOGUES = [
-    {"messages": [{"role": role, "content": content}
-                  for role, content in (("user", f"Who likes {thing}?"), ("assistant", "Bees like it."))]}
+    {
+        "messages": [
+            {"role": role, "content": content}
+            for role, content in (("user", f"Who likes {thing}?"), ("assistant", "Bees like it."))
+        ]
+    }
     for thing in ("honey", "rain")
 ]
 

@@ -63,21 +63,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(goes_on="names")
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
-    parser.add_argument(
-        "--quick", action="store_true", help="one size of each, few rounds: to see that it works"
-    )
+    parser.add_argument("--quick", action="store_true", help="one size of each, few rounds: to see that it works")
     parser.add_argument("--cache-dtype", choices=("float32", "float16"), help="of generate: what fastllm keeps keys "
                         "and values in (default: float32; llama.cpp has float16)")  # fmt: skip
-    parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="of kernels and BLAS (default: all cores)"
-    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="of kernels and BLAS (default: all cores)")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number above 0; got {text!r}; leave it out for all cores"
-        )
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0; got {text!r}; leave it out for all cores")
     return int(text)
 
 
@@ -201,9 +195,7 @@ def _set_threads(count: int) -> None:
     """Both pools take the number of their threads from the environment, when they are loaded."""
     loaded = [name for name in ("numpy", "numba") if name in sys.modules]
     if loaded:
-        raise ConfigError(
-            f"--threads must come before numpy and numba are loaded; got {loaded}; use a new process"
-        )
+        raise ConfigError(f"--threads must come before numpy and numba are loaded; got {loaded}; use a new process")
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
 
 
@@ -232,11 +224,7 @@ def _benchmarks(patterns: list[str], quick: bool) -> Iterator[Benchmark]:
     chosen = [name for name in labels if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ["*"])]
 
     def make(name: str, label: str) -> Benchmark:
-        return (
-            bench.training_benchmark(label)
-            if name == TRAINING_STEP
-            else bench.kernel_benchmark(CASES[name], label)
-        )
+        return bench.training_benchmark(label) if name == TRAINING_STEP else bench.kernel_benchmark(CASES[name], label)
 
     return (make(name, label) for name in chosen for label in labels[name][: 1 if quick else None])
 

@@ -55,7 +55,7 @@ OPTIONS: dict[str, Callable[[str], float | None]] = {
     "max_tokens": or_none,
     "seed": or_none,
 }
-HELP = f'''\
+HELP = f"""\
 /reset               forget what was said
 /system TEXT         give the model another system message; without TEXT none
 /temperature NUMBER  and likewise /{", /".join(name for name in OPTIONS if name != "temperature")}:
@@ -63,7 +63,7 @@ HELP = f'''\
 /save FILE           add the conversation to FILE, as a line that `fastllm train` reads
 /stats               the last answer's tokens and how fast they came
 /help                this list
-A line that ends in \\ goes on in the next, a text in {QUOTES} over many. exit leaves.'''
+A line that ends in \\ goes on in the next, a text in {QUOTES} over many. exit leaves."""
 COMMANDS = ("/reset", "/system", *(f"/{name}" for name in OPTIONS), "/save", "/stats", "/help")
 
 Read = Callable[[str], str | None]

@@ -102,9 +102,7 @@ def _versions(problems: list[Problem]) -> Iterator[Line]:
         oldest = OLDEST.get(name, (0,))
         if tuple(int(part) for part in version.split(".")[: len(oldest)]) < oldest:
             wanted = ".".join(map(str, oldest))
-            problems.append(
-                Problem(f"{name} {version} is too old", f"pip install '{name}>={wanted}'", is_broken=True)
-            )
+            problems.append(Problem(f"{name} {version} is too old", f"pip install '{name}>={wanted}'", is_broken=True))
 
 
 def _optional() -> Iterator[Line]:
@@ -158,9 +156,7 @@ def _kernels(problems: list[Problem]) -> Iterator[Line]:
     weights = "multiplied as words of 16 bits" if HAS_WORD_PRODUCTS else "made float32, then multiplied"
     yield "quantised weights", weights
     if LANES == 4 and platform.machine().lower() in ("x86_64", "amd64"):
-        problems.append(
-            Problem("this processor has no AVX: vectors hold 4 floats, not 8 or 16", "use a newer one")
-        )
+        problems.append(Problem("this processor has no AVX: vectors hold 4 floats, not 8 or 16", "use a newer one"))
     for name in CHECKED:
         case = CASES[name]
         try:

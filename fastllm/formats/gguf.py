@@ -53,9 +53,7 @@ GPT2_MODULES = (
     Module("token_embd", ("embedding.token",)),
     Module("position_embd", ("embedding.position",)),
     Module("blk.{}.attn_norm", ("blocks.{}.attention_norm",)),
-    Module(
-        "blk.{}.attn_qkv", ("blocks.{}.attention.query", "blocks.{}.attention.key", "blocks.{}.attention.value")
-    ),
+    Module("blk.{}.attn_qkv", ("blocks.{}.attention.query", "blocks.{}.attention.key", "blocks.{}.attention.value")),
     Module("blk.{}.attn_output", ("blocks.{}.attention.output",)),
     Module("blk.{}.ffn_norm", ("blocks.{}.feed_forward_norm",)),
     Module("blk.{}.ffn_up", ("blocks.{}.feed_forward.up",)),
@@ -75,9 +73,7 @@ class Architecture(NamedTuple):
 
 LLAMA_PARTS = {"norm": "rms_norm", "activation": "swiglu", "positions": "rope"}
 ARCHITECTURES = {
-    "llama": Architecture(
-        LLAMA_MODULES, "attention.layer_norm_rms_epsilon", {**LLAMA_PARTS, "rope_interleaved": True}
-    ),
+    "llama": Architecture(LLAMA_MODULES, "attention.layer_norm_rms_epsilon", {**LLAMA_PARTS, "rope_interleaved": True}),
     "qwen2": Architecture(LLAMA_MODULES, "attention.layer_norm_rms_epsilon", LLAMA_PARTS),
     "qwen3": Architecture(LLAMA_MODULES, "attention.layer_norm_rms_epsilon", {**LLAMA_PARTS, "qk_norm": True}),
     "gpt2": Architecture(

@@ -113,9 +113,7 @@ class _Reader:
         if version not in VERSIONS:
             is_swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
             received = "a big-endian file" if is_swapped else str(version)
-            raise FormatError(
-                f"GGUF must be of version 2 or 3, little-endian; got {received}; convert the model again"
-            )
+            raise FormatError(f"GGUF must be of version 2 or 3, little-endian; got {received}; convert the model again")
         tensors = self._count(MAX_TENSORS, "tensors")
         entries = self._count(MAX_ENTRIES, "metadata entries")
         metadata: dict[str, Any] = {}

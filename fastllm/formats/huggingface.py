@@ -94,9 +94,7 @@ def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
     _, embedding, _ = head_and_embedding(config)
     prefix = embedding.partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors):
-        tensors = {
-            name if name.startswith("lm_head.") else prefix + name: array for name, array in tensors.items()
-        }
+        tensors = {name if name.startswith("lm_head.") else prefix + name: array for name, array in tensors.items()}
     given = {name: array for name, array in tensors.items() if not _is_spare(name, config)}
     if config.tied_head and embedding not in given and HEAD in tensors:
         given[embedding] = tensors[HEAD]  # the same numbers, by their other name

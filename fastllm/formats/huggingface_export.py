@@ -81,9 +81,7 @@ def _nothing(folder: Path) -> bool:
     return False
 
 
-def _tensors(
-    config: ModelConfig, weights: Mapping[str, NDArray[Any] | Packed], kind: str
-) -> list[TensorToWrite]:
+def _tensors(config: ModelConfig, weights: Mapping[str, NDArray[Any] | Packed], kind: str) -> list[TensorToWrite]:
     """A checkpoint's tensors, to be made when they are written."""
     layout = layout_of(MODULES[model_type(config)], config)
     check(weights, shapes_of(config))

@@ -103,9 +103,7 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
     raise FormatError(f"{folder} must hold {WEIGHTS} or {INDEX}; got neither; download the weights too")
 
 
-def stored_array(
-    name: str, tensor: StoredTensor, dtypes: Mapping[str, np.dtype[Any]] = DTYPES
-) -> NDArray[Any]:
+def stored_array(name: str, tensor: StoredTensor, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> NDArray[Any]:
     """A tensor as an array, a view of the file. Raises FormatError for one of another type than those in dtypes."""
     if tensor.dtype not in dtypes:
         raise FormatError(

@@ -232,6 +232,4 @@ def _move_others(old: Path, folder: Path) -> None:
         paths = (folder.with_name(f"{folder.name}.kept-{number}") for number in itertools.count(1))
         kept = next(path for path in paths if not path.exists())
         os.replace(old, kept)
-        warnings.warn(
-            f"not all that stood in {folder} before could be moved or removed; it is in {kept}", stacklevel=2
-        )
+        warnings.warn(f"not all that stood in {folder} before could be moved or removed; it is in {kept}", stacklevel=2)

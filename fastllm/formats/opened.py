@@ -88,13 +88,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_tokens": (lambda value: _is_id(value) and value > 0, "a whole number > 0"),
     "stop": (_are_texts, "a text or a list of them, none empty"),
     "length_penalty": (lambda value: _is_number(value) and -10 <= value <= 10, "a number from -10 to 10"),
-    "early_stopping": (lambda value: isinstance(value, bool) or value == "never", "true, false or \"never\""),
+    "early_stopping": (lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"'),
 }
 
 
-def generation_facts(
-    path: Path, vocab_size: int, end_ids: list[Any], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def generation_facts(path: Path, vocab_size: int, end_ids: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """OpenedModel.generation from what stands in a file.
 
     Raises FormatError, which names the file, for what is no id and an option out of its range.

@@ -94,4 +94,3 @@ def _is_settled(config: GenerationConfig, best_sum: float, length: int, max_toke
     # is; by its present length it is but likely to be.
     reaches_far = config.early_stopping == "never" and config.length_penalty > 0
     return best_sum / (max_tokens if reaches_far else length) ** config.length_penalty <= worst_score
-

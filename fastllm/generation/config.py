@@ -218,9 +218,7 @@ class GenerationConfig:
 
     def _check_beams(self) -> None:
         beams = self.beams
-        _check(
-            1 <= beams <= MOST_BEAMS, f"beams must be from 1 to {MOST_BEAMS}; got {beams}; use 1 for no beam search"
-        )
+        _check(1 <= beams <= MOST_BEAMS, f"beams must be from 1 to {MOST_BEAMS}; got {beams}; use 1 for no beam search")
         _check(
             beams == 1 or self.temperature == 0,
             f"beams above 1 need temperature=0; got beams={beams}, temperature={self.temperature}; "
@@ -272,8 +270,7 @@ class GenerationConfig:
             if name not in FIELDS:
                 closest = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
                 raise ConfigError(
-                    f"a generation option must be one of {', '.join(FIELDS)}; got {name!r}; "
-                    f"did you mean {closest!r}?"
+                    f"a generation option must be one of {', '.join(FIELDS)}; got {name!r}; did you mean {closest!r}?"
                 )
         if asked.get("beams", 1) != 1:
             for name in ("temperature", "stop", "logprobs"):

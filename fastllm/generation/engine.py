@@ -336,9 +336,7 @@ class Generation:
     Iterating gives the tokens as they come, and lets the engine step. Leaving the loop closes it.
     """
 
-    def __init__(
-        self, engine: Engine, prompt: _Prompt, limit: int, config: GenerationConfig, sampler: Sampler
-    ) -> None:
+    def __init__(self, engine: Engine, prompt: _Prompt, limit: int, config: GenerationConfig, sampler: Sampler) -> None:
         self.config = config
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = None if config.logprobs is None else []

@@ -206,9 +206,7 @@ def _beam_completions(
 def _best_beam_pieces(
     model: Model, tokenizer: Tokenizer, prompt: np.ndarray, limit: int, config: GenerationConfig
 ) -> Iterator[Piece]:
-    yield from _hypothesis_pieces(
-        tokenizer, prompt, beam.search(model, prompt, limit, config, config.end_ids or ())[0]
-    )
+    yield from _hypothesis_pieces(tokenizer, prompt, beam.search(model, prompt, limit, config, config.end_ids or ())[0])
 
 
 def _hypothesis_pieces(tokenizer: Tokenizer, prompt: np.ndarray, hypothesis: beam.Hypothesis) -> Iterator[Piece]:

@@ -1,7 +1,7 @@
 """A transformer block: attention, then feed-forward, each on a branch beside the residual stream.
 
-    pre-norm   x = x + attention(norm(x));    x = x + feed_forward(norm(x))      (GPT-2, Llama)
-    post-norm  x = norm(x + attention(x));    x = norm(x + feed_forward(x))      (Vaswani et al. 2017)
+pre-norm   x = x + attention(norm(x));    x = x + feed_forward(norm(x))      (GPT-2, Llama)
+post-norm  x = norm(x + attention(x));    x = norm(x + feed_forward(x))      (Vaswani et al. 2017)
 """
 
 from __future__ import annotations

@@ -107,9 +107,7 @@ def _tokenizer_of(document: dict[str, Any]) -> Tokenizer:
     if document.get("format") != FILE_FORMAT:
         raise ValueError(f'"format" must be "{FILE_FORMAT}"; got {brief(document)}; pass another file')
     if document.get("version") != FILE_VERSION:
-        raise ValueError(
-            f'"version" must be {FILE_VERSION}; got {brief(document.get("version"))}; update fastllm'
-        )
+        raise ValueError(f'"version" must be {FILE_VERSION}; got {brief(document.get("version"))}; update fastllm')
     kind = document.get("type")
     if not isinstance(kind, str) or kind not in FILE_TYPES:
         raise ValueError(f'"type" must be one of {", ".join(FILE_TYPES)}; got {brief(kind)}; update fastllm')

@@ -70,8 +70,7 @@ def distinct_ids(tokens: Sequence[str]) -> dict[str, int]:
     for position, token in enumerate(tokens):
         if not isinstance(token, str):
             raise TypeError(
-                f"tokens must be str; got {type(token).__name__} at position {position}; "
-                "build the tokenizer again"
+                f"tokens must be str; got {type(token).__name__} at position {position}; build the tokenizer again"
             )
         check_text(token)
         first = ids.setdefault(token, position)

@@ -91,9 +91,7 @@ class ChatTemplate:
             source.encode()  # raises for a lone surrogate
             tree = Priced(self._environment).visit(self._environment.parse(source))
             code = self._environment.compile(tree)
-            self._template = jinja2.Template.from_code(
-                self._environment, code, self._environment.make_globals(None)
-            )
+            self._template = jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
         except (Exception, MemoryError) as error:
             raise _one_error(error, "be one that jinja2 can compile") from None
 
@@ -438,9 +436,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"JSON must be indented by 0 to 16; got {indent!r:.60}")
         brackets = text.count("[") + text.count("{")
         self.spend((2 * brackets + text.count(",")) * (1 + indent * min(brackets, 1000)))
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _shown(context: Context, value: Any) -> Any:

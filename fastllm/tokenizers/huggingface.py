@@ -70,8 +70,20 @@ GPT2_CLASSES, GPT2_WORD = ("GPT2Tokenizer", "GPT2TokenizerFast"), "<|endoftext|>
 
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", END)
 ENDS_OF_TURN = frozenset(
-    (*ENDS_OF_TEXT, "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<EOT>", "_<EOT>",
-     "[EOT]", "[EOS]", "<|return|>", "<｜end▁of▁sentence｜>")
+    (
+        *ENDS_OF_TEXT,
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<|end_of_turn|>",
+        "<end_of_turn>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|return|>",
+        "<｜end▁of▁sentence｜>",
+    )
 )
 """Names under which models end an answer. The one in their configuration is often not the only one."""
 
@@ -204,7 +216,7 @@ class HuggingFaceTokenizer(Tokenizer):
             if text in self._special:
                 return text
         raise ValueError(
-            f'a tokenizer must have a token that ends a text; got none among {brief(sorted(self._special))}; '
+            f"a tokenizer must have a token that ends a text; got none among {brief(sorted(self._special))}; "
             f'name it as "eos_token" in {CONFIG}'
         )
 
@@ -222,7 +234,7 @@ class HuggingFaceTokenizer(Tokenizer):
         with _one_error("a text must be one that the tokenizer can write", DataError):
             # `encode` also keeps where in the text each token stands, and takes 1.6 times as long. (This starts threads
             # of its own, which sleep when they have nothing to do.)
-            encoding, = self._rust.encode_batch_fast([text], add_special_tokens=False)
+            (encoding,) = self._rust.encode_batch_fast([text], add_special_tokens=False)
             return np.array(encoding.ids, dtype=np.int32)
 
     def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
@@ -380,9 +392,7 @@ def _read_text(path: Path, most: int = MAX_TEMPLATE) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _with_added(
-    document: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _with_added(document: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The document with added tokens, text -> id, that it doesn't have itself: special where the settings name them.
 
     As in transformers, they get the ids that follow the document's, in the order of their own.
@@ -394,9 +404,7 @@ def _with_added(
         raise ValueError(f"{ADDED} must map tokens to ids, whole numbers; got {brief(ids)}; copy it again")
     more = [text for text in sorted(ids, key=ids.__getitem__) if text not in known]
     following = max(known.values(), default=-1) + 1
-    entries = [
-        {"id": following + i, "content": text, "normalized": text not in special} for i, text in enumerate(more)
-    ]
+    entries = [{"id": following + i, "content": text, "normalized": text not in special} for i, text in enumerate(more)]
     return {**document, "added_tokens": [*(document.get("added_tokens") or []), *entries]}
 
 

@@ -231,6 +231,4 @@ class HuggingFaceStream(TextStream):
 
     def flush(self) -> str:
         """What is held back, each step's through all steps behind it."""
-        return "".join(
-            self._through(text, i + 1) for i, step in enumerate(self._steps) if (text := step.flush())
-        )
+        return "".join(self._through(text, i + 1) for i, step in enumerate(self._steps) if (text := step.flush()))

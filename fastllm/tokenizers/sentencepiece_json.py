@@ -74,9 +74,7 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
     if len(vocabulary) != sum(map(bool, texts)):
         raise ValueError("tokens must differ where spaces are written ▁; got two alike; use another tokenizer")
     plain = {text: i for text, i in vocabulary.items() if i not in tokenizer.control_ids}
-    joined = {
-        text: i for text, i in plain.items() if tokenizer.types[i] in (NORMAL, USER_DEFINED) and " " not in text
-    }
+    joined = {text: i for text, i in plain.items() if tokenizer.types[i] in (NORMAL, USER_DEFINED) and " " not in text}
     defined = [text for text, i in plain.items() if tokenizer.types[i] == USER_DEFINED]
     named = {tokenizer.id_of(text) for text in tokenizer.special_tokens.values()}
     named |= {i for i in (tokenizer.begin_id, tokenizer.end_id, tokenizer.unknown_id) if i is not None}

@@ -38,9 +38,7 @@ class Progress:
             # No bar, which would leave no room for the figures. A terminal that doesn't know its size has 80 columns.
             shape: dict[str, Any] = {"dynamic_ncols": True} if _width() else {"ncols": 80, "nrows": 24}
             layout = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}{bar:0}"  # some cut no line without a bar
-            self._bar = _Bar(
-                total=steps, initial=done, desc=phase.name, file=self._stream, bar_format=layout, **shape
-            )
+            self._bar = _Bar(total=steps, initial=done, desc=phase.name, file=self._stream, bar_format=layout, **shape)
 
     def step(self, done: Step) -> None:
         if self._bar is not None:

@@ -188,8 +188,7 @@ def _check_kinds(model: Any, optimizer: Any, dataset: Any, schedule: Any, max_no
         )
     if not hasattr(dataset, "batch"):
         raise TypeError(
-            f"a data set gives the batch of a step; got {type(dataset).__name__}; make Examples or a TokenStream "
-            "of it"
+            f"a data set gives the batch of a step; got {type(dataset).__name__}; make Examples or a TokenStream of it"
         )
     if not isinstance(max_norm, Real):
         raise TypeError(f"max_norm must be a number; got {max_norm!r:.40}; 0 never clips")
