@@ -106,7 +106,13 @@ class FlatParameters(Mapping[str, np.ndarray]):
     def __init__(self, decayed: Shapes, others: Shapes, dtype: DTypeLike = np.float32) -> None:
         self.decayed = sum(math.prod(shape) for shape in decayed.values())
         size = self.decayed + sum(math.prod(shape) for shape in others.values())
-        self.flat = aligned(size, dtype)
+        try:
+            self.flat = aligned(size, dtype)
+        except MemoryError:
+            raise MemoryError(
+                f"parameters must fit into memory; got {size:,}, which take {size * np.dtype(dtype).itemsize / 1e9:.3g} "
+                "GB (training takes that four times); make the model smaller"
+            ) from None
         self.flat.fill(0)
         self._views: dict[str, np.ndarray] = {}
         self._offsets: dict[str, int] = {}

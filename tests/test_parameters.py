@@ -151,3 +151,12 @@ def test_what_a_file_holds_is_not_written_to():
         with pytest.raises(ValueError, match="read-only"):
             model.parameters[name][...] = 1
     model.unfreeze()["final_norm.weight"][...] = 1
+
+
+def test_a_model_too_large_for_memory():
+    """An address space has no room for it, whatever the machine's memory is."""
+    config = fastllm.ModelConfig(
+        vocab_size=1, width=1 << 30, hidden=1 << 30, context=1, layers=1, heads=1, positions="learned"
+    )
+    with pytest.raises(MemoryError, match=r"parameters must fit into memory; got \d[\d,]+, which take .* GB"):
+        fastllm.Model(config)
