@@ -156,7 +156,7 @@ def test_what_a_file_holds_is_not_written_to():
 def test_a_model_too_large_for_memory():
     """An address space has no room for it, whatever the machine's memory is."""
     config = fastllm.ModelConfig(
-        vocab_size=1, width=1 << 30, hidden=1 << 30, context=1, layers=1, heads=1, positions="learned"
+        vocab_size=1, width=1 << 24, hidden=1 << 24, context=1, layers=1, heads=1 << 18, positions="learned"
     )
     with pytest.raises(MemoryError, match=r"parameters must fit into memory; got \d[\d,]+, which take .* GB"):
         fastllm.Model(config)
