@@ -85,7 +85,7 @@ def _transpose(builder, to, to_row, sources):
 def transpose(typingctx, to, to_row, source, source_row):
     """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k]; to may be float16.
 
-    The next LANES rows of source are prefetched: so many rows at once are too many for the hardware prefetcher.
+    The next LANES rows of source are prefetched: the hardware prefetcher does not follow that many rows at once.
     """
 
     def codegen(context, builder, signature, arguments):
