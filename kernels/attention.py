@@ -12,9 +12,9 @@ values. A tile computes scores only up to its last query's own key, so little is
 computed online: each query has a running maximum and sum, and its partial result is rescaled when the maximum grows.
 Backward computes the scores again, and with lse the probabilities, in blocks of KEYS queries and KEYS keys.
 
-Scores are exponents of two, as exp2 is faster than exp: queries are scaled by scale / ln 2 as they are read. lse is a
-logarithm to the base 2 for the same reason: if it were converted to a natural logarithm and back, it would lose its
-last bit, and where scores are large that is a digit of p.
+Scores are exponents of two, as exp2 is faster than exp: queries are scaled by scale / ln 2 as they are read. So lse is
+kept to the base 2 as well: converted to a natural logarithm and back, it would lose its last bit, and where scores are
+large that is a digit of p.
 
 Columns of qkv (N, W): queries of H heads, keys of K heads, values of K heads, each D wide; W = (H + 2K) * D.
 Query head h reads key/value head h // (H // K).

@@ -220,7 +220,7 @@ def _q6_k(block: Block) -> Groups:
 
 
 class Layout(NamedTuple):
-    """The block of a kind, and its generator: either floats or groups."""
+    """The block of a kind, and its generator: either floats or groups. Of float kinds 32 weights are a block here."""
 
     name: str
     weights: int  # in a block
@@ -228,7 +228,7 @@ class Layout(NamedTuple):
     floats: Callable[[Block], Vectors] | None = None
     groups: Callable[[Block], Groups] | None = None
     group_count: int = 1
-    bytes_each: int = 0  # of a weight, where a row may end in part of a block; 0 where rows are whole blocks
+    bytes_each: int = 0  # of a weight, where a row may end in part of a block; 0 if all rows are whole blocks
 
 
 LAYOUTS = {
@@ -353,7 +353,7 @@ def block_of_each(
     """The addresses of the rows' blocks at a byte offset, and the address to prefetch from meanwhile.
 
     The rows read together are neighbours in memory, so what is needed next lies beyond the last of them. While they are
-    read, as many bytes of the following rows are prefetched, from AHEAD bytes past the start of the last row on.
+    read, as many bytes are prefetched, of a stretch that begins AHEAD bytes after the start of the last row.
     """
     distance = AHEAD_OF_ONE.get(layout.name, AHEAD) if len(rows) == 1 else AHEAD
     there = builder.mul(byte, ir.Constant(INT64, len(rows)))

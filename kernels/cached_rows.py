@@ -63,7 +63,7 @@ def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
         parts = min(SUMS, REGISTERS // len(queries))
         sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(parts)] for _ in queries]
         starts = [llvm.at(builder, x, builder.mul(size, _number(i))) for i in queries]
-        groups = 2 if llvm.is_of_halves(keys) else 1  # of GROUP keys, a dimension of which is loaded here, in a line
+        groups = 2 if llvm.is_of_halves(keys) else 1  # dimensions of a group of keys in a cache line
 
         def step(d, part):
             place = builder.mul(d, _number(GROUP))

@@ -159,7 +159,7 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        # Older versions of Numba use the file's modification time as stamp, which an image may keep to the second only.
+        # Older versions of Numba use the file's modification time, of which a container's image may keep seconds only.
         is_in_digest = function.__module__.startswith(f"{__package__}.")
         stamp = _CACHE.name if _CACHE and is_in_digest else self._impl.locator.get_source_stamp()
         self._cache_file = _CacheFiles(self._cache_path, self._impl.filename_base, stamp)

@@ -189,7 +189,7 @@ class Linked:
 class Deferred:
     """A function that kernels call by address, compiled when the address is first asked for.
 
-    For sets of functions of which a program needs a few, and only at run time it is known which. Sums are added up in
+    For sets of functions of which a program needs a few, and which ones is known only at run time. Sums are added up in
     the order in which they are written; functions that it inlines must be ordered too.
     """
 

@@ -48,7 +48,7 @@ P, N, PAGES, TABLE = FLOATS, types.int64, types.CPointer(types.int32), types.CPo
 BLOCK = 128  # tokens whose scores are computed before their softmax
 
 WEIGHTS, TOTALS = TOGETHER * BLOCK, TOGETHER * LANES  # floats of scratch
-TASKS = 16  # most tasks for a row of queries if its text is cut; with enough pages it has 9 to 16
+TASKS = 16  # if a row has fewer tasks than this, its text is cut: into pieces that give 9 to 16, if it has enough pages
 # The columns of `tasks`. A task is a few heads of one row of queries, on a piece of that row's text.
 ROW, HEAD, HEADS = 0, 1, 2  # of queries; the first head, and how many
 FUNCTION = 3  # the address of the function for so many heads

@@ -39,7 +39,7 @@ __all__ = [
 # the peak, one of 12 rows at 97%. Eight accumulators are enough to hide the latency of a multiply-add.
 TILE_HEIGHTS, TILE_VECTORS = {16: ((4, 8, 12), 2), 8: ((6,), 2), 4: ((6,) if IS_X86 else (8,), 2)}[LANES]
 TILE_ROWS = TILE_HEIGHTS[-1]
-ROW_UNIT = TILE_HEIGHTS[0]  # as many rows of A as this must be readable, however few are wanted
+ROW_UNIT = TILE_HEIGHTS[0]  # rows of A are read in whole units of this many
 TRANSPOSED_ROWS = min(8, TILE_ROWS)  # height of tile_transposed
 TILE_COLUMNS = TILE_VECTORS * LANES
 PREFETCH_STEPS = 4  # steps of the loop for each prefetched line of C; a power of two
