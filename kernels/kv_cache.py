@@ -10,8 +10,8 @@ Gimelshein 2018, arXiv:1805.02867), BLOCK tokens at a time: when the maximum so 
 the weighted sum of the values are rescaled. Exponentials are powers of two, so scores are scaled by 1 / ln 2 as well.
 
 Up to TOGETHER heads that share keys and values (Ainslie et al. 2023, arXiv:2305.13245) are one task, so that these are
-read once for all of them. Where that leaves too few tasks for the threads, a text is cut into pieces, whose maxima,
-sums and weighted sums are combined at the end (Dao et al. 2023, pytorch.org/blog/flash-decoding).
+read once for all of them. Where that leaves few tasks, a text is cut into pieces, whose maxima, sums and weighted sums
+are combined at the end (Dao et al. 2023, pytorch.org/blog/flash-decoding).
 """
 
 from functools import cache
@@ -45,7 +45,7 @@ from .simd import (
 )
 
 P, N, PAGES, TABLE = FLOATS, types.int64, types.CPointer(types.int32), types.CPointer(types.int64)
-BLOCK = 128  # tokens whose scores are computed before their softmax
+BLOCK = 128  # tokens whose scores are computed at a time, at most
 
 WEIGHTS, TOTALS = TOGETHER * BLOCK, TOGETHER * LANES  # floats of scratch
 TASKS = 16  # if a row has fewer tasks than this, its text is cut: into pieces that give 9 to 16, if it has enough pages
@@ -224,7 +224,7 @@ def _call_attend(
 
 @cache
 def _together(heads, kv_heads, size):
-    """How the heads that share keys are divided into tasks, for kernels to be told: (parts, larger, many, few).
+    """How the heads that share keys are divided into tasks: (parts, larger, many, few).
 
     There are `parts` tasks, and the first `larger` of them have one head more than the rest. many and few are the
     addresses of the functions for the ones and the others.

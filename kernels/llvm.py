@@ -1,6 +1,6 @@
 """Building blocks for LLVM code written by hand: what the CPU has, types, and functions that emit instructions.
 
-The functions take llvmlite's builder and LLVM values, and emit code where the builder stands. simd.py wraps them for
+The functions take llvmlite's builder and LLVM values, and emit code at the builder's position. simd.py wraps them for
 use in Numba code; tile.py, row_group.py, cached_rows.py and the files for blocks build whole loops of them. LLVM lowers
 the generic vectors to AVX-512, AVX2, SSE or NEON; only rounded.py names instructions of a CPU, x86's.
 
@@ -53,7 +53,7 @@ LONGS = ir.VectorType(INT32, LANES)
 
 
 def at(builder, pointer, *offsets):
-    """The address some elements after a pointer; offsets are added up."""
+    """The address `offsets`, added up, elements after a pointer."""
     for offset in offsets:
         pointer = builder.gep(pointer, [offset])
     return pointer
@@ -219,7 +219,7 @@ def fma(builder, a, b, c):
 
 
 def lanes_below(builder, count, width=LANES):
-    """A mask of `width` lanes: whether the lane's number is below count, whose lower 32 bits must hold it all."""
+    """A mask of `width` lanes, true where the lane's number is below count, which must fit an int32."""
     limit = broadcast(builder, builder.trunc(count, INT32), width)
     return builder.icmp_signed("<", ir.Constant(limit.type, list(range(width))), limit)
 
