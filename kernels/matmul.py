@@ -292,14 +292,14 @@ def multiply(
     if a_transposed:
         b_room += (PACKED_DEPTH - block) * ROWS  # the shallower A's blocks are, the more room is left for B
     most = b_room // block // TILE_COLUMNS * TILE_COLUMNS
-    stands = not (a_transposed or b_transposed) and rows <= FEW_ROWS and columns % LANES == 0
-    stands = stands and columns * depth <= room - A_ROOM  # it is read once for each tile row, so must stay in L2
+    is_b_in_place = not (a_transposed or b_transposed) and rows <= FEW_ROWS and columns % LANES == 0
+    is_b_in_place = is_b_in_place and columns * depth <= room - A_ROOM  # read once for each tile row: must stay in L2
     for j in range(0, columns, most):
         width = min(most, columns - j)
         for k in range(0, max(1, depth), block):
             deep = min(block, depth - k)
             panels, panel, b_step = scratch, TILE_COLUMNS * deep, TILE_COLUMNS
-            if stands:
+            if is_b_in_place:
                 panels, panel, b_step = advance(b, k * b_row + j), TILE_COLUMNS, b_row
             elif b_transposed:
                 pack_transposed(scratch, advance(b, j * b_row + k), b_row, deep, width)
