@@ -4,23 +4,23 @@ The contract, the same for all of them:
 
 - Arguments: first arrays that are written, then arrays that are read, then scalars. Nothing is returned, except by
   reductions that return a scalar.
-- Arrays are C-contiguous and of the shapes in the docstring, of float32 unless it says otherwise; indices and counts
-  (ids, targets, positions, starts, lengths, pages ...) are int32. An optional array that is absent is passed empty.
-  Nothing is checked here: layers do that.
+- Arrays are C-contiguous, have the shapes in the docstring, and are float32 unless it says otherwise; indices and
+  counts (ids, targets, positions, starts, lengths, pages ...) are int32. An empty array stands for an absent optional
+  one. Nothing is checked here: layers do that.
 - Gradients of activations are overwritten (lora_backward adds to dx). Gradients of parameters are added to; those of a
   matrix and its bias are overwritten where `accumulate` is false, which saves setting them to zero.
-- No memory is taken in compiled code: scratch comes last among the arguments, from `matmul_scratch`, `packed_scratch`,
-  `attention_scratch` or `decode_scratch`, and `partials`, a row for each of MAX_CHUNKS chunks; before it stands
-  `dq_pieces` of attention_backward, a row for each token.
+- Compiled code allocates nothing. Scratch is the last argument: `scratch` from `matmul_scratch`, `packed_scratch`,
+  `attention_scratch` or `decode_scratch`, or `partials`, with a row for each of MAX_CHUNKS chunks. attention_backward
+  also has `dq_pieces` before it, with a row for each token.
 - The bits of a result do not depend on the number of threads.
 - Each kernel has a twin of the same name and arguments in `reference/`, in plain NumPy.
 
 N rows (packed tokens), S sequences, C width, F hidden, V vocabulary, H heads, K key/value heads, D head size, I inputs
 and O outputs of a linear map, P parameters; other letters where they are used.
 
-To begin, read a file with its twin, such as layernorm.py. `@kernel` and `@linked` are explained in jit.py. The hardest
-to read are those that write LLVM code by hand: tile.py, row_group.py, cached_rows.py and the blocks' (blocks.py,
-unpacking.py, rounded.py, block_rows.py); simd.py and llvm.py have what they are made of.
+To begin, read a file and its twin, such as layernorm.py. `@kernel` and `@linked` are explained in jit.py. The hardest
+files are those that write LLVM code by hand: tile.py, row_group.py, cached_rows.py, and blocks.py, unpacking.py,
+rounded.py and block_rows.py for weights in blocks. simd.py and llvm.py contain their building blocks.
 """
 
 from .activation import (

@@ -1,13 +1,13 @@
 """Activation functions, element by element.
 
-    relu       max(x, 0)                                              0 where x < 0, else 1 (0 at 0)
+    relu       max(x, 0)                                              1 where x > 0, else 0
     gelu       x P(x), P = (1 + erf(x / sqrt 2)) / 2                  P + x exp(-x^2 / 2) / sqrt(2 pi)
     gelu_tanh  x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3)
                (1 + tanh u) / 2 + x (1 - tanh^2 u) / 2 * du/dx
     silu       x s, s = 1 / (1 + exp(-x))                             s (1 + x (1 - s))
 
-(Hendrycks and Gimpel 2016, arXiv:1606.08415; Elfwing et al. 2017, arXiv:1702.03118.) Left the value, right its
-derivative; dx = dout * derivative. Backward takes x, not the value: one more function an element, one array less.
+(Hendrycks and Gimpel 2016, arXiv:1606.08415; Elfwing et al. 2017, arXiv:1702.03118.) First the value, then its
+derivative; dx = dout * derivative. Backward computes the derivative from x, so the value need not be kept for it.
 """
 
 import numpy as np
@@ -50,7 +50,7 @@ def _gelu_tanh(x):
 
 @inline
 def _gelu_tanh_derivative(number):
-    x = F(-10) if number < F(-10) else number  # beyond, it is 0 or 1, and powers of x would be too large
+    x = F(-10) if number < F(-10) else number  # beyond, the derivative is 0 or 1, and powers of x could overflow
     x = F(10) if x > F(10) else x
     t = tanh(SLOPE * (x + CUBIC * x * x * x))
     return F(0.5) * (F(1) + t) + F(0.5) * x * (F(1) - t * t) * SLOPE * (F(1) + F(3) * CUBIC * x * x)
@@ -68,7 +68,7 @@ def _silu_derivative(x):
 
 
 def _mapper(function):
-    """A function of one chunk of the elements: out = function(x)."""
+    """Makes a function that computes out = function(x) for one chunk of the elements."""
 
     @inline
     def apply(out, x, chunk, chunks):
@@ -80,7 +80,7 @@ def _mapper(function):
 
 
 def _gradient_mapper(derivative):
-    """A function of one chunk of the elements: dx = dout * derivative(x)."""
+    """Makes a function that computes dx = dout * derivative(x) for one chunk of the elements."""
 
     @inline
     def apply(dx, dout, x, chunk, chunks):

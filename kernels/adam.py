@@ -5,7 +5,7 @@
     w = w (1 - learning_rate * weight_decay) - learning_rate * m_hat / (sqrt(v_hat) + eps)
     m_hat = m / (1 - beta1^step)         v_hat = v / (1 - beta2^step)
 
-One pass: each of the four arrays is read once and three are written once. Clipping rides along in gradient_scale.
+One pass: each of the four arrays is read once, and three are written once. Clipping is part of gradient_scale.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ P, N, F = FLOATS, types.int64, types.float32
 def adamw_piece(
     parameters, first, second, gradients, size, scale, step_size, beta1, rest1, beta2, rest2, eps, root, keep
 ):
-    """One update of so many parameters; all arrays are addresses."""
+    """adamw for `size` parameters; arrays are addresses. rest is 1 - beta, root 1 / sqrt(1 - beta2^step)."""
     claim(parameters, size)
     for i in range(size):
         g = gradients[i] * scale
@@ -46,7 +46,7 @@ def adamw(
     root = np.float32(1.0 / np.sqrt(1.0 - beta2**step))
     keep = np.float32(1.0 - learning_rate * weight_decay)
     scale, small = np.float32(gradient_scale), np.float32(eps)
-    # 1 - beta in float64: in float32 1 - 0.999 is off by 5e-5 of itself
+    # 1 - beta in float64: in float32, 1 - 0.999 has a relative error of 5e-5
     b1, rest1, b2, rest2 = np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2)
     weights, m, v, g = pointer(parameters), pointer(first), pointer(second), pointer(gradients)
     size = parameters.shape[0]

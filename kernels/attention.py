@@ -6,23 +6,23 @@
     dq_i = scale * sum_j dscore_ij k_j        dk_j = scale * sum_i dscore_ij q_i        dv_j = sum_i p_ij dout_i
     (dscore is the gradient with respect to scale * q_i . k_j, without the 1 / ln 2.)
 
-Nothing of size T x T exists. QUERIES queries meet KEYS keys at a time, a register tile of queries after another, so
-that their scores are still in the L1 cache when they are turned into probabilities and multiplied by the
-values. A tile of queries sees only the keys up to its last: along the diagonal no more is computed. The softmax
-streams: a running maximum and sum for each query, with what has been summed so far rescaled when the maximum grows.
-Backward computes the scores again, and with lse the probabilities, KEYS keys against KEYS queries.
+Nothing of size T x T exists. Blocks of QUERIES queries and KEYS keys are processed one register tile of queries after
+another, so that a tile's scores are still in the L1 cache when they become probabilities and are multiplied by the
+values. A tile computes scores only up to its last query's own key, so little is wasted along the diagonal. Softmax is
+computed online: each query has a running maximum and sum, and its partial result is rescaled when the maximum grows.
+Backward computes the scores again, and with lse the probabilities, in blocks of KEYS queries and KEYS keys.
 
-Scores are exponents of two, as exp2 is quicker than exp: queries are scaled by scale / ln 2 as they are read. So is
-lse: converted to a natural logarithm and back it would lose its last bit, and where scores are large that is a digit
-of p.
+Scores are exponents of two, as exp2 is faster than exp: queries are scaled by scale / ln 2 as they are read. So lse is
+kept to the base 2 as well: converted to a natural logarithm and back, it would lose its last bit, and where scores are
+large that is a digit of p.
 
 Columns of qkv (N, W): queries of H heads, keys of K heads, values of K heads, each D wide; W = (H + 2K) * D.
 Query head h reads key/value head h // (H // K).
 
-Threads: a task is a (sequence, head, block of queries) forward and a (sequence, key/value head) backward, and writes
-only what is its own. Each thread takes the tasks whose middle lies in its share of the work. Where backward's tasks are
-few, a task is one piece of the keys, whose dq is kept apart until all pieces are added up. Into how many pieces the
-keys are cut depends on the lengths only, not on the number of threads, so that the bits are the same.
+Threads: a task is a (sequence, head, block of queries) forward and a (sequence, key/value head) backward, and no two
+tasks write to the same place. Each thread takes the tasks whose middle lies in its share of the work. Where backward
+would have few tasks, each is further cut into pieces of the keys; their parts of dq are kept apart and added up at the
+end. The number of pieces depends on the lengths only, not on the number of threads, and so do the bits.
 """
 
 import numpy as np
@@ -68,14 +68,14 @@ only_training = Linked(linked)
 P, N, B = FLOATS, types.int64, types.boolean
 
 QUERIES, KEYS = 256, 256
-TASKS = 8  # of backward, about as many as there are to be where one sequence is all the work
-PIECES = 4  # of a sequence's keys, at most
+TASKS = 8  # about how many tasks backward should have if there is a single sequence
+PIECES = 4  # the most pieces that a sequence's keys are cut into
 PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS  # whole tiles
-ROW = PADDED_KEYS + LANES  # from a row of scores to the next; else a column's numbers share a few sets of the L1 cache
+ROW = PADDED_KEYS + LANES  # floats from a row of scores to the next: a power of two would share few L1 sets
 
 
 def attention_scratch(head_size):
-    """Room for blocks of scores and panels, a row for each thread, for heads of head_size columns."""
+    """Scratch for attention with heads of head_size columns: a row for each thread."""
     wide, copied = padded.py_func(head_size), copied_row.py_func(head_size)
     forward, backward = _forward_rooms.py_func(head_size, wide), _backward_rooms.py_func(head_size, wide, copied)
     return thread_rooms(max(sum(forward), sum(backward)))
@@ -83,16 +83,17 @@ def attention_scratch(head_size):
 
 @inline
 def _forward_rooms(size, wide):
-    """Floats in a thread's scratch of: scores, scaled queries, panels of keys and of values, each query's maximum and
-    total, and values copied from a cache. Heads of `size` columns, which take `wide` in panels.
+    """Floats in a thread's scratch of: a tile's scores, scaled queries, panels of transposed keys and of values, each
+    query's maximum and total, and a cache's float16 as float32. Heads have `size` columns, which take `wide` in panels.
     """
     return TILE_ROWS * ROW, QUERIES * size, size * PADDED_KEYS, KEYS * wide, QUERIES, QUERIES, KEYS * size
 
 
 @inline
 def _backward_rooms(size, wide, copied):
-    """Floats in a thread's scratch of: p, dscores, transposed keys and values, panels of keys, queries and dout, scaled
-    rows, delta and lse of each query, and a tile's copied rows, each so many floats from the next.
+    """Floats in a thread's scratch of: p, dscores, panels of transposed keys and of transposed values, panels of keys,
+    of queries and of dout, scaled queries, delta and lse of each query, and copies of a tile's rows of dout, `copied`
+    floats apart.
     """
     return (
         KEYS * ROW, KEYS * ROW, size * PADDED_KEYS, size * PADDED_KEYS, KEYS * wide, KEYS * wide, KEYS * wide,
@@ -101,13 +102,13 @@ def _backward_rooms(size, wide, copied):
 
 
 def attention_pieces(width):
-    """Columns of dq_pieces, where queries are `width` wide: all heads' together."""
+    """Columns of dq_pieces, where the queries of all heads together are `width` wide."""
     return (PIECES - 1) * width
 
 
 @inline
 def _squares(starts):
-    """The sum of squared lengths: about twice the scores of one head."""
+    """The sum of squared lengths: about twice the number of one head's scores."""
     total = 0
     for s in range(starts.shape[0] - 1):
         length = np.int64(starts[s + 1] - starts[s])
@@ -117,26 +118,25 @@ def _squares(starts):
 
 @inline
 def owner(done, work, total, parts):
-    """The thread that takes a task before which so much work is done."""
+    """Which of `parts` threads takes a task of `work` that tasks of `done` precede, out of `total`."""
     return (2 * done + work) * parts // (2 * total)
 
 
 @linked(types.void(P, P, P, N, N, N, P, N, N), ordered=True)
 def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
-    """Turn scores (rows, keys) into exp2(score - top); raise top, and rescale total and out where it grows.
+    """Turn scores (rows, keys) into exp2(score - top); update top, and rescale total and out where it grows.
 
-    first  keys that the first row sees; each of the next sees one more, up to `keys`. What a row doesn't see
-           becomes 0
-    total  0 for a row of out that nothing has been written to
+    first       how many keys the first row sees; each further row sees one more, up to `keys`. The rest becomes 0
+    top, total  (rows,) maximum and sum so far; total is 0 for a row of out that nothing has been written to
     """
     lowest = broadcast(np.float32(-np.inf))
-    for n in range(rows):  # first all of these, which don't wait for each other
+    for n in range(rows):  # all maxima first: they don't depend on each other
         line, seen = advance(scores, n * ROW), max(0, min(keys, first + n))
         whole, highs = seen // LANES * LANES, lowest
         for c in range(0, whole, LANES):
             highs = maximum(highs, load_all(advance(line, c)))
         highs = maximum(highs, load(advance(line, whole), seen - whole, lowest))
-        # not max(): NaN among the scores must stay, for the loss to show it
+        # not max(): a NaN among the scores must reach the loss, to be seen there
         high = largest_lane(highs)
         high = top[n] if top[n] > high else high
         if high != top[n] and total[n] != np.float32(0):
@@ -164,7 +164,7 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
 def forward_block(
     out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, apart, is_half, first, queries, size, scale, scratch
 ):
-    """One head, queries first .. first + queries - 1 of a sequence.
+    """Attention of one head for queries first .. first + queries - 1 of a sequence.
 
     out, lse, q  addresses for the block's first query; lse may be null
     page         at most KEYS, or a multiple of that, or 0
@@ -188,14 +188,14 @@ def forward_block(
         pack_keys_and_values(k_panels, v_panels, k, v, row, pages, page, apart, is_half, j, keys, size, spare)
         for i in range(max(0, j - first) // TILE_ROWS * TILE_ROWS, queries, TILE_ROWS):
             rows = min(TILE_ROWS, queries - i)
-            seen = min(keys, first + i + rows - j)  # by the tile's last query
+            seen = min(keys, first + i + rows - j)  # keys of this block that the tile's last query sees
             target = advance(out, i * out_row)
             # score_ij = (scale / ln 2) q_i . k_j
             multiply_tile_row(
                 scores, ROW, advance(scaled, i * size), size, 1, k_panels, TILE_COLUMNS * size, TILE_COLUMNS, rows,
                 seen, size, null(), 0, null(), null(),
             )
-            # p_ij = 2^(score_ij - top_i), and out_i so far in proportion
+            # p_ij = 2^(score_ij - top_i), and out_i so far is rescaled to the new top_i
             _softmax_rows(
                 scores, advance(top, i), advance(total, i), rows, first + i + 1 - j, seen, target, out_row, size
             )
@@ -275,9 +275,10 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
 
 @only_training(types.void(P, P, types.float32, types.float32, N, N))
 def _score_gradients(p, ds, offset, delta, seen, keys):
-    """One row: scores in p become probabilities, dprobabilities in ds become dscores.
+    """For one row, turn the scores in p into probabilities, and the gradients of these in ds into dscores.
 
-    seen  keys that the row sees; from there to `keys`, p and ds become 0
+    offset, delta  the row's lse and delta
+    seen           how many keys the row sees; from there to `keys`, p and ds become 0
     """
     lowest, offsets, deltas = broadcast(np.float32(-np.inf)), broadcast(offset), broadcast(delta)
     for c in range(0, keys, LANES):
@@ -289,14 +290,14 @@ def _score_gradients(p, ds, offset, delta, seen, keys):
 
 @only_training(N(N, N))
 def _pieces(length, total):
-    """Into how many pieces the keys of a sequence are cut. total: the squares of all tasks' lengths, added up."""
+    """Into how many pieces the keys of a sequence are cut. total: the sum of squared lengths over all tasks."""
     wanted = (TASKS * length * length + total - 1) // max(1, total)
     return max(1, min(wanted, min(PIECES, (length + KEYS - 1) // KEYS)))
 
 
 @only_training(N(N, N, N))
 def _first_key(length, piece, pieces):
-    """Where a piece begins. It has whole blocks of keys, whose middle lies in its share of the scores."""
+    """Where a piece begins. A piece consists of the blocks of keys whose middle lies in its share of the scores."""
     j, total = 0, length * length
     while j < length:
         rest, next_rest = length - j, max(0, length - j - KEYS)
@@ -311,10 +312,10 @@ def _backward_blocks(
     dq, dq_row, dk, dv, dout, out, lse, lse_row, qkv, row, out_row, q_at, k_at, v_at, begin, end, length, size, scale,
     is_first, scratch,
 ):
-    """One query head of one sequence, keys begin .. end - 1.
+    """The gradients of one query head of one sequence from keys begin .. end - 1.
 
-    Writes dq of the queries from begin on, and writes dk and dv or, unless is_first, adds to them. All addresses are
-    the sequence's first row's.
+    dq of the queries from begin on is written. dk and dv are written if is_first, else added to. All addresses are
+    those of the sequence's first row.
     """
     rooms = _backward_rooms(size, padded(size), copied_row(size))
     p = scratch
@@ -349,7 +350,7 @@ def _backward_blocks(
                 offset[n] = lse[(i + n) * lse_row]
             for t in range(0, queries, TILE_ROWS):
                 rows = min(TILE_ROWS, queries - t)
-                seen = min(keys, i + t + rows - j)  # by the tile's last query
+                seen = min(keys, i + t + rows - j)  # keys of this block that the tile's last query sees
                 p_t, ds_t, dq_t = advance(p, t * ROW), advance(ds, t * ROW), advance(dq, (i + t) * dq_row)
                 multiply_tile_row(
                     p_t, ROW, advance(scaled, t * size), size, 1, k_transposed, TILE_COLUMNS * size,
@@ -370,7 +371,7 @@ def _backward_blocks(
                 )
             is_new = is_first and i == j
             for r in range(0, keys, TILE_ROWS):
-                rows, unseen = min(TILE_ROWS, keys - r), r if i == j else 0  # queries before the keys
+                rows, unseen = min(TILE_ROWS, keys - r), r if i == j else 0  # queries before these keys
                 dv_r, dk_r = advance(dv_j, r * row), advance(dk_j, r * row)
                 multiply_tile_row(
                     dv_r, row, advance(p, unseen * ROW + r), 1, ROW, advance(dout_panels, unseen * TILE_COLUMNS),
@@ -392,7 +393,7 @@ def _backward_part(
     """The share of thread number `part` of `parts` in attention_backward, without adding up the pieces.
 
     total  as in _pieces
-    apart  from one row of dq_pieces to the next
+    apart  floats from one row of dq_pieces to the next
     """
     row, out_row, group, done = (heads + 2 * kv_heads) * size, heads * size, heads // kv_heads, 0
     for s in range(sequences):
@@ -405,7 +406,7 @@ def _backward_part(
                 work = (length - begin) * (length - begin) - (length - end) * (length - end)
                 if owner(done, work, total, parts) == part:
                     dq, dq_row = p_dqkv, row
-                    if begin > 0:  # where the first block is most of the work, the first piece has none
+                    if begin > 0:  # not piece > 0: if the first block is most of the work, piece 0 is empty
                         dq, dq_row = advance(dq_pieces, start * apart + (piece - 1) * out_row), apart
                     for h in range(kv * group, (kv + 1) * group):
                         _backward_blocks(
@@ -436,7 +437,7 @@ def _backward_part(
 
 @only_training(types.void(P, PAGES, N, N, N, N, N, P, N, N, N))
 def _add_pieces(dqkv, starts, sequences, total, heads, kv_heads, size, dq_pieces, apart, part, parts):
-    """Add the other pieces' dq to that of the piece which begins the keys: the share of thread `part` of `parts`."""
+    """Add the dq of the other pieces to that of the piece at key 0: the share of thread number `part` of `parts`."""
     row, width = (heads + 2 * kv_heads) * size, heads * size
     for s in range(sequences):
         start, length = np.int64(starts[s]), np.int64(starts[s + 1] - starts[s])
@@ -444,7 +445,7 @@ def _add_pieces(dqkv, starts, sequences, total, heads, kv_heads, size, dq_pieces
         first, last = length * part // parts, length * (part + 1) // parts
         for piece in range(1, pieces):
             begin = _first_key(length, piece, pieces)
-            if begin == 0 or begin == _first_key(length, piece + 1, pieces):  # it stands in dqkv, or is empty
+            if begin == 0 or begin == _first_key(length, piece + 1, pieces):  # in dqkv already, or empty
                 continue
             for n in range(start + max(first, begin), start + last):
                 dq = advance(dqkv, n * row)
@@ -459,8 +460,8 @@ def attention_backward(dqkv, dout, out, lse, qkv, starts, heads, kv_heads, scale
 
     dqkv      (N, (H+2K)*D)               written
     dout      (N, H*D)
-    out, lse                              of forward
-    dq_pieces (N, attention_pieces(H*D))  room for what is added up where tasks are few
+    out, lse                              from forward
+    dq_pieces (N, attention_pieces(H*D))  scratch, for the parts of dq where keys are cut into pieces
     the rest as in attention_forward
     """
     parts, total, sequences, size = scratch.shape[0], _squares(starts), starts.shape[0] - 1, out.shape[1] // heads

@@ -1,10 +1,10 @@
-"""What is done with rows of weights in blocks (blocks.py), a vector of them at a time:
+"""Operations on rows of weights stored in blocks (blocks.py), which are unpacked in registers:
 
-    dot_rows    multiplies them with rows of x while they are in registers: as float32, or, where they are of a few bits
-                and the CPU can, as whole numbers with x rounded to 16 bits (rounded.py)
-    unpack_row  stores them
+    dot_rows    dot products with rows of x, in float32; or, for weights of a few bits and where the CPU has the
+                instructions, as integers with x rounded to 16 bits (rounded.py)
+    unpack_row  conversion to float32
 
-A function for each kind (`dot_q4_0`, ...) is compiled when a model first needs it; kernels call it by its address.
+The function for a kind (`dot_q4_0`, ...) is compiled when a model first needs it; kernels call it by its address.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .unpacking import Block
 
 __all__ = ["call_dot", "call_round", "call_unpack", "dot_of", "rounding_of", "unpack_of"]
 
-# A dot product has one accumulator, a vector (of those that are ROUNDED, a lane of one). With those of a few rows of
-# weights and up to TOGETHER rows of x at a time, a multiply-add need not wait for the one before, a weight is unpacked
-# once and an x loaded once for several, and all stay in the registers, of which AVX2 has 16.
+# Each dot product has one accumulator: a vector, or one lane of a vector for ROUNDED kinds. A few rows of weights and
+# up to TOGETHER rows of x at a time give enough independent accumulators to hide the latency of a multiply-add, unpack
+# a weight once for several rows of x, and still fit the registers, of which AVX2 has only 16.
 TOGETHER = 4 if LANES == 8 else 8
 HALF = TOGETHER // 2
-# Eight rows of x of more columns than that come from the L2 cache for each two rows of float weights, which is
-# slower than memory. Half of them with twice as many rows of weights are 1.15x (F32) to 1.4x (F16) as fast with
-# AVX-512; with AVX2, whose registers hold half as many sums, 0.8x.
+# Eight rows of more than WIDE columns of x overflow the L1 cache, so two rows of float weights at a time read all of x
+# from L2, which takes longer than the weights take from memory. Four rows of x with four rows of weights are then 1.15
+# (F32) to 1.4 (F16) times as fast with AVX-512; with AVX2, whose registers hold half as many sums, 0.8 times.
 WIDE = 1024 if LANES == 16 else sys.maxsize
-# One or two rows of x wait for memory where weights are of 16 bits or more, one alone where they are of 8 bits or more;
-# and memory gives one row of weights faster than two.
+# Kinds whose weights arrive from memory more slowly than they are multiplied with one row of x (8 bits or more), and
+# with two rows (16 bits or more). Then one row of weights is read at a time: faster than two side by side.
 WAITING = (
     tuple(kind for kind, layout in LAYOUTS.items() if layout.size >= layout.weights),
     tuple(kind for kind, layout in LAYOUTS.items() if layout.size >= 2 * layout.weights),
@@ -46,9 +46,9 @@ N = types.int64
 
 
 def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[ir.Value], columns) -> dict:
-    """The dot product of each row of weights with each row of x, all given by their addresses.
+    """The dot product of each row of weights with each row of x, all given by address: {(o, r): a float32}.
 
-    Each is added up in the same order whatever the others are, so a row has the same bits alone or beside others.
+    The order of each sum is fixed, so a row has the same bits alone or beside others.
     """
     layout = LAYOUTS[kind]
     pairs = [(o, r) for r in range(len(rows)) for o in range(len(weights))]
@@ -63,7 +63,7 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
     def multiply(first: ir.Value, vectors: list[Vectors]) -> None:
         for ones in zip(*vectors, strict=True):
             place = builder.add(first, ir.Constant(INT64, ones[0][0]))
-            for r, row in enumerate(rows):  # one after another: all of them would not stay in the registers
+            for r, row in enumerate(rows):  # each loaded when it is needed: all of them would not fit the registers
                 factor = llvm.load(builder, llvm.at(builder, row, place))
                 for o, (_, weight) in enumerate(ones):
                     builder.store(llvm.fma(builder, weight, factor, builder.load(sums[o, r])), sums[o, r])
@@ -77,7 +77,7 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
 
     for_each_block(builder, layout, columns, body, last)
     lanes = [builder.load(total) for total in sums.values()]
-    if len(lanes) == LANES:  # a third of the shuffles
+    if len(lanes) == LANES:  # takes a third of the shuffles
         together = sums_of_each(builder, lanes)
         whole = [builder.extract_element(together, ir.Constant(INT32, i)) for i in range(LANES)]
     else:
@@ -87,10 +87,12 @@ def _sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], rows: list[
 
 @intrinsic
 def dot_rows(typingctx, kind, outputs, rows, there, out, out_row, x, rounded, weight, size, columns):
-    """out[r * out_row + o] = sum over c of weight[o, c] * x[r, c]; kind, outputs and rows are literals.
+    """out[r * out_row + o] = sum over c of weight[o, c] * x[r, c], for o < outputs and r < rows.
 
-    there    outputs that there are, 1 or more; of fewer than `outputs` the last one stands for those that are missing
-    rounded  the same rows of x, from round_row, for kinds that are ROUNDED: those don't read x
+    kind, outputs and rows are literals.
+
+    there    rows of weights left in the matrix, 1 or more; if fewer than `outputs`, only so many are read and written
+    rounded  the rows of x as round_row wrote them: read instead of x for ROUNDED kinds
     size     bytes from one row of weights to the next
     """
     if not all(isinstance(number, types.IntegerLiteral) for number in (kind, outputs, rows)):
@@ -118,7 +120,7 @@ def dot_rows(typingctx, kind, outputs, rows, there, out, out_row, x, rounded, we
 
 @intrinsic
 def unpack_row(typingctx, kind, out, weight, columns):
-    """out[c] = weight[c], for a literal kind."""
+    """out[c] = weight[c] as float32, for c below columns; kind is a literal."""
     if not isinstance(kind, types.IntegerLiteral):
         return None
     number = kind.literal_value
@@ -152,7 +154,7 @@ UNPACK = types.void(FLOATS, N, BYTES, N, N, N)
 
 @intrinsic
 def outputs_together(typingctx, kind, rows, is_wide):
-    """How many rows of weights are multiplied with so many rows of x at a time: a literal number of three literals."""
+    """How many rows of weights are multiplied with `rows` rows of x at a time: a literal, from three literals."""
     literals = kind, rows, is_wide
     if not all(isinstance(number, types.IntegerLiteral) for number in literals):
         return None
@@ -174,7 +176,7 @@ def _outputs(kind: int, rows: int, is_wide: int) -> int:
 
 @inline(ordered=True)
 def _dot_together(kind, count, is_wide, out, out_row, x, rounded, weight, size, outputs, columns):
-    """_dot for so many rows, of few columns or more: literal numbers."""
+    """_dot for `count` rows of x; kind, count and is_wide (whether they have more than WIDE columns) are literals."""
     literally(kind)
     literally(count)
     literally(is_wide)
@@ -188,15 +190,15 @@ def _dot_together(kind, count, is_wide, out, out_row, x, rounded, weight, size, 
 
 @inline
 def _together(rows):
-    """How many of so many rows are multiplied together."""
+    """How many of the remaining rows of x are taken next: TOGETHER, HALF, 2 or 1."""
     return TOGETHER if rows >= TOGETHER else HALF if rows >= HALF else 2 if rows >= 2 else 1
 
 
 @inline(ordered=True)
 def _dot(kind, wide, out, out_row, x, rounded, weight, size, outputs, columns, rows):
-    """out[r * out_row + o] = x[r] . weight[o] for so many rows r and outputs o; a row of weights has `size` bytes.
+    """out[r * out_row + o] = x[r] . weight[o] for r < rows and o < outputs; a row of weights has `size` bytes.
 
-    wide  of more columns than that, no more than HALF of the rows are taken together
+    wide  with more columns than this, at most HALF rows of x are taken together
     """
     literally(kind)
     r = 0
@@ -232,7 +234,7 @@ def _round(to, x, columns, rows):
 
 @inline(ordered=True)
 def _unpack(kind, out, out_row, weight, size, outputs, columns):
-    """out[o * out_row + c] = weight[o, c] for so many rows o."""
+    """out[o * out_row + c] = weight[o, c] for o < outputs and c < columns."""
     literally(kind)
     for o in range(outputs):
         unpack_row(kind, advance(out, o * out_row), advance(weight, o * size), columns)
@@ -259,23 +261,23 @@ _UNPACKS = {kind: _unpacks(kind) for kind in LAYOUTS}
 
 
 def dot_of(kind: int) -> int:
-    """The address of a kind's dot products, compiled when it is first asked for."""
+    """The address of the function for a kind's dot products, compiled when it is first asked for."""
     return _DOTS[kind].address
 
 
 def rounding_of(kinds: tuple[int, ...]) -> int:
-    """The address of what rounds rows of x, if one of the kinds is multiplied with rounded rows; else 0."""
+    """The address of the function that rounds rows of x, if any of the kinds is ROUNDED; else 0."""
     return _round.address if any(kind in ROUNDED for kind in kinds) else 0
 
 
 def unpack_of(kind: int) -> int:
-    """The address of what unpacks rows of a kind, compiled when it is first asked for."""
+    """The address of the function that unpacks rows of a kind, compiled when it is first asked for."""
     return _UNPACKS[kind].address
 
 
 @intrinsic
 def call_dot(typingctx, address, out, out_row, x, rounded, weight, size, outputs, columns, rows):
-    """Call the function at an address that dot_of gave."""
+    """Call the function at an address from dot_of."""
 
     def codegen(context, builder, signature, arguments):
         llvm.call_address(builder, *arguments)
@@ -286,7 +288,7 @@ def call_dot(typingctx, address, out, out_row, x, rounded, weight, size, outputs
 
 @intrinsic
 def call_round(typingctx, address, to, x, columns, rows):
-    """Call the function at an address that rounding_of gave."""
+    """Call the function at an address from rounding_of."""
 
     def codegen(context, builder, signature, arguments):
         llvm.call_address(builder, *arguments)
@@ -297,7 +299,7 @@ def call_round(typingctx, address, to, x, columns, rows):
 
 @intrinsic
 def call_unpack(typingctx, address, out, out_row, weight, size, outputs, columns):
-    """Call the function at an address that unpack_of gave."""
+    """Call the function at an address from unpack_of."""
 
     def codegen(context, builder, signature, arguments):
         llvm.call_address(builder, *arguments)

@@ -1,25 +1,25 @@
-"""How files keep weights: in blocks, and how a block becomes float32 in the registers.
+"""The block formats in which files store weights, and how a block becomes float32 in registers.
 
-A row is blocks, one after another. The formats are ggml's (github.com/ggml-org/ggml, ggml-common.h), with their
-numbers there. d and m are float16; q is a weight's few bits.
+A row of a matrix is a sequence of blocks without gaps. The formats and their numbers are ggml's
+(github.com/ggml-org/ggml, ggml-common.h). d and m are float16, one per block; q is the few bits of one weight.
 
     number  kind    weights  bytes
       0     F32           1      4
       1     F16           1      2
      30     BF16          1      2   the upper half of a float32
       8     Q8_0         32     34   d q               q: int8
-      2     Q4_0         32     18   d (q - 8)         4 bits: weight j and weight j + 16 share a byte
+      2     Q4_0         32     18   d (q - 8)         q: 4 bits; weights j and j + 16 share a byte
       3     Q4_1         32     20   d q + m
-      6     Q5_0         32     22   d (q - 16)        the fifth bits of all stand in four bytes
+      6     Q5_0         32     22   d (q - 16)        q: 5 bits; the fifth bits of all 32 are one word
       7     Q5_1         32     24   d q + m
-     12     Q4_K        256    144   d s q - m t       s and t: 6 bits for each 32 weights
-     13     Q5_K        256    176   d s q - m t
-     14     Q6_K        256    210   d s (q - 32)      s: int8 for each 16 weights
+     12     Q4_K        256    144   d s q - m t       q: 4 bits; s and t: 6 bits for each 32 weights
+     13     Q5_K        256    176   d s q - m t       q: 5 bits
+     14     Q6_K        256    210   d s (q - 32)      q: 6 bits; s: int8 for each 16 weights
 
-A kind's generator writes LLVM code for one block. Those of F32, F16 and BF16 yield vectors of LANES float32, a vector
-at a time. The others yield `Part`s: numbers of a byte each, and what they are multiplied with and moved by. Long blocks
-are a few groups of parts, over which the code loops: written out one after another they took 20 to 30 KB, more than a
-core reads at full speed. `for_each_vectors` makes float32 of both; rounded.py multiplies with the parts as they are.
+Each kind has a generator that emits LLVM code for one block. The generators of F32, F16 and BF16 yield vectors of LANES
+float32. The others yield `Part`s: the weights' bits as one unsigned byte each, with a scale and a shift. A long block
+consists of a few groups of parts, and the code loops over the groups: unrolled, it took 20 to 30 KB, more than a core
+fetches at full speed. `for_each_vectors` turns both into float32; rounded.py multiplies with the parts as they are.
 """
 
 from __future__ import annotations
@@ -39,31 +39,32 @@ __all__ = [
     "for_each_vectors", "one_weight",
 ]  # fmt: skip
 
-# Bytes that weights are asked for ahead of the last of the rows that are read together. CPUs do that by themselves for
-# one stretch of memory; of several rows at once they make less: 17 GB/s in place of 57. With 4096, eight rows of x took
-# 1.2 times as long on an AMD core.
+# How many bytes ahead weights are prefetched; see block_of_each. The hardware prefetcher follows a single row well, but
+# left to it, several rows at once arrived at 17 GB/s instead of 57. With 4096, eight rows of x took 1.2 times as long
+# on an AMD core.
 AHEAD = 5120
-# Of a lone row: up to 1.1 times as fast on AMD, where the cores don't share the way to memory. On Intel all are alike.
+# The same where one row is read at a time: up to 1.1 times as fast as AHEAD on AMD, where the cores don't share the
+# path to memory. On Intel it makes no difference.
 AHEAD_OF_ONE = {"f32": 2048, "f16": 7168, "bf16": 7168}
 
 
-Vectors = Iterator[tuple[int, ir.Value]]  # number of the first weight, within a group, and LANES of them
+Vectors = Iterator[tuple[int, ir.Value]]  # index of the first weight within its group, and LANES weights
 
 
 class Part(NamedTuple):
-    """Neighbours in a block: weight = scale * number + shift.
+    """Consecutive weights of a block that share a scale and a shift: weight = scale * number + shift.
 
-    Scale and shift are float32, in as many lanes as the block has.
+    Scale and shift are float32 vectors of block.lanes lanes.
     """
 
-    first: int  # number of the first weight, within a group
-    pieces: list[ir.Value]  # of PIECE numbers of each row, 0 to 255
+    first: int  # index of the first weight within its group
+    pieces: list[ir.Value]  # vectors of bytes: PIECE numbers, 0 to 255, of each row
     scale: ir.Value
     shift: ir.Value
 
 
 Parts = Iterator[Part]
-Groups = Callable[[ir.Value], Parts]  # by a group's number: code loops over the groups of a long block
+Groups = Callable[[ir.Value], Parts]  # from a group's number, known only at run time, to its parts
 
 
 def _f32(block: Block) -> Vectors:
@@ -89,7 +90,7 @@ def _from_brain(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
 
 
 def _one_group(parts: Callable[[Block], Parts]) -> Callable[[Block], Groups]:
-    """Of a short block."""
+    """The groups of a short block, which has just one."""
     return lambda block: lambda number: parts(block)
 
 
@@ -115,7 +116,7 @@ def _q4_1(block: Block) -> Parts:
 
 
 def _five_bits(block: Block, fifth: int, others: int) -> list[ir.Value]:
-    """The 32 numbers of a block of Q5_0 or Q5_1, whose fifth bits and other bits begin at these bytes."""
+    """The 32 numbers of a Q5_0 or Q5_1 block: fifth bits at byte `fifth`, the lower four at byte `others`."""
     numbers = block.piece(others)
     halves = block.low(numbers), block.high(numbers)
     return [block.builder.or_(half, block.fifth(fifth + 2 * i)) for i, half in enumerate(halves)]
@@ -130,7 +131,7 @@ def _q5_1(block: Block) -> Parts:
 
 
 class _Kept:
-    """Vectors that are chosen from while the program runs."""
+    """Vectors on the stack, so that the generated code can index them at run time."""
 
     def __init__(self, builder: ir.IRBuilder, vectors: list[ir.Value]) -> None:
         self._builder = builder
@@ -144,10 +145,11 @@ class _Kept:
 
 
 def _in_six_bits(block: Block) -> list[_Kept]:
-    """The eight s, and the eight t, of a block of Q4_K or Q5_K: four to a word.
+    """The eight s and the eight t of a Q4_K or Q5_K block, one byte each, four to a 32-bit word.
 
-    The twelve bytes of 6-bit numbers begin at 4. Bytes 0-3 and 4-7 of them have s and t of parts 0-3 in their lower
-    six bits; bytes 8-11 the lower four bits of s and t of parts 4-7, whose upper two stand above those six.
+    They are packed into twelve bytes, from byte 4 of the block on. The lower six bits of bytes 0-3 are s of parts 0-3,
+    those of bytes 4-7 are t of parts 0-3. Bytes 8-11 hold the lower four bits of s (lower half) and t (upper half)
+    of parts 4-7, whose upper two bits are the upper two of bytes 0-3 (s) and 4-7 (t).
     """
     b = block.builder
 
@@ -164,9 +166,10 @@ def _in_six_bits(block: Block) -> list[_Kept]:
 
 
 def _in_scaled_parts(block: Block, first: int, has_fifth: bool) -> Groups:
-    """Q4_K and Q5_K: four bits of each weight stand from byte `first` on, the fifth ones from 16 on.
+    """Q4_K and Q5_K: the lower four bits of the weights begin at byte `first`, the fifth bits (Q5_K) at byte 16.
 
-    A group is two parts of 32 weights, the ones in the lower and the others in the upper bits of as many bytes.
+    A group is 64 weights, two parts of 32: the lower halves of 32 bytes are the first part, the upper the second. Bit p
+    of byte 16 + j is the fifth bit of weight j of part p.
     """
     b = block.builder
     d, m = block.half(0), block.times(block.half(2), -1.0)
@@ -196,13 +199,15 @@ def _q5_k(block: Block) -> Groups:
 
 
 def _q6_k(block: Block) -> Groups:
-    """A group is half a block: 128 weights, of which two share 64 bytes and four their upper two bits."""
+    """A group is half a block, 128 weights: 64 bytes with the lower four bits of two weights each, 32 with the upper
+    two bits of four weights each.
+    """
     b = block.builder
     d, scales = block.half(208), _Kept(b, block.words(192))
 
     def group(number: ir.Value) -> Parts:
         bits, above = block.moved(number, 64), block.moved(number, 32)
-        for i in range(4):  # of 32 weights
+        for i in range(4):  # 32 weights each, with a scale for each 16
             half = block.high if i >= 2 else block.low
             words = scales[b.add(b.mul(number, ir.Constant(INT64, 2)), ir.Constant(INT64, i // 2))]
             for k in range(2):
@@ -215,15 +220,15 @@ def _q6_k(block: Block) -> Groups:
 
 
 class Layout(NamedTuple):
-    """What a kind's blocks are."""
+    """The block of a kind, and its generator: either floats or groups. Of float kinds 32 weights are a block here."""
 
     name: str
-    weights: int
-    size: int  # bytes
-    floats: Callable[[Block], Vectors] | None = None  # one of the two
+    weights: int  # in a block
+    size: int  # of a block, in bytes
+    floats: Callable[[Block], Vectors] | None = None
     groups: Callable[[Block], Groups] | None = None
     group_count: int = 1
-    bytes_each: int = 0  # of a weight where rows may have any length, which the last ones then need
+    bytes_each: int = 0  # of a weight, where a row may end in part of a block; 0 if all rows are whole blocks
 
 
 LAYOUTS = {
@@ -245,15 +250,16 @@ def for_each_group(
     builder: ir.IRBuilder, layout: Layout, blocks: list[Block], first: ir.Value,
     body: Callable[[ir.Value, list[Parts]], None], ahead: ir.Value | None = None,
 ) -> None:  # fmt: skip
-    """body(number of its first weight, parts of each block) for each group of blocks whose first weight has a number.
+    """Emit body(index of the group's first weight, parts of each block) for each group of some blocks, group by group.
 
-    ahead  an address, from which on as many bytes as the blocks have are asked for meanwhile
+    first  index of the blocks' first weight in their rows
+    ahead  address to prefetch from meanwhile, as many bytes as all the blocks have; None: no prefetch
     """
     size = layout.size * sum(len(block.rows) for block in blocks) // layout.group_count
     weights = layout.weights // layout.group_count
 
     def asking(parts: Parts, there: ir.Value) -> Parts:
-        """The parts, and with each its share: all at once would hold up what is read now."""
+        """The parts; with each, its share of the prefetches, as all at once would delay the loads of this group."""
         for part in parts:
             stop = part.first + PIECE * len(part.pieces)
             _ask_for(builder, there, size * part.first // weights, size * stop // weights)
@@ -280,7 +286,7 @@ def for_each_vectors(
     builder: ir.IRBuilder, layout: Layout, blocks: list[Block], first: ir.Value,
     body: Callable[[ir.Value, list[Vectors]], None], ahead: ir.Value | None = None,
 ) -> None:  # fmt: skip
-    """The same with the weights as float32."""
+    """As for_each_group, with the weights as vectors of LANES float32. Blocks of floats are one group."""
     if layout.floats is not None:
         if ahead is not None:
             _ask_for(builder, ahead, 0, layout.size * len(blocks))
@@ -294,7 +300,10 @@ def for_each_vectors(
 
 
 def _ask_for(builder: ir.IRBuilder, address: ir.Value, start: int, stop: int) -> None:
-    """Have the lines that begin within some bytes from an address on brought nearer."""
+    """Prefetch one address for each cache line's worth of the bytes address + start to address + stop - 1.
+
+    Those are the multiples of CACHE_LINE from `address`, so that consecutive ranges prefetch no line twice.
+    """
     for line in range(-(-start // CACHE_LINE) * CACHE_LINE, stop, CACHE_LINE):
         llvm.prefetch(builder, llvm.at(builder, address, ir.Constant(INT64, line)))
 
@@ -309,7 +318,7 @@ def _floats(builder: ir.IRBuilder, parts: Parts) -> Vectors:
 
 
 def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
-    """A lone weight of F32, F16 or BF16."""
+    """One weight of F32, F16 or BF16 as a scalar float32: for the rest of a row after its last whole block."""
     block = Block(builder, address, lanes=1)
     if kind == 0:
         number = block.load(0, FLOAT)
@@ -321,7 +330,10 @@ def one_weight(builder: ir.IRBuilder, kind: int, address: ir.Value) -> ir.Value:
 
 
 def for_each_block(builder, layout, columns, body, last):
-    """body(number of its first byte, of its first weight) for each block, last(byte, weight) for lone weights."""
+    """Emit a loop over the blocks of a row of `columns` weights: body(first byte, first weight), from the row's start.
+
+    last(byte, weight) does the weights beyond the last whole block, one at a time; other kinds never call it.
+    """
     whole = builder.sdiv(columns, ir.Constant(INT64, layout.weights))
     with cgutils.for_range(builder, whole, intp=INT64) as loop:
         body(
@@ -338,12 +350,13 @@ def for_each_block(builder, layout, columns, body, last):
 def block_of_each(
     builder: ir.IRBuilder, layout: Layout, rows: list[ir.Value], byte: ir.Value
 ) -> tuple[list[ir.Value], ir.Value]:
-    """The addresses of the rows' blocks that begin at a byte, and from where on bytes are to be asked for ahead.
+    """The addresses of the rows' blocks at a byte offset, and the address to prefetch from meanwhile.
 
-    That is further on in memory, where the next rows stand one after another.
+    The rows read together are neighbours in memory, so what is needed next lies beyond the last of them. While they are
+    read, as many bytes are prefetched, of a stretch that begins AHEAD bytes after the start of the last row.
     """
     distance = AHEAD_OF_ONE.get(layout.name, AHEAD) if len(rows) == 1 else AHEAD
     there = builder.mul(byte, ir.Constant(INT64, len(rows)))
     ahead = llvm.at(builder, rows[-1], there, ir.Constant(INT64, distance))
-    byte = llvm.opaque(builder, byte)  # else LLVM would have an address for each row, and add to each
+    byte = llvm.opaque(builder, byte)  # else LLVM keeps a pointer for each row, and increments each
     return [llvm.at(builder, row, byte) for row in rows], ahead

@@ -1,12 +1,12 @@
-"""How attention meets what stands in the cache (kv_cache.py): in the order of memory, a few queries at a time.
+"""The inner loops of attention over the cache (kv_cache.py): they read memory in order, for a few queries at a time.
 
-    dot_group   queries' dot products with the keys of LANES tokens, which stand dimension by dimension
-    add_rows    the sums of rows of values, each times its weights, in registers until all are added
-    stack       room for a few floats
+    dot_group   dot products of a few queries with the keys of LANES tokens, which are stored dimension by dimension
+    add_rows    weighted sums of rows of values, for a few queries; the sums stay in registers over all rows
+    stack       scratch on the stack
 
-Keys and values are floats or halves, which become floats in the registers.
+Keys and values are float32, or float16, which is converted in registers.
 
-Memory gives this its pace. So both ask for what comes next, line by line, while they are at this.
+Memory bandwidth limits both. So they prefetch what comes next, a line at a time, while they work.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .simd import FLOATS, HALVES
 
 __all__ = ["AHEAD", "GROUP", "TOGETHER", "add_rows", "dot_group", "stack"]
 
-GROUP = LINE  # tokens whose keys stand together: a dimension of them is a line, or half of one
-AHEAD = {FLOATS: GROUP, HALVES: 4 * GROUP}  # tokens that are asked for ahead: halves are done with sooner
-TOGETHER = 4  # queries at most that a key and a value, once loaded, are multiplied with
-SUMS = 4  # accumulators of a dot product, enough to hide a multiply-add's latency behind memory's
-# Vectors that stay in registers: 4 queries' 4 sums, or so many vectors of the rows that are added up.
+GROUP = LINE  # tokens whose keys are stored together: one dimension of them is a cache line, or half a line of float16
+AHEAD = {FLOATS: GROUP, HALVES: 4 * GROUP}  # how many tokens ahead to prefetch: halves take less time each
+TOGETHER = 4  # at most so many queries share one load of a key or value
+SUMS = 4  # accumulators of a dot product, so that memory is waited for, not multiply-adds
+# Accumulators that fit the registers: in dot_group queries x parts of a sum, in add_rows queries x vectors of a row.
 REGISTERS = 16 if LANES == 16 else 8
 
 
@@ -36,7 +36,7 @@ def _number(value):
 
 @intrinsic
 def stack(typingctx, count):
-    """The address of so many floats, a literal number, that are there until the function returns."""
+    """The address of `count` floats (a literal) on the stack, valid until the function that inlines this returns."""
     if not isinstance(count, types.IntegerLiteral):
         return None
 
@@ -48,10 +48,10 @@ def stack(typingctx, count):
 
 @intrinsic
 def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
-    """scores[i * scores_row + lane] = the sum over d of x[i * size + d] * keys[d * GROUP + lane], d below size.
+    """scores[i * scores_row + lane] = sum over d < size of x[i * size + d] * keys[d * GROUP + lane], for LANES lanes.
 
-    count  queries i, a literal number up to TOGETHER: a key is loaded once for all
-    ahead  address of as many numbers that are brought to the cache meanwhile
+    count  queries i, a literal up to TOGETHER: each key is loaded once for all of them
+    ahead  address to prefetch GROUP * size numbers from meanwhile
     """
     if not isinstance(count, types.IntegerLiteral):
         return None
@@ -63,7 +63,7 @@ def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
         parts = min(SUMS, REGISTERS // len(queries))
         sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(parts)] for _ in queries]
         starts = [llvm.at(builder, x, builder.mul(size, _number(i))) for i in queries]
-        groups = 2 if llvm.is_of_halves(keys) else 1  # of a dimension, in a line
+        groups = 2 if llvm.is_of_halves(keys) else 1  # dimensions of a group of keys in a cache line
 
         def step(d, part):
             place = builder.mul(d, _number(GROUP))
@@ -93,10 +93,10 @@ def dot_group(typingctx, count, scores, scores_row, x, keys, size, ahead):
 
 @intrinsic
 def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, size, after):
-    """to[i * to_row + d] += the sum over t of weights[i * weights_row + t] * rows[t * size + d], t below tokens.
+    """to[i * to_row + d] += sum over t < tokens of weights[i * weights_row + t] * rows[t * size + d], for d < size.
 
-    count  queries i, a literal number up to TOGETHER: a row is loaded once for all
-    after  address of the AHEAD rows to ask for while the last AHEAD of these are read
+    count  queries i, a literal up to TOGETHER: each row is loaded once for all of them
+    after  address of AHEAD further rows, prefetched while the last AHEAD of `rows` are read
     """
     if not isinstance(count, types.IntegerLiteral):
         return None
@@ -114,7 +114,7 @@ def add_rows(typingctx, count, to, to_row, weights, weights_row, rows, tokens, s
         line = 2 * LINE if llvm.is_of_halves(rows) else LINE
 
         def add(offset, vectors, mask=None):
-            """To so many vectors of each `to`, or to the lanes of one that a mask has."""
+            """Do `vectors` vectors of each query's sum, from column `offset` on; or one, masked."""
             places = [builder.add(offset, _number(v * LANES)) for v in range(vectors)]
             sums = [
                 [cgutils.alloca_once_value(builder, llvm.read(builder, llvm.at(builder, target, place), mask))

@@ -1,10 +1,11 @@
-"""Taking over cache lines that several cores hold, before they are written.
+"""Getting exclusive ownership of cache lines that other cores hold, before they are written.
 
-A line that other cores have read is written to only once they have given it up, which takes as long as a message there
-and back. If a store now and then meets such a line, each waits for its own message; stores to one line after another
-wait together. So an optimizer, which writes what all cores have just read, first writes one float of each line back to
-where it stands. Measured on 530,000 parameters that two cores had read: AdamW took 390 us without this and 150 with
-it; 1,650 and 440 us where the two have no cache in common. Asking for lines to be written (prefetching) gained little.
+A core can write to a line that other cores have read only after they have invalidated their copies, which takes a round
+trip between cores. Stores to such lines that are far apart in the program each wait for their own round trip; stores
+to one line right after another wait for all of them at once. So an optimizer, which writes what all cores have just
+read, first writes one float of each line back unchanged. Measured on 530,000 parameters that two cores had read: AdamW
+took 390 us without this and 150 with it; 1,650 and 440 us where the two cores share no cache. Prefetching the lines for
+writing gained little.
 """
 
 from llvmlite import ir
@@ -15,12 +16,12 @@ from .jit import inline
 from .llvm import LINE
 from .simd import FLOATS, advance
 
-MOST = 1 << 14  # floats of a chunk; larger ones are of arrays that come from memory, and there this cost 15%
+MOST = 1 << 14  # floats; larger chunks are of arrays too large for the caches, where this cost 15%
 
 
 @intrinsic
 def _write_back(typingctx, pointer):
-    """Write a float to where it stands. Atomic, or the compiler would leave it out."""
+    """Write the float at an address back unchanged. Atomic, or the compiler would delete it."""
 
     def codegen(context, builder, signature, arguments):
         address = builder.bitcast(arguments[0], ir.IntType(32).as_pointer())
@@ -33,7 +34,10 @@ def _write_back(typingctx, pointer):
 
 @inline
 def claim(floats, size):
-    """Have this core own the lines of so many floats that it is about to write; nothing changes."""
+    """Get ownership of the lines of `size` floats, which this core is about to write. Their values don't change.
+
+    Does nothing for more than MOST floats.
+    """
     if size <= MOST:
         for i in range(0, size, LINE):
             _write_back(advance(floats, i))

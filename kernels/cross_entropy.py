@@ -1,9 +1,9 @@
-"""Cross-entropy of logits against one right token a row.
+"""Cross-entropy of logits against one target token for each row.
 
     loss = log sum exp(logits) - logits[target]          dlogits = scale * (softmax(logits) - onehot(target))
 
-scale is 1 / number of targets for a mean. The head calls this on a chunk of rows at a time, so the logits of
-a whole batch are never in memory, and rows without a target are never computed.
+For the mean loss, scale is 1 / number of targets. The head calls this on a chunk of rows at a time, so the logits of a
+whole batch are never in memory, and rows without a target are never computed.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from .simd import larger
 
 @inline
 def _row_statistics(logits, n, target):
-    """Largest logit, sum of exp(logit - largest), and whether the target is the first largest."""
+    """The largest logit, the sum of exp(logit - largest), and whether the target's is the first of the largest."""
     top = logits[n, 0]
     for v in range(logits.shape[1]):
         top = larger(top, logits[n, v])
@@ -32,7 +32,7 @@ def _row_statistics(logits, n, target):
 
 @inline
 def _loss(top, total, logit):
-    # float64 on purpose: next to two large float32 logits, no digit of the logarithm would be left
+    # float64 on purpose: added to a large float32 logit, the logarithm would lose all its digits
     return np.log(total) + (np.float64(top) - np.float64(logit))
 
 
@@ -50,7 +50,7 @@ def cross_entropy_forward(losses, correct, logits, targets):
     """The loss of each row.
 
     losses  (R,)  written
-    correct (R,)  int32, written: 1 where the largest logit (the first of equals) is the target's
+    correct (R,)  int32, written: 1 where the largest logit (the first of equals) is the target's, else 0
     logits  (R, V)
     targets (R,)  int32, each in 0 .. V-1
     """
@@ -72,7 +72,7 @@ def _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop):
         losses[n] = _loss(top, total, logits[n, target])
         correct[n] = np.int32(is_first)
         factor = np.float32(scale) / total
-        # exp a second time, so that the first pass, which evaluation shares, writes nothing
+        # exp is computed again, so that the first pass, shared with the forward kernel, writes nothing
         if is_in_place:
             for v in range(logits.shape[1]):
                 dlogits[n, v] = exp(dlogits[n, v] - top) * factor
@@ -84,10 +84,10 @@ def _both_rows(losses, correct, dlogits, logits, targets, scale, start, stop):
 
 @kernel(parallel=True)
 def cross_entropy_forward_backward(losses, correct, dlogits, logits, targets, scale):
-    """Loss and gradient of each row; as cross_entropy_forward, and
+    """The loss of each row and its gradient. As cross_entropy_forward, and:
 
     dlogits (R, V)  written; may be logits itself
-    scale           what the gradient of each row's loss is multiplied by
+    scale           factor of each row's gradient
     """
     rows = logits.shape[0]
     chunks = chunk_count(logits.size)

@@ -1,7 +1,7 @@
-"""Machine code of kernels on the disk.
+"""The cache of compiled kernels on the disk.
 
-Numba keys its disk cache by the file a function stands in and does not see that a function it calls has changed in
-another file. So all kernels are cached in a folder named by a digest of every file here.
+Numba keys its disk cache by the file that contains a function, and does not notice when a function called from there
+changes in another file. So kernels are cached in a folder that is named by a digest of all files of this folder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FOLDER = Path(__file__).parent
 
 
 def _sources() -> list[Path]:
-    """All files here, or the frozen program that holds them; nothing where only .pyc files are installed."""
+    """The files of this folder, or the frozen program that contains them; [] if only .pyc files are installed."""
     frozen = [Path(sys.executable)] if getattr(sys, "frozen", False) else []
     return sorted(FOLDER.glob("*.py")) or frozen
 
@@ -56,17 +56,17 @@ def _user_cache() -> Path:
 
 
 def _find_cache() -> tuple[Path | None, bool]:
-    """The folder for compiled kernels, made if need be, and whether it can be written to.
+    """The folder for compiled kernels, created if need be, and whether it is writable.
 
-    One that can only be read serves as long as it holds something, as in a container's image: None elsewhere, which is
-    said in a warning.
+    A read-only folder will do if it holds something, as in a container's image. Otherwise the folder is None, with a
+    warning.
     """
     folder, sources, fix = None, _sources(), "set NUMBA_CACHE_DIR to a writable folder"
     try:
         if not sources:
             fix = "install fastllm with them"
             raise FileNotFoundError("no sources tell versions apart")
-        # Whoever changes to another folder keeps this one.
+        # Absolute, so that it remains the same when the process changes its working directory.
         folder = _user_cache().absolute() / "fastllm" / f"kernels-{_digest(sources)}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -85,33 +85,33 @@ def _find_cache() -> tuple[Path | None, bool]:
 
 
 _CACHE, _IS_WRITABLE = _find_cache()
-_keeps_all = _IS_WRITABLE  # until a kernel can't be kept, as on a full disk
+_keeps_all = _IS_WRITABLE  # until a kernel can't be written, as on a full disk
 
 
 def cache_directory() -> Path | None:
-    """The folder that holds this version's compiled kernels, or None where there is none and none can be made."""
+    """The folder of this version's compiled kernels, or None if there is none and it can't be created."""
     return _CACHE
 
 
 def keeps_kernels() -> bool:
-    """Whether what is compiled is kept on disk: the folder may be one that can only be read, or its disk full."""
+    """Whether compiled kernels are kept on disk: not if the folder is read-only, or writing failed before."""
     return _keeps_all
 
 
 class _DamagedError(Exception):
-    """A file of the cache is not what was written."""
+    """A file of the cache is not as it was written."""
 
 
 class _CacheFiles(IndexDataCacheFile):
-    """Machine code of one function on the disk: a file for each signature, and an index.
+    """The machine code of one function on the disk: a file for each signature, and an index of these files.
 
-    Numba counts the files. Two processes that compile a function for different arguments at once would give both the
-    same number, and what the index then names would be the other's machine code: nothing tells. So a file is named
-    after what it is for. And it is there before the index names it. Of two that write the index at once, one's entry
-    may be lost: then that is compiled again.
+    Numba numbers the files in order. If two processes compiled a function for different arguments at the same time,
+    both files would get the same number, and one's entry in the index would silently lead to the other's machine code.
+    So here a file is named by a digest of its key, and written before the index names it. If two processes write the
+    index at the same time, one's entry may be lost: it is then compiled again.
 
-    Each file ends in a checksum. What pickle raises does not tell a damaged file from a want of memory, and a wrong bit
-    of machine code raises nothing.
+    Each file ends in a checksum, because the errors pickle raises do not tell a damaged file from a lack of memory, and
+    a flipped bit in machine code raises none.
     """
 
     def save(self, key: Hashable, data: Any) -> None:
@@ -142,7 +142,7 @@ def _checksum(content: bytes | memoryview) -> bytes:
 
 
 def _checked(path: str) -> memoryview:
-    """What a file holds before its checksum. Raises _DamagedError."""
+    """The content of a file, without its checksum. Raises _DamagedError if they disagree."""
     content = memoryview(Path(path).read_bytes())
     if _checksum(content[:-4]) != content[-4:]:
         raise _DamagedError(path)
@@ -150,16 +150,16 @@ def _checked(path: str) -> memoryview:
 
 
 class _Cache(FunctionCache):
-    """Numba's disk cache, but machine code is read from it without setting up the compiler.
+    """Numba's disk cache, but reading from it does not initialise the compiler.
 
-    Numba does that first, and a program whose kernels are all on the disk would pay 34 MB and a fifth of a second
-    for what it never uses. Machine code needs the functions of Numba's runtime only. If there is none on the disk,
-    the compiler sets itself up.
+    Numba initialises it before reading, so a program whose kernels are all on the disk would pay 34 MB and a fifth of a
+    second for a compiler that it never uses. Machine code needs only the functions of Numba's runtime. If a kernel is
+    not on the disk, the compiler initialises itself.
     """
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        # Older versions of Numba have the file's time for a stamp, which a container's image may keep to a second only.
+        # Older versions of Numba use the file's modification time, of which a container's image may keep seconds only.
         is_in_digest = function.__module__.startswith(f"{__package__}.")
         stamp = _CACHE.name if _CACHE and is_in_digest else self._impl.locator.get_source_stamp()
         self._cache_file = _CacheFiles(self._cache_path, self._impl.filename_base, stamp)
@@ -193,7 +193,7 @@ def _warn(message: str) -> None:
 
 
 def _note_failure(error: Exception) -> None:
-    """A kernel could not be kept: said once for all."""
+    """Note that a kernel could not be written to the disk. Only the first time warns."""
     global _keeps_all
     is_first, _keeps_all = _keeps_all, False
     if is_first:
@@ -203,20 +203,20 @@ def _note_failure(error: Exception) -> None:
 
 @cache
 def _warn_of_folder() -> None:
-    """Once for all kernels."""
+    """Warn that the folder is read-only: once per process, thanks to the cache."""
     _warn(f"kernels that aren't in {_CACHE} are compiled anew by each process, as it can only be read; "
           "see `fastllm doctor`")  # fmt: skip
 
 
 @cache
 def _add_runtime() -> None:
-    """Tell LLVM's linker where Numba's runtime is, by the names that compiled kernels call it by."""
+    """Give LLVM's linker the addresses of Numba's runtime functions, by the names that compiled kernels use."""
     for name, address in runtime.c_helpers.items():
         binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 def keep_on_disk(compiled: Any, function: Callable) -> None:
-    """Have what is compiled read from the disk and kept there, where there is a folder."""
+    """Make a compiled function use the disk cache, if there is a folder."""
     if _CACHE is not None:
         with _cache_folder():
             compiled._cache = _Cache(function)
@@ -224,9 +224,9 @@ def keep_on_disk(compiled: Any, function: Callable) -> None:
 
 @contextmanager
 def _cache_folder() -> Iterator[None]:
-    """Let Numba use our folder for what is decorated within: other users of Numba in this process keep theirs.
+    """Within the block, Numba's caches use our folder, also if it is read-only, which Numba would refuse.
 
-    Numba would not look into a folder that it can't write to.
+    Afterwards other users of Numba in this process have their own again.
     """
     before, ensure = numba.config.CACHE_DIR, _CacheLocator.ensure_cache_path
     numba.config.CACHE_DIR = str(_CACHE or "")

@@ -1,9 +1,11 @@
 """Dropout from a counter-based generator (Srivastava et al. 2014; Salmon et al. 2011; Steele et al. 2014).
 
-Element i has its own random number, a function of the seed and of i's place alone: nothing is stored for backward,
-and threads need no streams of their own. Seed and row come in an array, for calls to be the same in each step.
+Each element's random number is a function of the seed and of the element's place alone: nothing is stored for backward,
+and threads need no streams of their own. Seed and row come in an array, so that the call's arguments are the same in
+each step (replay.py).
 
-    z = seed + (offset + row * C + i + 1) * GOLDEN mod 2^64, then SplitMix64's mixing; u = the top 24 bits / 2^24
+    z = seed + (offset + row * C + i + 1) * GOLDEN mod 2^64, then SplitMix64's mixing; u = the top 24 bits / 2^24;
+    i counts the elements of x (N, C) from 0, row after row
     out = x / (1 - p) where u >= p, else 0          dx = the same applied to dout
 """
 
@@ -40,8 +42,9 @@ def _drop(out, x, probability, draw, offset, chunk, chunks):
 def dropout_forward(out, x, probability, draw, offset):
     """out (N, C): each element of x zeroed with probability, else scaled by 1 / (1 - probability).
 
-    draw    (2,) uint64, the seed, and the number of x's first row where x is a part of a larger array
-    offset  whole number >= 0; another array, of R rows, needs one that is R * C away
+    draw    (2,) uint64: the seed, and the number of x's first row where x is part of a larger array, else 0
+    offset  integer >= 0: where the (whole) array begins in the seed's sequence of random numbers. Arrays of R rows
+            whose offsets are R * C apart have different numbers
     """
     chunks = chunk_count(x.size)
     if chunks == 1:

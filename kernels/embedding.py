@@ -1,9 +1,9 @@
 """Table lookup: tokens and learned (or fixed) positions.
 
-    out = weight[ids]        dweight[ids] += dout, repeats adding up
+    out = weight[ids]        dweight[ids] += dout, where repeated ids add up
 
-Backward is a scatter: two rows may add to one row of dweight. Each thread has some columns of all rows, so none writes
-where another does and every sum has one order.
+Backward is a scatter: several rows may add to the same row of dweight. Each task has some columns of all rows, so no
+two write to the same place, and every sum has a fixed order.
 """
 
 from numba import types
@@ -11,7 +11,7 @@ from numba import types
 from .jit import Linked, chunk_count, kernel, prange
 from .simd import FLOATS, advance, pointer
 
-COLUMNS = 16
+COLUMNS = 16  # of a task in backward
 
 linked = Linked()
 P, N = FLOATS, types.int64
@@ -19,7 +19,7 @@ P, N = FLOATS, types.int64
 
 @linked(types.void(P, types.CPointer(types.int32), P, types.boolean, N, N, N))
 def embedding_rows(out, ids, weight, accumulate, start, stop, width):
-    """What embedding_forward does, for rows from start to stop; all arrays are addresses."""
+    """embedding_forward for rows start .. stop - 1; arrays are addresses."""
     for n in range(start, stop):
         to, row = advance(out, n * width), advance(weight, ids[n] * width)
         if accumulate:
@@ -32,7 +32,7 @@ def embedding_rows(out, ids, weight, accumulate, start, stop, width):
 
 @kernel(parallel=True, calls=linked)
 def embedding_forward(out, ids, weight, accumulate):
-    """out (N, C) = weight (V, C) at rows ids (N,), or out += that."""
+    """out (N, C) = weight (V, C) at rows ids (N,); if accumulate, out += that."""
     rows, width = out.shape
     chunks = chunk_count(out.size)
     if chunks == 1:
@@ -45,7 +45,7 @@ def embedding_forward(out, ids, weight, accumulate):
 
 @linked(types.void(P, P, types.CPointer(types.int32), N, N, N, N))
 def embedding_backward_columns(dweight, dout, ids, start, stop, rows, width):
-    """What embedding_backward does, for columns from start to stop; all arrays are addresses."""
+    """embedding_backward for columns start .. stop - 1; arrays are addresses."""
     for n in range(rows):
         to, source = advance(dweight, ids[n] * width + start), advance(dout, n * width + start)
         for c in range(stop - start):
@@ -54,7 +54,7 @@ def embedding_backward_columns(dweight, dout, ids, start, stop, rows, width):
 
 @kernel(parallel=True, calls=linked)
 def embedding_backward(dweight, dout, ids):
-    """dweight (V, C) is added to: row ids[n] gets dout[n]."""
+    """dweight (V, C) at row ids[n] += dout[n], for each row n of dout (N, C)."""
     rows, width = dout.shape
     if chunk_count(dout.size) == 1:
         embedding_backward_columns(pointer(dweight), pointer(dout), pointer(ids), 0, width, rows, width)

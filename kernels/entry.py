@@ -1,10 +1,10 @@
-"""A second way into a compiled kernel: a function whose arguments stand in memory, as words of 64 bits (replay.py).
+"""A second entry point of each compiled kernel, which reads its arguments from memory as 64-bit words (replay.py).
 
-Python takes apart what it hands to a kernel each time anew. The words are what is left of that, written down once: of
-a number its bits, of an array its address and shape, of a tuple its items'.
+A call from Python unpacks its arguments each time. The words hold what that would yield: the bits of a number, the
+address and the shape of an array, and for a tuple the words of its items.
 
-The function is compiled with the kernel and kept on the disk with it, under a name of its own. `CompilerWithEntries`
-has it made, `entry_of` says where it is, `words_of` what it reads.
+The entry is compiled with the kernel and cached on the disk with it, under a name of its own. `CompilerWithEntries`
+makes it, `entry_of` returns its address, and `words_of` makes the words it reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENTRY = ir.FunctionType(INT32, [INT64.as_pointer()])
 
 
 def words_of(value: Any, words: list[int]) -> Hashable:
-    """Add the words that stand for an argument; returns what decides about its Numba type, which takes longer."""
+    """Append an argument's words. Returns a key that determines its Numba type, which would take longer to get."""
     if isinstance(value, np.ndarray):
         words.append(value.__array_interface__["data"][0])
         words += value.shape
@@ -49,7 +49,7 @@ def words_of(value: Any, words: list[int]) -> Hashable:
 
 
 class _Reader:
-    """Arguments from words, one after another."""
+    """Emits the code that rebuilds arguments from words, in order."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, words: ir.Value) -> None:
         self._context, self._builder, self._words = context, builder, words
@@ -70,10 +70,10 @@ class _Reader:
         if isinstance(kind, types.Float):
             bits = builder.trunc(word, INT32) if kind.bitwidth == 32 else word
             return builder.bitcast(bits, llvm_type)
-        return builder.trunc(word, llvm_type)  # of as many bits, LLVM makes nothing of it
+        return builder.trunc(word, llvm_type)  # does nothing where both have 64 bits
 
     def _array(self, kind: types.Array) -> ir.Value:
-        from numba.np.arrayobj import populate_array  # with much that only compilation needs
+        from numba.np.arrayobj import populate_array  # here, as it imports much that only compilation needs
 
         builder, array = self._builder, self._context.make_array(kind)(self._context, self._builder)
         data = builder.inttoptr(self._word(), array.data.type)
@@ -101,10 +101,10 @@ def _name(fndesc: Any) -> str:
 
 
 class _WithoutLock:
-    """Numba's context where the start of a parallel region is built, which would take Python's lock and give it back.
+    """Numba's context for emitting the start of a parallel region, but without the code that takes and drops the GIL.
 
-    A kernel has given it back already. While another thread runs Python, to take it lasts five milliseconds: a token of
-    a small model, with sixty regions, took a third of a second in place of three thousandths.
+    A kernel runs without the GIL. While another thread runs Python, acquiring it takes five milliseconds: a token of a
+    small model, with sixty regions, took a third of a second instead of three milliseconds.
     """
 
     def __init__(self, context: Any) -> None:
@@ -124,7 +124,10 @@ class _WithoutLock:
 
 @contextmanager
 def _regions_without_lock() -> Iterator[None]:
-    """Build parallel regions so, within. Numba compiles one function at a time, so no other's are."""
+    """Within the block, emit parallel regions without the GIL (_WithoutLock).
+
+    This patches a function of Numba's. As Numba compiles one function at a time, no other function is affected.
+    """
     build = parallel.build_gufunc_kernel
     parallel.build_gufunc_kernel = lambda library, context, *others: build(library, _WithoutLock(context), *others)
     try:
@@ -135,7 +138,7 @@ def _regions_without_lock() -> Iterator[None]:
 
 class _Lower(ParforLower):
     def lower(self) -> None:
-        """The kernel, and beside it the function of words, which returns 0, or the kernel's status where that fails."""
+        """Emit the kernel and its entry. The entry returns the kernel's status: 0, or another number on failure."""
         with _regions_without_lock():
             super().lower()
         context, fndesc = self.context, self.fndesc
@@ -166,7 +169,7 @@ class _Lowering(BaseNativeLowering):
 
 
 class CompilerWithEntries(CompilerBase):
-    """Numba's own pipeline but for the function beside the kernel."""
+    """Numba's own pipeline, except that the kernel gets an entry."""
 
     def define_pipelines(self) -> list:
         manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
@@ -179,7 +182,7 @@ class CompilerWithEntries(CompilerBase):
 
 
 def entry_of(compiled: Any, arguments: tuple) -> int:
-    """The address of a kernel's function of words, for such arguments. Raises TypeError where there is none."""
+    """The address of a kernel's entry for arguments of these types, compiled if need be. TypeError if it has none."""
     kinds = tuple(map(compiled.typeof_pyval, arguments))
     compiled.compile(kinds)
     result = compiled.overloads[kinds]

@@ -1,4 +1,4 @@
-"""All gradients at once: their global norm, scaling to clip it (Pascanu et al. 2012, arXiv:1211.5063), zeros.
+"""Operations on the flat gradient: its global norm, scaling to clip it (Pascanu et al. 2012, arXiv:1211.5063), zeroing.
 
     norm = sqrt(sum x^2)          x *= max_norm / norm where norm > max_norm
 """
@@ -9,14 +9,14 @@ from .claim import claim
 from .jit import chunk_count, inline, kernel, piece, prange
 from .simd import pointer
 
-LEAST = 1e-30  # of a sum of squares: below, many of them may have been too small for a float32
+LEAST = 1e-30  # below this sum, many squares may have underflowed in float32
 
 
 @inline
 def _squares(x, chunk, chunks):
     total = np.float64(0)
     mine = piece(x, chunk, chunks)
-    # float32 sums of 1024 keep SIMD width; their sum is a float64 on purpose: millions of terms.
+    # Sums of 1024 are float32, for full SIMD width. Their sum is float64 on purpose: it may have millions of terms.
     for start in range(0, mine.shape[0], 1024):
         block = mine[start : start + 1024]
         part = np.float32(0)
@@ -36,9 +36,9 @@ def _exact_squares(x):
 
 @kernel(parallel=True)
 def squared_norm(x, partials):
-    """The sum of squares of x (P,), a float64. partials: (MAX_CHUNKS,) float64 scratch.
+    """Returns the sum of squares of x (P,) as a float64. partials: (MAX_CHUNKS,) float64 scratch.
 
-    Where a float32 does not hold the squares, they are added up once more, as float64.
+    If squares may have overflowed or underflowed in float32, they are summed again in float64.
     """
     chunks = chunk_count(x.shape[0])
     total = np.float64(0)

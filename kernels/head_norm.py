@@ -33,7 +33,7 @@ def _normalise(out, rstd, x, query_weight, key_weight, heads, kv_heads, eps, sta
 
 @kernel(parallel=True)
 def head_norm_forward(out, rstd, x, query_weight, key_weight, heads, kv_heads, eps):
-    """Normalise the queries and keys of x.
+    """Normalise the queries and keys of x, and copy its values.
 
     out  (N, (H+2K)*D)  written
     rstd (N, H+K)       written; keep for backward
@@ -86,7 +86,7 @@ def head_norm_backward(
     dquery_weight, dkey_weight  (D,)  added to
     dout, x  (N, (H+2K)*D)
     query_weight, key_weight    (D,)
-    rstd     (N, H+K)       of forward
+    rstd     (N, H+K)       from forward
     heads, kv_heads             H, K
     partials (MAX_CHUNKS, 2, D) scratch
     """

@@ -1,8 +1,8 @@
 """The only file that names numba.njit: compiler flags, functions linked by symbol, chunks of parallel work.
 
-Flags. error_model="numpy" spares a test before every division. Of LLVM's fast-math flags all are on but
-`nnan` and `ninf`: with those, the compiler deletes tests for NaN and infinity. nogil lets another thread run
-Python (a data loader, a progress bar) meanwhile.
+error_model="numpy" saves a test for zero before every division. All of LLVM's fast-math flags are on except `nnan` and
+`ninf`, with which the compiler would delete tests for NaN and infinity. nogil lets other threads run Python (a data
+loader, a progress bar) while a kernel runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 try:
     import numba
-except ValueError as error:  # which does not name the setting
+except ValueError as error:  # its message does not name the setting
     if "NUMBA_NUM_THREADS" not in os.environ:
         raise
     given = os.environ["NUMBA_NUM_THREADS"]
@@ -53,10 +53,10 @@ __all__ = [
 ]
 
 FLAGS = {"error_model": "numpy", "nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp", "afn"}}
-# For sums whose order decides about their bits, and must not follow from how often a loop happens to run.
+# For sums whose bits must be the same in every call: reassociated, their order depends on how often a loop runs.
 ORDERED = FLAGS | {"fastmath": FLAGS["fastmath"] - {"reassoc"}}
 
-# A parallel region costs about 3.5 us to start (OpenMP layer), the time of a few thousand simple operations.
+# Starting a parallel region takes about 3.5 us (OpenMP layer), as long as a few thousand simple operations.
 ELEMENTS_PER_CHUNK = 8192
 MAX_CHUNKS = 64
 
@@ -65,9 +65,10 @@ _watchers: list[Callable[[str], None]] = []
 
 
 def calls_may_overlap() -> bool:
-    """Whether two threads may run kernels at once. Numba's own threads, the workqueue layer, end the process then.
+    """Whether two threads may run kernels at once. If Numba's threading layer is workqueue, that ends the process.
 
-    Numba takes a layer when it first needs one, the first that can be imported: so does this, and starts no thread.
+    When Numba first needs a layer, it takes the first that can be imported. This looks for the same one, without
+    starting its threads.
     """
     layer = str(numba.config.THREADING_LAYER).lower()
     order = {"default": numba.config.THREADING_LAYER_PRIORITY, "forksafe": ["tbb", "workqueue"]}.get(layer, [layer])
@@ -95,13 +96,13 @@ def kernel(function: Callable | None = None, *, parallel: bool = False, calls: L
         function, parallel=parallel, no_cfunc_wrapper=True, pipeline_class=CompilerWithEntries, **FLAGS
     )
     keep_on_disk(compiled, function)
-    if not numba.config.DISABLE_JIT:  # else it is a Python function, as doctor will say
+    if not numba.config.DISABLE_JIT:  # with NUMBA_DISABLE_JIT it is a plain function, which `doctor` reports
         compiled.compile = _after(calls, compiled.compile)
     return compiled
 
 
 def _after(calls: Linked | None, compile_kernel: Callable) -> Callable:
-    """What compiles a kernel, or reads it from the disk, once what it calls is there."""
+    """compile_kernel, but the functions that the kernel calls are compiled before it (or read from the disk)."""
 
     def compile_all(signature: Any) -> Any:
         if calls is not None:
@@ -113,9 +114,9 @@ def _after(calls: Linked | None, compile_kernel: Callable) -> Callable:
 
 
 def prepared(prepare: Callable[..., tuple[Callable, tuple]]) -> Callable:
-    """A kernel that only arranges its arguments for another one, which is compiled.
+    """A decorator for a kernel that, in Python, only prepares the arguments of another one, which is compiled.
 
-    prepare  returns that kernel and the arguments for it; replay.py calls this directly
+    prepare  returns that kernel and its arguments; replay.py calls prepare once and repeats what it returned
     """
 
     @wraps(prepare)
@@ -131,19 +132,19 @@ _guard: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def guard_compilation(block: Callable[[], AbstractContextManager[object]]) -> None:
-    """Compile each function within such a block: Numba does not stand being interrupted in the middle."""
+    """Compile each function within block(), a context manager that defers interrupts: Numba can't cope with them."""
     global _guard
     _guard = block
 
 
 class Linked:
-    """Functions that kernels call by a symbol, as they would a C library's.
+    """Functions that kernels call by symbol, as they would call a C library.
 
-    Numba copies what a kernel calls into the kernel, and optimises it there again: into a parallel kernel
-    three times. For the small functions of an elementwise kernel that is right. The matrix product, which a dozen
-    functions call, would be compiled thirty times, most of the first start. So it and its kind are
-    compiled once, under a name, and LLVM's linker finds them; and so are the loops of parallel kernels that every
-    first start waits for, which takes half the time or less.
+    Numba copies each function that a kernel calls into the kernel and optimises it again there, three times in a
+    parallel kernel. That is right for the small functions of an elementwise kernel. But the matrix product, which a
+    dozen functions call, would be compiled thirty times, which would be most of the first start. So such functions are
+    compiled once, under a symbol that LLVM's linker finds. So are the loops of the parallel kernels that every first
+    start waits for, which at least halves the time they take to compile.
 
         linked = Linked()
 
@@ -153,7 +154,7 @@ class Linked:
         @kernel(calls=linked)
         def all_work(): ...
 
-    calls  those whose functions these call
+    calls  the Linked that hold functions which these functions call
     """
 
     def __init__(self, *calls: Linked) -> None:
@@ -164,7 +165,7 @@ class Linked:
     def __call__(self, signature: Signature, ordered: bool = False) -> Callable:
         """A decorator for a function of pointers and numbers that returns nothing.
 
-        ordered  sums are added up in the order that is written down
+        ordered  sums are added up in the order in which they are written
         """
 
         def declare(function: Callable) -> types.ExternalFunction:
@@ -175,7 +176,7 @@ class Linked:
         return declare
 
     def compile(self) -> None:
-        """Compile, or read from the cache, what is declared so far, in that order; a second call does nothing."""
+        """Compile (or read from the disk) all functions declared since the last call, in the order of declaration."""
         for calls in self._calls:
             calls.compile()
         for symbol, signature, function, ordered in self._waiting:
@@ -186,9 +187,10 @@ class Linked:
 
 
 class Deferred:
-    """A function that kernels call by its address, compiled when that is first asked for; its sums are in order.
+    """A function that kernels call by address, compiled when the address is first asked for.
 
-    So must be those of what it inlines. For functions of which a program needs few: which, is known when it runs.
+    For sets of functions of which a program needs a few, and which ones is known only at run time. Sums are added up in
+    the order in which they are written; functions that it inlines must be ordered too.
     """
 
     def __init__(self, signature: Signature, function: Callable) -> None:
@@ -197,7 +199,7 @@ class Deferred:
 
     @cached_property
     def address(self) -> int:
-        """Where the machine code is."""
+        """The address of the machine code."""
         self._compiled = _compile_for_c(self._signature, self._function, ordered=True)  # keeps it alive
         return self._compiled.address
 
@@ -205,7 +207,7 @@ class Deferred:
 def deferred(signature: Signature, name: str) -> Callable[[Callable], Deferred]:
     """A decorator for a function of pointers and numbers that returns nothing.
 
-    name  of no other: the disk cache and LLVM know functions by their names, and those made in a loop share one
+    name  unique: the disk cache and LLVM know functions by name, and functions made in a loop would share one
     """
 
     def defer(function: Callable) -> Deferred:
@@ -216,7 +218,7 @@ def deferred(signature: Signature, name: str) -> Callable[[Callable], Deferred]:
 
 
 def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> Any:
-    """Machine code that is called as a C function is."""
+    """Compile a function (or read it from the disk) to machine code with C's calling convention."""
     options = ORDERED if ordered else FLAGS
     with _guard():
         compiled = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
@@ -229,13 +231,13 @@ def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> A
 
 
 def inline(function: Callable | None = None, *, ordered: bool = False) -> Callable:
-    """A function for use inside kernels: compiled with the same flags, always inlined, not cached alone.
+    """A decorator for a function used inside kernels: the same flags, always inlined, no cache entry of its own.
 
-    Left to LLVM, some would be called by a symbol; and a process that compiles has two of that name, optimised
-    differently, where one that reads the kernel from the disk has one. Their results differed in the last bit.
-    Python cannot call it: wrappers for that, of ninety such functions, took a seventh of the first start.
+    If LLVM chose, some would be called by symbol. A process that compiles then has two functions of that name,
+    optimised differently, and a process that reads the kernel from the disk has one: results differed in the last bit.
+    Python cannot call these functions: for ninety of them, wrappers took a seventh of the first start.
 
-    ordered  sums and products are done in the order that is written down; what it is copied into does not decide
+    ordered  sums and products are done in the order in which they are written, whatever flags the caller has
     """
     if function is None:
         return lambda f: inline(f, ordered=ordered)
@@ -245,28 +247,28 @@ def inline(function: Callable | None = None, *, ordered: bool = False) -> Callab
 
 @inline
 def is_same(a, b):
-    """Whether two arrays begin at one address.
+    """Whether two arrays begin at the same address.
 
-    LLVM vectorises a loop over two arrays that might overlap behind a test that they do not, and runs it
-    element by element if they do. So where a result may go to where an input stands, a kernel has a loop of its
-    own for that, which names one array only.
+    For a loop over two arrays that might overlap, LLVM emits a test: if they do not overlap, the vectorised loop runs,
+    else a scalar one. So a kernel that may write its result over its input has a second loop for that case, which uses
+    only one of the two arrays.
     """
     return a.ctypes.data == b.ctypes.data
 
 
 @inline
 def bounds(size, chunk, chunks):
-    """First element of a chunk of so many, and of the next: whole cache lines, lest two threads share one."""
+    """Where one of `chunks` chunks of `size` floats starts and stops: whole cache lines, so that threads share none."""
     lines = (size + LINE - 1) // LINE
     return lines * chunk // chunks * LINE, min(size, lines * (chunk + 1) // chunks * LINE)
 
 
 @inline
 def piece(flat, chunk, chunks):
-    """One chunk of a flat array, as a view.
+    """One of `chunks` chunks of a flat float32 array, as a view.
 
-    Kernels take such views and count from 0. In a loop that begins elsewhere Numba tests each index for being
-    negative, and that test keeps LLVM from vectorising: AdamW was 3.7 times slower with it.
+    Kernels loop over such views from 0. In a loop that starts elsewhere, Numba tests whether each index is negative,
+    which keeps LLVM from vectorising: AdamW took 3.7 times as long.
     """
     start, stop = bounds(flat.shape[0], chunk, chunks)
     return flat[start:stop]
@@ -274,18 +276,18 @@ def piece(flat, chunk, chunks):
 
 @inline
 def chunk_count(elements):
-    """How many parallel chunks a loop over so many elements is cut into.
+    """How many parallel chunks a loop over `elements` elements is cut into.
 
-    It depends on the size alone, never on the threads, so partial sums are the same on any machine.
+    It depends on the size alone, never on the number of threads, so partial sums are the same with any number.
     """
     return min(MAX_CHUNKS, max(1, elements // ELEMENTS_PER_CHUNK))
 
 
 @contextmanager
 def watch_compilation(report: Callable[[str], None]) -> Iterator[None]:
-    """Call report(its name) whenever a kernel of this library is compiled, within the block.
+    """Within the block, call report(name) for each function of this package that is compiled.
 
-    A kernel that comes from the disk cache does not compile and is not reported.
+    Those read from the disk cache are not reported.
     """
 
     class Listener(event.Listener):

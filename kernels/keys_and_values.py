@@ -1,6 +1,6 @@
-"""Keys and values of one head and a block of tokens, as attention's products take them: in panels (matmul.py).
+"""Packing the keys and values of one head and a block of tokens into panels (matmul.py), for attention's products.
 
-They stand in rows, or in the pages of a cache (kv_cache.py), there as float32 or float16.
+They come from rows of float32, or from the pages of a cache (kv_cache.py), as float32 or float16.
 """
 
 import numpy as np
@@ -21,7 +21,10 @@ PAGES = types.CPointer(types.int32)
 
 @linked(types.void(P, P, N, N))
 def pack_groups(panels, keys, depth, columns):
-    """Pack the keys of so many tokens of a page as pack_transposed does those of rows."""
+    """Pack the keys of `columns` tokens of a page, stored in groups, as pack_transposed packs rows.
+
+    depth  the head size. Columns are copied in whole vectors, so the panels must have room for these
+    """
     ones = broadcast(np.float32(1))
     for j in range(0, columns, LANES):
         to = advance(panels, j // TILE_COLUMNS * TILE_COLUMNS * depth + j % TILE_COLUMNS)
@@ -32,21 +35,23 @@ def pack_groups(panels, keys, depth, columns):
 
 @linked(types.void(P, HALVES, N))
 def widen(to, halves, count):
-    """So many float16 as float32, rounded up to whole vectors."""
+    """Convert `count` float16, rounded up to whole vectors, to float32."""
     for i in range(0, count, LANES):
         store(advance(to, i), load_all(advance(halves, i)))
 
 
 @linked(types.void(P, P, P, P, N, PAGES, N, N, B, N, N, N, P))
 def pack_keys_and_values(k_panels, v_panels, k, v, row, pages, page, apart, is_half, first, keys, size, spare):
-    """Pack keys first .. first + keys - 1 of a sequence, transposed, and their values.
+    """Pack keys first .. first + keys - 1 of a sequence and head as transposed B, and their values as B.
 
-    k, v         addresses of the sequence's first ones, or of the first of all pages; row floats from one to the next
-    pages, page  numbers of the pages that hold the sequence's, `page` tokens each; the block lies within one of them.
-                 page = 0: they are one stretch of rows
-    apart        numbers from a page to the next
-    is_half      whether pages hold float16
-    spare        room for the keys, then the values, as float32
+    page         tokens in a page of the cache; the block lies within one page. 0: there is no cache, only rows
+    k, v         without a cache, addresses of the sequence's first key and value; else of the head's part of page 0
+    row          numbers from one token's key or value to the next one's; in a cache that is `size` (for values)
+    pages        the page numbers of the sequence
+    apart        numbers from one page to the next
+    is_half      whether the cache holds float16; k and v point to that then
+    size         D
+    spare        room for a block's keys, then its values, as float32; used for float16 only
     """
     if page == 0:
         pack_transposed(k_panels, advance(k, first * row), row, size, keys)

@@ -2,16 +2,16 @@
 
     out_h = sum over t < length of p_t values_t        p = softmax over t of scale * q_h . keys_t
 
-A sequence's keys and values stand in pages of T tokens (Kwon et al. 2023, arXiv:2309.06180): token t of slot b in page
-pages[b, t // T]. In a page each head's rows follow one another, for a head's task to read memory in its order. Keys
-stand GROUP tokens together, dimension by dimension: multiplied by a query's number, a line of them goes to as many
-sums, and nothing is added up across lanes. The softmax streams (Milakov and Gimelshein 2018, arXiv:1805.02867), BLOCK
-tokens at a time: the sum and the weighted sum so far are rescaled when the maximum so far grows; exponentials are
-powers of two, the scores being scaled by 1 / ln 2 as well.
+A sequence's keys and values are in pages of T tokens (Kwon et al. 2023, arXiv:2309.06180): token t of slot b is in page
+pages[b, t // T]. Within a page, the rows of one head are contiguous, so a task for a head reads memory in order. Keys
+are stored in groups of GROUP tokens, dimension by dimension: a vector holds one dimension of LANES keys and is
+multiplied by one number of the query, so nothing is summed across lanes. Softmax is computed online (Milakov and
+Gimelshein 2018, arXiv:1805.02867), BLOCK tokens at a time: when the maximum so far grows, the sum of the weights and
+the weighted sum of the values are rescaled. Exponentials are powers of two, so scores are scaled by 1 / ln 2 as well.
 
-Heads that share keys and values (Ainslie et al. 2023, arXiv:2305.13245) go together, up to TOGETHER of them, so that
-these are read once. That leaves few tasks for the threads; a text is then cut into pieces, whose maxima, sums and
-weighted sums are put together at the end (Dao et al. 2023, pytorch.org/blog/flash-decoding).
+Up to TOGETHER heads that share keys and values (Ainslie et al. 2023, arXiv:2305.13245) are one task, so that these are
+read once for all of them. Where that leaves few tasks, a text is cut into pieces, whose maxima, sums and weighted sums
+are combined at the end (Dao et al. 2023, pytorch.org/blog/flash-decoding).
 """
 
 from functools import cache
@@ -45,17 +45,17 @@ from .simd import (
 )
 
 P, N, PAGES, TABLE = FLOATS, types.int64, types.CPointer(types.int32), types.CPointer(types.int64)
-BLOCK = 128  # tokens whose scores there are at a time
+BLOCK = 128  # tokens whose scores are computed at a time, at most
 
-WEIGHTS, TOTALS = TOGETHER * BLOCK, TOGETHER * LANES  # floats
-TASKS = 16  # a row whose groups of heads are fewer has its text cut into as many pieces as give 9 to 16 tasks
-# What is known of a task: a few heads of a row on a piece of its text.
-ROW, HEAD, HEADS = 0, 1, 2  # the first head, and how many
-FUNCTION = 3  # the address of what does it
-START, STOP = 4, 5  # tokens
-PIECES = 6  # of the whole text
-BASE, PLACE = 7, 8  # numbers to the keys in the first of all pages, and to those where it starts
-RESULT = 9  # its first head's row of the results; the next one's is PIECES further
+WEIGHTS, TOTALS = TOGETHER * BLOCK, TOGETHER * LANES  # floats of scratch
+TASKS = 16  # if a row has fewer tasks than this, its text is cut: into pieces that give 9 to 16, if it has enough pages
+# The columns of `tasks`. A task is a few heads of one row of queries, on a piece of that row's text.
+ROW, HEAD, HEADS = 0, 1, 2  # of queries; the first head, and how many
+FUNCTION = 3  # the address of the function for so many heads
+START, STOP = 4, 5  # the piece's tokens
+PIECES = 6  # how many the whole text has
+BASE, PLACE = 7, 8  # offsets, in numbers, in keys and in values: of the heads' part of page 0, of the piece's start
+RESULT = 9  # the first head's row of `results`; each further head's is PIECES rows on
 COLUMNS = 10
 
 linked = Linked()
@@ -72,7 +72,7 @@ def _copy(to, source, count):
 
 @inline
 def _are_together(places, n, stop):
-    """Whether the keys of LANES rows from n on go to one group's lanes, one after another."""
+    """Whether the keys of LANES rows from n on go to consecutive lanes of one group, aligned to LANES."""
     if n + LANES > stop or places[n] % LANES:
         return False
     following = 0
@@ -106,13 +106,16 @@ def _write(keys, values, qkv, places, heads, kv_heads, start, stop):
 
 @kernel(parallel=True)
 def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
-    """Copy the key and value of row n of qkv (N, (H+2K)*D) to places[n] (N,).
+    """Copy the key and the value of each row n of qkv (N, (H+2K)*D) to places[n] (N,) of the cache.
 
-    keys   (pages, K, T / GROUP, D, GROUP)  and values: float32, or the bits of float16 (uint16), which round
-    values (pages, K, T, D)   place p * T + t is token t of page p; places differ
+    Place p * T + t is token t of page p. No two places are the same. keys and values are float32, or uint16 with the
+    bits of float16, to which the numbers are rounded.
+
+    keys   (pages, K, T / GROUP, D, GROUP)
+    values (pages, K, T, D)
     """
     rows = qkv.shape[0]
-    chunks = min(chunk_count(qkv.size), max(2, rows // (2 * LANES)))  # of rows enough to be together
+    chunks = min(chunk_count(qkv.size), max(2, rows // (2 * LANES)))  # so that most have LANES rows for a transpose
     if chunks == 1:
         _write(keys, values, qkv, places, heads, kv_heads, 0, rows)
         return
@@ -122,7 +125,7 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
 
 @inline(ordered=True)
 def _attend(count, ahead, out, out_row, query, keys, values, table, page, apart, start, stop, size, following, scale):
-    """See _attend_type; count is a literal number, ahead is AHEAD of the numbers."""
+    """See _attend_type. count: how many heads, a literal; ahead: AHEAD for the type of keys and values."""
     literally(count)
     weights, totals, tops = stack(WEIGHTS), stack(TOTALS), stack(TOGETHER)
     lowest, factor, zeros = broadcast(np.float32(-np.inf)), broadcast(scale * LOG2_E), broadcast(np.float32(0))
@@ -145,7 +148,7 @@ def _attend(count, ahead, out, out_row, query, keys, values, table, page, apart,
             rows = advance(values, place)
             for g in range(0, tokens, LANES):
                 group = advance(keys, place + g // GROUP * GROUP * size + g % GROUP)
-                further = g + ahead - (tokens + GROUP - 1) // GROUP * GROUP  # of what follows the keys
+                further = g + ahead - (tokens + GROUP - 1) // GROUP * GROUP  # past the keys here come the values
                 nearby = advance(group, ahead * size) if further < 0 else advance(rows, further * size)
                 dot_group(count, advance(weights, g), BLOCK, query, group, size, nearby)
             for i in range(count):
@@ -156,7 +159,7 @@ def _attend(count, ahead, out, out_row, query, keys, values, table, page, apart,
                     store(advance(line, g), scores)
                     highs = maximum(highs, scores)
                 high = largest_lane(highs)
-                if not (high <= tops[i]):  # NaN goes on, for the logits to show it
+                if not (high <= tops[i]):  # true for NaN, which so reaches the logits and is seen there
                     shrink = exp2(tops[i] - high)
                     tops[i] = high
                     store(total, multiply(load(total, LANES, zeros), broadcast(shrink)))
@@ -175,14 +178,16 @@ def _attend(count, ahead, out, out_row, query, keys, values, table, page, apart,
 
 
 def _attend_type(numbers):
-    """A few heads of one row that share their keys and values, on the tokens start to stop - 1.
+    """The signature of _attend: a few heads of one row that share keys and values, on the tokens start to stop - 1.
 
-    out            a row for each: the weighted sum of values (size,), then the largest score and the sum of weights
-    query          address of the first head's columns
-    keys, values   those of their rows in the first of all pages: addresses of such numbers, FLOATS or HALVES
-    table          the text's pages, of so many tokens each; apart: numbers from one page to the next
-    start          a page's first
-    following      numbers from keys to the first ones that are read after this
+    out            a row for each head, out_row floats apart: the sum of weights times values (size,), then the largest
+                   score (as an exponent of 2) and the sum of weights
+    query          the first head's query (size,); the other heads' follow
+    keys, values   addresses, of type `numbers` (FLOATS or HALVES), of these heads' rows in page 0 of the cache
+    table          the page numbers of the text
+    page           tokens in a page; apart: numbers from one page to the next, in keys as in values
+    start          the first token of a page
+    following      offset from keys, in numbers, of the keys that the next task reads first: these are prefetched
     """
     return types.void(P, N, P, numbers, numbers, PAGES, N, N, N, N, N, N, types.float32)
 
@@ -198,7 +203,7 @@ def _attend_of(numbers, count):
     return deferred(_attend_type(numbers), f"attend_{count}_{numbers.dtype}")(attend)
 
 
-_ATTEND = {  # by the bytes of a number in keys and values
+_ATTEND = {  # by the bytes of a number in keys and values, then by the number of heads less 1
     numbers.dtype.bitwidth // 8: [_attend_of(numbers, count) for count in range(1, TOGETHER + 1)]
     for numbers in (FLOATS, HALVES)
 }
@@ -219,7 +224,10 @@ def _call_attend(
 
 @cache
 def _together(heads, kv_heads, size):
-    """How the heads that share keys go together: in how many parts, how many of them are larger, both's functions.
+    """How the heads that share keys are divided into tasks: (parts, larger, many, few).
+
+    There are `parts` tasks, and the first `larger` of them have one head more than the rest. many and few are the
+    addresses of the functions for the ones and the others.
 
     size  bytes of a number in keys and values
     """
@@ -232,7 +240,7 @@ def _together(heads, kv_heads, size):
 
 @linked(types.void(P, P, N, N, N), ordered=True)
 def _put_together(out, results, row, pieces, size):
-    """out (size,) of a head's pieces, `row` floats apart, as _attend left them."""
+    """Combine a head's pieces, as _attend left them, `row` floats apart, to the attention's result: out (size,)."""
     top = np.float32(-np.inf)
     for p in range(pieces):
         high = results[p * row + size]
@@ -254,9 +262,11 @@ def _put_together(out, results, row, pieces, size):
 
 @inline
 def _cut(length, page, each):
-    """Tokens in a piece of a text, all but the last, whole pages; and pieces. each: tasks there are for a piece.
+    """How a text is cut: tokens in a piece (whole pages; the last piece may have fewer), and the number of pieces.
 
-    It depends on the model and the text alone, never on the threads, so the bits are the same on any machine.
+    It depends on the model and the text's length alone, never on the threads, and so do the bits of the result.
+
+    each  tasks for each piece
     """
     pages, most = (length + page - 1) // page, max(1, TASKS // each)
     piece = (pages + most - 1) // most * page
@@ -265,9 +275,12 @@ def _cut(length, page, each):
 
 @linked(types.void(TABLE, PAGES, N, PAGES, PAGES, N, N, N, N, N, N, N, N, N))
 def _list_tasks(tasks, pages, most, slots, lengths, rows, page, size, heads, kv_heads, parts, larger, many, few):
-    """What there is to do, (tasks + 1, COLUMNS); behind the last stands where to read on: the same again.
+    """Write the list of tasks, (tasks + 1, COLUMNS).
 
-    pages  (slots, most); the others as in decode_heads, the last four what _together says
+    Each task prefetches from PLACE of the one after it. The row after the last task is there for that; its PLACE is the
+    last task's own.
+
+    pages  (slots, most); the others as in decode_heads; the last four are from _together
     """
     group, at, result = heads // kv_heads, 0, 0
     for n in range(rows):
@@ -294,7 +307,7 @@ def _list_tasks(tasks, pages, most, slots, lengths, rows, page, size, heads, kv_
 
 @inline
 def _finish(out, results, task, size):
-    """The heads of a task, all of whose pieces are done."""
+    """Combine the pieces, all done, of each of a task's heads."""
     row = results.shape[1]
     for i in range(task[HEADS]):
         _put_together(
@@ -320,7 +333,7 @@ def _one_task(out, results, tasks, qkv, keys, values, pages, slots, scale, numbe
 
 @kernel(parallel=True, calls=linked)
 def decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, together):
-    """attention_decode, with room for tasks and their results, and what _together says."""
+    """attention_decode with its scratch (tasks and results), and with what _together returns."""
     rate = np.float32(scale)
     parts, larger, many, few = together
     page, size = values.shape[2:]
@@ -345,7 +358,7 @@ def decode_heads(out, tasks, results, qkv, keys, values, pages, slots, lengths, 
 
 
 def decode_scratch(rows, heads, kv_heads, head_size):
-    """Scratch for attention_decode: room for the tasks of up to so many rows, and for their results."""
+    """Scratch for attention_decode with up to `rows` rows: (tasks, results)."""
     parts = (heads // kv_heads + TOGETHER - 1) // TOGETHER
     pieces = rows * max(1, TASKS // (kv_heads * parts))  # at most
     tasks = np.empty((pieces * kv_heads * parts + 1, COLUMNS), np.int64)
@@ -354,15 +367,15 @@ def decode_scratch(rows, heads, kv_heads, head_size):
 
 @prepared
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, scratch):
-    """Each row attends to the first tokens of its slot. The same bits whatever other rows there are.
+    """Each row attends to the first lengths[n] tokens of its slot. Its bits don't depend on the other rows.
 
     out          (N, H*D)         written
     qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys         (pages, K, T / GROUP, D, GROUP)  and values as of kv_cache_write, the new tokens' own already there
-    values       (pages, K, T, D)
-    pages        (slots, most)    the pages of each slot, in order
+    keys         (pages, K, T / GROUP, D, GROUP)  as in kv_cache_write, which has written the new tokens' own before
+    values       (pages, K, T, D)                 likewise
+    pages        (slots, most)    the page numbers of each slot, in order
     slots        (N,)             the slot of each row
-    lengths      (N,)             tokens it sees, its own counted; > 0
+    lengths      (N,)             how many tokens the row sees, including its own; > 0
     scale        usually 1 / sqrt(D)
     scratch      from decode_scratch(N or more, H, K, D)
     """

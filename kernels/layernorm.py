@@ -19,7 +19,7 @@ P, N = FLOATS, types.int64
 
 @linked(types.void(P, P, P, P, P, P, types.float32, N, N))
 def layernorm_rows(out, mean, rstd, x, weight, bias, eps, rows, width):
-    """What layernorm_forward does, for so many rows; all are addresses, bias may be null."""
+    """layernorm_forward for `rows` rows; arrays are addresses, bias may be null."""
     scale = np.float32(1) / np.float32(width)
     for n in range(rows):
         row, to = advance(x, n * width), advance(out, n * width)
@@ -27,8 +27,8 @@ def layernorm_rows(out, mean, rstd, x, weight, bias, eps, rows, width):
         for c in range(width):
             total += row[c]
         m = total * scale
-        # Two passes: E[x^2] - E[x]^2 in one is quicker, but loses all digits when the mean is large. The second also
-        # corrects the mean, whose rounding would be all the variance that a row of equal numbers has.
+        # Two passes: E[x^2] - E[x]^2 in one pass is faster, but loses all digits when the mean is large. The second
+        # pass also corrects the mean, whose rounding error would be the whole variance of a row of equal numbers.
         squares, rest = np.float32(0), np.float32(0)
         for c in range(width):
             d = row[c] - m
@@ -75,9 +75,9 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 
 @linked(types.void(P, P, P, P, P, P, P, P, P, types.boolean, N, N))
 def layernorm_backward_rows(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidual, is_in_place, rows, width):
-    """What layernorm_backward does, for so many rows; all are addresses, dbias and dresidual may be null.
+    """layernorm_backward for `rows` rows; arrays are addresses, dbias and dresidual may be null.
 
-    is_in_place  dx is dresidual, if that is not null
+    is_in_place  whether dx is dresidual; ignored if dresidual is null
     """
     scale = np.float32(1) / np.float32(width)
     for n in range(rows):
@@ -120,11 +120,11 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidua
     dweight, dbias (C,)    added to; dbias may be (0,)
     dout, x        (N, C)
     weight         (C,)
-    mean, rstd     (N,)    of forward
+    mean, rstd     (N,)    from forward
     dresidual      (N, C)  added to dx; (0, 0) for none
     partials       (MAX_CHUNKS, 2, C) scratch
 
-    norm is computed again: that saves N * C floats for one multiply-add each.
+    norm is computed again, with one multiply-add for each number: keeping it would take N * C floats.
     """
     rows, width = x.shape
     chunks = chunk_count(x.size)

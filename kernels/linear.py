@@ -3,7 +3,7 @@
     out = x @ weight.T + bias + residual
     dx  = dout @ weight + residual      dweight += dout.T @ x      dbias += sum over rows of dout
 
-A decoding step, with a few rows, is bound by reading the weights from memory: packed.py reads them as they are stored.
+A decoding step has few rows and is bound by reading the weights from memory: packed.py reads them as they are stored.
 """
 
 import numpy as np

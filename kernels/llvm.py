@@ -1,14 +1,14 @@
-"""What kernels are made of where LLVM's instructions are written by hand: widths, types, and what builds code.
+"""Building blocks for LLVM code written by hand: what the CPU has, types, and functions that emit instructions.
 
-Functions take llvmlite's builder and LLVM's values. simd.py makes of them what Numba code calls; tile.py, blocks.py and
-cached_rows.py whole loops. LLVM lowers the generic vectors to AVX-512, AVX2, SSE or NEON alike; only rounded.py names
-instructions, and those are x86's.
+The functions take llvmlite's builder and LLVM values, and emit code at the builder's position. simd.py wraps them for
+use in Numba code; tile.py, row_group.py, cached_rows.py and the files for blocks build whole loops of them. LLVM lowers
+the generic vectors to AVX-512, AVX2, SSE or NEON; only rounded.py names instructions of a CPU, x86's.
 
     LANES  floats in a vector: 16 with AVX-512, 8 with AVX, else 4
     LINE   floats in a cache line
 
-Loads and stores assume an alignment of 4 bytes: rows of odd length are not aligned to more, and on the CPUs
-of the last ten years an unaligned load of aligned data costs nothing.
+Vector loads and stores assume no more alignment than the element's (4 bytes, 2 for float16): rows of odd length have no
+more, and on the CPUs of the last ten years an unaligned load of aligned data costs nothing extra.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from numba.core.codegen import get_host_cpu_features
 
 
 def _features() -> dict[str, bool]:
-    """Of the CPU that Numba compiles for: this one's, without AVX where Numba does; or what NUMBA_CPU_FEATURES says."""
+    """The features Numba compiles for: NUMBA_CPU_FEATURES, or the CPU's own, less AVX where Numba disables it."""
     given = config.CPU_FEATURES
     names = (get_host_cpu_features() if given is None else given).split(",")
     return {name.lstrip("+-"): not name.startswith("-") for name in names if name}
 
 
 FEATURES = _features()
-LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # of the widest vectors
+LANES = 16 if FEATURES.get("avx512f") else 8 if FEATURES.get("avx") else 4  # floats in the widest vectors
 _TRIPLE = llvmlite.binding.get_process_triple()
 IS_X86 = _TRIPLE.startswith(("x86_64", "i386", "i686"))
-# Whether an instruction makes a float32 of a float16. Elsewhere LLVM would call a function that may not be there.
+# Whether there are instructions to convert float16. Without them LLVM would call a function that may not be there.
 HAS_HALF = bool(FEATURES.get("f16c")) or _TRIPLE.startswith(("aarch64", "arm64"))
-# Whether an instruction multiplies and adds, rounding once. Elsewhere LLVM would call a function for each number.
+# Whether there is a fused multiply-add. Without it LLVM would call a function for each number.
 HAS_FMA = bool(FEATURES.get("fma") or FEATURES.get("fma4") or not IS_X86)
-# Whether an instruction multiplies words of 16 bits with others, as many as a vector holds, and adds two products up.
+# Whether there is an instruction that multiplies 16-bit integers and adds pairs of products, for whole vectors.
 HAS_WORD_PRODUCTS = IS_X86 and bool(FEATURES.get({16: "avx512bw", 8: "avx2", 4: "sse2"}[LANES]))
-# Whether it also adds them to a whole number.
+# Whether there is one that also adds these sums to 32-bit accumulators.
 HAS_WORD_SUMS = bool(FEATURES.get("avx512vnni") if LANES == 16 else LANES == 8 and FEATURES.get("avxvnni"))
 
 CACHE_LINE = 64  # bytes
@@ -53,21 +53,21 @@ LONGS = ir.VectorType(INT32, LANES)
 
 
 def at(builder, pointer, *offsets):
-    """The address so many elements from a pointer."""
+    """The address `offsets`, added up, elements after a pointer."""
     for offset in offsets:
         pointer = builder.gep(pointer, [offset])
     return pointer
 
 
 def numbers_there(builder, count, there):
-    """0 to count - 1, of which only `there` are there, 1 or more: the last one stands for those that are missing."""
+    """The indices 0 to count - 1, those beyond the last of `there` elements (at least 1) replaced by that last one."""
     last = builder.sub(there, ir.Constant(INT64, 1))
     numbers = [ir.Constant(INT64, number) for number in range(count)]
     return [builder.select(builder.icmp_signed("<", number, last), number, last) for number in numbers]
 
 
 def load(builder, pointer, kind=VECTOR, align=4):
-    """What stands at an address, as a value of a kind."""
+    """The value of a type at an address."""
     value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
     value.align = align
     return value
@@ -87,29 +87,29 @@ def broadcast(builder, scalar, lanes=LANES):
 
 
 def shuffle(builder, vector, lanes, other=None):
-    """Some lanes of a vector, in this order; those of another vector are counted on from its own."""
+    """A vector of the given lanes, in this order; the lanes of `other` are numbered after those of `vector`."""
     index = ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes))
     return builder.shuffle_vector(vector, vector if other is None else other, index)
 
 
 def call(builder, name, result, arguments):
-    """Call a function of LLVM's by its name; result is its type."""
+    """Call an LLVM intrinsic by its name; result: the type of its result."""
     function_type = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
 def call_address(builder, address, *arguments):
-    """Call a function that returns nothing by its address, a whole number."""
+    """Call a function that returns nothing by its address, an integer."""
     kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
     builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
 
 
 def prefetch(builder, pointer, is_write=False):
-    """Bring the line of an address nearer. Of any address: none faults.
+    """Prefetch the cache line of an address, which may be invalid: a prefetch never faults.
 
-    What will be written, to the L1 cache; what will be read, to L2 and to all beyond it. In L1 it
-    would push out what is in use: an AMD core then read 16 GB/s in place of 26. Without those beyond, an Intel core
-    brings half as much from memory.
+    A line that will be written is brought to L1; one that will be read, to L2 and the levels beyond. In L1 the latter
+    would evict what is in use: an AMD core then read 16 GB/s instead of 26. With the non-temporal hint, which
+    bypasses the levels beyond, an Intel core got half as much from memory.
     """
     byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     write, keep, data = (ir.Constant(INT32, value) for value in (int(is_write), 3 if is_write else 2, 1))
@@ -117,15 +117,15 @@ def prefetch(builder, pointer, is_write=False):
 
 
 def opaque(builder, value):
-    """The same value, of which LLVM knows nothing: an empty piece of assembler, on any processor."""
+    """The same value, passed through empty inline assembly so that LLVM can deduce nothing about it."""
     kind = ir.FunctionType(value.type, [value.type])
     return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=False), [value])
 
 
 def align_stack(builder):
-    """Have the function's stack begin at a cache line, for vectors that find no register.
+    """Align the function's stack frame to a cache line, for vectors that are spilled for want of registers.
 
-    LLVM sees to that only for what is put there on purpose; else each of the widest vectors lies across two lines.
+    LLVM does so only if a variable on the stack asks for it; otherwise spilled 64-byte vectors straddle two lines.
     """
     place = cgutils.alloca_once(builder, VECTOR)
     place.align = CACHE_LINE
@@ -141,8 +141,9 @@ def same(kind, lanes, number):
 def from_half(builder, bits):
     """float32 from the bits of float16, lane by lane.
 
-    Where no instruction does it, exponent and fraction move to their places in a float32, which is then 2^112 times
-    too small; so subnormal numbers come out right too. What is infinite or NaN gets the largest exponent after that.
+    Without an instruction for it: exponent and fraction are shifted to their places in a float32, which is multiplied
+    by 2^112, for the exponents' biases differ by 112; this is right for subnormal numbers too. Infinity and NaN then
+    get the largest exponent.
     """
     lanes = bits.type.count
     floats, longs = ir.VectorType(FLOAT, lanes), ir.VectorType(INT32, lanes)
@@ -160,10 +161,11 @@ def from_half(builder, bits):
 
 
 def to_half(builder, vector):
-    """The bits of the float16 nearest to each lane, of two as near the even one; beyond 65504 infinity.
+    """The bits of the float16 nearest to each lane; halfway, the even one; infinity from 65520 on.
 
-    Where no instruction does it: half of what is cut off is added to the bits, and to odd ones as much. A number below
-    2^-14 has its last bit where the last one of 0.5 is, so that adding 0.5 rounds it.
+    Without an instruction for it: to the bits is added just under half a unit of the last bit that stays, and one more
+    if that bit is 1; then the rest is cut off. For a number below 2^-14, float16's last bit is worth as much as that of
+    0.5 in float32, so that adding 0.5 rounds it.
     """
     lanes = vector.type.count
     longs, shorts = ir.VectorType(INT32, lanes), ir.VectorType(INT16, lanes)
@@ -186,12 +188,12 @@ def to_half(builder, vector):
 
 
 def is_of_halves(pointer):
-    """Whether an address is one of float16."""
+    """Whether an address points to float16 (to their bits)."""
     return pointer.type.pointee == INT16
 
 
 def read(builder, pointer, mask=None):
-    """As many float32 as a vector or, if given, a mask has lanes, from floats or halves; 0 where the mask is false."""
+    """LANES float32 from an address of floats or halves; lanes where a mask is false are not read, but 0."""
     if not is_of_halves(pointer):
         return load(builder, pointer) if mask is None else masked_load(builder, pointer, mask)
     shorts = ir.VectorType(INT16, LANES)
@@ -201,7 +203,7 @@ def read(builder, pointer, mask=None):
 
 
 def write(builder, vector, pointer, mask=None):
-    """Write a vector's lanes, or those of a mask, to floats or halves."""
+    """Write a vector, or only the lanes where a mask is true, to an address of floats or halves."""
     if is_of_halves(pointer):
         vector = to_half(builder, vector)
     if mask is None:
@@ -211,19 +213,19 @@ def write(builder, vector, pointer, mask=None):
 
 
 def fma(builder, a, b, c):
-    """a * b + c, of floats or lane by lane; rounded once where HAS_FMA, else twice."""
+    """a * b + c, of floats or of vectors lane by lane; rounded once where HAS_FMA, else twice."""
     kind = f"v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "f32"
     return call(builder, f"llvm.{'fma' if HAS_FMA else 'fmuladd'}.{kind}", a.type, [a, b, c])
 
 
 def lanes_below(builder, count, width=LANES):
-    """For each lane of so many, whether its number is below count, which must fit an int32."""
+    """A mask of `width` lanes, true where the lane's number is below count, which must fit an int32."""
     limit = broadcast(builder, builder.trunc(count, INT32), width)
     return builder.icmp_signed("<", ir.Constant(limit.type, list(range(width))), limit)
 
 
 def masked_load(builder, pointer, mask, otherwise=None):
-    """As many lanes as the mask has; where it is false, those of `otherwise`, or zeros."""
+    """As many elements as the mask has lanes; where it is false nothing is read: `otherwise`'s lane, or zero."""
     width = mask.type.count
     if otherwise is None:
         otherwise = same(FLOAT, width, 0.0)
@@ -240,12 +242,12 @@ def masked_store(builder, value, pointer, mask):
 
 
 def _suffix(vector):
-    """What LLVM's names have at the end for a vector of floats or shorts."""
+    """The suffix of an LLVM intrinsic's name for a vector of float32 or int16: v16f32."""
     return f"v{vector.count}{'i16' if vector.element == INT16 else 'f32'}"
 
 
 def reduce(builder, vector, combine):
-    """Combine a vector's lanes into one: halves with halves."""
+    """Combine the LANES lanes of a vector to one: the lower half with the upper, until one is left."""
     width = LANES
     while width > 1:
         width //= 2

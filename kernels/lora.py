@@ -4,7 +4,8 @@
     db += dout.T @ hidden            dhidden = scale * dout @ b
     da += dhidden.T @ x              dx += dhidden @ a
 
-out and dout may be wider than O: the map's outputs are the columns from `first` on (query beside key and value).
+out and dout may be wider than O: the map's outputs are their columns from `first` on, as with query, key and value side
+by side.
 """
 
 import numpy as np
@@ -57,7 +58,7 @@ def lora_forward(out, hidden, x, a, b, first, scale, scratch):
 
 @inline
 def _rows_part(dx, dhidden, dout, a, b, first, scale, scratch, part, parts):
-    """dhidden and dx of one thread's rows."""
+    """dhidden and dx for the rows of thread number `part` of `parts`."""
     part = np.int64(part)
     rows, inputs, rank, outputs = dx.shape[0], dx.shape[1], a.shape[0], b.shape[0]
     width, room = dout.shape[1], scratch.shape[1]
@@ -78,7 +79,7 @@ def _rows_part(dx, dhidden, dout, a, b, first, scale, scratch, part, parts):
 
 @inline
 def _weights_part(da, db, dhidden, dout, hidden, x, first, scratch, part, parts):
-    """One thread's columns of da and rows of db."""
+    """The columns of da and the rows of db of thread number `part` of `parts`."""
     part = np.int64(part)
     rows, inputs, rank, outputs = x.shape[0], x.shape[1], da.shape[0], db.shape[0]
     width, room = dout.shape[1], scratch.shape[1]

@@ -3,14 +3,14 @@
 Three ideas, from the inside out:
 
 1. The register tile (tile.py). A TILE_ROWS x TILE_COLUMNS piece of C stays in registers while k runs; each
-   step loads one row of B and multiplies it by TILE_ROWS scalars of A. So a float of B, once loaded, is used
-   TILE_ROWS times, and the adders never wait for memory.
-2. Packing. The tile wants B's rows one after another and the same whatever the layout in memory. So a block of
-   B is first copied into panels, each TILE_COLUMNS wide:
+   step loads one row of B and multiplies it by TILE_ROWS scalars of A. So each float of B that is loaded is used
+   TILE_ROWS times, and the multiply-add units need not wait for memory.
+2. Packing. The tile reads rows of B that are contiguous, whatever B's layout in memory. So a block of B is first
+   copied into panels, each TILE_COLUMNS wide:
 
        B block (depth, columns)  ->  panel 0: k=0 [c0 .. c31] k=1 [c0 .. c31] ...   panel 1: k=0 [c32 .. c63] ...
 
-   with AVX-512; with narrower vectors a panel has 16 or 8 columns. Beyond the matrix's edge the panels hold arbitrary
+   with AVX-512; with narrower vectors a panel has 16 or 8 columns. Beyond the matrix's edge panels hold arbitrary
    numbers, as results from there are not stored. A transposed B is transposed on the way. A is read in place, row by
    row; only a transposed A is packed, and the last few rows are copied. Where C has few rows, packing B does not pay
    off: a B that is not large is read in place; instead of a transposed B, whose rows don't suit the tile, A is packed
@@ -21,8 +21,8 @@ Three ideas, from the inside out:
    transposed A is packed a block of ROWS at a time and shares L2; blocks are then just so deep that all columns fit,
    for A to be packed once, which is 4 to 7% faster.
 
-Threads: C is cut into rectangles, one for each thread. Every element of C is summed in the same order
-whatever the rectangle, so the bits do not depend on the number of threads.
+Threads: C is cut into rectangles, one for each thread. The order in which an element of C is summed does not depend on
+the rectangles, so its bits do not depend on the number of threads.
 
 The gradient of a bias is the sum of dout's rows. The product for the weight's gradient packs dout anyway, as its
 transposed A, so it adds up the rows meanwhile.
@@ -66,22 +66,22 @@ P, N, B = FLOATS, types.int64, types.boolean
 DEPTH = 768
 PACKED_DEPTH = DEPTH // 2
 ROWS = 128 // TILE_ROWS * TILE_ROWS  # whole panels: a packed block of A must not run over its room
-# Floats of scratch for rows of A: a packed block of a transposed A, and copies of a tile's. B's panels have the rest.
+# Floats of scratch for A: a packed block of a transposed A, and copies of one tile's rows. The rest is for B's panels.
 A_ROOM = DEPTH * ROWS + (DEPTH + LINE) * TILE_ROWS + 2 * LANES
 
-# Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it takes over.
+# Below this many multiply-adds a second thread costs more (3.5 us to wake it) than it saves.
 SERIAL_WORK = 500_000
 PACKING = 24  # packing a row of B takes as long as multiplying it by this many rows of A
 EXCHANGED = 4  # moving a float of A or C from one core to another takes as long as this many multiply-adds
 FEW_ROWS = 96  # for up to this many rows B is not packed
-# Twice as many are few where they nearly fill their tiles: 1.05x to 1.07x on a core that does two multiply-adds of 512
-# bits a cycle, less on others. A small or shallow B is no work to pack.
+# Nor for up to twice as many, if they nearly fill their tiles: 1.05x to 1.07x as fast on a core that does two
+# multiply-adds of 512 bits a cycle, less on others. But a B of fewer columns or depth than these is cheap to pack.
 FEW_COLUMNS, FEW_DEPTH = 256, 256
 PACKING_A = 12  # packing a row of a transposed A takes as long as multiplying it by this many columns of B
-# Rows that begin a multiple of so many floats apart share a set of the L1 cache (which has 64 sets on most CPUs),
-# in which there is place for eight: twelve, read where they stand, push each other out, which costs 10% of a product.
+# Rows whose distance is a multiple of this many floats share a set of the L1 cache (64 sets on most CPUs), which holds
+# eight lines: twelve such rows, read in place, evict each other, which makes a product 10% slower.
 SAME_SET = 64 * LINE
-LOW_ROWS = min(8, TILE_ROWS)  # of a tile of such rows
+LOW_ROWS = min(8, TILE_ROWS)  # height of the tiles for such rows
 
 NO_MATRIX = np.empty((0, 0), np.float32)
 NO_ROW = np.empty(0, np.float32)
@@ -93,13 +93,13 @@ def matmul_scratch():
 
 
 def panel_floats():
-    """Floats that the packed panels of one thread's product take."""
+    """Floats of scratch for one thread's product: panels of B, and A_ROOM."""
     panels = second_cache_size() * 3 // 4 // 4  # floats; A and C pass through the last quarter
     return max(FEW_ROWS * DEPTH, min(3 << 16, panels)) + A_ROOM
 
 
 def thread_rooms(floats):
-    """Scratch of at least so many floats for each thread, a row each, which begins at a cache line."""
+    """Scratch (threads, at least `floats`), in which each row begins at a cache line."""
     threads, row = config.NUMBA_NUM_THREADS, (floats + LINE - 1) // LINE * LINE
     raw = np.empty(threads * row + LINE, np.float32)
     start = -(raw.ctypes.data // 4) % LINE
@@ -117,13 +117,13 @@ def second_cache_size():
 
 @inline
 def padded(columns):
-    """A number of columns, rounded up to whole tiles."""
+    """The number of columns rounded up to whole tiles."""
     return (columns + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
 
 
 @inline
 def even_block(depth, deepest):
-    """How deep blocks are that cut a depth evenly, each at most `deepest`."""
+    """The depth of blocks that cut `depth` evenly into as few as possible of at most `deepest`."""
     blocks = max(1, (depth + deepest - 1) // deepest)
     return max(1, (depth + blocks - 1) // blocks)
 
@@ -165,7 +165,7 @@ def pack_transposed(panels, source, row, depth, columns):
 
 @linked(types.void(P, N, P, N, N, N, types.float32))
 def scale_rows(to, to_row, source, source_row, rows, columns, factor):
-    """to = source * factor, for so many rows."""
+    """to (rows, columns) = source * factor; to_row and source_row are the floats from one row to the next."""
     for n in range(rows):
         here, there = advance(to, n * to_row), advance(source, n * source_row)
         for d in range(columns):
@@ -174,7 +174,7 @@ def scale_rows(to, to_row, source, source_row, rows, columns, factor):
 
 @inline
 def copied_row(columns):
-    """Floats from one copied row to the next: an odd number of lines, lest several share a set of the cache."""
+    """Floats from one copied row to the next: an odd number of lines, so that rows are spread over the cache's sets."""
     return ((columns + LINE - 1) // LINE | 1) * LINE
 
 
@@ -182,7 +182,7 @@ def copied_row(columns):
 def pack_a_transposed(panels, sums, source, row, depth, rows):
     """Pack A[i, k] = source[k * row + i] into panels of TILE_ROWS; sums[i] += sum over k, unless null."""
     whole = rows // TILE_ROWS * TILE_ROWS
-    for first in range(0, depth, COLUMNS_TOGETHER):  # a few steps of all panels: what is read stays in the L1 cache
+    for first in range(0, depth, COLUMNS_TOGETHER):  # a few rows of source for all panels: these stay in L1
         last = min(depth, first + COLUMNS_TOGETHER)
         for i in range(0, whole, TILE_ROWS):
             to = advance(panels, i * depth)
@@ -211,12 +211,12 @@ def multiply_tile_row(
 ):
     """As multiply_panels, for at most TILE_ROWS rows.
 
-    panel   floats from one panel of B to the next, TILE_COLUMNS columns
-    b_step  floats from one k to the next in a panel: TILE_COLUMNS, unless B is not packed
-    spare   room for TILE_ROWS copied rows of A, whose a_step is 1 then; null where A is read as it stands: whole units
-            of rows, however few there are
+    panel   floats from one panel of B (TILE_COLUMNS columns) to the next
+    b_step  floats from one k to the next in a panel: TILE_COLUMNS if B is packed
+    spare   room for copies of TILE_ROWS rows of A, needed if rows are not whole ROW_UNITs, for which a_step must be 1;
+            null: A is read in place, in whole ROW_UNITs, so the rows beyond must be readable
     """
-    if rows % ROW_UNIT and not is_null(spare):  # the tile reads whole units: there, it may
+    if rows % ROW_UNIT and not is_null(spare):  # the tile reads whole units: in spare, it may
         scale_rows(spare, copied_row(depth), a, a_row, rows, depth, np.float32(1))
         a, a_row = spare, copied_row(depth)
     for j in range(0, columns, TILE_COLUMNS):
@@ -243,7 +243,8 @@ def multiply_panels(
 ):
     """C (rows, columns) = A @ B + addend + bias, for one block; B and the rest as in multiply_tile_row.
 
-    a_row, a_step  floats from one element of A to the next row's, and to the next k's; a_step is 1 unless A is packed
+    a_row, a_step  floats from an element of A to the one in the next row, and to the next k; a_step is 1 if A is not
+                   packed, else TILE_ROWS
     """
     is_packed = a_step != 1
     tall = LOW_ROWS if a_row % SAME_SET == 0 and not is_packed else TILE_ROWS
@@ -274,31 +275,31 @@ def multiply(
 ):
     """C (rows, columns) = op(A) @ op(B) + addend + bias on one thread; all are addresses.
 
-    c_row         floats from one row of C in memory to the next; as C may be a part of some columns, the depth of a
-                  transposed A's blocks follows from this, so that the bits do not depend on how C is cut
-    a_row, b_row  those of A and B
-    sums          (rows,) a transposed A's columns are added up there; null: they are not
+    c_row         floats from one row of C to the next. C may be some columns of a wider matrix; the depth of a
+                  transposed A's blocks follows from c_row, so that the bits do not depend on how C is cut
+    a_row, b_row  floats from one row of A and B, as stored, to the next
+    sums          (rows,) the sums over k of a transposed A are added to this; null: no sums
     scratch       `room` floats: a row of matmul_scratch()
     """
     b_room, deepest = room - A_ROOM, DEPTH
     spare = advance(scratch, b_room + DEPTH * ROWS)
     if a_transposed:
         deepest = min(DEPTH, (b_room + PACKED_DEPTH * ROWS) // (padded(c_row) + ROWS))
-        if deepest < PACKED_DEPTH // 2:  # there are too many columns: they are cut
+        if deepest < PACKED_DEPTH // 2:  # too many columns: cut these instead
             deepest = PACKED_DEPTH
     block = even_block(depth, deepest)
     a_panels = advance(spare, -padded(block * ROWS))
     if a_transposed:
-        b_room += (PACKED_DEPTH - block) * ROWS  # shallower blocks of A leave more
+        b_room += (PACKED_DEPTH - block) * ROWS  # the shallower A's blocks are, the more room is left for B
     most = b_room // block // TILE_COLUMNS * TILE_COLUMNS
-    stands = not (a_transposed or b_transposed) and rows <= FEW_ROWS and columns % LANES == 0
-    stands = stands and columns * depth <= room - A_ROOM  # read again and again, it must stay in the L2 cache
+    is_b_in_place = not (a_transposed or b_transposed) and rows <= FEW_ROWS and columns % LANES == 0
+    is_b_in_place = is_b_in_place and columns * depth <= room - A_ROOM  # read once for each tile row: must stay in L2
     for j in range(0, columns, most):
         width = min(most, columns - j)
         for k in range(0, max(1, depth), block):
             deep = min(block, depth - k)
             panels, panel, b_step = scratch, TILE_COLUMNS * deep, TILE_COLUMNS
-            if stands:
+            if is_b_in_place:
                 panels, panel, b_step = advance(b, k * b_row + j), TILE_COLUMNS, b_row
             elif b_transposed:
                 pack_transposed(scratch, advance(b, j * b_row + k), b_row, deep, width)
@@ -339,8 +340,8 @@ def multiply_few_rows(
 ):
     """C (rows, columns) = A @ B^T + addend + bias on one thread, as `multiply` and with the same bits, for few rows.
 
-    A and B change places: B is read where it stands, in its rows, and A is packed. So B passes by once, while the
-    multiply-adds go on, and no time is taken for packing it, which few rows would not make up for.
+    A and B change roles: B is read in place, row by row, and A is packed. So B is read once, during the multiply-adds,
+    and not packed, which would cost more than few rows can gain from it.
     """
     spare = advance(scratch, room - A_ROOM + DEPTH * ROWS)
     block = even_block(depth, DEPTH)
@@ -374,16 +375,16 @@ def multiply_few_rows(
 
 @inline
 def row_unit(a_transposed):
-    """How many rows of C are given to a thread at a time; a transposed A's are added up in whole tiles."""
+    """C's rows are divided among threads in units of this many; whole tiles for a transposed A, because of its sums."""
     return TILE_ROWS if a_transposed else ROW_UNIT
 
 
 @inline
 def rows_are_cut(rows, columns, depth, a_transposed, parts):
-    """Whether C is cut across its rows or its columns: whichever leaves the largest part less to do.
+    """Whether to cut C across its rows, rather than its columns: whichever takes the largest part less time.
 
-    What comes before and after is cut across rows. With the columns cut, each thread packs only its part of B, but
-    reads rows of A that others have written, and others read its columns of C.
+    The kernels before and after are cut across rows. If C is cut across columns, each thread packs only its part of B,
+    but reads rows of A that other threads have written, and others read its columns of C.
     """
     unit = row_unit(a_transposed)
     tall = (rows + unit - 1) // unit
@@ -397,7 +398,7 @@ def rows_are_cut(rows, columns, depth, a_transposed, parts):
 
 @inline
 def rows_are_few(rows, columns, depth, room):
-    """Whether it is better to pack A than a transposed B."""
+    """Whether rows are so few that packing A is faster than packing a transposed B."""
     if rows <= FEW_ROWS:
         return True
     fits = padded(rows) * even_block(depth, DEPTH) <= room - A_ROOM
@@ -441,7 +442,7 @@ def product_part(
         advance_optional(addend, i * columns + j),
         columns,
         advance_optional(bias, j),
-        advance_optional(sums, i) if by_rows or start == 0 else null(),  # part 0 has none where they outnumber tiles
+        advance_optional(sums, i) if by_rows or start == 0 else null(),  # not part == 0, which may be empty
         advance(scratch, part * room),
         room,
     )
@@ -476,7 +477,7 @@ def product(out, a, b, transpose_a, transpose_b, addend, bias, scratch):
 
 @prepared
 def matmul(out, a, b, transpose_a, transpose_b, accumulate, scratch):
-    """out (M, N) = op(a) @ op(b), or out += op(a) @ op(b); op transposes if told to.
+    """out (M, N) = op(a) @ op(b), added to out if accumulate; op is the transpose where transpose_a or _b says so.
 
     a  (M, K), or (K, M) if transpose_a       b  (K, N), or (N, K) if transpose_b
     scratch  from matmul_scratch()

@@ -1,14 +1,14 @@
-"""Linear maps whose weights stay as a file holds them (blocks.py): unpacked on the way, never as a whole.
+"""Linear maps whose weights stay in a file's format (blocks.py): a few are unpacked at a time, never the whole matrix.
 
     out = x @ weight.T + bias + residual        dx = dout @ weight + residual
 
-A layer's matrices of the same input (query, key and value; gate and up) may be of three kinds; together they are one
-map, so that one parallel region does for all. Two ways to do it:
+Up to three matrices with the same input (query, key and value; gate and up), each of its own kind, make one map, so
+that one parallel region is enough. There are two ways to compute it:
 
-    by rows      a row of weights is read once and multiplied with every row of x: as fast as memory gives the weights.
-                 Each number of the result is the same whatever other rows there are: for decoding. Weights of a few
-                 bits are multiplied with x rounded to 16 bits, where the CPU is made for that (rounded.py)
-    by products  strips of weights are unpacked into the cache and go through the matrix product: for many rows
+    by rows      dot products, for few rows, as in decoding: each row of weights is multiplied with several rows of x as
+                 it arrives from memory, whose bandwidth is the limit. A row's results don't depend on the other rows.
+                 Where the CPU can, weights of a few bits are multiplied with x rounded to 16 bits (rounded.py)
+    by products  for many rows: strips of weights are unpacked into the cache and go through the matrix product
 """
 
 from functools import cache
@@ -22,16 +22,18 @@ from .matmul import linked, multiply, panel_floats, thread_rooms
 from .simd import advance, advance_optional, as_bytes, null, optional, pointer
 from .tile import TILE_COLUMNS
 
-CHUNK = 32  # outputs in one parallel piece
-SERIAL_PRODUCTS = 65536  # multiply-adds of one thread, in about the time it takes to wake a second
-STRIP = 131072  # floats of an unpacked strip: half a megabyte, which L2 caches hold
-STRIP_COLUMNS = 512  # of a strip in backward, which adds to as many columns of dx: deeper strips do so less often
+CHUNK = 32  # outputs in a parallel task
+SERIAL_PRODUCTS = 65536  # below this many multiply-adds, waking a second thread costs more than it saves
+STRIP = 131072  # floats of an unpacked strip: half a megabyte, which fits L2 caches
+# Columns of a strip in backward. Each strip adds to as many columns of dx: the narrower strips are, the more rows of
+# weights they have, and the less often dx is read and written.
+STRIP_COLUMNS = 512
 
 
 def packed_scratch(columns, rows):
-    """Scratch for maps of rows of up to so many numbers: a row for each thread, with room for a strip and panels.
+    """Scratch for maps of up to `columns` inputs: a row for each thread, with room for a strip and panels.
 
-    rows  up to so many are mapped by rows, for which they may be rounded: to less bytes than the numbers take
+    rows  the most rows that are mapped by rows: rounded, they take at most the 4 * rows * columns bytes counted here
     """
     return thread_rooms(max(_strip_floats.py_func(columns) + panel_floats(), rows * columns))
 
@@ -54,7 +56,7 @@ def _add_row(out, bias, residual, start, stop):
 
 @inline
 def _dot_piece(out, x, rounded, weight, dot, first, start, stop):
-    """Outputs start .. stop - 1, as far as they are this matrix's, which are `first` and the next."""
+    """Those of outputs start .. stop - 1 that belong to this matrix, whose first output is `first`."""
     low, high = max(start - first, 0), min(stop - first, weight.shape[0])
     if low < high:
         size, columns = weight.shape[1], x.shape[1]
@@ -75,7 +77,7 @@ def _dot_outputs(out, x, rounded, weights, dots, bias, residual, start, stop):
 
 @kernel(parallel=True)
 def packed_rows(out, x, weights, functions, rounding, bias, residual, scratch):
-    """packed_rows_forward, with the addresses of the kinds' functions in place of the kinds."""
+    """packed_rows_forward, with the kinds' functions (dot_of) and rounding_of, as addresses, in place of the kinds."""
     outputs = out.shape[1]
     rounded = as_bytes(pointer(scratch))
     if rounding:
@@ -90,12 +92,12 @@ def packed_rows(out, x, weights, functions, rounding, bias, residual, scratch):
 
 @prepared
 def packed_rows_forward(out, x, weights, kinds, bias, residual, scratch):
-    """An affine map of each of a few rows, by dot products.
+    """An affine map of each row, by dot products: for few rows.
 
     out      (N, O)  written
     x        (N, I)
-    weights  three matrices (O_i, bytes of a row) uint8, O_0 + O_1 + O_2 = O; empty where there is none
-    kinds    the number of each one's kind; 0 where there is none
+    weights  three matrices (O_i, bytes of a row) uint8, O_0 + O_1 + O_2 = O; an absent one is empty
+    kinds    the number of each matrix's kind (blocks.py); 0 for an absent one
     bias     (O,)    or (0,) for none
     residual (N, O)  added to the result; (0, 0) for none
     scratch  from packed_scratch(I or more, N or more)
@@ -110,14 +112,14 @@ def _functions(kinds):
 
 @inline
 def _share(rows, part, parts):
-    """The first of a matrix's rows that one of so many threads takes, and of the next thread's: whole tiles."""
+    """Start and stop of the share of a matrix's rows that thread number `part` of `parts` takes: whole tiles."""
     tiles = (rows + TILE_COLUMNS - 1) // TILE_COLUMNS
     return min(rows, tiles * part // parts * TILE_COLUMNS), min(rows, tiles * (part + 1) // parts * TILE_COLUMNS)
 
 
 @inline
 def _strip_rows(columns):
-    """Rows of weights in a strip."""
+    """Rows of weights in a strip of `columns` columns: whole tiles."""
     return max(TILE_COLUMNS, STRIP // columns // TILE_COLUMNS * TILE_COLUMNS)
 
 
@@ -144,7 +146,7 @@ def _multiply_part(out, x, weights, functions, bias, residual, scratch, part, pa
 
 @inline
 def _rooms(scratch, columns, part):
-    """Addresses of one thread's strip and panels, and the panels' floats."""
+    """Addresses of a thread's strip and of its panels, and the floats of room for the panels."""
     here = advance(pointer(scratch), part * scratch.shape[1])
     strip = _strip_floats(columns)
     return here, advance(here, strip), scratch.shape[1] - strip
@@ -152,7 +154,7 @@ def _rooms(scratch, columns, part):
 
 @kernel(parallel=True, calls=linked)
 def packed_products(out, x, weights, functions, bias, residual, scratch):
-    """packed_forward, with the addresses of the kinds' functions in place of the kinds."""
+    """packed_forward, with the addresses of the kinds' functions (unpack_of) in place of the kinds."""
     parts = scratch.shape[0]
     for part in prange(parts):
         _multiply_part(out, x, weights, functions, bias, residual, scratch, part, parts)
@@ -171,13 +173,13 @@ def _unpackers(kinds):
 
 @cache
 def _unit(kinds):
-    """Weights of a block of each kind, or of several."""
+    """Backward cuts dx's columns at multiples of this: whole blocks of each kind, and at least a tile's columns."""
     return max(TILE_COLUMNS, *(LAYOUTS[kind].weights for kind in kinds))
 
 
 @inline
 def _backward_piece(dx, dout, weights, functions, residual, scratch, part, start, stop, left, right):
-    """Rows start .. stop - 1 of dx, columns left .. right - 1, at most STRIP_COLUMNS."""
+    """Rows start .. stop - 1 and columns left .. right - 1 of dx: at most STRIP_COLUMNS, from a block's first on."""
     columns, outputs = dx.shape[1], dout.shape[1]
     strip, panels, room = _rooms(scratch, columns, part)
     target = advance(pointer(dx), start * columns + left)
@@ -200,14 +202,15 @@ def _backward_piece(dx, dout, weights, functions, residual, scratch, part, start
 
 @kernel(parallel=True, calls=linked)
 def packed_products_backward(dx, dout, weights, functions, unit, residual, scratch):
-    """packed_backward, with the addresses of the kinds' functions, and how many weights a block has, for the kinds.
+    """packed_backward, with the addresses of the kinds' functions (unpack_of) and _unit of the kinds in their place.
 
-    Columns are cut, so that a weight is unpacked by one thread; rows, too, where columns have too few blocks for that.
+    dx is cut across columns, so that each weight is unpacked by one thread only; where there are too few blocks for
+    that, across rows as well.
     """
     (rows, columns), threads = dx.shape, scratch.shape[0]
     units = (columns + unit - 1) // unit
     wide = threads
-    if units < 8 * threads:  # few blocks are cut into equal parts only
+    if units < 8 * threads:  # few are divided into equal parts only: as many as the greatest common divisor
         other = units
         while other:
             wide, other = other, wide % other
@@ -227,7 +230,7 @@ def packed_products_backward(dx, dout, weights, functions, unit, residual, scrat
 
 @prepared
 def packed_backward(dx, dout, weights, kinds, residual, scratch):
-    """The gradient of packed_forward by x: weights that stay in a file have none.
+    """The gradient of packed_forward with respect to x; packed weights have none.
 
     dx       (N, I)  written; may be residual itself
     dout     (N, O)
@@ -249,7 +252,7 @@ def _look_up_rows(out, ids, weight, unpack, start, stop):
 
 @kernel(parallel=True)
 def packed_embedding(out, ids, weight, unpack):
-    """packed_embedding_forward, with the address of the kind's function in place of the kind."""
+    """packed_embedding_forward, with the address of the kind's function (unpack_of) in place of the kind."""
     rows, chunks = out.shape[0], chunk_count(out.size)
     if chunks == 1:
         _look_up_rows(out, ids, weight, unpack, 0, rows)
@@ -261,5 +264,5 @@ def packed_embedding(out, ids, weight, unpack):
 
 @prepared
 def packed_embedding_forward(out, ids, weight, kind):
-    """out (N, C) = rows ids (N,) of weight (V, bytes of a row) uint8 of one kind."""
+    """out (N, C) = rows ids (N,) of weight (V, bytes of a row), uint8 of the given kind, as float32."""
     return packed_embedding, (out, ids, weight, unpack_of(kind))

@@ -1,8 +1,9 @@
-"""Attention of new stretches of text on all that the cache has of their texts (kv_cache.py): prompts, read in pieces.
+"""Attention of several new tokens of a sequence over its cache (kv_cache.py): for prompts, which are read in stretches.
 
     out_i = sum over j <= i of p_ij values_j        p_i = softmax over j <= i of scale * q_i . keys_j
 
-Places i and j count from the beginning of a text, of which `before` tokens were there. The blocks are attention.py's.
+i and j count from the start of the sequence, of which `before` tokens precede the new ones. The blocks of queries and
+keys are those of attention.py.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from .simd import advance, as_floats, null, pointer
 
 @inline
 def _seen(starts, before):
-    """Twice the scores of one head, where each sequence has some keys before its first query."""
+    """About twice the number of one head's scores, where before[s] keys precede the first query of stretch s."""
     total = 0
     for s in range(starts.shape[0] - 1):
         length = np.int64(starts[s + 1] - starts[s])
@@ -67,13 +68,13 @@ def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, k
 def attention_prefill(
     out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch
 ):
-    """New stretches of some sequences attend to all that their sequences have in the cache, which they are part of.
+    """Stretches of new tokens attend to their sequences in the cache, each token to itself and all before it.
 
     out          (N, H*D)         written
     qkv          (N, (H+2K)*D)    of the new tokens; only the queries are read
-    keys         (pages, K, T / GROUP, D, GROUP)  and values as of kv_cache_write, the new tokens' own already there
-    values       (pages, K, T, D)
-    pages        (slots, most)    the pages of each slot, in order; pages of at most KEYS tokens or a multiple of that
+    keys         (pages, K, T / GROUP, D, GROUP)  as in kv_cache_write, which has written the new tokens' own before
+    values       (pages, K, T, D)                 likewise; T is at most KEYS, or a multiple of that
+    pages        (slots, most)    the page numbers of each slot, in order
     slots        (S,)             the slot of each stretch
     starts       (S+1,)           stretch s has rows starts[s] .. starts[s+1]-1
     before       (S,)             tokens in the slot before the stretch

@@ -1,8 +1,8 @@
-"""What this machine can do at best, so that a kernel's speed can be given as a share of it.
+"""Measurements of the machine's limits, so that a kernel's speed can be given as a share of them.
 
-    peak       multiply-adds that wait for nothing: 2 * LANES * PROBE_SUMS floating-point operations a round
-    read       a large array read once: what bounds one-token decoding
-    update     a = a * s + b over large arrays: two read, one written, as an optimizer's pass does
+    peak       independent multiply-adds in registers: 2 * LANES * PROBE_SUMS floating-point operations a round
+    read       one pass over a large array: the bound of one-token decoding
+    update     a = a * factor + b over large arrays: two read, one written, as in an optimizer's pass
 """
 
 import numpy as np
@@ -47,7 +47,7 @@ def _update(a, b, factor, part, parts):
 
 @kernel(parallel=True)
 def update(a, b, factor, parts):
-    """a (P,) = a * factor + b (P,), in so many parts."""
+    """a (P,) = a * factor + b (P,), cut into `parts` equal parts, which threads share."""
     rate = np.float32(factor)
     for part in prange(parts):
         _update(a, b, rate, part, parts)

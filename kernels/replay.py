@@ -1,7 +1,8 @@
-"""Calls of kernels that are done again and again, with the same arguments: without Python in between.
+"""Sequences of kernel calls that are repeated with the same arguments, without Python in between.
 
-A call from Python takes 0.3 to 1 microseconds where all of Python is in the cache. Behind a pass over all weights it is
-not: of a step of the smallest model, calls took a tenth, of a token of a model of 110 million weights a twentieth.
+A call from Python takes 0.3 to 1 microseconds while the interpreter is in the CPU's caches. After a pass over all
+weights it is not: calls took a tenth of a step of the smallest model, and a twentieth of a token of a model of 110
+million weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["Replay"]
 
 @intrinsic
 def _call(typingctx, address, words):
-    """What the function at an address returns, given the address of its words."""
+    """Call the entry (entry.py) at an address with the address of its words; returns its status, 0 on success."""
 
     def codegen(context, builder, signature, arguments):
         address, words = arguments
@@ -32,9 +33,9 @@ def _call(typingctx, address, words):
 
 @kernel
 def _run(words):
-    """Do all calls: of each there is the address of its function, how many words follow, and these.
+    """Do all calls. Each is, in words: the address of its entry, how many words of arguments follow, and these.
 
-    Returns how many have been done: of an array of words that is the number of all, unless one has failed.
+    Returns how many calls succeeded: fewer than all if one failed, which ends the loop.
     """
     at = done = 0
     while at < words.shape[0]:
@@ -45,14 +46,17 @@ def _run(words):
     return done
 
 
-_entries: dict[Hashable, int] = {}  # by kernels and what decides about the types of their arguments
+_entries: dict[Hashable, int] = {}  # addresses, by kernel and what determines the types of its arguments
 
 
 class Replay:
-    """Calls of kernels: pairs of a kernel and its arguments, whose arrays stay where they are in memory."""
+    """A sequence of calls, as pairs of a kernel and its arguments, to be repeated.
+
+    The arguments are fixed: their addresses, shapes and numbers are read once, here. What the arrays hold may change.
+    """
 
     def __init__(self, calls: Sequence[tuple[Callable, tuple]]) -> None:
-        # Kept, for the arrays to stay.
+        # Kept, as this keeps the arrays alive.
         self._calls = [one.prepare(*given) if hasattr(one, "prepare") else (one, given) for one, given in calls]
         words: list[int] = []
         for compiled, arguments in self._calls:
@@ -64,9 +68,9 @@ class Replay:
         self._words = np.array(words, np.int64)
 
     def __call__(self) -> None:
-        """Do them once more."""
+        """Do all calls once."""
         done = _run(self._words)
         if done < len(self._calls):
             compiled, arguments = self._calls[done]
-            compiled(*arguments)  # which says why
+            compiled(*arguments)  # raises the error, which a status does not tell
             raise RuntimeError(f"{compiled.__name__} failed, but not when it was called again")

@@ -1,4 +1,4 @@
-"""The residual stream's sum where no product can take it along: out = a + b. Its gradient is dout for both."""
+"""The sum of the residual stream, where no matrix product can add it on its way: out = a + b; da = db = dout."""
 
 from .jit import chunk_count, inline, kernel, piece, prange
 

@@ -75,7 +75,7 @@ def rms_norm_backward(dx, dweight, dout, x, weight, rstd, dresidual, partials):
     dweight   (C,)    added to
     dout, x   (N, C)
     weight    (C,)
-    rstd      (N,)    of forward
+    rstd      (N,)    from forward
     dresidual (N, C)  added to dx; (0, 0) for none
     partials  (MAX_CHUNKS, 1, C) scratch
     """

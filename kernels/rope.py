@@ -1,11 +1,11 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
-A head's D columns form D/2 pairs; at position t pair i is turned by the angle t * frequency_i:
+A head's D columns form D/2 pairs; at position t, pair i is rotated by the angle t * frequency_i:
 
     (a, b) -> (a cos - b sin, a sin + b cos)
 
-Pairs are (i, i + D/2), as Hugging Face's Llama has them, or (2i, 2i + 1), as the paper, llama2.c and GGUF
-have them ("interleaved"). Weights made for one give plausible nonsense with the other. Backward turns back.
+Pairs are (i, i + D/2), as in Hugging Face's Llama, or (2i, 2i + 1), as in the paper, llama2.c and GGUF
+("interleaved"). Weights made for one give plausible nonsense with the other. Backward rotates the other way.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from .jit import chunk_count, inline, kernel, prange, prepared
 FORWARD, BACKWARD = np.float32(1), np.float32(-1)
 
 
-# A loop for each way to pair: LLVM vectorises what it knows the distance of.
+# A loop for each way to pair, because LLVM vectorises only strides that it knows when it compiles.
 
 
 @inline
@@ -64,14 +64,15 @@ def _rope(qkv, cos, sin, positions, heads, interleaved, direction):
 def rope_forward(qkv, cos, sin, positions, heads, interleaved):
     """Rotate the first heads * D columns of qkv (N, W) in place: the queries and keys.
 
-    cos, sin  (T, D/2)  of every position and pair
-    positions (N,)      row n stands at positions[n] < T
+    cos, sin  (T, D/2)  of the angle for each position and pair
+    positions (N,)      the position of each row, below T
     heads               query heads + key heads
+    interleaved         whether pairs are (2i, 2i + 1)
     """
     return _rope, (qkv, cos, sin, positions, heads, interleaved, FORWARD)
 
 
 @prepared
 def rope_backward(dqkv, cos, sin, positions, heads, interleaved):
-    """Turn the gradients of the first heads * D columns back, in place; arguments as in rope_forward."""
+    """Rotate the gradients of the first heads * D columns back, in place; arguments as in rope_forward."""
     return _rope, (dqkv, cos, sin, positions, heads, interleaved, BACKWARD)

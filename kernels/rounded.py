@@ -1,26 +1,27 @@
-"""Dot products of weights of a few bits with rows of x that are rounded to 16 bits.
+"""Dot products of weights of a few bits with rows of x rounded to 16-bit integers.
 
-To make float32 of a weight takes longer than to multiply with it. Where whole numbers can be multiplied nothing has to
-be made: x becomes, a piece of sixteen numbers at a time, whole numbers of 16 bits and one scale, so that
+Converting a weight to float32 takes longer than multiplying with it. Integer products need no conversion: each piece of
+sixteen numbers of x becomes 16-bit integers with one scale, so that
 
     sum over c of weight[c] x[c]  =  sum over pieces of  scale_w scale_x sum over c in the piece of n_w[c] n_x[c]
 
-and the inner sum is exact. An instruction multiplies two neighbouring numbers of 16 bits with two others and adds the
-products up. So weights are widened to 16 bits, those at even places in one vector and those at odd ones in another.
+and the inner sum is exact. One x86 instruction multiplies two neighbouring 16-bit integers with two others and adds the
+two products. So the weights' bytes are widened to 16 bits, those at even places in one vector, those at odd places in
+another.
 
-What is added to all weights of a block is multiplied with the sum of what the n_x stand for. A number of x is off by at
-most 1 / 65534 of the largest of its piece: as good as random, 1.8e-5 of a result. Where numbers of x are beyond 1e34,
-their sums may be beyond what float32 holds, and a result infinite or NaN.
+A part's shift is multiplied with the sum of the rounded x. Rounding moves a number of x by at most 1 / 65534 of the
+largest in its piece; such errors add up like random ones, to about 1.8e-5 of a typical result. Where numbers of x
+exceed 1e34, their sums may overflow float32, and a result be infinite or NaN.
 
-A lane is a row of weights. LANES rows are taken together, four neighbours of each at a time, and multiplied with those
-of a row of x, which all lanes get:
+Each lane is a row of weights. LANES rows are taken together, four neighbouring weights of each at a time, and
+multiplied with the same four numbers of a row of x, broadcast to all lanes:
 
     lane 0                1                2                ...
     w[0, 0]  w[0, 2]      w[1, 0]  w[1, 2]     w[2, 0]  w[2, 2]
     x[0]     x[2]         x[0]     x[2]        x[0]     x[2]
 
-so nothing is added up across lanes, and sixteen numbers are added up as whole ones before they become a float. A row is
-added up in the same order whatever rows stand beside it, and has the same bits.
+so nothing is summed across lanes, and sixteen products are summed as integers before they become a float. The order of
+a row's sum does not depend on the rows beside it, so neither do its bits.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ __all__ = ["ROUNDED", "SPAN", "SPAN_BYTES", "round_row", "rounded_sums"]
 
 ROUNDED = tuple(kind for kind, layout in LAYOUTS.items() if layout.floats is None and HAS_WORD_PRODUCTS)
 
-LARGEST = 32767.0  # of a rounded number
-SMALLEST = 1e-30  # a piece whose numbers are all below is taken for zeros: 1 / scale would be infinite
+LARGEST = 32767.0  # magnitude of a rounded number
+SMALLEST = 1e-30  # pieces without a larger magnitude are rounded to zeros: 1 / scale might overflow
 
-# A span is two pieces of x. In memory it is both pieces' words at even places, then those at odd ones; the pieces'
-# scales; and the sums of the floats that each piece stands for, and that both do.
+# A span is two pieces of x, rounded. In memory: the 16-bit words at even places of both pieces, those at odd places (at
+# byte ODD), the two scales (float32, at SCALES), and (at SUMS) three float32 sums of the rounded numbers times their
+# scales: of the first piece, the second, both.
 SPAN = 2 * PIECE
 ODD, SCALES, SUMS, SPAN_BYTES = SPAN, 2 * SPAN, 2 * SPAN + 8, 2 * SPAN + 20
 
@@ -56,7 +58,7 @@ _PIECE_LONGS = ir.VectorType(INT32, PIECE)
 
 
 def _of_pieces(builder: ir.IRBuilder, pieces: list[ir.Value], combine: Callable) -> ir.Value:
-    """The lanes of two pieces, each combined: what comes of the one is in lanes 0 to 7, of the other in the rest."""
+    """Combine all lanes of a piece to one value, for two pieces: the first's is in lanes 0-7, the second's in 8-15."""
     half = PIECE // 2
     low, high = ([lane + source for source in (0, PIECE) for lane in range(start, start + half)] for start in (0, half))
     both = combine(*(llvm.shuffle(builder, pieces[0], lanes, pieces[1]) for lanes in (low, high)))
@@ -66,17 +68,20 @@ def _of_pieces(builder: ir.IRBuilder, pieces: list[ir.Value], combine: Callable)
 
 
 def _one_each(builder: ir.IRBuilder, both: ir.Value) -> ir.Value:
-    """Two lanes: what _of_pieces gives of each piece."""
+    """A vector of two: the values that _of_pieces gave for the two pieces."""
     return llvm.shuffle(builder, both, [0, PIECE // 2])
 
 
 def _round_pieces(builder: ir.IRBuilder, pieces: list[ir.Value]) -> tuple[list[ir.Value], ir.Value]:
-    """Two pieces as whole numbers up to LARGEST, and their scales as _of_pieces has them, NaN or infinite for such."""
+    """Two pieces as integers up to LARGEST in magnitude, and their scales in the lanes of _of_pieces.
+
+    The scale of a piece that holds NaN or infinity is NaN or infinite, and so makes the results NaN.
+    """
 
     def larger(a: ir.Value, b: ir.Value) -> ir.Value:
         return builder.select(builder.icmp_signed(">", a, b), a, b)
 
-    # As whole numbers, the bits of floats without a sign have the order of the floats; those of NaN are the largest.
+    # Without their sign bit, floats compare as their bits do as integers; NaN's are the largest.
     unsigned = llvm.same(INT32, PIECE, 0x7FFFFFFF)
     magnitudes = [builder.and_(builder.bitcast(floats, _PIECE_LONGS), unsigned) for floats in pieces]
     largest = builder.bitcast(_of_pieces(builder, magnitudes, larger), _PIECE_FLOATS)
@@ -87,7 +92,7 @@ def _round_pieces(builder: ir.IRBuilder, pieces: list[ir.Value]) -> tuple[list[i
     for i, floats in enumerate(pieces):
         scaled = builder.fmul(floats, llvm.shuffle(builder, inverses, [i * PIECE // 2] * PIECE))
         whole = llvm.call(builder, f"llvm.rint.v{PIECE}f32", _PIECE_FLOATS, [scaled])
-        is_number = builder.fcmp_ordered("ord", whole, whole)  # fptosi of NaN is anything
+        is_number = builder.fcmp_ordered("ord", whole, whole)  # fptosi of NaN is undefined
         whole = builder.select(is_number, whole, llvm.same(FLOAT, PIECE, 0.0))
         numbers.append(builder.fptosi(whole, _PIECE_LONGS))
     return numbers, builder.fmul(largest, llvm.same(FLOAT, PIECE, 1.0 / LARGEST))
@@ -95,7 +100,10 @@ def _round_pieces(builder: ir.IRBuilder, pieces: list[ir.Value]) -> tuple[list[i
 
 @intrinsic
 def round_row(typingctx, to, x, columns, number, count):
-    """Round a row of x, which has a number among `count` rows that are multiplied together and stand at `to`."""
+    """Round x (columns,), whole spans, as row `number` of `count` rows that are multiplied together.
+
+    Their spans alternate: span s of row r is at byte (s * count + r) * SPAN_BYTES of `to`.
+    """
 
     def codegen(context, builder, signature, arguments):
         to, x, columns, number, count = arguments
@@ -130,7 +138,7 @@ _MULTIPLY_WORDS = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd
 
 
 def _add_products(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
-    """total + the sums of each lane's products of two words each."""
+    """total (int32) + w0 x0 + w1 x1, lane by lane, where each lane of weights and of x holds two 16-bit words."""
     if HAS_WORD_SUMS:
         arguments = [total, *(builder.bitcast(words, LONGS) for words in (weights, x))]
         return llvm.call(builder, f"llvm.x86.avx512.vpdpwssd.{32 * LANES}", LONGS, arguments)
@@ -139,26 +147,26 @@ def _add_products(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: 
 
 
 def _words(builder: ir.IRBuilder, numbers: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Four neighbours in each lane as words: those at even places and those at odd ones."""
+    """The four bytes in each lane as 16-bit words: bytes 0 and 2, and bytes 1 and 3."""
     both = builder.bitcast(numbers, _WORDS)
     return builder.and_(both, llvm.same(INT16, 2 * LANES, 255)), builder.lshr(both, llvm.same(INT16, 2 * LANES, 8))
 
 
 class _Span:
-    """What is known of a span of a row of x."""
+    """A rounded span of a row of x in memory."""
 
     def __init__(self, builder: ir.IRBuilder, address: ir.Value) -> None:
         self._builder, self._address = builder, address
 
     def _spread(self, place: int, kind: ir.Type) -> ir.Value:
-        """Four bytes of it in all lanes."""
+        """Four bytes of the span, broadcast to all lanes."""
         address = llvm.at(self._builder, self._address, ir.Constant(INT64, place))
         value = self._builder.load(self._builder.bitcast(address, kind.as_pointer()))
         value.align = 4
         return llvm.broadcast(self._builder, value)
 
     def words(self, piece: int, k: int) -> tuple[ir.Value, ir.Value]:
-        """Numbers 4 k to 4 k + 3 of a piece: those at even places and those at odd ones."""
+        """Numbers 4 k to 4 k + 3 of a piece, in all lanes: 4 k and 4 k + 2, and 4 k + 1 and 4 k + 3."""
         place = piece * PIECE + 4 * k
         return self._spread(place, INT32), self._spread(place + ODD, INT32)
 
@@ -166,12 +174,15 @@ class _Span:
         return self._spread(SCALES + 4 * piece, FLOAT)
 
     def sum(self, pieces: range) -> ir.Value:
-        """Of the numbers in one piece or both, as floats."""
+        """The sum of the rounded numbers, times their scales, of one piece or of both."""
         return self._spread(SUMS + 4 * (pieces[0] if len(pieces) == 1 else 2), FLOAT)
 
 
 def _add_part(builder: ir.IRBuilder, part: Part, spans: list[_Span], totals: list[ir.Value]) -> list[ir.Value]:
-    """totals + the products of a part of each row of weights with the spans that stand there in the rows of x."""
+    """totals + the dot products of a part of LANES rows of weights with the spans there of some rows of x.
+
+    spans, totals  one for each row of x
+    """
     first = part.first % SPAN // PIECE
     pieces = range(first, first + len(part.pieces))
     scaled: list[ir.Value] = []
@@ -193,7 +204,10 @@ def _add_part(builder: ir.IRBuilder, part: Part, spans: list[_Span], totals: lis
 
 
 def rounded_sums(builder: ir.IRBuilder, kind: int, weights: list[ir.Value], x: ir.Value, rows: int, columns) -> list:
-    """For each of so many rows of x, from round_row, its dot products with LANES rows of weights: a vector."""
+    """The dot products of LANES rows of weights with each of `rows` rows of x: a vector of LANES for each row of x.
+
+    weights  LANES addresses; x: as round_row wrote it
+    """
     layout = LAYOUTS[kind]
     llvm.align_stack(builder)
     sums = [cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * LANES)) for _ in range(rows)]

@@ -1,7 +1,9 @@
-"""LANES rows at a time: how a matrix is transposed, and how as many vectors as lanes are added up.
+"""LANES rows at a time, in registers: transposing a block of a matrix, and the sums of LANES vectors.
 
-    transpose        a LANES x LANES block, in registers
-    transpose_part   one of fewer rows: the last one stands for those that are missing, so that nothing is read beyond
+    transpose        a block of LANES x LANES
+    transpose_part   a block of fewer rows: the last one is read again in place of those that are missing
+    sums_of_each     for LLVM code written by hand: the sum over the lanes of each of LANES vectors
+    perfect_shuffle  likewise: the step that transposing consists of
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ __all__ = ["perfect_shuffle", "sums_of_each", "transpose", "transpose_part"]
 
 
 def _rows_from(builder, first, row, there=None):
-    """The addresses of LANES rows, `row` floats apart, of which all or only so many are there."""
+    """The addresses of LANES rows, `row` floats apart; of the last row again for those from number `there` on."""
     if there is None:
         numbers = [ir.Constant(INT64, number) for number in range(LANES)]
     else:
@@ -27,9 +29,9 @@ def _rows_from(builder, first, row, there=None):
 
 
 def _pair(builder, a, b, width):
-    """One step of adding up vectors and transposing them: the runs of `width` lanes in a and b, folded into one vector.
+    """One step of sums_of_each: for each run of `width` lanes of a and of b, the sum of its two halves.
 
-    The two halves of each run are added to one another.
+    The runs of a come first in the result, then those of b, each half as long.
     """
     half = width // 2
     low, high = [], []
@@ -42,7 +44,7 @@ def _pair(builder, a, b, width):
 
 
 def sums_of_each(builder, vectors):
-    """The sums of the lanes of LANES vectors, as the lanes of one; each is added up as llvm.reduce does it."""
+    """A vector whose lane i is the sum of the lanes of vector i of LANES, added in the order of llvm.reduce."""
     width = LANES
     while len(vectors) > 1:
         vectors = [_pair(builder, a, b, width) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
@@ -51,9 +53,11 @@ def sums_of_each(builder, vectors):
 
 
 def perfect_shuffle(builder, rows, within=None):
-    """Interleave the first half of some vectors with the second: i with i + half, one pair after another.
+    """Interleave vector i, lane by lane, with vector i + half, for each i in the first half of some vectors.
 
-    within  lanes stay within runs of so many; None: within the vector
+    Each pair gives two vectors: the interleaved lower halves, then the upper halves.
+
+    within  length of the runs of lanes that are interleaved each for itself; None: the whole vector
     """
     lanes = rows[0].type.count
     within = within or lanes
@@ -68,7 +72,7 @@ def perfect_shuffle(builder, rows, within=None):
 
 
 def _transpose(builder, to, to_row, sources):
-    """As many perfect shuffles as halve LANES rows to one."""
+    """Transpose LANES rows at `sources` by log2(LANES) perfect shuffles; row k of the result is at to + k * to_row."""
     rows = [llvm.load(builder, source) for source in sources]
     for _ in range(LANES.bit_length() - 1):
         rows = perfect_shuffle(builder, rows)
@@ -79,9 +83,9 @@ def _transpose(builder, to, to_row, sources):
 
 @intrinsic
 def transpose(typingctx, to, to_row, source, source_row):
-    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k]; to may be halves.
+    """Transpose a block of LANES x LANES floats: to[k * to_row + r] = source[r * source_row + k]; to may be float16.
 
-    What stands LANES rows further on is asked for: CPUs do that by themselves for fewer rows.
+    The next LANES rows of source are prefetched: the hardware prefetcher does not follow that many rows at once.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -98,7 +102,7 @@ def transpose(typingctx, to, to_row, source, source_row):
 
 @intrinsic
 def transpose_part(typingctx, to, to_row, source, source_row, count):
-    """As transpose, of `count` rows, 1 or more; what the result has beyond them is anything."""
+    """As transpose, of `count` rows, at least 1. All LANES columns of `to` are written; ignore those from count on."""
 
     def codegen(context, builder, signature, arguments):
         to, to_row, source, source_row, count = arguments

@@ -1,4 +1,4 @@
-"""Picking rows and putting them back: out = x[rows], and its gradient dx[rows] = dout, zero elsewhere."""
+"""Selecting rows: out = x[rows]; its gradient is dx[rows] = dout, zero elsewhere."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def gather_rows(out, x, rows):
 
 @inline
 def _scatter(dx, dout, rows, start, stop):
-    """Write rows start .. stop-1 of dx."""
+    """scatter_rows for rows start .. stop - 1 of dx."""
     r = np.searchsorted(rows, start)
     for n in range(start, stop):
         if r < rows.shape[0] and rows[r] == n:
@@ -41,7 +41,7 @@ def _scatter(dx, dout, rows, start, stop):
 
 @kernel(parallel=True)
 def scatter_rows(dx, dout, rows):
-    """dx (N, C) written: dout (R, C) at rows (R,), zero in the others. rows ascend, without repeats."""
+    """dx (N, C), written: dout (R, C) at rows (R,), zero elsewhere. rows must ascend, without repeats."""
     count = dx.shape[0]
     chunks = chunk_count(dx.size)
     if chunks == 1:

@@ -1,16 +1,17 @@
-"""Vectors of float32 inside Numba kernels: the type `Vector`, pointers, and a few operations on both.
+"""Vectors of float32 and pointers for use in Numba kernels.
 
-Numba vectorises simple loops by itself (LLVM does). The matrix product needs more: to say which values stay
-in registers. Here a Numba type stands for LLVM's `<LANES x float>`, and each function below becomes one
-instruction or a few (llvm.py).
+LLVM vectorises simple loops by itself. The matrix product needs more: control over which values stay in registers. Here
+the Numba type `Vector` stands for LLVM's `<LANES x float>`, and each function below becomes one instruction or a few
+(llvm.py).
 
-    pointer    address of an array's first element; p[i] reads without Numba's test for a negative index,
-               which alone cost 20% of the matrix product
-    advance    address of the n-th float from p
-    copy_times one vector from one address to another, multiplied by a second
-    HALVES     addresses of float16, as their bits: read as float32, rounded when written
-    load, load_all, store, add, ...   rows of numbers, a vector at a time, the last one with the lanes that there
-               are. LLVM, left to itself, does the last elements one by one, and in a short row those are most
+    pointer    address of an array's first element; p[i] skips Numba's test for a negative index, which alone cost 20%
+               of the matrix product
+    advance    address of the n-th element from p
+    copy_times copies one vector, multiplied lane by lane
+    FLOATS, HALVES, BYTES     types of pointers. HALVES point to float16, which Numba sees as the bits (uint16): loads
+               give float32, stores round
+    load, load_all, store, store_lanes, add, ...   for loops over rows, a vector at a time, the last one masked. LLVM,
+               left to itself, does the last elements one by one, and these are most of a short row
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ __all__ = [
     "where_at_least",
 ]
 
-PROBE_SUMS = 12  # accumulators of `multiply_add_rounds`: more than a multiply-add's latency, fewer than registers
+PROBE_SUMS = 12  # accumulators of multiply_add_rounds: enough to hide the latency, few enough for the registers
 
 FLOATS = types.CPointer(types.float32)
 HALVES = types.CPointer(types.uint16)
@@ -97,7 +98,7 @@ def bits_of_float(typingctx, number):
 
 @intrinsic
 def nearest(typingctx, number):
-    """The whole number nearest to a float32, as a float32."""
+    """The integer nearest to a float32, as a float32; halfway, the even one."""
 
     def codegen(context, builder, signature, arguments):
         return llvm.call(builder, "llvm.rint.f32", FLOAT, arguments)
@@ -107,9 +108,9 @@ def nearest(typingctx, number):
 
 @intrinsic
 def larger(typingctx, a, b):
-    """The larger of two float32. Unlike `a if a > b else b`, LLVM vectorises a loop that finds the largest with it.
+    """The larger of two float32, which LLVM, unlike `a if a > b else b`, vectorises in a loop that finds a maximum.
 
-    For that it has to be told that neither is NaN. If one is, the result is one of the two.
+    For that it is told that neither is NaN. If one is, don't rely on which of the two comes out.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -144,13 +145,13 @@ def optional(typingctx, array):
 
 @intrinsic
 def null(typingctx):
-    """The address that stands for no array."""
+    """The null address, which stands for an absent array."""
     return FLOATS(), lambda context, builder, signature, arguments: ir.Constant(FLOAT.as_pointer(), None)
 
 
 @intrinsic
 def is_null(typingctx, pointer):
-    """Whether an address stands for no array."""
+    """Whether an address is null, as for an absent array."""
 
     def codegen(context, builder, signature, arguments):
         return builder.icmp_unsigned("==", arguments[0], ir.Constant(arguments[0].type, None))
@@ -160,7 +161,7 @@ def is_null(typingctx, pointer):
 
 @intrinsic
 def as_bytes(typingctx, pointer):
-    """The same address, of bytes."""
+    """The same address as a pointer to bytes."""
 
     def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.IntType(8).as_pointer())
@@ -170,7 +171,7 @@ def as_bytes(typingctx, pointer):
 
 @intrinsic
 def as_floats(typingctx, pointer):
-    """The same address, of float32."""
+    """The same address as a pointer to float32."""
 
     def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], FLOAT.as_pointer())
@@ -180,7 +181,7 @@ def as_floats(typingctx, pointer):
 
 @intrinsic
 def as_halves(typingctx, pointer):
-    """The same address, of float16."""
+    """The same address as a pointer to float16."""
 
     def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], INT16.as_pointer())
@@ -190,7 +191,7 @@ def as_halves(typingctx, pointer):
 
 @intrinsic
 def advance(typingctx, pointer, offset):
-    """Address of the offset-th element from pointer: a float, a float16 or a byte."""
+    """Address of the offset-th element from pointer, in elements of its type, not bytes."""
 
     def codegen(context, builder, signature, arguments):
         return builder.gep(arguments[0], [arguments[1]])
@@ -211,7 +212,7 @@ def advance_optional(typingctx, pointer, offset):
 
 
 class Vector(types.Type):
-    """LANES float32 in one register, as a value in Numba code: what `load` gives and `store` takes."""
+    """The Numba type of LANES float32 in one register: what `load` gives and `store` takes."""
 
     def __init__(self) -> None:
         super().__init__(f"Vector({LANES})")
@@ -219,7 +220,7 @@ class Vector(types.Type):
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
-    """A Vector is LLVM's vector."""
+    """A Vector is represented by LLVM's vector type."""
 
     def __init__(self, manager, vector):
         super().__init__(manager, vector, llvm.VECTOR)
@@ -236,7 +237,7 @@ def broadcast(typingctx, number):
 
 @intrinsic
 def load(typingctx, pointer, count, otherwise):
-    """LANES floats from an address. Lanes from `count` on are not read: they get the value of `otherwise`."""
+    """LANES floats from an address. Lanes from `count` on are not read: they are those of `otherwise`."""
 
     def codegen(context, builder, signature, arguments):
         pointer, count, otherwise = arguments
@@ -247,13 +248,13 @@ def load(typingctx, pointer, count, otherwise):
 
 @intrinsic
 def load_all(typingctx, pointer):
-    """LANES numbers from an address, floats or halves."""
+    """LANES numbers from an address of floats or halves, as float32."""
     return VECTOR(pointer), lambda context, builder, signature, arguments: llvm.read(builder, arguments[0])
 
 
 @intrinsic
 def store(typingctx, pointer, vector):
-    """Write all lanes of a vector to an address, of floats or halves."""
+    """Write all lanes of a vector to an address of floats, or rounded, of halves."""
 
     def codegen(context, builder, signature, arguments):
         llvm.write(builder, arguments[1], arguments[0])
@@ -264,7 +265,7 @@ def store(typingctx, pointer, vector):
 
 @intrinsic
 def store_lanes(typingctx, pointer, vector, count):
-    """As store, but only as many lanes as `count` says."""
+    """As store, but only the first `count` lanes."""
 
     def codegen(context, builder, signature, arguments):
         pointer, vector, count = arguments
@@ -300,7 +301,7 @@ def multiply_add(typingctx, a, b, c):
 
 @intrinsic
 def maximum(typingctx, a, b):
-    """The larger of a and b, lane by lane; b where one is NaN."""
+    """The larger of a and b, lane by lane; b where either is NaN."""
 
     def codegen(context, builder, signature, arguments):
         a, b = arguments
@@ -311,7 +312,7 @@ def maximum(typingctx, a, b):
 
 @intrinsic
 def where_at_least(typingctx, vector, limit, otherwise):
-    """Each lane, but that of `otherwise` where it is below that of `limit`; NaN stays."""
+    """vector where it is at least limit or NaN, elsewhere otherwise, lane by lane."""
 
     def codegen(context, builder, signature, arguments):
         vector, limit, otherwise = arguments
@@ -322,7 +323,7 @@ def where_at_least(typingctx, vector, limit, otherwise):
 
 @intrinsic
 def nearest_lanes(typingctx, vector):
-    """The whole number nearest to each lane."""
+    """The integer nearest to each lane, as float32; halfway, the even one."""
 
     def codegen(context, builder, signature, arguments):
         return llvm.call(builder, f"llvm.rint.v{LANES}f32", llvm.VECTOR, arguments)
@@ -332,9 +333,9 @@ def nearest_lanes(typingctx, vector):
 
 @intrinsic
 def times_power_of_two(typingctx, vector, exponent):
-    """vector * 2^exponent for whole exponents, by adding to the exponents' bits; vector must be a normal number.
+    """vector * 2^exponent for integral exponents, lane by lane, by adding to the exponent bits.
 
-    So must the result be, or 0 = 1 * 2^-127.
+    vector and the result must be normal numbers; only 1 * 2^-127 may be asked for too, and gives 0.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -357,7 +358,7 @@ def sum_of_lanes(typingctx, vector):
 
 @intrinsic
 def largest_lane(typingctx, vector):
-    """The largest of a vector's lanes."""
+    """The largest of a vector's lanes; a NaN may be passed over."""
 
     def codegen(context, builder, signature, arguments):
         return llvm.reduce(builder, arguments[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
@@ -367,7 +368,7 @@ def largest_lane(typingctx, vector):
 
 @intrinsic
 def copy_times(typingctx, to, source, factors):
-    """Copy LANES floats, each multiplied by a lane of factors."""
+    """Copy LANES floats from source to `to`, each multiplied by the same lane of factors."""
 
     def codegen(context, builder, signature, arguments):
         to, source, factors = arguments
@@ -379,9 +380,9 @@ def copy_times(typingctx, to, source, factors):
 
 @intrinsic
 def multiply_add_rounds(typingctx, out, rounds):
-    """PROBE_SUMS independent sums, each multiplied and added to once a round; their total goes to out (LANES,).
+    """Do PROBE_SUMS independent multiply-adds of vectors in each round; the sum of their results goes to out (LANES,).
 
-    Nothing is loaded or stored meanwhile, so this is as fast as the CPU multiplies and adds.
+    Nothing is loaded or stored meanwhile, so the time measures the CPU's peak of multiply-adds.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -399,7 +400,7 @@ def multiply_add_rounds(typingctx, out, rounds):
         count.add_incoming(ir.Constant(INT64, 0), entry)
         count.add_incoming(following, loop)
         for number, (total, result) in enumerate(zip(sums, new, strict=True)):
-            # Not 2: 2 * 0.5 + 1 is 2 again, which the compiler knows and leaves out.
+            # They start at 3, not 2: as 2 * 0.5 + 1 = 2, the compiler would drop the loop.
             total.add_incoming(ir.Constant(llvm.VECTOR, [float(number + 3)] * LANES), entry)
             total.add_incoming(result, loop)
         builder.position_at_end(after)

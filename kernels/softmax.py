@@ -2,7 +2,7 @@
 
     out = exp(x - max x) / sum exp(x - max x)          dx = out * (dout - sum(dout * out))
 
-To read, and for your own layers: attention and the loss compute theirs within their own loops.
+This is here to be read, and for your own layers: attention and the loss compute softmax within their own loops.
 """
 
 import numpy as np
@@ -51,7 +51,7 @@ def _backward_rows(dx, dout, out, start, stop):
 
 @kernel(parallel=True)
 def softmax_backward(dx, dout, out):
-    """dx (N, C) written, from dout (N, C) and forward's out (N, C)."""
+    """dx (N, C), written, from dout (N, C) and forward's out (N, C)."""
     rows = out.shape[0]
     chunks = chunk_count(out.size)
     if chunks == 1:

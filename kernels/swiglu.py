@@ -1,9 +1,9 @@
-"""Gated unit of Llama's feed-forward (Shazeer 2020, arXiv:2002.05202).
+"""The gated unit in Llama's feed-forward layers (Shazeer 2020, arXiv:2002.05202).
 
     out = silu(gate) * up          silu(g) = g s, s = 1 / (1 + exp(-g))
     dgate = dout * up * s (1 + g (1 - s))          dup = dout * silu(gate)
 
-gate and up come from one product and lie side by side: gate_up (N, 2F), gate first.
+gate and up come from one matrix product and are side by side: gate_up (N, 2F), gate first.
 """
 
 import numpy as np
@@ -14,7 +14,8 @@ from .jit import chunk_count, inline, kernel, prange
 F = np.float32
 
 
-# In the order that is written down: up comes last, so that a gate far below zero shuts out what is almost infinite.
+# Ordered: a huge up is multiplied last, when a gate far below zero has made the product 0. In another order it might
+# overflow before, and infinity * 0 is NaN.
 @inline(ordered=True)
 def _forward_rows(out, gate_up, start, stop):
     hidden = out.shape[1]
@@ -51,7 +52,7 @@ def _backward_rows(dgate_up, dout, gate_up, start, stop):
 
 @kernel(parallel=True)
 def swiglu_backward(dgate_up, dout, gate_up):
-    """dgate_up (N, 2F) written, from dout (N, F) and forward's gate_up (N, 2F)."""
+    """dgate_up (N, 2F), written, from dout (N, F) and forward's gate_up (N, 2F)."""
     rows = dout.shape[0]
     chunks = chunk_count(gate_up.size)
     if chunks == 1:

@@ -1,7 +1,9 @@
-"""The register tile, the heart of the matrix product, and the packing of A that it wants.
+"""The register tile (micro-kernel) of the matrix product, and the copies that pack panels of A for it.
 
-    tile          a piece of the product that stays in registers: see its docstring;  tile_transposed  of a transposed B
-    copy_column   one step of a packed panel of A;  copy_columns  several of them;  add_columns  those added up
+    tile             a tile of C = A B whose accumulators stay in registers
+    tile_transposed  the same, with the result written transposed
+    copy_column      copies one step (TILE_ROWS floats) of a packed panel of A;  copy_columns  COLUMNS_TOGETHER of them
+    add_columns      sums COLUMNS_TOGETHER steps of a packed panel
 """
 
 from __future__ import annotations
@@ -31,30 +33,31 @@ __all__ = [
     "tile_transposed",
 ]
 
-# The register tile of the matrix product. Its accumulators, one row of B and a broadcast of A must fit the
-# registers: 12*2+2+1 = 27 of 32 (AVX-512), 6*2+2+1 = 15 of 16 (AVX2, SSE), 8*2+2+1 of 32 (NEON). The more rows, the
-# less of B is fetched for a multiply-add: where a core does two of 512 bits a cycle, 8 rows of B in the L2 cache
-# run at 91% of its peak, 12 at 97%. Eight accumulators hide the latency of a multiply-add.
+# The tile's accumulators, one row of B and a broadcast number of A must fit the registers: 12*2+2+1 = 27 of 32
+# (AVX-512), 6*2+2+1 = 15 of 16 (AVX2, SSE), 8*2+2+1 = 19 of 32 (NEON). The more rows, the less of B is loaded for each
+# multiply-add: where a core does two of 512 bits a cycle and B comes from the L2 cache, a tile of 8 rows runs at 91% of
+# the peak, one of 12 rows at 97%. Eight accumulators are enough to hide the latency of a multiply-add.
 TILE_HEIGHTS, TILE_VECTORS = {16: ((4, 8, 12), 2), 8: ((6,), 2), 4: ((6,) if IS_X86 else (8,), 2)}[LANES]
 TILE_ROWS = TILE_HEIGHTS[-1]
-ROW_UNIT = TILE_HEIGHTS[0]  # rows are computed, and so read, in whole units
-TRANSPOSED_ROWS = min(8, TILE_ROWS)  # of tile_transposed
+ROW_UNIT = TILE_HEIGHTS[0]  # rows of A are read in whole units of this many
+TRANSPOSED_ROWS = min(8, TILE_ROWS)  # height of tile_transposed
 TILE_COLUMNS = TILE_VECTORS * LANES
-PREFETCH_STEPS = 4  # a power of two
-COLUMNS_TOGETHER = 16  # of `copy_columns` and `add_columns`, a power of two
+PREFETCH_STEPS = 4  # steps of the loop for each prefetched line of C; a power of two
+COLUMNS_TOGETHER = 16  # steps of `copy_columns` and `add_columns`; a power of two
 
 _COLUMN = ir.VectorType(FLOAT, TILE_ROWS)
 _MASK, _IN_COLUMN = ir.VectorType(ir.IntType(1), LANES), [int(lane < TILE_ROWS) for lane in range(LANES)]
 _EIGHT = ir.VectorType(FLOAT, 8)
 
-# The vectors of tiles as wide as their columns need. A transposed tile's columns are the rows of a batch, often few;
-# where 512 bits are computed in two halves, a vector of eight costs half as much.
+# The vectors of a tile's row, from the narrowest tile to the widest; a call takes the narrowest that holds its columns.
+# A transposed tile's columns are the rows of a batch, often few; on a CPU that computes 512 bits in two halves, a
+# vector of eight costs half as much.
 _WIDTHS = tuple((VECTOR,) * vectors for vectors in range(1, TILE_VECTORS + 1))
 _TRANSPOSED_WIDTHS = ((_EIGHT,), (VECTOR,), (VECTOR, _EIGHT), (VECTOR, VECTOR)) if LANES == 16 else _WIDTHS
 
 
 def _load_column(builder, source):
-    """TILE_ROWS floats. Twelve are one vector with a mask: in two parts, packing took twice as long."""
+    """TILE_ROWS floats. Twelve (AVX-512) are one masked load: as two loads, packing took twice as long."""
     if LANES == 16:
         return llvm.masked_load(builder, source, ir.Constant(_MASK, _IN_COLUMN))
     return llvm.load(builder, source, _COLUMN)
@@ -81,9 +84,10 @@ def copy_column(typingctx, to, source):
 
 @intrinsic
 def copy_columns(typingctx, to, source, row):
-    """copy_column for COLUMNS_TOGETHER steps, `row` floats apart where they come from; as many further are asked for.
+    """copy_column for COLUMNS_TOGETHER steps: `row` floats apart in source, contiguous in `to`.
 
-    CPUs do not by themselves: these are a few lines of each of many rows.
+    The next COLUMNS_TOGETHER steps of source are prefetched. The hardware prefetcher would not do it, as this reads
+    only a few numbers of each of many rows.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -110,7 +114,7 @@ def add_columns(typingctx, to, source):
             _load_column(builder, llvm.at(builder, source, ir.Constant(INT64, k * TILE_ROWS)))
             for k in range(COLUMNS_TOGETHER)
         ]
-        while len(columns) > 1:  # pairs of pairs, so that no sum waits long for another
+        while len(columns) > 1:  # in pairs: a short chain of dependent additions
             columns = [builder.fadd(*pair) for pair in zip(columns[::2], columns[1::2], strict=True)]
         _store_column(builder, builder.fadd(_load_column(builder, to), columns[0]), to)
         return context.get_dummy_value()
@@ -130,14 +134,15 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns,
 
     c       address; row r starts at c + r * c_row; the first `rows` rows and `columns` columns are written
     a       element (r, k) at a + r * a_row + k * a_step; rows are read in whole units of ROW_UNIT, so those beyond
-            the matrix must be readable
-    b       step k at b + k * b_step: TILE_COLUMNS floats, anything beyond the matrix; columns are read in whole vectors
-    addend  as c, or null; often c itself, to accumulate
-    bias    one row, or null
+            `rows` must be readable
+    b       step k at b + k * b_step: TILE_COLUMNS floats; columns are read in whole vectors, so those beyond `columns`
+            must be readable, but their values don't matter
+    addend  laid out as c, with rows addend_row apart, or null; may be c itself, to accumulate
+    bias    one row of `columns` floats, added to all rows, or null
 
-    All of c stays in registers over the loop in k: TILE_ROWS broadcasts of a, TILE_VECTORS loads of b and
-    TILE_ROWS * TILE_VECTORS multiply-adds a step. For fewer rows (TILE_HEIGHTS) and fewer columns (whole vectors) there
-    are loops that do less.
+    Rows and strides are in floats. All of c stays in registers during the loop over k, whose step is TILE_ROWS
+    broadcasts of a, TILE_VECTORS loads of b and TILE_ROWS * TILE_VECTORS multiply-adds. There are smaller loops for
+    fewer rows (TILE_HEIGHTS) and for fewer columns (whole vectors).
     """
 
     def codegen(context, builder, signature, arguments):
@@ -149,10 +154,11 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns,
 
 @intrinsic
 def tile_transposed(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns, addend, addend_row, bias):
-    """As tile, with c, addend and bias the other way round, c^T = a @ b, for at most TRANSPOSED_ROWS rows, all read.
+    """As tile, but c, addend and bias are transposed: c^T = a @ b + addend^T + bias. At most TRANSPOSED_ROWS rows.
 
+    a       TRANSPOSED_ROWS rows are read, whatever `rows` is
     c       column j of the tile is written to the row that starts at c + j * c_row; addend likewise
-    bias    a float for each row of the tile, or null
+    bias    one float for each of the tile's rows, or null
     """
 
     def codegen(context, builder, signature, arguments):
@@ -163,7 +169,7 @@ def tile_transposed(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, row
 
 
 def _tile_of_any_width(builder, end, heights, widths, *arguments):
-    """The narrowest tile that holds the columns, of some widths, each the types of its vectors."""
+    """The narrowest tile that holds `columns`. widths: for each tile, narrowest first, the types of a row's vectors."""
     columns = arguments[9]
     done = builder.append_basic_block("tile.end")
     for vectors in widths[:-1]:
@@ -184,7 +190,7 @@ def _tile(
     builder, end, heights, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns, addend, addend_row,
     bias,
 ):
-    """`tile` for columns that vectors of these types hold; `end` says where the result goes."""
+    """`tile` for columns that fit vectors of these types; `end` writes the result. The lowest height that fits."""
     after = builder.append_basic_block("tile.after")
     there_are_steps = builder.append_basic_block("tile.steps")
     results = [(builder.block, [])]
@@ -214,12 +220,15 @@ def _tile(
 
 
 def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after):
-    """The loop in k for so many rows and vectors of these types, which goes on to `after`: its block and the sums."""
+    """Emit the loop over k for `height` rows of vectors of these types; it leaves to the block `after`.
+
+    Returns the loop's own block and its accumulators.
+    """
     zeros = [ir.Constant(vector, [0.0] * vector.count) for vector in vectors]
     entry = builder.block
     loop = builder.append_basic_block("tile.loop")
-    # Rows in groups of three, each group with one address: x86 addresses base, base + row and
-    # base + 2 * row, so a tile of 12 rows takes 4 registers for a, not 12.
+    # Groups of three rows share one pointer: x86 can address base, base + row and base + 2 * row, so the 12 rows of a
+    # take 4 pointers, not 12.
     twice = builder.add(a_row, a_row)
     groups = [a]
     for _ in range(3, height, 3):
@@ -236,8 +245,8 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
         llvm.load(builder, llvm.at(builder, b_now, ir.Constant(INT64, v * LANES)), vector)
         for v, vector in enumerate(vectors)
     ]
-    # LLVM, if it knew how the groups relate, would reach each row by an addition to the one before: a chain that takes
-    # longer than the multiply-adds.
+    # If LLVM knew how the groups are related, it would compute each row's address from the one before: a chain of
+    # additions that takes longer than the multiply-adds.
     bases = [llvm.opaque(builder, base) for base in a_now]
     new = []
     for r in range(height):
@@ -261,9 +270,9 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
     return loop, new
 
 
-# In step k of a tile's loop one line of c is brought into the L1 cache, where the end of the loop wants it. All at
-# once, before the loop, they would hold up the loads of b: that cost 4% of a large product. So there is one each
-# PREFETCH_STEPS steps.
+# During a tile's loop the lines of c are prefetched into the L1 cache, as they are needed after the loop. All at once,
+# before the loop, they would delay the loads of b, which cost 4% of a large product. So each step prefetches one line,
+# the same for PREFETCH_STEPS steps; a long loop goes on with the lines of the last row.
 
 
 def _prefetch_rows(builder, c, c_row, k, height):
@@ -285,7 +294,7 @@ def _prefetch_columns(builder, c, c_row, k, height):
 
 
 def _finish_rows(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
-    """The end of `tile`: add what is to be added and store, within the bounds of the matrix."""
+    """The end of `tile`: add addend and bias, and store the first `rows` rows and `columns` columns."""
     vectors = len(totals[0])
     is_whole = builder.icmp_signed(">=", columns, ir.Constant(INT64, vectors * LANES))
     with builder.if_else(is_whole) as (whole, edge):
@@ -301,7 +310,7 @@ def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
     null_pointer = ir.Constant(c.type, None)
 
     def add_row(row, source):
-        """row + the row at source, or row itself where source is null."""
+        """row + the row at source, or row itself if source is null (tested at run time)."""
         before = builder.block
         with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
             added = []
@@ -333,13 +342,13 @@ def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
 
 
 def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
-    """The end of `tile_transposed`: the same sums in the same order, turned round in registers."""
+    """The end of `tile_transposed`: transpose in registers, then as the end of `tile`, with the same order of sums."""
     null_pointer = ir.Constant(c.type, None)
     mask = llvm.lanes_below(builder, rows, 8)
     zeros = ir.Constant(_EIGHT, [0.0] * 8)
 
     def load(source):
-        """Eight floats, as many as there are rows; zeros from null."""
+        """The first `rows` floats at source as a vector of eight, the rest 0; zeros if source is null."""
         before = builder.block
         with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
             loaded = llvm.masked_load(builder, source, mask)
@@ -364,17 +373,17 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
 
 
 def _columns_of_eight(builder, rows):
-    """The columns of eight vectors, each a vector of eight: three perfect shuffles."""
+    """The columns of eight vectors, each as a vector of eight, by three perfect shuffles."""
     for _ in range(3):
         rows = perfect_shuffle(builder, rows)
     lanes = rows[0].type.count
-    if lanes == 4:  # two make a column
+    if lanes == 4:  # a column is two vectors
         return [llvm.shuffle(builder, rows[2 * lane], range(8), rows[2 * lane + 1]) for lane in range(lanes)]
     return [llvm.shuffle(builder, row, range(start, start + 8)) for row in rows for start in range(0, lanes, 8)]
 
 
 class _End(NamedTuple):
-    """Where a tile's result goes."""
+    """How a tile's result is written: by rows or by columns."""
 
     prefetch: Callable[..., None]
     finish: Callable[..., None]

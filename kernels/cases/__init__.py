@@ -1,9 +1,9 @@
 """One table for tests and benchmarks: for every kernel its arguments, sizes, tolerance and cost.
 
-Each builder in these files is named after its kernel and makes the arguments, in call order and in float32,
-from a random generator and a size. Arrays to be written start as NaN (integers as -1), arrays to be added to
-or changed in place as noise, so that a kernel which leaves an element out, or overwrites where it should add,
-is caught. Size names follow the kernels' shapes: rows N, width C or F, vocabulary V, parameters P.
+Each builder in these files is named after its kernel and makes its arguments, in call order and in float32, from a
+random generator and a size. Arrays to be written start as NaN (integers as -1), arrays to be added to or changed in
+place as random numbers, so that a kernel that skips an element, or overwrites where it should add, is caught. Sizes are
+named after the kernels' shapes: rows N, width C or F, vocabulary V, parameters P.
 
     case = CASES["softmax_forward"]
     arguments = case.build(np.random.default_rng(0), **case.sizes[0])

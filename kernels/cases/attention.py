@@ -64,7 +64,7 @@ def rope_backward(rng, rows, heads, kv_heads, head_size, interleaved=False):
     return {"dqkv": arguments.pop("qkv")} | arguments
 
 
-# Lengths beside every block size a kernel may use, and sequences of a single token.
+# Lengths that leave blocks and tiles partly filled, and sequences of a single token.
 ATTENTION = [
     {"lengths": (1,), "heads": 1, "kv_heads": 1, "head_size": 8},
     {"lengths": (1, 7, 1), "heads": 2, "kv_heads": 2, "head_size": 16},
@@ -85,7 +85,7 @@ ATTENTION_REALISTIC = {
 
 
 def visible_elements(s: SimpleNamespace) -> int:
-    """Scores below or on the diagonal, times the head size."""
+    """The number of scores on or below the diagonal, in all heads, times the head size."""
     return sum(n * (n + 1) // 2 for n in s.lengths) * s.heads * s.head_size
 
 
@@ -152,19 +152,20 @@ def cached_elements(s: SimpleNamespace) -> int:
 
 
 def cached_bytes(s: SimpleNamespace) -> int:
-    """Of keys and values."""
+    """Bytes of the keys and values of all cached tokens."""
     return 2 * (2 if vars(s).get("is_half") else 4) * cached_elements(s)
 
 
 def as_kept(numbers, is_half):
-    """Numbers as a cache keeps them: float32, or the bits of float16."""
+    """Numbers as a cache stores them: float32, or uint16 with the bits of float16."""
     return numbers.astype(np.float16).view(np.uint16) if is_half else numbers
 
 
 def paged(rng, lengths, page, kv_heads, head_size, is_half=False):
-    """keys (pages, K, T/G, D, G), values (pages, K, T, D) and pages (slots, most) that hold `lengths` tokens.
+    """keys (pages, K, T/G, D, G), values (pages, K, T, D) and pages (slots, most) for slots of `lengths` tokens.
 
-    The pages are in random order. All is NaN that belongs to no token: it must not be looked at.
+    The pages are in random order. What belongs to no token is NaN, and unused page numbers are invalid: a kernel must
+    not let them reach its result.
     """
     counts = [-(-length // page) for length in lengths]
     total, most = sum(counts) + 2, max(counts) + 1
@@ -191,7 +192,7 @@ def paged(rng, lengths, page, kv_heads, head_size, is_half=False):
     bytes_moved=lambda s: 4 * 2 * cached_elements(s) + cached_bytes(s),
 )
 def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size, is_half=False):
-    """Half of the rows go to places in any order, the other half to one after another."""
+    """The first half of the rows go to places in random order, the rest to consecutive places."""
     rows = sum(lengths)
     total = -(-rows // page) + 1
     places = np.arange(total * page - rows, total * page, dtype=np.int32)
@@ -215,7 +216,7 @@ def kv_cache_write(rng, lengths, page, heads, kv_heads, head_size, is_half=False
     bytes_moved=lambda s: cached_bytes(s) + 4 * 2 * len(s.lengths) * s.heads * s.head_size,
 )
 def attention_decode(rng, lengths, page, heads, kv_heads, head_size, is_half=False):
-    """A row for each slot, the last slot first, and one more that sees one token less or the same."""
+    """A row for each slot, the last slot first, and another for slot 0 that sees one token less, but at least one."""
     keys, values, pages = paged(rng, lengths, page, kv_heads, head_size, is_half)
     slots = np.array([*reversed(range(len(lengths))), 0], np.int32)
     seen = np.array(lengths, np.int32)[slots]
@@ -260,7 +261,7 @@ PREFILL_REALISTIC = {
     written=("out",),
 )
 def attention_prefill(rng, lengths, new, page, heads, kv_heads, head_size, is_half=False):
-    """The last `new` tokens of each slot, the last slot first."""
+    """The rows are the last new[s] tokens of each slot s, the last slot first."""
     keys, values, pages = paged(rng, lengths, page, kv_heads, head_size, is_half)
     return {
         "out": unwritten(sum(new), heads * head_size),

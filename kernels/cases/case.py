@@ -1,4 +1,4 @@
-"""What a case is, and what cases are made of."""
+"""The class of a case, the table of all cases, and helpers to build their arguments."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 Arguments = dict[str, Any]
 Size = dict[str, Any]
-Formula = Callable[[SimpleNamespace], int]  # of a size, whose keys are read as attributes
+Formula = Callable[[SimpleNamespace], int]  # takes a size, whose keys are read as attributes
 
-ROOM = ("scratch", "partials", "dq_pieces")  # arguments that a kernel writes what it likes to
+ROOM = ("scratch", "partials", "dq_pieces")  # arguments whose contents mean nothing after a call
 
 
 class Scratch(Enum):
-    """Stands for scratch memory that only the compiled kernels know how to make."""
+    """A placeholder for scratch that only the compiled package can allocate."""
 
     MATMUL = auto()
     ATTENTION = auto()
@@ -27,7 +27,7 @@ class Scratch(Enum):
 
 
 def with_scratch(arguments: Arguments, kernels: ModuleType) -> Arguments:
-    """The arguments with scratch from `kernels`, the compiled package, where a `Scratch` stood."""
+    """The arguments, with a `Scratch` placeholder replaced by scratch from `kernels`, the compiled package."""
     if arguments.get("scratch") is Scratch.MATMUL:
         return arguments | {"scratch": kernels.matmul_scratch()}
     if arguments.get("scratch") is Scratch.ATTENTION:
@@ -53,29 +53,29 @@ class Case:
     realistic: dict[str, Size]
     written: tuple[str, ...]  # overwritten
     updated: tuple[str, ...]  # added to, or changed in place
-    terms: Formula  # length of the longest sum behind a number of the result
+    terms: Formula  # length of the longest sum that a number of the result is made of
     flops: Formula  # an exponential, root or division counts as one
-    bytes_moved: Formula | None  # where it isn't every array once
-    forward: str | None  # of a backward kernel: what it differentiates
-    rounding: Callable[[SimpleNamespace], float]  # of what a kernel rounds on its way, relative to the result
+    bytes_moved: Formula | None  # memory traffic, if it is not as in `bytes`
+    forward: str | None  # of a backward kernel: the kernel whose gradient it computes
+    rounding: Callable[[SimpleNamespace], float]  # error, relative to the result, of roundings that the twin lacks
 
     def tolerance(self, size: Size) -> float:
         """Allowed error of a float32 result, relative to each number and to their root mean square.
 
-        Adding n terms of like size in float32 leaves a relative error near eps * sqrt(n), as the roundings
-        are as good as random. Eight of those: a result stands at the end of a few such sums and functions.
+        Adding n terms of similar size in float32 leaves a relative error near eps * sqrt(n), as roundings behave
+        like random ones. Eight times that is allowed, as a result comes from a few such sums and functions.
         """
         return 8 * float(np.finfo(np.float32).eps) * self.terms(SimpleNamespace(**size)) ** 0.5
 
     def kernel_tolerance(self, size: Size) -> float:
-        """That of the compiled kernel, which may round what its twin does not."""
+        """Allowed error of the compiled kernel, which may round numbers that its twin does not."""
         return self.tolerance(size) + 8 * self.rounding(SimpleNamespace(**size))
 
     def floating_point_operations(self, size: Size) -> int:
         return self.flops(SimpleNamespace(**size))
 
     def bytes(self, arguments: Arguments, size: Size) -> int:
-        """Memory traffic that can't be avoided: each array once, updated ones twice, scratch not at all."""
+        """Bytes that must at least be read or written: each array once, updated ones twice, scratch not at all."""
         if self.bytes_moved is not None:
             return self.bytes_moved(SimpleNamespace(**size))
         return sum(
@@ -113,7 +113,7 @@ def case(
     kernel: str | None = None,
     rounding: Callable[[SimpleNamespace], float] = lambda s: 0.0,
 ) -> Callable:
-    """Enter the decorated builder in the table, under its own name unless `kernel` is given."""
+    """A decorator that enters a builder of arguments in CASES, under its own name unless `kernel` is given."""
 
     def enter(build: Callable[..., Arguments]) -> Callable[..., Arguments]:
         name = kernel or build.__name__
@@ -130,7 +130,7 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def optional(rng: np.random.Generator, given: bool, *shape: int) -> np.ndarray:
-    """An optional array: where it isn't given, an empty one stands for it."""
+    """An optional argument: an array of normal numbers if given, else an empty one."""
     return normal(rng, *shape) if given else np.empty((0,) * len(shape), np.float32)
 
 

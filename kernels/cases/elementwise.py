@@ -11,13 +11,13 @@ HIDDEN_REALISTIC = {
 }
 
 
-# A derivative has a factor like 1 - sigmoid(x), which near 0 holds little but the rounding of sigmoid, and
-# multiplies it by x: it loses about a digit, as a sum of some dozens of terms does.
+# A derivative has a factor like 1 - sigmoid(x). Where that is near 0 it is little more than the rounding error of
+# sigmoid, and it is multiplied by x: about one digit is lost, as in a sum of some dozens of terms.
 ACTIVATION_TERMS = 64
 
 
 def curved(rng, *shape):
-    """Numbers spread over the range in which activations bend; what lies beyond has tests of its own."""
+    """Numbers from the range in which activations are curved; tests of their own look beyond."""
     return rng.uniform(-4, 4, shape).astype(np.float32)
 
 
@@ -30,7 +30,7 @@ def activation_backward(rng, rows, width):
 
 
 def activation_case(name: str, forward: int, backward: int) -> None:
-    """Enter an activation and its derivative, with their operations per element."""
+    """Enter an activation and its derivative; forward, backward: their operations per element."""
     case(
         ROWS,
         HIDDEN_REALISTIC,

@@ -64,7 +64,7 @@ def sgd(rng, parameters):
 
 @case(FLAT, FLAT_REALISTIC, flops=lambda s: 11 * s.parameters, updated=("parameters", "momentum"))
 def lion(rng, parameters):
-    """Some gradients and momenta are zero: there the sign is 0, not 1."""
+    """Some gradients and momenta are both zero: there the sign must be 0."""
     momentum, gradients = normal(rng, 2, parameters)
     momentum[3::5] = gradients[3::5] = 0
     return {

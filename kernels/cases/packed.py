@@ -1,4 +1,4 @@
-"""Cases of the linear maps whose weights stay as files keep them."""
+"""Cases of the linear maps whose weights stay in a file's format."""
 
 import numpy as np
 
@@ -6,18 +6,19 @@ from ..reference.packed import KINDS
 from ..rounded import ROUNDED
 from .case import Scratch, case, integers, normal, optional, unwritten
 
-SCALES = {1: (0,), 8: (0,), 2: (0,), 3: (0, 2), 6: (0,), 7: (0, 2), 12: (0, 2), 13: (0, 2), 14: (208,)}  # float16
+# For each kind, the bytes of a block at which a float16 begins.
+SCALES = {1: (0,), 8: (0,), 2: (0,), 3: (0, 2), 6: (0,), 7: (0, 2), 12: (0, 2), 13: (0, 2), 14: (208,)}
 
 
 def weights(rng, kind, rows, columns):
-    """A random matrix of a kind, (rows, bytes of a row) uint8, read-only as a file's is."""
+    """A random matrix of a kind, (rows, bytes of a row) uint8, read-only like a mapped file's."""
     data = _bytes(rng, kind, rows, columns)
     data.flags.writeable = False
     return data
 
 
 def _bytes(rng, kind, rows, columns):
-    """Any bytes will do, but scales must be small numbers."""
+    """Random bytes, but with small numbers where a block has float16 (at SCALES), and normal float32 or bfloat16."""
     block, size, _ = KINDS[kind]
     if kind == 0:
         return normal(rng, rows, columns).view(np.uint8)
@@ -32,7 +33,7 @@ def _bytes(rng, kind, rows, columns):
 
 
 def matrices(rng, kinds, outputs, columns):
-    """Three matrices and the numbers of their kinds; what isn't given is empty."""
+    """Three matrices and the numbers of their kinds; absent matrices are empty, of kind 0."""
     given = [weights(rng, kind, rows, columns) for kind, rows in zip(kinds, outputs, strict=True)]
     missing, nothing = 3 - len(given), np.empty((0, 0), np.uint8)
     nothing.flags.writeable = False
@@ -74,7 +75,7 @@ def flops(s):
 
 
 def rounding(s):
-    """x is rounded to 16 bits of the largest of sixteen: 1.8e-5 of a result."""
+    """x is rounded to 16 bits, relative to the largest of each sixteen: 1.8e-5 of a typical result (rounded.py)."""
     return 1.8e-5 if any(kind in ROUNDED for kind in s.kinds) else 0.0
 
 

@@ -22,8 +22,8 @@ LINEAR = [
     {"rows": 131, "inputs": 300, "outputs": 65},
     {"rows": 31, "inputs": 900, "outputs": 131, "residual": True},
     {"rows": 62, "inputs": 65, "outputs": 7},
-    {"rows": 131, "inputs": 1024, "outputs": 1024},  # rows at the same place of the L1 cache
-    {"rows": 125, "inputs": 900, "outputs": 259, "residual": True},  # full tiles of few rows
+    {"rows": 131, "inputs": 1024, "outputs": 1024},  # rows that share a set of the L1 cache
+    {"rows": 125, "inputs": 900, "outputs": 259, "residual": True},  # above FEW_ROWS (matmul.py), but nearly full tiles
 ]
 LINEAR_REALISTIC = {
     "rustgpt 78x128x384": {"rows": 78, "inputs": 128, "outputs": 384},

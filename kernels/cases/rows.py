@@ -1,4 +1,4 @@
-"""Cases of the kernels that look rows up, normalise them or compare them with a target."""
+"""Cases of the kernels that work on rows: they look them up, normalise them or compare them with a target."""
 
 import numpy as np
 
@@ -216,9 +216,9 @@ LOGITS_REALISTIC = {
 def cross_entropy_forward(rng, rows, vocabulary):
     targets = integers(rng, vocabulary, rows)
     logits = normal(rng, rows, vocabulary)
-    logits[::2] = np.round(logits[::2])  # ties, for the lowest index to win
+    logits[::2] = np.round(logits[::2])  # ties, of which the lowest index must win
     hit = np.arange(0, rows, 3)
-    logits[hit, targets[hit]] = logits[hit].max(axis=1)  # about as many right as wrong
+    logits[hit, targets[hit]] = logits[hit].max(axis=1)  # so that some targets are the largest
     return {
         "losses": unwritten(rows),
         "correct": np.full(rows, -1, np.int32),

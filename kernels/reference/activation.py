@@ -9,7 +9,7 @@
 
 All arrays are (N, F); out and dx are written, x and dout read.
 
-Powers are products: NumPy's x**3 of float32 is its pow, which takes five hundred times as long.
+Powers are written as products: for x**3 of float32, NumPy calls pow, which takes five hundred times as long.
 """
 
 import math
@@ -55,7 +55,7 @@ def gelu_tanh_backward(dx, dout, x):
 
 
 def _sigmoid(x):
-    """1 / (1 + exp(-x)), which neither overflows nor, for x << 0, cancels."""
+    """1 / (1 + exp(-x)), in a form that neither overflows nor, for x << 0, loses digits."""
     return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
 
 

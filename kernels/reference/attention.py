@@ -8,7 +8,7 @@ key/value heads (Ainslie et al. 2023, arXiv:2305.13245).
     dscores = p * (dp - sum(dout * out))
     dquery = scale * dscores @ key        dkey = scale * dscores.T @ query
 
-The scores of one sequence are held whole: memory quadratic in its length.
+All scores of a sequence are in memory at once, so memory grows with the square of its length.
 """
 
 from itertools import pairwise
@@ -19,7 +19,7 @@ LN_2 = 0.6931471805599453
 
 
 def _split_heads(qkv, heads, kv_heads):
-    """(T, (H+2K)*D) -> query, key, value, each (H, T, D); kv heads repeated for their group."""
+    """(T, (H+2K)*D) -> query, key, value, each (H, T, D); key and value heads are repeated for their group."""
     by_head = qkv.reshape(len(qkv), heads + 2 * kv_heads, -1).swapaxes(0, 1)
     query, key, value = np.split(by_head, [heads, heads + kv_heads])
     group = heads // kv_heads
@@ -27,7 +27,7 @@ def _split_heads(qkv, heads, kv_heads):
 
 
 def _causal_scores(query, key, scale):
-    """(H, T, D), (H, T, D) -> (H, T, T); -inf where a row would see a later one."""
+    """(H, T, D), (H, T, D) -> (H, T, T); -inf where a row would see a later row."""
     scores = scale * (query @ key.swapaxes(1, 2))
     return np.where(np.tri(scores.shape[1], dtype=bool), scores, -np.inf)
 
@@ -38,7 +38,7 @@ def attention_forward(out, lse, qkv, starts, heads, kv_heads, scale, scratch):
     out       (N, H*D)  written
     lse       (N, H)    written, logarithms to the base 2; keep for backward
     qkv       (N, (H+2K)*D)  query, key and value heads, in this order
-    starts    (S+1,) int32   first row of each sequence, and N
+    starts    (S+1,) int32   first row of each sequence, then N
     heads, kv_heads  H, K; query head h uses key/value head h // (H // K)
     """
     for begin, end in pairwise(starts):

@@ -3,7 +3,7 @@
     loss    = log(sum(exp(logits))) - logits[target]
     dlogits = scale * (softmax(logits) - onehot(target))
 
-The maximum is taken off the logits first: it cancels in both and keeps exp from overflowing.
+The maximum is first subtracted from the logits: it cancels in both formulas, and exp can't overflow.
 """
 
 import numpy as np

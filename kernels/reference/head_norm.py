@@ -33,7 +33,7 @@ def head_norm_backward(
 ):
     """Gradients of head_norm_forward.
 
-    dx  (N, (H+2K)*D)  overwritten
+    dx  (N, (H+2K)*D)  overwritten; the values' part is copied from dout
     dquery_weight, dkey_weight  (D,)  added to
     """
     r = np.split(rstd[..., None], [heads], axis=1)

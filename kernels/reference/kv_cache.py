@@ -1,21 +1,21 @@
-"""Keys and values of earlier tokens kept in pages (Shazeer 2019, arXiv:1911.02150; Kwon et al. 2023, arXiv:2309.06180).
+"""Keys and values of earlier tokens, in pages (Shazeer 2019, arXiv:1911.02150; Kwon et al. 2023, arXiv:2309.06180).
 
-    row places[n] of all pages = key of row n        the same for values; keys stand T/G groups of G tokens, (D, G) each
-    out[n] = softmax(scale * query[n] @ keys.T) @ values, of the first lengths[n] tokens of slot slots[n]
+    cache[places[n]] = key, value of row n        a page has T places; its keys are T/G groups (D, G) of G tokens each
+    out[n] = softmax(scale * query[n] @ keys.T) @ values, over the first lengths[n] tokens of slot slots[n]
 
-Keys and values are float32, or float16 as its bits (uint16), which rounds them.
+The cache is float32, or uint16 with the bits of float16, to which keys and values are rounded.
 """
 
 import numpy as np
 
 
 def _numbers(cache):
-    """What stands in a cache's array, to be read or written: uint16 are the bits of float16."""
+    """A view of a cache's array as numbers: uint16 are the bits of float16."""
     return cache.view(np.float16) if cache.dtype == np.uint16 else cache
 
 
 def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
-    """Store the keys and values of new tokens; the other entries keep theirs.
+    """Store the keys and values of new tokens; all other places are left as they are.
 
     keys    (pages, K, T/G, D, G)  written at [p, :, t // G, :, t % G] where places[n] = p * T + t
     values  (pages, K, T, D)       written at [p, :, t]
@@ -31,13 +31,13 @@ def kv_cache_write(keys, values, qkv, places, heads, kv_heads):
 
 
 def attention_decode(out, qkv, keys, values, pages, slots, lengths, heads, kv_heads, scale, scratch):
-    """Let one new token of each row's slot attend to its cache, which already holds its own key.
+    """Let each row, a new token of its slot, attend to the slot's cache, which already holds its own key and value.
 
     out            (N, H*D)  written
     qkv            (N, (H+2K)*D)
     keys           (pages, K, T/G, D, G)
     values         (pages, K, T, D)
-    pages          (slots, most) int32, the pages of each slot
+    pages          (slots, most) int32, the page numbers of each slot, in order
     slots, lengths (N,) int32; row n sees the first lengths[n] >= 1 tokens of slot slots[n]
     """
     grouped = (kv_heads, heads // kv_heads, -1)

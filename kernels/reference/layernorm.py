@@ -36,7 +36,7 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd, dresidua
     dout, x     (N, C)
     weight      (C,)
     mean, rstd  (N,)
-    dresidual   (N, C) gradient arriving at x by another way, or empty for none
+    dresidual   (N, C) gradient that reaches x by another path, or empty for none
     """
     norm = (x - mean[:, None]) * rstd[:, None]
     dnorm = dout * weight

@@ -28,12 +28,12 @@ def linear_backward(dx, dweight, dbias, dout, x, weight, residual, accumulate, s
     """Gradients of linear_forward.
 
     dx        (N, I)  overwritten
-    dweight   (O, I)  added to, or overwritten unless accumulate
-    dbias     (O,)    the same; empty for none
+    dweight   (O, I)  added to if accumulate, else overwritten
+    dbias     (O,)    likewise; empty for none
     dout      (N, O)
     x         (N, I)
     weight    (O, I)
-    residual  (N, I) gradient arriving at x by another way, or empty for none
+    residual  (N, I) gradient that reaches x by another path, or empty for none
     """
     product = dout @ weight
     if residual.size:

@@ -1,7 +1,7 @@
 """A low-rank addition to a linear map (Hu et al. 2021, arXiv:2106.09685).
 
     hidden = scale * x @ a.T         out += hidden @ b.T
-    backward, where mine are the columns of dout that the map writes to:
+    backward, where mine are the O columns of dout from `first` on, to which the map adds in forward:
     dhidden = scale * mine @ b       db += mine.T @ hidden       da += dhidden.T @ x       dx += dhidden @ a
 """
 

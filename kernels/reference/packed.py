@@ -1,24 +1,25 @@
-"""Linear maps of weights as files keep them. Blocks as in ggml (github.com/ggml-org/ggml, ggml-quants.c).
+"""Linear maps whose weights stay in a file's format. Blocks are ggml's (github.com/ggml-org/ggml, ggml-quants.c).
 
     out = x @ weight.T + bias + residual        dx = dout @ weight + residual
 
-A row is cut into blocks. With d, m and dmin float16, sc and mn whole numbers a group of a block, q a weight:
+A row is cut into blocks. d, m and dmin are float16, one per block; sc and mn are integers, one per group of weights
+in a block; q is one per weight:
 
-    Q8_0        32 weights    d * q            q of int8
-    Q4_0, Q5_0  32 weights    d * (q - 8)      q of 4 bits;  d * (q - 16)  of 5
-    Q4_1, Q5_1  32 weights    d * q + m
-    Q4_K, Q5_K  8 groups of 32 weights    d * sc * q - dmin * mn    sc, mn of 6 bits
-    Q6_K        16 groups of 16 weights   d * sc * (q - 32)         sc of int8, q of 6 bits
+    Q8_0        32 weights    d * q            q: int8
+    Q4_0, Q5_0  32 weights    d * (q - 8)      q: 4 bits;    d * (q - 16)    q: 5 bits
+    Q4_1, Q5_1  32 weights    d * q + m        q: 4 bits;    the same        q: 5 bits
+    Q4_K, Q5_K  8 groups of 32 weights    d * sc * q - dmin * mn    sc, mn: 6 bits; q: 4 or 5 bits
+    Q6_K        16 groups of 16 weights   d * sc * (q - 32)         sc: int8; q: 6 bits
 
-How the bits of a block are arranged stands at each function. Products and sums are float32, in this order, as in
-llama.cpp's reference, to the last bit.
+Each function says how the bits of its block are arranged. Products and sums are float32, in this order, so unpacked
+weights equal those of llama.cpp's reference to the last bit.
 """
 
 import numpy as np
 
 
 def half(data):
-    """float16, two bytes a row, as a column."""
+    """float16 as (n, 2) bytes -> (n, 1) float32."""
     return np.ascontiguousarray(data).view("<f2").astype(np.float32)
 
 
@@ -28,7 +29,7 @@ def nibbles(data):
 
 
 def fifth_bits(data):
-    """(n, 4) bytes -> (n, 32): bit i is weight i's highest, to be added to its lower four."""
+    """(n, 4) bytes -> (n, 32): 16 if bit i is set, else 0, to be combined with the lower four bits of weight i."""
     return np.unpackbits(data, axis=1, bitorder="little") << np.uint8(4)
 
 
@@ -72,10 +73,11 @@ def q5_1(data):
 
 
 def scales(data):
-    """d * sc and dmin * mn, (n, 8, 1) each, from the first 16 bytes of Q4_K and Q5_K: d, dmin, and 12 of 6-bit numbers.
+    """d * sc and dmin * mn, (n, 8, 1) each, from the first 16 bytes of Q4_K and Q5_K: d, dmin, 12 of 6-bit numbers.
 
-    sc of groups 0 to 3 is in the lower six bits of bytes 0 to 3, mn in those of 4 to 7. Groups 4 to 7 have their lower
-    four bits in bytes 8 to 11, sc in the lower halves and mn in the upper, their two highest above those of the others.
+    Of the twelve: sc of groups 0 to 3 is the lower six bits of bytes 0 to 3, mn those of bytes 4 to 7. For groups 4 to
+    7, bytes 8 to 11 hold the lower four bits, sc in the lower halves and mn in the upper; the upper two bits of bytes 0
+    to 3 (sc) and 4 to 7 (mn) are the rest.
     """
     first, second, third = data[:, 4:8], data[:, 8:12], data[:, 12:16]
     scale = np.concatenate([first & 63, third & 15 | (first >> 6) << 4], axis=1)
@@ -85,7 +87,7 @@ def scales(data):
 
 
 def groups_of_nibbles(data):
-    """(n, 128) bytes -> (n, 8, 32): 32 bytes are two groups, one in the lower halves and one in the upper."""
+    """(n, 128) bytes -> (n, 8, 32): each 32 bytes hold two groups, first the lower halves, then the upper."""
     pairs = data.reshape(-1, 4, 1, 32)
     return np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
 
@@ -97,7 +99,7 @@ def q4_k(data):
 
 
 def q5_k(data):
-    """Scales, 32 bytes of fifth bits, bit g of byte i for weight i of group g, 128 bytes of the lower four."""
+    """Scales, 32 bytes of fifth bits (bit g of byte i for weight i of group g), 128 bytes of the lower four bits."""
     scale, least = scales(data)
     fifth = data[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
     q = groups_of_nibbles(data[:, 48:]) | fifth << 4
@@ -105,10 +107,11 @@ def q5_k(data):
 
 
 def q6_k(data):
-    """128 bytes of lower four bits, 64 of upper two, 16 int8 scales, d. Each half of the block is four rows of 32:
+    """128 bytes of lower four bits, 64 bytes of upper two bits, 16 int8 scales, d.
 
-    rows 0 and 1 have their lower bits in the lower halves of bytes 0 to 31 and 32 to 63, rows 2 and 3 in the upper;
-    row r has its upper bits at bits 2r and 2r + 1 of the 32 bytes.
+    Each half of the block has 64 of the former bytes, 32 of the latter, and four rows of 32 weights. The lower halves
+    of bytes 0 to 31 and 32 to 63 are rows 0 and 1, the upper halves rows 2 and 3. Bits 2r and 2r + 1 of the 32 bytes
+    are the upper two of row r.
     """
     low = data[:, :128].reshape(-1, 2, 1, 2, 32)
     low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
@@ -118,7 +121,7 @@ def q6_k(data):
     return (scale[:, :, None] * q).reshape(-1, 256)
 
 
-# number of a kind -> weights of a block, its bytes, and its weights from those: (n, bytes) -> (n, weights)
+# number of a kind -> weights of a block, bytes of a block, and its function: (n, bytes) -> (n, weights)
 KINDS = {
     0: (1, 4, f32),
     1: (1, 2, f16),
@@ -142,7 +145,7 @@ def unpacked(weight, kind):
 
 
 def stacked(weights, kinds):
-    """The matrices that are there, one above the other."""
+    """The matrices, unpacked and stacked; empty ones are left out."""
     return np.concatenate([unpacked(w, k) for w, k in zip(weights, kinds, strict=True) if w.size])
 
 
@@ -151,8 +154,8 @@ def packed_rows_forward(out, x, weights, kinds, bias, residual, scratch):
 
     out       (N, O)  written
     x         (N, I)
-    weights   three uint8 matrices (O_i, bytes of a row); empty where there is none
-    kinds     their kinds, ggml's numbers
+    weights   three uint8 matrices (O_i, bytes of a row); absent ones are empty
+    kinds     the numbers of their kinds, as in KINDS (ggml's)
     bias      (O,), or empty for none
     residual  (N, O), or empty for none
     """
@@ -170,11 +173,11 @@ def packed_forward(out, x, weights, kinds, bias, residual, scratch):
 
 
 def packed_backward(dx, dout, weights, kinds, residual, scratch):
-    """The gradient by x.
+    """The gradient of packed_forward with respect to x.
 
     dx        (N, I)  overwritten
     dout      (N, O)
-    residual  (N, I) gradient arriving at x by another way, or empty for none
+    residual  (N, I) gradient that reaches x by another path, or empty for none
     """
     product = dout @ stacked(weights, kinds).astype(dout.dtype)
     if residual.size:
@@ -183,5 +186,5 @@ def packed_backward(dx, dout, weights, kinds, residual, scratch):
 
 
 def packed_embedding_forward(out, ids, weight, kind):
-    """out (N, C) = rows ids (N,) of a packed table."""
+    """out (N, C) = rows ids (N,) of a table weight (V, bytes of a row), unpacked."""
     out[...] = unpacked(weight[ids], kind)

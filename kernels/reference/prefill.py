@@ -1,6 +1,6 @@
-"""Attention of new stretches of text on all that the cache has of their texts.
+"""Attention of several new tokens of a sequence over its cache.
 
-    scores = scale * query @ key.T, -inf for what comes later        out = softmax(scores) @ value
+    scores = scale * query @ key.T, -inf for later tokens        out = softmax(scores) @ value
 """
 
 from itertools import pairwise
@@ -9,20 +9,20 @@ import numpy as np
 
 
 def _numbers(cache):
-    """What stands in a cache's array: uint16 are the bits of float16."""
+    """A view of a cache's array as numbers: uint16 are the bits of float16."""
     return cache.view(np.float16) if cache.dtype == np.uint16 else cache
 
 
 def attention_prefill(out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch):
-    """Let each row attend to what its slot of the cache holds up to itself; its own key is there already.
+    """Let each row attend to its slot's tokens up to itself; the cache already holds its own key and value.
 
     out           (N, H*D)  written
     qkv           (N, (H+2K)*D)
-    keys          (pages, K, T/G, D, G)  and values as kv_cache_write leaves them
-    values        (pages, K, T, D)
-    pages         (slots, most) int32, the pages of each slot
+    keys          (pages, K, T/G, D, G)  as kv_cache_write leaves them
+    values        (pages, K, T, D)       likewise
+    pages         (slots, most) int32, the page numbers of each slot, in order
     slots         (S,) int32, the slot of each stretch of rows
-    starts        (S+1,) int32, the first row of each stretch, and N
+    starts        (S+1,) int32, the first row of each stretch, then N
     before        (S,) int32, tokens in the slot before the stretch
     """
     size = out.shape[1] // heads

@@ -31,7 +31,7 @@ def rms_norm_backward(dx, dweight, dout, x, weight, rstd, dresidual, partials):
     dout, x    (N, C)
     weight     (C,)
     rstd       (N,)
-    dresidual  (N, C) gradient arriving at x by another way, or empty for none
+    dresidual  (N, C) gradient that reaches x by another path, or empty for none
     """
     norm = x * rstd[:, None]
     dnorm = dout * weight

@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
     (a, b) -> (a cos - b sin, a sin + b cos)        for each pair (a, b) of a head's D numbers
-    pairs: (i, i + D/2), or (2i, 2i+1) if interleaved; i < D/2 indexes the angle
+    pairs: (i, i + D/2), or (2i, 2i+1) if interleaved, for i < D/2, each with its own angle
 Backward is the rotation by the negative angle: the inverse of a rotation is its transpose.
 """
 
@@ -10,7 +10,7 @@ def rope_forward(qkv, cos, sin, positions, heads, interleaved):
     """Rotate queries and keys in place.
 
     qkv        (N, W)    the first heads * D columns are rotated
-    cos, sin   (T, D/2)  of position times frequency
+    cos, sin   (T, D/2)  of position times frequency, for each position and pair
     positions  (N,) int32 in [0, T)
     heads      number of query and key heads together
     """
@@ -22,5 +22,5 @@ def rope_forward(qkv, cos, sin, positions, heads, interleaved):
 
 
 def rope_backward(dqkv, cos, sin, positions, heads, interleaved):
-    """Turn the gradient of the rotated columns, in place, into that of the unrotated; as rope_forward."""
+    """From the gradient of the rotated columns that of the unrotated ones, in place; arguments as in rope_forward."""
     rope_forward(dqkv, cos, -sin, positions, heads, interleaved)

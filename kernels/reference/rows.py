@@ -1,4 +1,4 @@
-"""Take some rows of a matrix, and the way back.
+"""Selecting rows of a matrix, and the gradient of that.
 
     out = x[rows]
     dx[rows] = dout        0 in the other rows

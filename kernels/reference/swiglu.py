@@ -9,7 +9,7 @@ import numpy as np
 
 
 def _sigmoid(x):
-    """1 / (1 + exp(-x)), which neither overflows nor, for x << 0, cancels."""
+    """1 / (1 + exp(-x)), in a form that neither overflows nor, for x << 0, loses digits."""
     return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
 
 
