@@ -109,9 +109,10 @@ class FlatParameters(Mapping[str, np.ndarray]):
         try:
             self.flat = aligned(size, dtype)
         except MemoryError:
+            gigabytes = size * np.dtype(dtype).itemsize / 1e9
             raise MemoryError(
-                f"parameters must fit into memory; got {size:,}, which take {size * np.dtype(dtype).itemsize / 1e9:.3g} "
-                "GB (training takes that four times); make the model smaller"
+                f"parameters must fit into memory; got {size:,}, which take {gigabytes:.3g} GB (training takes four "
+                "times that); make the model smaller"
             ) from None
         self.flat.fill(0)
         self._views: dict[str, np.ndarray] = {}
