@@ -35,7 +35,7 @@ MOST_HELPERS = 3  # each takes 250 MB, and there are not many kernels
 HELPER = """
 import json, sys
 sys.path[:] = json.loads(sys.stdin.readline())
-from .compilation import help_to_compile
+from fastllm.compilation import help_to_compile
 help_to_compile()
 """
 ISOLATED = ("-I", "-c", HELPER)  # nothing is imported from the folder that the user is in, unless this process would
