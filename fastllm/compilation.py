@@ -1,11 +1,11 @@
-"""Compile what a model needs before it is waited for, on several cores.
+"""Compile the kernels that a model needs ahead of time, on several cores.
 
-Numba compiles one function after another. So beside the process that shall use them, others, helpers, compile the same
-kernels from the other end of the list; what they are done with, it finds on the disk. Only where two meet, and what
-several kernels have in common, may be compiled twice.
+Numba compiles one function after another. So helper processes compile the same kernels as the process that will use
+them, but from other places in the list, and the process finds what they have finished on disk. Where two of them meet,
+a kernel may be compiled twice, as may functions that several kernels share.
 
-A helper knows what the kernels are called with from a model of the same architecture, only smaller, whose arithmetic
-is done by the twins while it writes down the calls.
+To learn the argument types of each kernel, a helper runs a smaller model of the same architecture on the twins, and
+records the calls.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ MOST_HELPERS = 3  # each takes 250 MB, and there are not many kernels
 HELPER = """
 import json, sys
 sys.path[:] = json.loads(sys.stdin.readline())
-from .compilation import help_to_compile
+from fastllm.compilation import help_to_compile
 help_to_compile()
 """
-ISOLATED = ("-I", "-c", HELPER)  # nothing is imported from the folder that the user is in, unless this process would
-# Of the small model: K-quants have blocks of so many weights, and so many are eight heads of 32.
+ISOLATED = ("-I", "-c", HELPER)  # imports nothing from the user's current folder, unless this process would, too
+# Width of the small model's matrices: the block size of K-quants, which is also eight heads of 32.
 BLOCK = 256
-# Their compilation begins with that of the matrix product, which is what the process itself begins with.
+# Compiling these begins with the matrix product, which the main process compiles first itself.
 LAST = frozenset(
     {
         "attention_backward", "attention_forward", "attention_prefill", "linear_backward", "linear_forward", "matmul",
@@ -51,16 +51,16 @@ LAST = frozenset(
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks on; a program without a console, such as pythonw, has no streams at all."""
+    """Whether a stream is a terminal; a program without a console, such as pythonw, has no streams at all."""
     return stream is not None and stream.isatty()
 
 
-# What is to be compiled, as JSON has it: what a model shall do, from task_of; or, where it is empty, all there is.
+# What to compile, ready for JSON: what a model needs, from task_of; or, if it is empty, all kernels.
 Task = dict[str, Any]
 
 
 class Uses(NamedTuple):
-    """What a model shall do: be trained with an optimizer and measured, be measured, generate."""
+    """What a model will be used for: training with an optimizer (and measuring), measuring only, generating."""
 
     optimizer: Optimizer | None = None
     measures: bool = False
@@ -68,10 +68,10 @@ class Uses(NamedTuple):
 
 
 def compile_kernels(model: Model, uses: Uses) -> None:
-    """Compile what a model needs.
+    """Compile the kernels that a model needs, showing a progress line.
 
-    Shows a progress line. Runs a tiny batch, an update of nothing, a short prompt and a decoding step: parameters stay
-    as they are, gradients are zero after it. Kernels kept on disk are read, not compiled, and nothing is shown.
+    Runs a tiny batch, an update of no parameters, a short prompt and a decoding step, whichever are needed: parameters
+    stay as they are, gradients are zero afterwards. Kernels found on disk are only read; nothing is shown for them.
     """
     began = time.monotonic()
     if model.backend != "numba":
@@ -92,7 +92,7 @@ def compile_kernels(model: Model, uses: Uses) -> None:
 
     with Helpers(partial(task_of, model, uses)), watch_compilation(report):
         exercise(model, uses)
-        Replay([])()  # what does passes again
+        Replay([])()  # compiles what replays recorded passes
     if names:
         seconds = time.monotonic() - began
         clear = "\r\033[K" if is_terminal(stream) else ""
@@ -101,7 +101,7 @@ def compile_kernels(model: Model, uses: Uses) -> None:
 
 
 def exercise(model: Model, uses: Uses) -> None:
-    """Do a little of all that a model shall do."""
+    """Run a little of everything that the model will be used for."""
     tokens = np.zeros(4, np.int32)
     starts = np.array([0, 2, 4] if model.config.context > 1 else [0, 1, 2, 3, 4], np.int32)
     targets = np.array([0, -1, 0, 0], np.int32)
@@ -119,9 +119,9 @@ def exercise(model: Model, uses: Uses) -> None:
 
 
 class Helpers:
-    """Processes that compile what this one will need, from when it first compiles something until the block ends.
+    """Processes that help compile, from when this process first compiles something until the block ends.
 
-    make_task  what they shall compile
+    make_task  gives what they are to compile
     """
 
     def __init__(self, make_task: Callable[[], Task]) -> None:
@@ -142,7 +142,7 @@ class Helpers:
             self.start()
 
     def start(self) -> None:
-        """As many as there are other cores; none where what they make is not kept, or nothing can be started."""
+        """Start one per other core, up to MOST_HELPERS; none if kernels can't be kept, or Python can't be started."""
         from .kernels import keeps_kernels
 
         count = min(MOST_HELPERS, usable_cores() - 1)
@@ -157,7 +157,7 @@ class Helpers:
         from .kernels import cache_directory
 
         folder = cache_directory()
-        assert folder is not None  # as kernels are kept
+        assert folder is not None  # start() has checked that kernels are kept
         process = subprocess.Popen(
             [sys.executable, *ISOLATED],
             stdin=subprocess.PIPE,
@@ -174,13 +174,13 @@ class Helpers:
     def __exit__(self, *error: Any) -> None:
         self._watch.__exit__(*error)
         for process in self.processes:
-            process.kill()  # kernels are put on the disk as a whole
+            process.kill()  # safe, as each kernel is written to disk whole or not at all
             with suppress(OSError):
                 process.communicate()
 
 
 def task_of(model: Model, uses: Uses) -> Task:
-    """What of a model decides about its kernels."""
+    """The properties of a model that determine which kernels it needs."""
     optimizers = [name for name, kind in OPTIMIZERS.items() if type(uses.optimizer) is kind]
     packed: dict[str, Packed] = {}
     if isinstance(model.parameters, FileParameters):
@@ -200,15 +200,15 @@ def task_of(model: Model, uses: Uses) -> Task:
 
 
 def lines_for_helper(task: Task) -> bytes:
-    """Where it finds this library, and what there is to do: its "share" is its number among how many."""
+    """A helper's input: where it finds this library, and the task; its "share" is [its number, how many there are]."""
     path = [folder for folder in sys.path if isinstance(folder, str)]
     return f"{json.dumps(path)}\n{json.dumps(task)}\n".encode()
 
 
 def help_to_compile() -> None:
-    """What a helper does, as the second line of its standard input says.
+    """A helper's main function: do the task in the second line of standard input.
 
-    It ends when that is closed: with the process that it helps at the latest, however that ends.
+    It ends when standard input is closed, and so no later than the process that it helps, however that ends.
     """
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -218,7 +218,7 @@ def help_to_compile() -> None:
 
 
 def _from_share(work: list[Any], number: int, count: int) -> list[Any]:
-    """All work, from where one of so many helpers begins."""
+    """All work, rotated to begin at the share of helper `number` of `count`."""
     first = number * len(work) // count
     return work[first:] + work[:first]
 
@@ -229,14 +229,14 @@ def _end_with_input() -> None:
 
 
 def _work(task: Task) -> list[Callable[[], object]]:
-    """What compiles all that a task needs, from its end on; but what begins with the matrix product comes last."""
+    """The calls that compile all that a task needs, last kernel first; those in LAST come at the end."""
     backwards = list(calls_of(task).items())[::-1]
     backwards.sort(key=lambda item: item[0] in LAST)
     return [call for _, calls in backwards for call in calls]
 
 
 def calls_of(task: Task) -> dict[str, list[Callable[[], object]]]:
-    """What compiles each kernel that a task needs, by its name, in the order in which they are first called."""
+    """The calls that compile each kernel that a task needs, by its name, in the order of first use."""
     if not task:
         from .kernels.cases import CASES
 
@@ -251,7 +251,7 @@ def calls_of(task: Task) -> dict[str, list[Callable[[], object]]]:
 
 
 def call_small(name: str) -> None:
-    """Call a kernel at its small test sizes: parallel loops are compiled whether or not they pay there."""
+    """Call a kernel at its small test sizes: its parallel loops are compiled even if such sizes don't use them."""
     from . import kernels
     from .kernels.cases import CASES, with_scratch
 
@@ -261,9 +261,9 @@ def call_small(name: str) -> None:
 
 
 def _small_model(task: Task) -> tuple[Model, Uses]:
-    """One that needs the same kernels, called with the same types, and what it shall do."""
+    """A small model that needs the same kernels with the same argument types, and its uses."""
     fields, weights = task["config"], task["weights"]
-    group = fields["heads"] // fields["kv_heads"]  # heads that share keys: what attends to a cache is compiled for each
+    group = fields["heads"] // fields["kv_heads"]  # heads that share keys: attention on a cache is compiled for each
     sizes = {"width": BLOCK * group, "hidden": BLOCK, "heads": 8 * group, "kv_heads": 8, "head_size": BLOCK // 8}
     others = {"layers": 1, "vocab_size": 16, "context": min(fields["context"], 16), "rope_scaling": None}
     config = ModelConfig.from_dict(fields | sizes | others)
@@ -277,7 +277,7 @@ def _small_model(task: Task) -> tuple[Model, Uses]:
 
 
 def _zeros(shape: tuple[int, ...], name: str, is_writeable: bool) -> np.ndarray | Packed:
-    """A parameter as a file holds it."""
+    """A parameter of zeros in a file's format."""
     kind = KINDS[name]
     is_packed = name != "F32"
     array = np.zeros((shape[0], kind.row_bytes(shape[1])), np.uint8) if is_packed else np.zeros(shape, np.float32)
@@ -286,7 +286,7 @@ def _zeros(shape: tuple[int, ...], name: str, is_writeable: bool) -> np.ndarray 
 
 
 def _types(value: object) -> Any:
-    """What of an argument decides for what a kernel is compiled."""
+    """What Numba's compilation depends on in an argument."""
     if isinstance(value, tuple):
         return tuple(map(_types, value))
     if isinstance(value, np.ndarray):
@@ -295,7 +295,7 @@ def _types(value: object) -> Any:
 
 
 def _noted(model: Model, uses: Uses) -> dict[str, list[Callable[[], object]]]:
-    """The calls of kernels, each with types of its own, in the order in which the first of each kernel is made."""
+    """The recorded calls of each kernel, one for each combination of types, in the order of first use."""
     from .kernels import reference
 
     noted: dict[str, dict[Hashable, Callable[[], object]]] = {}

@@ -1,4 +1,4 @@
-"""What a model is: a frozen description from which all shapes follow."""
+"""A model's configuration: an immutable description from which all shapes follow."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ROPE_SCALINGS = {
 }
 
 
-STEP_ROWS = 32  # of a decoding step: with no more of them, each has the bits that it has alone
-FLOAT32 = (1e-37, 3e38)  # what is neither 0 nor infinite as one
-MOST_POSITIONS = 1 << 27  # floats, half a gigabyte
+STEP_ROWS = 32  # most rows in a decoding step: up to this many, each has the same bits that it would have alone
+FLOAT32 = (1e-37, 3e38)  # range of numbers that are neither 0 nor infinite as float32
+MOST_POSITIONS = 1 << 27  # floats in the table of sinusoidal positions: half a gigabyte
 
 
 def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, ...], what: str) -> None:
-    """Raise ConfigError for the first key of `given` that is not among `known`, naming the nearest."""
+    """Raise ConfigError for the first key of `given` that is not among `known`, suggesting the nearest."""
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -40,7 +40,7 @@ def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, 
 
 
 def whole_number(value: object, what: str) -> int:
-    """A whole number as Python's, NumPy's too. Raises TypeError for anything else."""
+    """A whole number, Python's or NumPy's, as an int. Raises TypeError for anything else."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{what} must be a whole number; got {value!r:.40}; use one such as 1")
     return int(value)
@@ -52,7 +52,7 @@ def _require(condition: bool, rule: str, received: object, fix: str) -> None:
 
 
 def _is_size(value: object) -> bool:
-    """A count that an int32, as ids and positions are, can hold."""
+    """Whether this is a positive count that fits into an int32, as ids and positions must."""
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 < int(value) < 1 << 31
 
 
@@ -66,7 +66,7 @@ def _is_positive(value: object, smallest: float = 0.0, largest: float = sys.floa
 
 
 def _python_number(value: Any) -> Any:
-    """A number as Python's, and numbers in a list; all else as it is."""
+    """NumPy's numbers as Python's, also in a list; a copy of anything else."""
     if isinstance(value, (list, tuple)):
         return [*map(_python_number, value)]
     if isinstance(value, Real) and not isinstance(value, (int, float)):
@@ -79,7 +79,7 @@ class ModelConfig:
     """A decoder-only transformer.
 
     vocab_size       V, number of tokens
-    width            C, floats a token is represented by
+    width            C, size of a token's vector (the model's width)
     hidden           F, width of the feed-forward layer
     layers           number of blocks
     heads            H, query heads
@@ -90,26 +90,27 @@ class ModelConfig:
     norm_position    "pre": x + f(norm(x));  "post": norm(x + f(x))
     norm_eps         added to the variance; in RMSNorm to the mean square
     norm_bias        whether LayerNorm has a bias
-    final_norm       a norm between the last block and the head
+    final_norm       whether there is a norm between the last block and the head
     activation       "relu", "gelu" (erf), "gelu_tanh", "silu" or "swiglu" (gated: a third matrix)
     positions        "learned", "rope", "sinusoidal" (fixed, added) or "none"
     rope_theta       base of RoPE's frequencies
-    rope_interleaved RoPE pairs columns (2i, 2i+1) instead of (i, i + D/2)
+    rope_interleaved whether RoPE pairs columns (2i, 2i+1) instead of (i, i + D/2)
     rope_scaling     None, {"type": "linear", "factor": f}, {"type": "llama3", "factor", "low_freq_factor",
                      "high_freq_factor", "original_max_position_embeddings"}, or {"type": "factors", "factors": list}
                      with a divisor for each of the D/2 frequencies
-    attention_bias   bias of query, key and value
-    qk_norm          RMSNorm of each head's query and key before RoPE, one weight (D,) for all heads (Qwen3)
-    attention_output a linear layer after attention; without it heads * head_size must equal width
-    attention_output_bias  bias of that layer; None: as attention_bias
-    feed_forward_bias      bias of the feed-forward layer's matrices
-    tied_head        the head's weight is the token embedding's
-    head_bias        bias of the head, one number for each token
-    dropout          probability at the embedding and at each branch's end, in training only
+    attention_bias   whether query, key and value have a bias
+    qk_norm          whether each head's query and key go through RMSNorm before RoPE, with one weight (D,) for all
+                     heads (Qwen3)
+    attention_output whether a linear layer follows attention; without it heads * head_size must equal width
+    attention_output_bias  whether that layer has a bias; None: as attention_bias
+    feed_forward_bias      whether the feed-forward layer's matrices have a bias
+    tied_head        whether the head shares the token embedding's weight
+    head_bias        whether the head has a bias, one number for each token
+    dropout          probability of dropout after the embedding and at the end of each residual branch, in training only
     initial_std      standard deviation of random weights; None: 1 / sqrt(inputs), 0.02 for embeddings. In pre-norm
-                     models attention.output and feed_forward.down have that divided by sqrt(2 * layers)
+                     models it is divided by sqrt(2 * layers) for attention.output and feed_forward.down
 
-    Raises ConfigError, which names rule, value and fix.
+    Raises ConfigError.
     """
 
     vocab_size: int
@@ -330,7 +331,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "feed_forward_bias": False,
     },
-    # A good small default for one's own text: Llama's parts at nanoGPT's CPU size.
+    # A good small default for your own text: Llama's architecture at the size of nanoGPT's CPU example.
     "nano": {
         "width": 128,
         "hidden": 384,

@@ -1,13 +1,13 @@
 """From texts and records (records.py) to batches of packed rows.
 
-Two kinds of data. Examples are texts or dialogues, each a sequence of its own (JSON Lines or JSON). A token stream is
-one long text cut into windows (plain text files). Both answer `batch(step)`: what step number `step` trains on
-follows from the seed and the step alone, so a run can stop anywhere and go on.
+There are two kinds. Examples are texts or dialogues, each a sequence of its own (JSON Lines or JSON). A token stream is
+one long text cut into windows (plain text files). Both have `batch(step)`: the batch of a step follows from the seed
+and the step alone, so a run can stop anywhere and go on.
 
-A text is `tokens <end>`, after a first token where the model expects one before a text, and every token but the first
-is a target. A dialogue is laid out by the tokenizer's chat template, or without one it is
-`<user> question <assistant> answer <end> <user> ...`; only answers and the tokens that end them are targets. What is
-not in the vocabulary is never a target: a model would learn to say "<unk>".
+A text is `tokens <end>`, preceded by the begin token if the tokenizer has one; every token but the first is a target.
+A dialogue is laid out by the tokenizer's chat template or, without one, as
+`<user> question <assistant> answer <end> <user> ...`; only answers and the tokens that end them are targets. Tokens
+that stand for unknown words are never targets: a model would learn to say "<unk>".
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .records import Record, checked_record
 from .tokenizers.base import Tokenizer, pieces
 
 NO_TARGET = -1
-ROWS = 4096  # tokens of a batch for evaluation, behind which it may be stopped
-TRIES = 1000
+ROWS = 4096  # tokens in a batch for evaluation, which can be stopped after each batch
+TRIES = 1000  # random batches to look for a target in
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +43,17 @@ class PackedBatch:
     starts: np.ndarray
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "targets", "starts"):  # of lists, too
+        for name in ("tokens", "targets", "starts"):  # lists are accepted, too
             if not isinstance(given := getattr(self, name), np.ndarray):
                 object.__setattr__(self, name, np.asarray(given))
 
     @property
     def target_count(self) -> int:
-        """Targets that count in the loss."""
+        """Number of targets that count in the loss."""
         return int(np.count_nonzero(self.targets >= 0))
 
     def split(self, parts: int) -> Iterator[PackedBatch]:
-        """The batch in at most `parts` batches of whole sequences; those without a target are left out."""
+        """Cut the batch into at most `parts` batches of whole sequences; parts without a target are left out."""
         sequences = len(self.starts) - 1
         parts = min(parts, sequences)
         if parts == 1 and self.starts[0] == 0 and self.starts[-1] == len(self.tokens):
@@ -74,13 +74,13 @@ class Dataset(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that see everything once."""
+        """Number of steps that see all data once."""
 
     def batch(self, step: int) -> PackedBatch:
         """The batch of a step, counted from 0."""
 
     def in_order(self) -> Iterator[PackedBatch]:
-        """Everything once, for evaluation."""
+        """All data once, for evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,9 @@ class Examples:
 
     examples         at least one
     rows_per_update  examples in a batch; the last batch of an epoch may be smaller
-    seed             of the shuffling
-    join             above 0: examples of a batch follow one another in sequences of at most so many tokens. A
-                     model that has seen each dialogue only alone can't answer after another one
+    seed             for shuffling
+    join             above 0: the examples of a batch are joined into sequences of at most this many tokens. A model
+                     that has seen each dialogue only by itself can't answer after another one
     """
 
     def __init__(self, examples: Iterable[Example], rows_per_update: int = 16, seed: int = 0, join: int = 0) -> None:
@@ -124,7 +124,7 @@ class Examples:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold each example once."""
+        """Number of batches that hold each example once."""
         return -(-len(self.examples) // self.rows_per_update)
 
     def batch(self, step: int) -> PackedBatch:
@@ -140,11 +140,11 @@ class Examples:
 
     @property
     def token_count(self) -> int:
-        """Tokens that `in_order` gives."""
+        """Number of tokens that `in_order` gives."""
         return sum(len(example.tokens) for example in self.examples)
 
     def in_order(self) -> Iterator[PackedBatch]:
-        """All examples in the order that they were given, each by itself, in batches of about ROWS tokens."""
+        """All examples in their given order, not joined, in batches of at most ROWS tokens or of one longer example."""
         begin, tokens = 0, 0
         for at, example in enumerate(self.examples):
             if at > begin and tokens + len(example.tokens) > ROWS:
@@ -155,7 +155,7 @@ class Examples:
 
 
 class OneBatch:
-    """A data set whose every batch is the same: to time a step, or to see whether a model can learn by heart."""
+    """A data set whose batches are all the same: to time a step, or to see whether a model can memorise it."""
 
     steps_per_epoch = 1
 
@@ -172,13 +172,13 @@ class OneBatch:
 
 
 class TokenStream:
-    """One long text in windows, which are cut at other places and shuffled anew each epoch.
+    """One long text in windows, which are cut at different places and shuffled anew each epoch.
 
-    tokens           (L,) ids, any integer type that their values fit with int32; may be memory-mapped
-    length           tokens in a window; cut to what there is
+    tokens           (L,) ids of any integer type, with values that fit into int32; may be memory-mapped
+    length           tokens in a window; at most L - 1
     rows_per_update  windows in a batch; the last batch of an epoch may be smaller
-    seed             of the places and the shuffling
-    missing          id that is no target: the tokenizer's missing_id
+    seed             for cutting and shuffling
+    missing          id that is never a target: the tokenizer's missing_id
     """
 
     def __init__(
@@ -207,19 +207,19 @@ class TokenStream:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold each window of an epoch once, and so each token with its target."""
+        """Number of batches that hold each window of an epoch once, and so each token with its target."""
         return -(-self._window_count // self.rows_per_update)
 
     @property
     def _window_count(self) -> int:
-        """Of an epoch: one more than the text takes, as the first begins before it."""
+        """Windows in an epoch: one more than would cover the text, as the first begins before it."""
         count = -(-(len(self.tokens) - 1) // self.length)
         return count + (count > 1)
 
     def batch(self, step: int) -> PackedBatch:
         """The windows whose turn it is at a step, counted from 0.
 
-        Where none of them has a target, others at random places.
+        If none of them has a target, windows at random places instead.
         """
         epoch, at = divmod(step, self.steps_per_epoch)
         shift, order = self._order_of(epoch)
@@ -241,7 +241,7 @@ class TokenStream:
     def _order_of(self, epoch: int) -> tuple[int, np.ndarray]:
         """How many tokens before the text the first window of an epoch begins, and the order of the windows.
 
-        They stand side by side; what would begin before the text, or end behind it, is moved to its edge.
+        The windows lie side by side; one that would begin before the text, or end after it, is moved to the edge.
         """
         known = self._order
         if known is None or known[0] != epoch:
@@ -253,11 +253,11 @@ class TokenStream:
 
     @property
     def token_count(self) -> int:
-        """Tokens that `in_order` gives: the last one is a target only."""
+        """Number of tokens that `in_order` gives: the text's last one is only a target."""
         return len(self.tokens) - 1
 
     def in_order(self) -> Iterator[PackedBatch]:
-        """The text in windows one after another, each without the ones before, the last as long as what is left."""
+        """The text in consecutive windows, each a sequence of its own; the last is as long as what is left."""
         whole = (len(self.tokens) - 1) // self.length * self.length
         first, together = np.arange(0, whole, self.length), max(1, ROWS // self.length)
         for at in range(0, len(first), together):
@@ -274,12 +274,12 @@ class TokenStream:
 
 
 def _without(missing: int | None, targets: np.ndarray) -> np.ndarray:
-    """The targets, NO_TARGET where they are missing."""
+    """The targets, with NO_TARGET in place of `missing`."""
     return targets if missing is None else np.where(targets == missing, np.int32(NO_TARGET), targets)
 
 
 def count_missing(tokenizer: Tokenizer, pieces: Iterable[np.ndarray]) -> tuple[int, int]:
-    """How many of the tokens in pieces stand for what isn't in the vocabulary, and how many tokens there are."""
+    """How many of the tokens in `pieces` stand for something outside the vocabulary, and how many there are in all."""
     if tokenizer.missing_id is None:
         return 0, 0
     counts = [(int((tokens == tokenizer.missing_id).sum()), len(tokens)) for tokens in pieces]
@@ -287,12 +287,13 @@ def count_missing(tokenizer: Tokenizer, pieces: Iterable[np.ndarray]) -> tuple[i
 
 
 def join(examples: list[Example], length: int) -> list[Example]:
-    """Examples joined in their order, each result as long as it can be with at most `length` tokens."""
+    """Join consecutive examples greedily into sequences of at most `length` tokens."""
     joined: list[Example] = []
     for example in examples:
         if joined and len(joined[-1].tokens) + 1 + len(example.tokens) <= length:
             before = joined.pop()
-            # The last target is the token that ends it; what follows that is not for the model to guess.
+            # The last target, the token that ends the example, becomes an input. What follows it is no target: the
+            # model can't know how the next example begins.
             end = np.asarray(before.targets[-1:])
             end = end[end >= 0]
             tokens = np.concatenate([before.tokens, end, example.tokens])
@@ -313,11 +314,12 @@ def pack(examples: list[Example]) -> PackedBatch:
 
 
 def make_examples(records: Iterable[Record], tokenizer: Tokenizer, context: int) -> list[Example]:
-    """Encode records, as files hold them. A longer text than the context is cut into several; of a longer dialogue the
-    first turns go.
+    """Encode records as examples of at most `context` tokens.
 
-    Records of fewer than two tokens, and turns that don't fit at all, give nothing.
-    Raises DataError for what is no record, and for dialogues where the tokenizer can't mark who speaks, or that its
+    A longer text is cut into several examples; a longer dialogue loses its first turns. Records of fewer than two
+    tokens, and dialogues whose last turn doesn't fit, give none.
+
+    Raises DataError for an invalid record, for a dialogue if the tokenizer can't mark who speaks, and for one that its
     chat template refuses; ValueError for a context below 1.
     """
     if context < 1:
@@ -334,7 +336,7 @@ def make_examples(records: Iterable[Record], tokenizer: Tokenizer, context: int)
 def encode_file(
     path: Path, records: Iterable[Record], tokenizer: Tokenizer, context: Callable[[Record], int]
 ) -> Iterator[tuple[list[Example], int]]:
-    """encode_record for each record of a file, each with a context of its own. Raises DataError naming the record."""
+    """encode_record for each record of a file, with a context for each. Raises DataError naming the record."""
     for number, record in enumerate(records, 1):
         try:
             yield encode_record(record, tokenizer, context(record))
@@ -343,7 +345,7 @@ def encode_file(
 
 
 def encode_record(record: Record, tokenizer: Tokenizer, context: int) -> tuple[list[Example], int]:
-    """The examples that a record gives, and how many of a dialogue's answers are in none. Raises as make_examples."""
+    """The examples from a record, and how many of a dialogue's answers they leave out. Raises as make_examples."""
     if "text" in record:
         return list(_encode_text(record["text"], tokenizer, context)), 0
     encode = _encode_dialogue if tokenizer.chat_template is None else _encode_by_template
@@ -367,7 +369,7 @@ def _encode_dialogue(messages: list[dict[str, str]], tokenizer: Tokenizer, conte
     except DataError as error:
         raise DataError(f"dialogues can't be trained on: {error}") from None
     if messages[0]["role"] == "system":
-        prompt_tokens(tokenizer, messages)  # says what is wrong
+        prompt_tokens(tokenizer, messages)  # raises an error that explains
     tokens: list[int] = []
     targets: list[int] = []
     left = len(messages) // 2
@@ -397,7 +399,7 @@ def _encode_by_template(
         return len(ids) - behind <= context + 1
 
     if not fits(turns):
-        low, high = 0, turns  # so many fit, so many don't
+        low, high = 0, turns  # `low` turns fit, `high` turns don't
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
@@ -408,19 +410,19 @@ def _encode_by_template(
         _example(tokens, [token if mine else NO_TARGET for token, mine in zip(tokens, said, strict=True)], tokenizer)
         for tokens, said in fitting
     ]
-    answers = turns if len(given) == 1 == len(fitting) else len(fitting)  # one lesson for all, or one for each
+    answers = turns if len(given) == 1 == len(fitting) else len(fitting)  # one lesson with all answers, or one for each
     return examples, there - answers
 
 
 def _example(tokens: list[int], targets: list[int], tokenizer: Tokenizer) -> Example:
-    """targets: for each token, itself if the model is to say it."""
+    """targets: for each token, its own id if the model is to say it, else NO_TARGET."""
     # What follows token t is token t + 1; the last token has no successor.
     said = _without(tokenizer.missing_id, np.array(targets[1:], np.int32))
     return Example(np.array(tokens[:-1], np.int32), said)
 
 
 def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Encode a text into a .npy file of the smallest integers that do; the tokens (L,), memory-mapped."""
+    """Encode a text into a .npy file of uint16 or, for large vocabularies, int32; the tokens (L,), memory-mapped."""
     kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
     encoded = [tokenizer.encode(piece).astype(kind) for piece in pieces(text)]
     tokens = np.concatenate(encoded) if encoded else np.empty(0, kind)
@@ -429,7 +431,7 @@ def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
     try:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, tokens)
-    except OSError as error:  # of a full disk, NumPy says how many numbers it wrote
+    except OSError as error:  # if the disk is full, NumPy only says how many numbers it wrote
         reason = error.strerror or f"{error}; is the disk full?"
         raise OSError(error.errno or errno.ENOSPC, f"{path} could not be written: {reason}") from None
     return np.load(path, mmap_mode="r")

@@ -1,14 +1,14 @@
-"""How a dialogue stands in tokens, in training and in chat alike.
+"""How a dialogue is turned into tokens, the same way in training and in chat.
 
-A tokenizer of a real model brings a chat template, which lays a conversation out. Without one, it is
+The tokenizer of a published model has a chat template, which lays out a conversation. Without one, the layout is
 
     <user> question <assistant> answer <end> <user> question <assistant> answer <end> ...
 
-What people type stays text. Where a message holds the text of a control token, the template gets other
-characters in its place, which stand for themselves afterwards. Because a template may cut and join what it is
-given, the conversation is laid out a second time with nothing in the messages that a control token could be
-made of. Only if the control tokens are the same ones is the first layout taken; else the second, in which none
-comes from a message.
+What people type stays text. Where a message contains the text of a control token, its characters are replaced by
+private ones before the template is rendered, and put back afterwards. But a template may cut and join its input. So
+the conversation is rendered a second time, with every character that occurs in any control token replaced. Only if both
+renderings have the same control tokens is the first one used; otherwise the second is, in which no control token can
+come from a message.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from .tokenizers.optional import require
 
 ROLES = ("system", "user", "assistant")
 PRIVATE_USE = 0xF0000
-"""Code points from here on stand for nothing in Unicode."""
+"""The first of Unicode's supplementary private-use code points, which have no assigned meaning."""
 NOT_PLAIN = ("tool_calls", "reasoning_content", "thinking", "tools")
 
 Message = Mapping[str, str]
 
 
 def question_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """`<user> question <assistant>`: what the model is given."""
+    """`<user> question <assistant>`: the prompt."""
     return [tokenizer.user_id, *tokenizer.encode(text).tolist(), tokenizer.assistant_id]
 
 
 def answer_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """`answer <end>`: what it is to say."""
+    """`answer <end>`: what the model is to say."""
     return [*tokenizer.encode(text).tolist(), tokenizer.end_id]
 
 
 def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens at which an answer ends: the end tokens, and where the user would speak."""
+    """Tokens that end an answer: the end tokens and, without a chat template, `<user>`."""
     if tokenizer.chat_template is None and USER in tokenizer.tokens:
         return tokenizer.end_ids | {tokenizer.user_id}
     return tokenizer.end_ids
 
 
 def check_speakers(tokenizer: Tokenizer) -> None:
-    """Raise DataError unless the tokenizer can mark who speaks, by a chat template or by tokens."""
+    """Raise DataError unless the tokenizer can mark who speaks, by a chat template or by `<user>` and `<assistant>`."""
     missing = set() if tokenizer.chat_template is not None else {USER, ASSISTANT}.difference(tokenizer.tokens)
     if missing and tokenizer.template_names:
         raise DataError(
             'to chat, one of several chat templates must be called "default"; '
-            f"got {', '.join(tokenizer.template_names)}; call one so in tokenizer_config.json"
+            f"got {', '.join(tokenizer.template_names)}; rename one in tokenizer_config.json"
         )
     if missing:
         raise DataError(
@@ -61,15 +61,15 @@ def check_speakers(tokenizer: Tokenizer) -> None:
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Iterable[Message], add_generation_prompt: bool = True) -> list[int]:
-    """The ids of a conversation, as the model was tuned on it.
+    """The ids of a conversation, in the layout that the model was tuned on.
 
     messages               {"role": "system" | "user" | "assistant", "content": text}, the oldest first
-    add_generation_prompt  whether it ends with what stands before an answer; without a chat template, it always
-                           does after a question
+    add_generation_prompt  whether to end with the tokens that begin an answer; without a chat template, a question is
+                           always followed by `<assistant>`
 
-    Raises TypeError or DataError (a ValueError) for messages that are none or that the model doesn't take: without
-    a chat template, a system message or two questions in a row. FormatError for a template that fails,
-    FastllmError where the package to render it is missing.
+    Raises TypeError or DataError (a ValueError) for invalid messages, and for those that the model doesn't take:
+    without a chat template, a system message or two questions in a row. FormatError for a template that fails,
+    FastllmError if the package to render it is missing.
     """
     checked = [_checked(message, position) for position, message in enumerate(messages)]
     check_speakers(tokenizer)
@@ -88,11 +88,11 @@ def prompt_tokens(tokenizer: Tokenizer, messages: Iterable[Message], add_generat
 
 
 def lessons(tokenizer: Tokenizer, messages: Iterable[Message]) -> list[tuple[list[int], list[bool]]]:
-    """A conversation as a model learns it: ids, and which of them it is to say.
+    """A conversation as training sequences: ids, and which of them the model is to say.
 
-    It is to say every answer and the token that ends it. That is one sequence where a longer conversation begins as
-    the shorter one does; where a template lays earlier turns out in another way, it is one for each answer, with all
-    before it as the model will see it.
+    It is to say every answer and the token that ends it. This takes one sequence if the layout of each prefix of the
+    conversation is a prefix of the whole layout. A template may lay out earlier turns differently; then there is a
+    sequence for each answer, preceded by the prompt that the model will see in a chat.
 
     Raises as prompt_tokens does.
     """
@@ -103,7 +103,7 @@ def lessons(tokenizer: Tokenizer, messages: Iterable[Message]) -> list[tuple[lis
         if isinstance(message, Mapping) and message.get("role") == "assistant"
     ]
     if not alone:
-        prompt_tokens(tokenizer, turns)  # raises where they are no messages
+        prompt_tokens(tokenizer, turns)  # raises for invalid messages
         return []
     whole, _ = alone[-1]
     if any(whole[: len(ids)] != ids for ids, _ in alone):
@@ -121,7 +121,7 @@ def _lesson(tokenizer: Tokenizer, turns: Sequence[Message]) -> tuple[list[int], 
     shown = prompt_tokens(tokenizer, turns, add_generation_prompt=False)
     stop = next((at + 1 for at in range(len(before), len(shown)) if shown[at] in ends), 0)
     if not stop or shown[: len(before)] != before:
-        # The answer's first characters may have become a token with what stands before them.
+        # The answer's first characters may have been merged into one token with the text before them.
         end = next((token for token in reversed(shown) if token in ends), tokenizer.end_id)
         shown = [*before, *tokenizer.encode(turns[-1]["content"]).tolist(), end]
         stop = len(shown)
@@ -141,16 +141,16 @@ def _checked(message: object, position: int) -> dict[str, str]:
 
 
 def check_plain(message: Mapping[str, object]) -> None:
-    """Raise DataError for a message that says more than its content, which would be lost without a word."""
+    """Raise DataError for a message that holds more than its content, which would be lost silently."""
     for key in NOT_PLAIN:
         if message.get(key) and message[key] != "[]":
             raise DataError(
-                f"a message must be a role and a content; got {key} too, which fastllm doesn't know; write it into a "
-                "content, or leave the dialogue out"
+                f"a message must be a role and a content; got {key} too, which fastllm doesn't support; write it into "
+                "the content, or leave the dialogue out"
             )
     if "role" in message and message.get("weight", 1) not in (1, None):
         raise DataError(
-            f"an answer must count once; got weight {message['weight']!r:.40}, which fastllm doesn't know; "
+            f"an answer must count once; got weight {message['weight']!r:.40}, which fastllm doesn't support; "
             "leave the dialogue out"
         )
 
@@ -158,25 +158,25 @@ def check_plain(message: Mapping[str, object]) -> None:
 def _laid_out(
     tokenizer: Tokenizer, template: str, messages: Sequence[dict[str, str]], add_generation_prompt: bool
 ) -> list[int]:
-    """Render the template and tell its control tokens from the text of messages."""
+    """Render the template, telling its own control tokens from the text of messages."""
     require("jinja2", "a chat template")
     from .tokenizers.chat_template import compiled
 
     private = _Private((template, *(message["content"] for message in messages)))
     alphabet = "".join({
         character for token_id in tokenizer.control_ids for character in tokenizer.tokens[token_id]
-        if not character.isspace()  # which templates strip
+        if not character.isspace()  # templates strip whitespace
     })  # fmt: skip
 
     def whole(content: str) -> str:
-        """Control tokens replaced."""
+        """The content with the characters of control tokens replaced."""
         return "".join(
             private.hide(tokenizer.tokens[part], tokenizer.tokens[part]) if isinstance(part, int) else part
             for part in tokenizer.split_control(content)
         )
 
     def bare(content: str) -> str:
-        """Whatever a control token could be made of replaced."""
+        """The content with every character that occurs in a control token replaced."""
         return private.hide(content, alphabet)
 
     def parts(changed: Callable[[str], str]) -> list[str | int]:
@@ -198,7 +198,7 @@ def _laid_out(
 
 
 class _Private:
-    """Characters in the place of others, none of which occurs in texts."""
+    """Replaces characters by private ones that don't occur in `texts`."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         used = set().union(*texts)
@@ -206,11 +206,12 @@ class _Private:
         self._of: dict[str, str] = {}
 
     def hide(self, text: str, characters: str) -> str:
-        """The text without these characters."""
+        """The text with these characters replaced."""
         for character in characters:
             if character not in self._of:
                 self._of[character] = next(self._free)
         return text.translate({ord(character): self._of[character] for character in characters})
 
     def show(self, text: str) -> str:
+        """The text with the original characters put back."""
         return text.translate({ord(private): character for character, private in self._of.items()})

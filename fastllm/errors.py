@@ -1,10 +1,10 @@
-"""The errors fastllm raises on purpose. Each message is one line: the rule; what was received; the fix."""
+"""The errors that fastllm raises on purpose. Each message is one line: the rule; what was received; the fix."""
 
 
 class FastllmError(Exception):
-    """Base of the errors in files, configurations and data.
+    """Base class for errors in files, configurations and data.
 
-    A wrong argument of a call raises ValueError or TypeError, a missing file FileNotFoundError.
+    A wrong argument raises ValueError or TypeError, a missing file FileNotFoundError.
     """
 
 
@@ -13,7 +13,7 @@ class ConfigError(FastllmError, ValueError):
 
 
 class FormatError(FastllmError, ValueError):
-    """A file is not what it should be: foreign, truncated or contradictory."""
+    """A file isn't valid: of another kind, truncated or contradictory."""
 
 
 class DataError(FastllmError, ValueError):

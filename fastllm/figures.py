@@ -1,4 +1,4 @@
-"""Measured figures: what is said of many, how tables show one, and how a text's table takes another's place."""
+"""Measured figures: their statistics, their format in tables, and replacing a table in a text."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def spread(figures: Sequence[float]) -> tuple[float, float, float]:
 
 
 def three_digits(value: float | None) -> str:
-    """A number with three digits that count; - for what isn't known."""
+    """A number with three significant digits, or without decimals from 100 on; "-" for None."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def put_between(whole: str, begin: str, end: str, text: str) -> str:
-    """A text with another one between two of its lines. Raises ValueError where it hasn't got them."""
+    """Replace what stands between two marker lines of `whole`. Raises ValueError if one of them is missing."""
     before, found, rest = whole.partition(begin)
     _, behind, after = rest.partition(end)
     if not found or not behind:
-        raise ValueError(f"a text must have the lines {begin} and {end}; got one or none; add them")
+        raise ValueError(f"a text must have the lines {begin} and {end}, in this order; got one or none; add them")
     return f"{before}{begin}\n{text}\n{end}{after}"

@@ -1,6 +1,6 @@
-"""What a caller gives a model, checked: tokens, where sequences start, targets, slots of a cache, seeds.
+"""Checks of a model's inputs: tokens, where sequences start, targets, slots of a cache, seeds.
 
-Each raises TypeError for what is no whole number, ValueError for a number out of range or a wrong shape.
+Each function raises TypeError for anything but whole numbers, ValueError for a number out of range or a wrong shape.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .layers.kv_cache import KVCache
 
 
 def checked_tokens(config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
-    """Tokens (N,) or (B, T), flat."""
+    """Tokens (N,) or (B, T), checked and flattened."""
     if tokens.ndim not in (1, 2) or tokens.size == 0:
         raise ValueError(f"tokens must be (N,) or (B, T) with at least one token; got shape {tokens.shape}; "
                          "give at least one token")  # fmt: skip
     flat = int32_of(tokens, "tokens")
-    if flat.view(np.uint32).max() >= config.vocab_size:  # negative numbers are the largest there
+    if flat.view(np.uint32).max() >= config.vocab_size:  # as uint32, negative numbers are the largest
         at = int(np.flatnonzero((flat < 0) | (flat >= config.vocab_size))[0])
         raise ValueError(
             f"tokens must be from 0 to vocab_size - 1 = {config.vocab_size - 1}; got {flat[at]} at position "
@@ -59,7 +59,7 @@ def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | N
 
 
 def checked_targets(config: ModelConfig, targets: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-    """Targets for tokens of a shape, flat: the id to come, or a negative number for none."""
+    """Targets for tokens of a shape, checked and flattened: the next id, or a negative number for none."""
     given = np.asarray(targets)
     flat = int32_of(given, "targets")
     if given.shape != shape:
@@ -74,19 +74,19 @@ def checked_targets(config: ModelConfig, targets: ArrayLike, shape: tuple[int, .
             f"{int(flat.argmax())}; was the text encoded with another tokenizer?"
         )
     if top < 0:
-        raise ValueError("a batch needs at least one target >= 0; got none; leave such a batch out")
+        raise ValueError("a batch needs at least one target >= 0; got none; leave this batch out")
     return flat
 
 
 def check_cache(config: ModelConfig, cache: KVCache, dtype: np.dtype) -> None:
-    """Raise ValueError unless a cache was made by a model like this, which computes in a type."""
+    """Raise ValueError unless the cache fits a model of this configuration that computes in `dtype`."""
     is_alike = isinstance(cache, KVCache) and (cache.config is config or cache.config == config)
     if not is_alike or cache.dtype not in (dtype, np.float16):
         raise ValueError("a cache must be of a model like this one; got another; make it with model.new_cache()")
 
 
 def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.ndarray:
-    """The slots (count,) that tokens go to; None: 0, 1, 2, ..."""
+    """The slots (count,) of tokens; None: 0, 1, 2, ..."""
     chosen = np.arange(count, dtype=np.int32) if slots is None else int32_of(np.asarray(slots), "slots")
     if chosen.shape != (count,) or chosen.min() < 0 or chosen.max() >= cache.slots:
         raise ValueError(
@@ -97,7 +97,7 @@ def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.nda
 
 
 def checked_seed(seed: int, what: str) -> int:
-    """What random numbers follow from: a whole number from 0 to 2^63 - 1."""
+    """A seed of random numbers: a whole number from 0 to 2^63 - 1."""
     number = whole_number(seed, what)
     if not 0 <= number < 1 << 63:
         raise ValueError(f"{what} must be from 0 to 2^63 - 1; got {number}; use another")
@@ -105,7 +105,7 @@ def checked_seed(seed: int, what: str) -> int:
 
 
 def int32_of(array: np.ndarray, what: str) -> np.ndarray:
-    """The whole numbers of an array, flat."""
+    """The array flattened, as int32. Raises if a value doesn't fit."""
     if array.dtype.kind not in "iu":
         raise TypeError(f"{what} must be whole numbers; got {array.dtype}; give an array of int32")
     flat = array.reshape(-1)

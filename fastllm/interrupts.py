@@ -1,8 +1,8 @@
-"""Ctrl-C, where it must not come in between."""
+"""Blocks of code that Ctrl-C must not break off."""
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # it makes no enumerations: a tenth of the time
+import _signal  # type: ignore[import-not-found]  # without signal's enums: takes a tenth of the time
 import signal
 import threading
 from types import FrameType
@@ -10,13 +10,13 @@ from typing import Self
 
 
 class uninterrupted:
-    """A block that Ctrl-C leaves whole: it takes effect behind it. A second one takes effect at once.
+    """A block that Ctrl-C doesn't break off: it takes effect after the block. A second Ctrl-C takes effect at once.
 
-    It does nothing on another thread than the main one, which no signal interrupts, and where another handler of
-    Ctrl-C is installed.
+    Does nothing on threads other than the main one, which signals don't interrupt, or if another handler of Ctrl-C is
+    installed.
 
-    is_short  a second one waits too, within a longer block as well
-    came      whether Ctrl-C has been pressed: a long block may end at the next good place then
+    is_short  a second Ctrl-C waits, too, also if this block is inside a longer one
+    came      whether Ctrl-C has been pressed: a long block can then end at the next good place
     """
 
     def __init__(self, is_short: bool = False) -> None:
@@ -50,7 +50,7 @@ class uninterrupted:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Wherever this comes, nobody is left holding Ctrl-C."""
+        """Restore Python's handler before raising: the exception may come at any place, even within __exit__."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt
 

@@ -1,6 +1,6 @@
-"""Threads that share a model take turns, each method of it a turn.
+"""Threads that share a model take turns: only one method of it runs at a time.
 
-So do those with models of their own, where kernels can't run at once.
+Where kernels can't run concurrently (Numba's workqueue threading layer), threads with different models take turns, too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ S = TypeVar("S", bound="Shareable")
 
 
 class Shareable:
-    """What threads may share. Whoever computes with it, or changes it, holds its lock."""
+    """An object that threads may share. Code that computes with it, or changes it, holds its lock."""
 
     def _make_lock(self, is_common: bool) -> None:
-        """is_common  the one lock of all such objects, so that only one of them computes at a time."""
+        """is_common  whether to use one lock for all such objects, so that only one of them computes at a time."""
         self._lock: Any = _common if is_common else threading.RLock()
         _shared.add(self)
 
@@ -31,7 +31,7 @@ _shared: weakref.WeakSet[Shareable] = weakref.WeakSet()
 
 
 def _unlock() -> None:
-    """In a process that has been forked: threads that held locks are not there."""
+    """Make new locks in a forked process: the threads that may have held the old ones don't exist there."""
     global _common
     before, _common = _common, threading.RLock()
     for shared in _shared:
@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_turn(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that is run while its object's lock is held; it may call others that are."""
+    """Decorate a method to run while its object's lock is held; such methods may call each other."""
 
     @functools.wraps(method)
     def guarded(self: S, *arguments: P.args, **options: P.kwargs) -> R:

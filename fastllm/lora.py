@@ -1,8 +1,8 @@
-"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): linear maps stay as they are, small ones beside them learn.
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): linear maps are frozen, small ones added to them are trained.
 
     out = x @ weight.T + scale * x @ a.T @ b.T          a (R, I), b (O, R), scale = alpha / R
 
-a begins random and b as zeros, so that at first nothing changes.
+a begins random and b as zeros, so that the model is unchanged at first.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """What is added to a model.
+    """The small maps that are added to a model.
 
-    rank             R, columns of the small maps
-    alpha            the addition is scaled by alpha / rank; 16 whatever the rank (`fastllm train` takes twice the rank)
+    rank             R, rank of the added maps
+    alpha            the addition is scaled by alpha / rank. The default is 16 whatever the rank; the command
+                     `fastllm train` uses twice the rank
     targets          which linear maps of each block: names from query, key, value, output, gate, up, down
     rank_stabilized  the addition is scaled by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)
 
@@ -60,12 +61,12 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """How many times the addition counts."""
+        """The factor of the addition."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 class Addition(NamedTuple):
-    """The rank of what is added to one linear map, and how many times it counts."""
+    """The rank of what is added to one linear map, and its factor."""
 
     rank: int
     scale: float
@@ -74,7 +75,7 @@ class Addition(NamedTuple):
 class AdapterParameters(FlatParameters):
     """The small maps' parameters in one buffer: "blocks.0.attention.query.lora_a" (R, I), ".lora_b" (O, R), ...
 
-    additions  by the names of the maps, such as "blocks.0.attention.query"
+    additions  by the names of the linear maps, such as "blocks.0.attention.query"
     """
 
     def __init__(self, config: ModelConfig, additions: Mapping[str, Addition], dtype: DTypeLike = np.float32) -> None:
@@ -92,14 +93,14 @@ class AdapterParameters(FlatParameters):
         self.additions = dict(additions)
 
     def initialise(self, seed: int = 0) -> None:
-        """a uniform within 1 / sqrt(I), b zero."""
+        """a: uniform between -1 / sqrt(I) and 1 / sqrt(I); b: zeros."""
         rng = np.random.default_rng(seed)
         for name, view in self.items():
             bound = view.shape[1] ** -0.5
             view[...] = 0 if name.endswith("lora_b") else rng.uniform(-bound, bound, view.shape)
 
     def change(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
-        """What is added to a map's weight (O, I); in `out` where that is given."""
+        """What is added to a map's weight (O, I), written to `out` if that is given."""
         out = np.matmul(self[f"{name}.lora_b"], self[f"{name}.lora_a"], out=out)
         out *= self.additions[name].scale
         return out
@@ -116,9 +117,9 @@ def linear_maps(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def additions_of(config: ModelConfig, lora: LoRAConfig) -> dict[str, Addition]:
-    """What a configuration adds to a model: to each block's maps of the names given, as far as there are such.
+    """What a configuration adds to a model: an addition to each map in the blocks that `lora.targets` names.
 
-    Raises ConfigError where there are none.
+    Names that the model doesn't have are ignored; raises ConfigError if it has none of them.
     """
     names = [name for name in linear_maps(config) if name.rpartition(".")[2] in lora.targets]
     if not names:

@@ -1,4 +1,4 @@
-"""What this machine is: processor, cores, memory. From the operating system, without another package."""
+"""This machine's processor, cores and memory, asked from the operating system without another package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-# What sets the threads of Numba and of NumPy's BLAS, read once, when these are loaded.
+# These set the number of threads of Numba and of NumPy's BLAS, which read them once, when they are loaded.
 THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -24,7 +24,7 @@ THREAD_VARIABLES = (
 
 
 def check_compiler() -> None:
-    """Raise ConfigError where the environment switches the compiler off: kernels run only when compiled."""
+    """Raise ConfigError if the environment switches the compiler off: the kernels only run compiled."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise ConfigError(
             "backend 'numba' must compile; got NUMBA_DISABLE_JIT, which forbids it; unset that, or use 'numpy'"
@@ -32,7 +32,7 @@ def check_compiler() -> None:
 
 
 def describe(threads: int, *packages: str) -> str:
-    """What times depend on, in one line: processor, threads, versions of Python and of what is installed of these."""
+    """What times depend on, in one line: processor, threads, and versions of Python and of the installed `packages`."""
     versions = []
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -41,9 +41,9 @@ def describe(threads: int, *packages: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker gives it, on Linux with its family and model; or its architecture.
+    """The processor's name as its maker gives it, on Linux with family and model; else its architecture.
 
-    Virtual machines tell no more than "AMD EPYC", of any of its five generations.
+    In virtual machines the name is often just "AMD EPYC", for all five generations: family and model tell them apart.
     """
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
@@ -54,12 +54,12 @@ def cpu_name() -> str:
 
 
 def logical_cores() -> int:
-    """Cores that the system shows."""
+    """Number of logical cores that the system shows."""
     return os.cpu_count() or 1
 
 
 def physical_cores() -> int | None:
-    """Cores without their hyper-threads; None where the system doesn't tell."""
+    """Number of cores, not counting hyper-threads; None where the system doesn't tell."""
     if sys.platform == "darwin":
         count = _sysctl("hw.physicalcpu")
         return int(count) if count else None
@@ -68,7 +68,7 @@ def physical_cores() -> int | None:
 
 
 def usable_cores() -> int:
-    """Logical cores this process may use: its affinity, and its container's limit of CPU time, rounded up."""
+    """Number of logical cores this process may use, by its affinity and its container's CPU limit, rounded up."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical_cores()
     groups = Path("/sys/fs/cgroup")
     quota, _, period = _read(groups / "cpu.max").partition(" ")
@@ -79,7 +79,7 @@ def usable_cores() -> int:
 
 
 def memory() -> tuple[int | None, int | None]:
-    """Bytes of main memory, in all and available; None for what the system doesn't tell."""
+    """Bytes of main memory, total and available; None where the system doesn't tell."""
     sizes = {key: int(value.split()[0]) * 1024 for key, value in _proc("/proc/meminfo")}
     if sizes:
         return sizes.get("MemTotal"), sizes.get("MemAvailable")
@@ -88,7 +88,7 @@ def memory() -> tuple[int | None, int | None]:
 
 
 def _proc(path: str) -> list[tuple[str, str]]:
-    """Lines `key: value` of a file of Linux's; none elsewhere."""
+    """The `key: value` lines of a file in Linux's /proc; none elsewhere."""
     lines = (line.partition(":") for line in _read(Path(path)).splitlines())
     return [(key.strip(), value.strip()) for key, colon, value in lines if colon and value.strip()]
 

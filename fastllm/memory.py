@@ -1,4 +1,4 @@
-"""Arrays that begin at a cache line, and large ones each at another line of a page; and whether they have moved."""
+"""Arrays aligned to cache lines, large ones each at another line of a page; and a mark that tells when arrays move."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ _number = itertools.count()
 
 
 class Place:
-    """Stands for arrays as long as they stay where they are in memory: then another takes its place.
+    """Identifies the current memory locations of some arrays: when they move, a new Place takes over.
 
-    What is known of where they are has it as a weak key, and is gone with it.
+    Whatever depends on those locations, such as recorded calls, is kept in a mapping with the Place as a weak key, so
+    that it goes away together with it.
     """
 
 
 def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, zeroed: bool = False) -> np.ndarray:
-    """As np.empty, or np.zeros, but the first element stands at a cache line's start; NumPy promises 16 bytes only.
+    """Like np.empty, or np.zeros, but the first element begins a cache line; NumPy only aligns to 16 bytes.
 
-    Two threads that write to neighbouring columns of a matrix otherwise share a line in each row: a quarter of a
-    product's time went to passing it back and forth.
+    Otherwise two threads that write to neighbouring columns of a matrix share a line in each row: a quarter of a
+    product's time went into passing it back and forth.
 
-    The system begins each large array at a page. Where several of them are gone through side by side, as an optimizer
-    does, the L1 cache takes addresses that are whole pages apart for one another: AdamW took a tenth longer.
+    The system places each large array at the beginning of a page. Code that walks through several of them at once, as
+    an optimizer does, then uses addresses that are whole pages apart, which collide in the L1 cache: AdamW took a
+    tenth longer. So large arrays begin at different lines of a page.
     """
     kind = np.dtype(dtype)
     size = math.prod((shape,) if isinstance(shape, int) else shape) * kind.itemsize

@@ -1,4 +1,4 @@
-"""Optimizers: each holds its moments in flat buffers beside the parameters and updates all in one pass."""
+"""Optimizers: each keeps its moments in flat buffers like the parameters', and updates all parameters in one pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .interrupts import uninterrupted
 from .memory import aligned
 from .model import Model
 
-EPS = (1e-30, 1e30)  # of Adam: neither 0 nor infinite as float32
+EPS = (1e-30, 1e30)  # range of Adam's eps: neither 0 nor infinite as float32
 
 
 def gradient_norm(model: Model) -> float:
@@ -25,20 +25,20 @@ def gradient_norm(model: Model) -> float:
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
-    """What to multiply gradients of this norm by, so that it is at most max_norm; max_norm 0 never clips."""
+    """The factor that reduces gradients of this norm to at most max_norm; max_norm 0 never clips."""
     return max_norm / norm if 0 < max_norm < norm else 1.0
 
 
 def clip_gradients(model: Model, max_norm: float) -> float:
     """Scale all gradients so that their global norm is at most max_norm; returns the norm before.
 
-    The Trainer does the same without a pass of its own: it hands clip_scale to Optimizer.step. Raises ValueError for
-    gradients that aren't finite, and leaves them as they are.
+    The Trainer clips without a separate pass: it passes clip_scale to Optimizer.step. Raises ValueError for gradients
+    that aren't finite, and leaves them as they are.
     """
     if not isinstance(model, Model):
         raise TypeError(f"clip_gradients takes a Model; got {type(model).__name__}; pass the model")
     if not _float(max_norm) > 0:
-        raise ValueError(f"max_norm must be above 0; got {max_norm}; leave the call out for no clipping")
+        raise ValueError(f"max_norm must be above 0; got {max_norm}; to disable clipping, don't call clip_gradients")
     norm = gradient_norm(model)
     if not math.isfinite(norm):
         raise ValueError(f"gradients must be finite to be clipped; got a norm of {norm}; lower the learning rate")
@@ -55,10 +55,10 @@ class Optimizer:
     weight_decay  of matrices: decoupled in AdamW and Lion, added to the gradient in SGD; norms, biases and embeddings
                   never decay
 
-    Raises ValueError for an option out of range, TypeError for what is no model.
+    Raises ValueError for an option out of range, TypeError for anything but a Model.
     """
 
-    kernel: str  # by its name in fastllm.kernels
+    kernel: str  # its name in fastllm.kernels
     moments: tuple[str, ...] = ()
 
     def __init__(self, model: Model, weight_decay: float = 0.0) -> None:
@@ -86,10 +86,10 @@ class Optimizer:
     def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
         """Update all parameters once.
 
-        gradient_scale  gradients count this many times: clip_scale, or 1 / batches accumulated
+        gradient_scale  factor for the gradients: clip_scale, or 1 / the number of batches accumulated
 
-        Raises ValueError once the model trains other parameters than when this was made, for a learning rate that is
-        no finite number >= 0, and for a scale that is no finite number.
+        Raises ValueError if the model no longer trains the parameters that it did when this was made, for a learning
+        rate that isn't a finite number >= 0, and for a scale that isn't a finite number.
         """
         parameters, model = self._trainable, self.model
         if not self.is_of(model):
@@ -104,8 +104,8 @@ class Optimizer:
             raise ValueError(f"gradient_scale must be a finite number; got {gradient_scale!r:.40}; are gradients NaN?")
         gradients = model.gradients
         decayed = parameters.decayed if self.weight_decay else 0
-        # Matrices decay; norms, biases and embeddings, which stand behind them, do not.
-        with model._lock, uninterrupted(is_short=True):  # an update is done and counted, or neither
+        # Matrices decay; norms, biases and embeddings, which come after them, do not.
+        with model._lock, uninterrupted(is_short=True):  # an update is both done and counted, or neither
             for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
                 if part != slice(0, 0):
                     moments = [moment[part] for moment in self._moments]
@@ -113,7 +113,7 @@ class Optimizer:
             self.steps += 1
 
     def is_of(self, model: Model) -> bool:
-        """Whether it updates what a model trains now; what that is changes when an adapter comes or goes."""
+        """Whether it updates what a model trains now; that changes when an adapter is added or removed."""
         trained = model.parameters if model.adapter is None else model.adapter
         return model is self.model and trained is self._trainable
 
@@ -136,11 +136,11 @@ class Optimizer:
         kernel(parameters, *moments, gradients, scale, learning_rate, *self._options(weight_decay))
 
     def _options(self, weight_decay: float) -> tuple[float, ...]:
-        """What else the kernel takes."""
+        """The kernel's remaining arguments."""
         raise NotImplementedError
 
     def state(self) -> dict[str, np.ndarray]:
-        """The moments, a checksum of what they are of, and the step count, to go on later.
+        """The moments, a checksum of what they belong to, and the step count, to resume from.
 
         The arrays are not copies.
         """
@@ -150,9 +150,9 @@ class Optimizer:
         return {**named, "of": np.array([checksum], np.int64), "steps": np.array([self.steps], np.int64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """The reverse of state(). Raises ValueError if it is of another optimizer or model."""
+        """The reverse of state(). Raises ValueError for the state of another optimizer or model."""
         own = self.state()
-        state = {"of": own["of"], **state}  # which was not kept always
+        state = {"of": own["of"], **state}  # older files lack the checksum
         expected = {name: (array.shape, array.dtype) for name, array in own.items()}
         received = {name: (array.shape, array.dtype) for name, array in state.items()}
         if expected != received:
@@ -172,7 +172,7 @@ class Optimizer:
 
 
 def _float(value: object) -> float:
-    """A number as Python's; NaN for what is none, infinity for what is too large."""
+    """A number as a Python float; NaN for anything else, infinity for an integer that is too large."""
     try:
         return float(value) if isinstance(value, Real) else math.nan
     except OverflowError:
@@ -194,8 +194,8 @@ def _check_betas(betas: tuple[float, float]) -> None:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017): see kernels/adam.py.
 
-    betas  of the moving means of gradients and of their squares
-    eps    added to the root of the latter
+    betas  decay rates of the moving averages of gradients and of their squares
+    eps    added to the square root of the latter
     """
 
     kernel = "adamw"
@@ -229,7 +229,7 @@ class Adam(AdamW):
 class SGD(Optimizer):
     """Stochastic gradient descent: see kernels/sgd.py.
 
-    momentum  share of the last update's velocity that goes on; 0: none
+    momentum  share of the last step's velocity that is kept; 0: none
     """
 
     kernel = "sgd"
@@ -247,7 +247,7 @@ class SGD(Optimizer):
 class Lion(Optimizer):
     """Lion (Chen et al. 2023): see kernels/lion.py. Choose a learning rate 3 to 10 times smaller than Adam's.
 
-    betas  of the mean that gives the update's sign, and of the mean that is kept
+    betas  weights of the momentum in the mean whose sign is the update, and in the mean that becomes the new momentum
     """
 
     kernel = "lion"

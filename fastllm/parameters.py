@@ -1,8 +1,8 @@
 """All parameters of a model in one flat buffer, with a named view for each.
 
-So the gradients' norm is one reduction, an optimizer's update one pass and a checkpoint one write. The buffer
-begins with the matrices, which weight decay shrinks, and ends with what it leaves alone (norms, biases,
-embeddings). Query, key and value follow one another, as do gate and up, so that one matrix product serves all.
+So the gradients' norm is one reduction, an optimizer's update one pass and a checkpoint one write. The matrices, to
+which weight decay applies, come first in the buffer; norms, biases and embeddings follow. Query, key and value are
+adjacent, as are gate and up, so that one matrix product computes them together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POSITIONS = "embedding.position.weight"
 
 
 def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
-    """Names and shapes in buffer order: those that weight decay applies to, and the others."""
+    """Names and shapes in buffer order: the parameters that weight decay applies to, and the others."""
     c, f, d = config.width, config.hidden, config.head_size
     assert d is not None and config.kv_heads is not None
     queries, keys = config.heads * d, config.kv_heads * d
@@ -71,18 +71,18 @@ def parameter_shapes(config: ModelConfig) -> tuple[Shapes, Shapes]:
 
 
 def shapes_of(config: ModelConfig) -> Shapes:
-    """Names and shapes of all parameters, in that order."""
+    """Names and shapes of all parameters, in buffer order."""
     decayed, others = parameter_shapes(config)
     return decayed | others
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """How many numbers all parameters are."""
+    """Total number of floats in all parameters."""
     return sum(math.prod(shape) for shape in shapes_of(config).values())
 
 
 def check_shapes(shapes: Shapes, arrays: Mapping[str, Any]) -> None:
-    """Raise ValueError unless arrays have exactly these names and shapes."""
+    """Raise ValueError unless `arrays` has exactly these names and shapes."""
     missing = [name for name in shapes if name not in arrays]
     unknown = [name for name in arrays if name not in shapes]
     if missing or unknown:
@@ -100,7 +100,7 @@ class FlatParameters(Mapping[str, np.ndarray]):
     """A flat buffer and its named views. Read `parameters[name]`, write in place: `parameters[name][...] = x`.
 
     flat     (P,)  the whole buffer
-    decayed  the first so many floats are what weight decay applies to
+    decayed  number of floats at the beginning that weight decay applies to
     """
 
     def __init__(self, decayed: Shapes, others: Shapes, dtype: DTypeLike = np.float32) -> None:
@@ -128,7 +128,7 @@ class FlatParameters(Mapping[str, np.ndarray]):
         return f"<{type(self).__name__}: {len(self)} arrays, {self.flat.size:,} numbers>"
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: the buffer, and of the views their shapes."""
+        """For copies and pickles: the buffer, and only the shapes of the views."""
         return {**self.__dict__, "_views": {name: view.shape for name, view in self._views.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -141,17 +141,17 @@ class FlatParameters(Mapping[str, np.ndarray]):
             self._views[name] = self.flat[start : start + math.prod(shape)].reshape(shape)
 
     def joined(self, *names: str) -> np.ndarray:
-        """One view over neighbours, stacked along the first axis: (sum of outputs, inputs). No copy."""
+        """One view of adjacent parameters, stacked along the first axis: (sum of outputs, inputs). No copy."""
         start = self._offsets[names[0]]
         stop = start + sum(self._views[name].size for name in names)
         return self.flat[start:stop].reshape(-1, *self._views[names[0]].shape[1:])
 
     def packed(self, name: str) -> Packed:
-        """A matrix (O, I) in the form that decoding reads; of float32 parameters only. No copy."""
+        """A matrix (O, I) in the form that decoding reads; only for float32 parameters. No copy."""
         return Packed(self._views[name].view(np.uint8), KINDS["F32"])
 
     def load(self, arrays: Mapping[str, Any]) -> None:
-        """Copy arrays of the same names and shapes into the buffer; nothing is copied if one is wrong.
+        """Copy arrays of the same names and shapes into the buffer; if one is wrong, nothing is copied.
 
         Raises ValueError for a missing or unknown name, a wrong shape, or a value that is not finite.
         """
@@ -159,14 +159,14 @@ class FlatParameters(Mapping[str, np.ndarray]):
         for name in self:
             array = np.asarray(arrays[name])
             if not np.issubdtype(array.dtype, np.floating):
-                raise ValueError(f"{name} must be floats; got {array.dtype}; the file is damaged or of another program")
+                raise ValueError(f"{name} must be floats; got {array.dtype}; is the file from another program?")
             if not _is_finite(array):
                 raise ValueError(f"{name} must be finite; got NaN or infinity; the file is damaged: use another")
         for name, view in self.items():
             view[...] = arrays[name]
 
     def check_finite(self) -> None:
-        """Raise ValueError for what `load` would refuse."""
+        """Raise ValueError for a value that is not finite, which `load` would refuse."""
         for name, view in self.items():
             if not _is_finite(view):
                 raise ValueError(
@@ -189,7 +189,7 @@ class FlatParameters(Mapping[str, np.ndarray]):
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """As float32, for which other numbers may be too large."""
+    """Whether all numbers are finite as float32, which can't hold all float64 values."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
@@ -202,9 +202,9 @@ class Parameters(FlatParameters):
 
 
 class FileParameters(Mapping[str, np.ndarray]):
-    """Parameters as a file holds them, read and not written: float32 vectors, and matrices that may be packed.
+    """Read-only parameters as a file holds them: float32 vectors, and matrices that may be packed.
 
-    `parameters[name]` is a float32 array, unpacked if need be, that can't be written to: Model.unfreeze makes others.
+    `parameters[name]` is a read-only float32 array, unpacked if need be. Model.unfreeze makes writeable parameters.
     """
 
     def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray | Packed]) -> None:
@@ -220,7 +220,7 @@ class FileParameters(Mapping[str, np.ndarray]):
         return f"<{type(self).__name__}: {len(self)} arrays, read-only>"
 
     def packed(self, name: str) -> Packed:
-        """A matrix as it is in the file."""
+        """A matrix in the file's format."""
         array = self._arrays[name]
         if isinstance(array, Packed):
             return array
@@ -244,9 +244,10 @@ class FileParameters(Mapping[str, np.ndarray]):
 
 
 def initialise(parameters: Parameters, config: ModelConfig, seed: int) -> None:
-    """Random weights: normal with config.initial_std, or 1 / sqrt(inputs), of embeddings 0.02; norms 1, biases 0.
+    """Normally distributed weights; norms 1, biases 0.
 
-    Matrices that write to the residual stream get 1 / sqrt(2 * layers) of that (GPT-2), in pre-norm models.
+    The standard deviation is config.initial_std or, if that is None, 1 / sqrt(inputs), and 0.02 for embeddings. In
+    pre-norm models it is divided by sqrt(2 * layers) for matrices that write to the residual stream (GPT-2).
     """
     rng = np.random.default_rng(seed)
     for name, view in parameters.items():

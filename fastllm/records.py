@@ -1,15 +1,15 @@
-"""What data files hold: plain text, or records.
+"""Data files: plain text, or records in JSON.
 
-JSON Lines (.jsonl, .ndjson), an object a line, or JSON (.json), an array of them:
+JSON Lines (.jsonl, .ndjson) has one record per line, JSON (.json) an array of them:
 
     {"text": "Mountains form when plates meet."}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"instruction": "Translate into French.", "input": "mountain", "output": "montagne"}
 
-An instruction with its output is a dialogue of one turn. Its question is the instruction, and where there is an input
-that isn't empty, an empty line and the input after it; a "history" of [question, answer] pairs goes before. A dialogue
-may begin with a message of the role "system", or its record have a "system" text, for models whose chat template takes
-one.
+An instruction with its output is a dialogue of one turn. Its question is the instruction, followed by an empty line and
+the input if that isn't empty; the turns of a "history", [question, answer] pairs, come first. For models whose chat
+template takes a system message, a dialogue may begin with one of the role "system", or its record may have a "system"
+text.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Record = dict[str, Any]
 
 
 def holds_records(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is of records, by its name; others, and folders, are of plain text."""
+    """Whether a file holds records, judged by its name; other files, and folders, hold plain text."""
     return Path(path).suffix.lower() in RECORD_SUFFIXES and not Path(path).is_dir()
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a JSON Lines file or of a JSON array (.json), each checked: {"text": ...} or {"messages": [...]}.
+    """The records of a JSON Lines file or a JSON array (.json), checked: {"text": ...} or {"messages": [...]}.
 
-    Messages alternate and end in an answer. Instructions become messages, see above.
+    Messages alternate between user and assistant and end with an answer. Instructions become messages, see above.
     Raises DataError naming the line or record, OSError for a file that can't be read.
     """
     is_array = Path(path).suffix.lower() == ".json"
@@ -62,7 +62,7 @@ def _read_lines(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
                 elif isinstance(error, DataError):
                     said = str(error)
                 else:
-                    said = f"{no_json(error, line)}; mend the line or drop it"
+                    said = f"{no_json(error, line)}; correct the line or remove it"
                 raise DataError(f"{path}, line {number}: {said}") from None
 
 
@@ -71,10 +71,10 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
         given = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} must be JSON; got an error: {error}; mend it, or call it .jsonl if it has an object a line"
+            f"{path} must be JSON; got an error: {error}; correct it, or call it .jsonl if it has one object per line"
         ) from None
     if not isinstance(given, list):
-        raise DataError(f"{path} must hold an array of records; got {type(given).__name__}; write [ ] around them")
+        raise DataError(f"{path} must hold an array of records; got {type(given).__name__}; put [ ] around them")
     for number, record in enumerate(given, 1):
         try:
             yield checked_record(record)
@@ -83,7 +83,7 @@ def _read_array(path: str | os.PathLike[str], text: str) -> Iterator[Record]:
 
 
 def no_json(error: Exception, line: str) -> str:
-    """What is wrong with a line that is no JSON object."""
+    """What is wrong with a line that is not a JSON object."""
     why = f": {error!s:.100}"
     if isinstance(error, json.JSONDecodeError):
         why = f", wrong from column {error.colno} on ({error.msg})"
@@ -91,7 +91,7 @@ def no_json(error: Exception, line: str) -> str:
 
 
 def checked_record(given: object) -> Record:
-    """A record, of an instruction its dialogue. Raises DataError."""
+    """A copy of a valid record; an instruction becomes a dialogue. Raises DataError."""
     record: Record = dict(given) if isinstance(given, dict) else {}
     messages = record.get("messages")
     if not messages and {"instruction", "output"} <= record.keys():
@@ -100,10 +100,10 @@ def checked_record(given: object) -> Record:
     if isinstance(record.get("text"), str):
         if not messages:
             return _valid(record)
-        del record["text"]  # the dialogue once more, laid out for another model
+        del record["text"]  # the same dialogue, laid out for another model
     if not isinstance(messages, list) or not messages:
         if "text" in record:
-            raise DataError(f'a record\'s "text" must be a string; got {record["text"]!r:.60}; mend the record')
+            raise DataError(f'a record\'s "text" must be a string; got {record["text"]!r:.60}; correct the record')
         keys = f"an object with {', '.join(map(str, given))}" if isinstance(given, dict) and given else f"{given!r}"
         raise DataError(
             'a record must be {"text": "..."}, {"messages": [...]} or {"instruction": "...", "output": "..."}; got '
@@ -118,7 +118,7 @@ def checked_record(given: object) -> Record:
         check_plain(message)
     check_plain(record)
     if _value(record, "history"):
-        raise DataError("history goes with an instruction; got it beside messages; put its turns into them")
+        raise DataError("history goes with an instruction; got it beside messages; put its turns into the messages")
     if role != "assistant":
         raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
     if said := _system_of(record):
@@ -129,7 +129,7 @@ def checked_record(given: object) -> Record:
 
 
 def _valid(record: Record) -> Record:
-    """The record itself. Raises DataError for texts that are no Unicode, which JSON can hold."""
+    """The record itself. Raises DataError for text that isn't valid Unicode (JSON can hold lone surrogates)."""
     for text in record_texts([record]):
         check_text(text)
     return record
@@ -145,7 +145,7 @@ def _dialogue_of(record: Record) -> list[dict[str, str]]:
         raise DataError("an instruction or its input must say something; got neither; leave the record out")
     turns = _value(record, "history") or []
     if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
-        raise DataError(f"history must be an array of [question, answer] pairs; got {turns!r:.80}; mend it")
+        raise DataError(f"history must be an array of [question, answer] pairs; got {turns!r:.80}; correct it")
     dialogue = _system_of(record)
     for said in [*turns, [question, output]]:
         for role, content in zip(("user", "assistant"), said, strict=True):
@@ -156,7 +156,7 @@ def _dialogue_of(record: Record) -> list[dict[str, str]]:
 
 
 def _system_of(record: Record) -> list[dict[str, str]]:
-    """The system message of a record that has its text beside the dialogue; none where it is missing or empty."""
+    """The message made from a record's "system" text; [] if that is missing or empty."""
     text = _value(record, "system")
     if text is None:
         return []
@@ -166,17 +166,17 @@ def _system_of(record: Record) -> list[dict[str, str]]:
 
 
 def _value(record: Record, name: str) -> Any:
-    """None for what says nothing: tables that become JSON have an empty array as a text."""
+    """The value, or None if it is empty; tables exported to JSON write an empty array as the string "[]"."""
     value = record.get(name)
     return None if value in ("", [], "[]") else value
 
 
 def read_text(path: str | os.PathLike[str], refuse_records: bool = False) -> str:
-    """A UTF-8 text file, or all text files of a folder in the order of their names, a blank line between.
+    """A UTF-8 text file, or all text files of a folder in the order of their names, separated by blank lines.
 
-    refuse_records  whether a file that begins with a record is an error: its braces and quotes would be learnt
+    refuse_records  whether a file that begins with a record is an error: a model would learn its braces and quotes
 
-    Raises DataError for text that is not UTF-8 or a folder without text, OSError for what can't be read.
+    Raises DataError for text that is not UTF-8 or a folder without text files, OSError for a file that can't be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -199,9 +199,9 @@ def read_text(path: str | os.PathLike[str], refuse_records: bool = False) -> str
 
 
 def files_of(folder: Path, suffixes: tuple[str, ...] | None = None) -> list[Path]:
-    """The files in a folder and those in it whose names end so, by their names; none that is hidden (".git").
+    """The files in a folder and its subfolders, sorted by path, without hidden ones (".git").
 
-    suffixes  None: of whatever name
+    suffixes  only files with these; None: all
     """
     return sorted(
         path for path in folder.rglob("*")
@@ -219,7 +219,7 @@ def _check_is_text(path: Path, text: str) -> None:
     except (ValueError, RecursionError):
         return
     name = ".json" if begin[1] else ".jsonl"
-    raise DataError(f"{path} must hold text, by its name; got records, as of JSON; call it {name}")
+    raise DataError(f"{path} must hold plain text, judging by its name; got JSON records; call it {name}")
 
 
 def record_texts(records: Iterable[Record]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The frequencies of rotary position embedding (Su et al. 2021), with the usual ways to stretch them."""
+"""The frequencies of rotary position embedding (Su et al. 2021), with the usual ways to scale them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config import ModelConfig
 
 
 def rope_frequencies(config: ModelConfig) -> NDArray[np.float64]:
-    """Radians a position for each pair of columns, (D/2,): theta^(-2i/D), divided as the configuration says."""
+    """Radians per position for each pair of columns, (D/2,): theta^(-2i/D), divided as the configuration says."""
     return base_frequencies(config) / rope_divisors(config)
 
 
@@ -19,16 +19,16 @@ def base_frequencies(config: ModelConfig) -> NDArray[np.float64]:
     """theta^(-2i/D), (D/2,)."""
     assert config.head_size is not None
     size = config.head_size
-    with np.errstate(over="ignore"):  # a theta next to 0 is a damaged file's
+    with np.errstate(over="ignore"):  # a damaged file may have a theta near 0
         return np.float64(config.rope_theta) ** (-np.arange(0, size, 2, dtype=np.float64) / size)
 
 
 def rope_divisors(config: ModelConfig) -> NDArray[np.float64]:
-    """What the frequencies are divided by, one number for all or (D/2,).
+    """The divisors of the frequencies: one number for all, or (D/2,).
 
-    "linear" divides all by factor (Chen et al. 2023, arXiv:2306.15595). "llama3" divides only those that turn
-    less than low_freq_factor times within the original context, leaves those that turn more than
-    high_freq_factor times, and blends in between (Llama 3.1's report, 2024). "factors" divides each by its own.
+    "linear" divides all by factor (Chen et al. 2023, arXiv:2306.15595). "llama3" divides those that turn less than
+    low_freq_factor times within the original context, keeps those that turn more than high_freq_factor times, and
+    interpolates in between (as released with Llama 3.1, 2024). "factors" divides each by its own number.
     """
     scaling = config.rope_scaling
     if scaling is None:

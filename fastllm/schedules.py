@@ -1,4 +1,4 @@
-"""Learning rate by step."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Schedule:
     peak    highest learning rate
     steps   number of steps
     warmup  steps that rise linearly to peak
-    final   learning rate of the last step, unless that is the first or one of the warm-up, and of all beyond;
-            "constant" has none
-    decay   steps of wsd's descent; None: a fifth of all
+    final   learning rate of the last step, unless it is the only one or belongs to the warm-up, and of all steps
+            beyond; "constant" has none
+    decay   steps of wsd's decay; None: a fifth of all
 
-    Raises ValueError for a value out of range, TypeError for steps that are no whole numbers.
+    Raises ValueError for a value out of range, TypeError for steps that aren't whole numbers.
 
         >>> Schedule("linear", peak=1.0, steps=4, warmup=1)(3)
         0.0
@@ -69,7 +69,7 @@ class Schedule:
             )
 
     def __call__(self, step: int) -> float:
-        """The learning rate of a step, counted from 0; the last is steps - 1."""
+        """The learning rate of a step, counted from 0; the last step is steps - 1."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         if self.kind == "constant":

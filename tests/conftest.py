@@ -31,7 +31,7 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of published models and texts that stands beside a checkout, too large to come along."""
+    """The folder of published models and texts beside the checkout; they are too large for the repository."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the published models and texts are not in {folder}")
@@ -70,7 +70,7 @@ def rng():
 
 @pytest.fixture
 def path(tmp_path):
-    """Where a GGUF file is to be."""
+    """Where a GGUF file will be written."""
     return tmp_path / "model.gguf"
 
 

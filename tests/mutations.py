@@ -33,7 +33,7 @@ def damaged(draw, data):
 
 
 class Memory:
-    """with Memory(most): no more than so many bytes may be taken at a time within."""
+    """with Memory(most): asserts that the block never has more than `most` bytes allocated at a time."""
 
     def __init__(self, most):
         self.most = most

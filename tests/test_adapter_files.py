@@ -216,7 +216,7 @@ def test_an_alpha_for_each_module(tmp_path):
     ],
 )
 def test_a_key_with_a_begin_is_for_whole_names(tmp_path, key, layers):
-    """As PEFT has it, whose modules begin with "model."."""
+    """As in PEFT, whose module names begin with "model."."""
     write(tmp_path)
     before = read_adapter(LLAMA, tmp_path).additions
     rewrite(tmp_path, alpha_pattern={key: 48})

@@ -183,7 +183,7 @@ def test_there_and_back(tmp_path, config, additions):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_an_adapter_that_has_not_learnt_yet(tmp_path, config):
-    """b is 0, so that GPT-2's parts of B reach nothing."""
+    """b is 0, so that the columns of GPT-2's joint B can't be told apart by what they affect."""
     adapter = AdapterParameters(config, additions_of(config, LoRAConfig(rank=3, targets=("query", "value", "up"))))
     adapter.initialise(4)
     write_adapter(tmp_path, config, adapter, None)
@@ -354,7 +354,7 @@ def test_a_merged_model_is_no_longer_its_origin(base, tmp_path):
 
 
 def test_a_base_beside_the_adapter(base, monkeypatch, tmp_path):
-    """A relative path counts from the adapter's folder, wherever one stands."""
+    """A relative path is relative to the adapter's folder, whatever the current folder is."""
     folder, adapter, expected = base
     rewrite(adapter, base_model_name_or_path="../base")
     monkeypatch.chdir("/")

@@ -183,7 +183,7 @@ def test_transformers_is_timed_in_float32_alone(fakes: dict[str, GenerationCase]
 
 def test_texts_that_differ_beside_others_are_not_timed(fakes: dict[str, GenerationCase]) -> None:
     WRONG["together"] = 0.0
-    with pytest.raises(PeerError, match="texts side by side must be those of each alone; got others on F32"):
+    with pytest.raises(PeerError, match="texts side by side must equal those of each alone; got others on F32"):
         generation_race._race("F32", fakes, 2, Rounds(1, 1, 1))
     warm = [call for call in CALLS if call[1] == "same_alone"]
     assert warm == [("fastllm", "same_alone", 8)]

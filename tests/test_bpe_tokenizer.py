@@ -51,7 +51,7 @@ def test_what_it_learns():
 
 
 def test_the_reference_learns_the_same(shared_data):
-    """All merges but for the order of pairs that are equally frequent, and what follows from that."""
+    """The same merges, except where the order of equally frequent pairs makes a difference."""
     folder = shared_data / "bpe-training"
     merges = (folder / "cs336-train-bpe-reference-merges.txt").read_text(encoding="utf-8").splitlines()
     tokenizer = BPETokenizer.build([(folder / "corpus.en").read_text(encoding="utf-8")], 259 + len(merges))

@@ -49,7 +49,7 @@ def test_every_prompt_holds_the_turns_before():
 
 
 def test_only_what_follows_the_last_prompt_is_read():
-    """And what was generated, whose keys and values were made in another way."""
+    """And the generated answer, as decoding doesn't compute the same bits of keys and values as reading a prompt."""
     model = answering("abc", "de", "f", "g")
     chat = Chat(model, TOKENIZER)
     for question in ("a?", "b?"):

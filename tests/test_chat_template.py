@@ -195,7 +195,7 @@ CONVERSATIONS = [
 
 
 def messages_of(texts):
-    """user and assistant in turn; None stands before a system message."""
+    """Messages of user and assistant in turn; a leading None marks the next text as the system message."""
     system = [{"role": "system", "content": texts[1]}] if texts[:1] == [None] else []
     rest = texts[2 if system else 0 :]
     return system + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(rest)]

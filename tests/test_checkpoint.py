@@ -147,7 +147,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(saved, tiny_model, tokenizer,
 @pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX's")
 @pytest.mark.parametrize("size", [10, 1000])
 def test_a_full_disk(saved, tiny_model, tokenizer, size):
-    """A limit on file sizes stands for it: real writes fail, in safetensors as in Python."""
+    """Simulated by a limit on file sizes: real writes fail, in safetensors as in Python."""
     import resource
 
     before = weights_of(saved)
@@ -164,7 +164,7 @@ def test_a_full_disk(saved, tiny_model, tokenizer, size):
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing is cleaned up after it."""
+    """Simulates the end of the process: nothing is cleaned up after it."""
 
 
 @pytest.mark.parametrize("reader", [weights_of, None], ids=["load", "save"])
@@ -203,7 +203,7 @@ def test_killed_around_the_renames(saved, tiny_model, tokenizer, monkeypatch, re
 @pytest.mark.parametrize("refusals", [3, 10**6])
 @pytest.mark.parametrize("which", [".old", ""])
 def test_a_file_that_windows_holds_open(saved, tiny_model, tokenizer, monkeypatch, refusals, which):
-    """There, no folder can be renamed in which a file is open: it is tried again, and in the end said."""
+    """Windows can't rename a folder in which a file is open: this is retried, and finally reported."""
     old, replace, calls = weights_of(saved), os.replace, []
 
     def held(source, target):
@@ -253,7 +253,7 @@ def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path, tiny_model, to
 
 
 def test_files_of_others_come_along(saved, tiny_model, tokenizer):
-    """What is no part of the model stays, whoever wrote the folder; what is one does not."""
+    """Files that are not part of the model stay, whoever wrote the folder; the old model's files don't."""
     checkpoint.save(saved, tiny_model, tokenizer, fastllm.SGD(tiny_model), {"step": 3})
     (saved / "NOTES.txt").write_text("mine")
     (saved / "README.md").write_text("mine too")

@@ -16,7 +16,7 @@ from fastllm.tokenizers import WordTokenizer
 
 @pytest.mark.parametrize("times", [1, model_folder.READS])
 def test_a_folder_that_is_replaced_while_it_is_read(saved, tiny_model, tokenizer, monkeypatch, times):
-    """The model is not another's whose tokenizer was read."""
+    """Model and tokenizer come from the same save."""
     read, left = checkpoint.load_tokenizer, list(range(times))
     other = WordTokenizer.build(["quite other words than these"])
 
@@ -37,7 +37,7 @@ def test_a_folder_that_is_replaced_while_it_is_read(saved, tiny_model, tokenizer
 
 
 def test_threads_that_save_to_one_folder(saved, tiny_model, tokenizer):
-    """Each finds its own work, and the last one's stands there."""
+    """No save fails, and the folder holds the last one."""
     failed = []
 
     def save(model):

@@ -285,7 +285,7 @@ def test_save_adds_what_train_reads(tmp_path, capsys):
 def test_save_tells_of_answers_that_were_cut(tmp_path, capsys):
     path = tmp_path / "talk.jsonl"
     piped(f"What is red?\nIs it far?\n/max_tokens none\nAnd blue?\n/save {path}\n", max_tokens=1)
-    assert capsys.readouterr().err == f"added 3 turns to {path}; 2 did not end by themselves: complete it there\n"
+    assert capsys.readouterr().err == f"added 3 turns to {path}; 2 answers were cut off: complete them there\n"
 
 
 def test_stats_are_forgotten_with_the_answer(capsys):
@@ -351,7 +351,7 @@ def test_save_leaves_a_file_of_something_else_alone(tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4
     assert "line 1" in errors[0]
-    assert "/save writes JSON Lines, by the file's name; got data.json; try /save data.jsonl" in errors[1]
+    assert "/save needs a name that ends with .jsonl; got data.json; try /save data.jsonl" in errors[1]
     assert "got new; try /save new.jsonl" in errors[2]
     assert path.read_text(encoding="utf-8") == "my notes\n"
     assert array.read_text(encoding="utf-8") == '[{"text": "x"}]'

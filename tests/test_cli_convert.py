@@ -205,7 +205,7 @@ def test_what_fastllm_does_not_do_is_handed_on(name, tmp_path):
 
 
 def test_a_folder_keeps_the_tokens_that_end_its_texts(tmp_path):
-    """The tokenizer's own end token, 2, is not among them: transformers goes on behind it."""
+    """The tokenizer's own end token, 2, is not among them: transformers continues after it."""
     theirs(tmp_path / "theirs")
     path = tmp_path / "theirs" / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [4, 1]}))

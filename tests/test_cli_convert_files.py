@@ -141,7 +141,7 @@ def test_an_adapter_counts_without_a_tokenizer_too(tmp_path):
 def test_wrong_use(tmp_path, capsys):
     own(tmp_path / "ours", byte_level())
     assert convert(tmp_path / "ours", tmp_path / "ours", "--force") == 2
-    assert "must be two" in capsys.readouterr().err
+    assert "must be different" in capsys.readouterr().err
     assert convert(tmp_path / "ours", tmp_path / "theirs", "--type", "q8_0") == 2
     assert "name a file that ends in .gguf" in capsys.readouterr().err
     for words in (["--type", "f8"], ["--type", "q4_0"]):

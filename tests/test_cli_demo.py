@@ -76,7 +76,7 @@ def test_resuming_a_finished_demo(folder):
     for words in (["--epochs", 3], ["--language", "zh"], ["--seed", 0], ["--rows-per-update", 1]):
         status, out, err = run(folder, "demo", "--run", "runs/demo-en", "--resume", *words)
         assert (status, out) == (2, "")
-        assert f"--resume goes on as the run began; got {words[0]} too" in err
+        assert f"--resume continues a run as it began; got {words[0]} too" in err
 
 
 def test_no_run_of_another_job_is_taken_for_a_demo(tmp_path, monkeypatch, capsys):
@@ -84,7 +84,7 @@ def test_no_run_of_another_job_is_taken_for_a_demo(tmp_path, monkeypatch, capsys
     Job.start(tmp_path / "other", make_job(tmp_path)).train(Recorder())
     status, out, err = run_here(capsys, "demo", "--run", "other", "--resume", "--no-chat")
     assert (status, out) == (2, "")
-    assert "demo goes on with a run of its own; got one that trains on" in err
+    assert "demo only continues runs of its own; got one that trains on" in err
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_prompts_may_follow_an_option(checkpoint, capsys):
 def test_a_folder_is_no_batch(checkpoint, capsys, tmp_path):
     (tmp_path / "a.txt").write_text("Who\n")
     assert main(["generate", checkpoint, "--batch", str(tmp_path)]) == 2
-    assert "--batch must name a file with a prompt in each line" in capsys.readouterr().err
+    assert "--batch must name a file with one prompt per line" in capsys.readouterr().err
 
 
 def test_reads_the_prompt_from_standard_input(checkpoint, capsys, monkeypatch):
@@ -317,7 +317,7 @@ def test_what_is_not_asked_for_is_the_models_own(checkpoint, capsys, monkeypatch
     ("content", "message"),
     [
         (None, "there must be a text file"),
-        (b"", "needs a prompt in each line; got nothing"),
+        (b"", "needs one prompt per line; got nothing"),
         (b"ab\xff", "must be UTF-8 text; got byte 0xff at position 2"),
         (b"Is it\n" + b"far " * 40, "prompts[1]: a prompt must fit into the model's context of 32 tokens; got 40"),
     ],

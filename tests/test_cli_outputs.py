@@ -27,8 +27,8 @@ def test_a_chart_takes_the_place_of_a_chart_only(run_folder: Path, capsys: pytes
     for path, message in (
         (run_folder / "metrics.jsonl", "must name a file of its own"),
         (text, "must not replace another kind of file"),
-        (run_folder, "must name a file in a folder that is there"),
-        (run_folder / "missing" / "a.svg", "must name a file in a folder that is there"),
+        (run_folder, "must name a file in a folder that exists"),
+        (run_folder / "missing" / "a.svg", "must name a file in a folder that exists"),
     ):
         assert cli.main(["plot", str(run_folder), "--svg", str(path)]) == 2
         captured = capsys.readouterr()

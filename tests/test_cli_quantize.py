@@ -156,7 +156,7 @@ def test_wrong_use(tmp_path, text, capsys):
         ("none.txt", "there must be a text"),
         ("short.txt", "two tokens"),
         ("latin.txt", "UTF-8"),
-        ("chat.jsonl", "--text must be a text file, by its name; got"),
+        ("chat.jsonl", "--text must be a plain text file; got"),
     ):
         assert quantize(tmp_path / "ours", tmp_path / "model.gguf", *options, tmp_path / name) == 1
         assert said in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_a_second_run(tmp_path, capsys):
 def test_json_that_cannot_be_written_is_found_out_before_the_work(tmp_path, capsys, text):
     save(tmp_path / "ours")
     for name, said in (
-        ("nowhere/x.json", "a file in a folder that is there"), ("ours", "a file in a folder that is there"),
+        ("nowhere/x.json", "a file in a folder that exists"), ("ours", "a file in a folder that exists"),
         ("model.gguf", "a file of its own"), ("ours/../model.gguf", "a file of its own"),
         ("ours/config.json", "a file of its own"), ("text.txt", "a file of its own"),
     ):  # fmt: skip

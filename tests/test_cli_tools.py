@@ -230,7 +230,7 @@ def test_warmup_of_a_preset_needs_no_compilation_the_second_time(
     lines = capsys.readouterr().out.splitlines()
     assert "all" in lines[-1]
     assert "came from the cache" in lines[-1]
-    for name in ("attention_decode", "zero", "calls done again"):
+    for name in ("attention_decode", "zero", "replayed calls"):
         assert any(f" {name} " in line for line in lines), name
     assert not any("layernorm" in line for line in lines), "nano has none"
 
@@ -391,7 +391,7 @@ def test_bench_looks_where_its_file_is_to_be_before_it_measures(
     path = tmp_path / "missing" / "times.json"
     assert cli.main(["bench", *names, "--quick", "--json", str(path)]) == 2
     captured = capsys.readouterr()
-    assert "--json must name a file in a folder that is there; got" in captured.err
+    assert "--json must name a file in a folder that exists; got" in captured.err
     assert captured.out == ""
 
 

@@ -206,7 +206,7 @@ def test_where_kernels_are_not_kept_nobody_says_so(helpers, monkeypatch, capsys,
     first, last = capsys.readouterr().err.splitlines()
     assert first == f"compiling kernels{'' if is_known else ' (once for this machine)'} ..."
     assert last.endswith(" s; they can't be kept on disk")
-    assert warmup._outcome(1, 2) == "what was compiled can't be kept on disk; see `fastllm doctor`"
+    assert warmup._outcome(1, 2) == "compiled kernels can't be kept on disk; see `fastllm doctor`"
 
 
 def test_helpers_keep_kernels_where_this_process_does(monkeypatch):

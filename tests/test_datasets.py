@@ -102,7 +102,7 @@ def test_windows_of_a_stream(size, length):
     [(2, 5, 4), (12, 4, 3), (12, 4, 1), (13, 4, 2), (258, 256, 16), (512, 256, 2), (999, 7, 9)],
 )
 def test_an_epoch_of_a_stream_holds_all_of_it(size, length, rows):
-    """Each token with its target, in windows that lie side by side but for those at the edges."""
+    """Each token with its target, in windows that are adjacent except at the edges, where they overlap."""
     dataset = TokenStream(np.arange(size), length, rows, seed=3)
     orders = []
     for epoch in range(9):

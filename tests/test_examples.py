@@ -140,7 +140,7 @@ dialogues = st.lists(st.tuples(st.text("abc", max_size=4), st.text("de", max_siz
 
 @given(dialogues, st.integers(2, 40))
 def test_a_template_of_our_layout_gives_our_examples(letters, templated, messages, context):
-    """What goes, what stays and what is a target."""
+    """Which turns are dropped, which are kept, and which tokens are targets."""
     expected = make_examples([{"messages": messages}], letters, context)
     record = {"messages": messages}
     found, left = encode_record(record, templated(OURS), context)

@@ -46,7 +46,7 @@ def random_parameters(config):
 
 
 def test_gpt2_by_default():
-    """The file of GPT-2 itself leaves out what is as usual."""
+    """GPT-2's own file leaves out fields that have default values."""
     assert config_from_huggingface(GPT2) == ModelConfig(
         vocab_size=11,
         width=6,

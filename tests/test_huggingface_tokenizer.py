@@ -285,7 +285,7 @@ def test_control_tokens_whose_names_a_normalizer_changes():
 
 
 def test_added_tokens_that_a_normalizer_changes_are_decoded_as_the_package_does():
-    """Its version 0.23 shows the space that "▁" before the token stands for."""
+    """From version 0.23 on, the package keeps the space that "▁" before such a token represents."""
     document = json.loads(byte_fallback().to_str())
     size = len(document["model"]["vocab"])
     document["added_tokens"].append(added(size, "<tool>", normalized=True))

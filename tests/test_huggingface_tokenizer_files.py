@@ -161,7 +161,7 @@ def test_several_chat_templates_are_kept(tmp_path):
 def test_several_chat_templates_none_of_them_the_default():
     templates = [{"name": "tool", "template": "B"}, {"name": "rag", "template": "C"}]
     made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})
-    with pytest.raises(DataError, match='must be called "default"; got rag, tool; call one so'):
+    with pytest.raises(DataError, match='must be called "default"; got rag, tool; rename one in'):
         check_speakers(made)
 
 

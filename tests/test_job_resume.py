@@ -108,7 +108,7 @@ def test_stopped_after_every_update(tmp_path, config, uninterrupted):
 
 @pytest.mark.parametrize("name", ["facts.jsonl", "dialogues.jsonl"])
 def test_data_that_has_changed_is_noticed(tmp_path, config, name):
-    """Its batches would be others, and no run from the beginning would have had them."""
+    """Resuming with other data would give batches that no uninterrupted run could have had."""
     with pytest.raises(Interrupted):
         Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
     before = (tmp_path / name).read_bytes()
@@ -121,7 +121,7 @@ def test_data_that_has_changed_is_noticed(tmp_path, config, name):
 
 
 def test_data_may_move(tmp_path, config):
-    """What counts is what is in it; and what it is validated on may change."""
+    """Only the contents count; and validation data may change."""
     with pytest.raises(Interrupted):
         Job.start(tmp_path / "run", config).train(stop_at("facts", 6))
     (tmp_path / "facts.jsonl").rename(tmp_path / "elsewhere.jsonl")
@@ -155,7 +155,7 @@ def test_a_checkpoint_from_before_data_was_looked_at(tmp_path, config):
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has other locks")
 def test_one_process_at_a_time(tmp_path, config):
-    """A lock is of an open file, so a second one in this process stands for another's."""
+    """A lock belongs to an open file, so a second one in this process acts like another process's."""
     job = Job.start(tmp_path / "run", config)
     tried = []
 
@@ -187,7 +187,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(("phase", "step"), PLACES)
 def test_killed_and_resumed_is_uninterrupted(tmp_path, config, uninterrupted, phase, step):
-    """Goes on from the last checkpoint; lines of metrics behind it are written again."""
+    """It continues from the last checkpoint; later lines of metrics are written again."""
 
     def die(at_phase, at_step):
         if (at_phase, at_step) == (phase, step):

@@ -204,7 +204,7 @@ tempfile.TemporaryFile = refuse
 
 
 def test_a_cache_that_can_only_be_read_serves(tmp_path):
-    """As in a container whose image holds the kernels."""
+    """As in a container whose image includes the compiled kernels."""
 
     def files():
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

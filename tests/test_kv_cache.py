@@ -193,7 +193,7 @@ def test_pages_that_a_failed_step_took_are_not_shared(monkeypatch, share):
 
 
 def test_room_for_more_is_not_needed(monkeypatch):
-    """Where memory is short, a cache takes what it must have; where there is none, it stays as it was."""
+    """If memory is short, a cache allocates only what it needs; if even that fails, it stays as it was."""
     most = []
 
     def short(shape, dtype):

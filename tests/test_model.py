@@ -241,7 +241,7 @@ LARGE = {
 
 @pytest.mark.parametrize("config", LARGE.values(), ids=LARGE)
 def test_same_bits_in_any_number_of_parts(monkeypatch, config):
-    """Of three updates on a thousand rows, which every kernel splits in several parts: products in so many."""
+    """After three updates on a thousand rows, which every kernel splits into several parts, products into `parts`."""
     assert numba.config.NUMBA_NUM_THREADS >= 2, "needs NUMBA_NUM_THREADS=2 or more; set it before numba loads"
     batch = make_batch(config, (80,) * 12 + (17, 1))
     threads = numba.get_num_threads()

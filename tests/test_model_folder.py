@@ -140,7 +140,7 @@ def test_a_folder_without_weights_comes_back_too(theirs, tiny_model, monkeypatch
 
 
 def test_files_that_cannot_be_removed_are_no_failure(saved, tiny_model, tokenizer, monkeypatch):
-    """As those of another user's folder: the model is written, and what is left stands beside, again and again."""
+    """As in another user's folder: the model is written, and the old one is left beside it, each time."""
     unlink = Path.unlink
 
     def refusing(path, missing_ok=False):

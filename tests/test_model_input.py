@@ -104,7 +104,7 @@ def test_wrong_targets(model, targets, error, pattern):
 
 
 def test_targets_of_a_rectangle_must_stand_the_same_way():
-    """(3, 2) has as many targets as (2, 3) tokens, but for the wrong ones."""
+    """(3, 2) has as many targets as (2, 3) has tokens, but would pair them wrongly."""
     model = make_model(CONFIG, "numpy")
     with raises(ValueError, re.escape("the shape (2, 3) of the tokens, an entry for each; got (3, 2)")):
         model.loss(np.zeros((2, 3), np.int32), np.zeros((3, 2), np.int32))

@@ -88,7 +88,7 @@ def test_gradients_are_the_derivatives_of_the_loss(config):
 
 @pytest.mark.parametrize("name", ["rustgpt", "gpt2", "llama", "nano"])
 def test_presets_on_kernels_and_on_twins(name):
-    """As they are, but for fewer tokens and blocks."""
+    """The presets as they are, except for a smaller vocabulary, fewer blocks and a shorter context."""
     config = fastllm.preset(name, vocab_size=131, layers=2, context=16)
     batch = make_batch(config, (5, 16, 7))
     losses = []

@@ -72,7 +72,7 @@ def test_what_a_newcomer_sees_first():
 def test_arguments_that_have_changed_places(tmp_path):
     tokenizer = fastllm.ByteTokenizer()
     model = fastllm.Model(fastllm.preset("nano", vocab_size=tokenizer.vocab_size), backend="numpy")
-    message = "a Model and its Tokenizer are taken, in this order; got ByteTokenizer and Model"
+    message = "the first arguments must be a Model and its Tokenizer; got ByteTokenizer and Model"
     for call in (fastllm.generate, fastllm.stream, fastllm.generate_batch):
         with pytest.raises(TypeError, match=message):
             call(tokenizer, model, ["text"] if call is fastllm.generate_batch else "text")

@@ -69,8 +69,8 @@ class FakeWorker:
         ({"gradient": 1.001}, "gradients"),
         ({"gradient": float("nan")}, "gradients nan"),
         ({"after": 1.6}, "after 3 updates"),
-        ({"weight": 1.102}, "what 3 updates make of the weights must agree to 5e-03 of the change; got 2.0e-02"),
-        ({"weight": float("nan")}, "make of the weights"),
+        ({"weight": 1.102}, "weights after 3 updates must agree to 5e-03 of their change; got 2.0e-02"),
+        ({"weight": float("nan")}, "weights after 3 updates"),
     ],
     ids=str,
 )

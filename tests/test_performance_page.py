@@ -93,7 +93,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert script("make_performance_page")["main"](where) == 0
     summary = readme.read_text()
     assert summary.startswith("before\n<!-- race:begin -->\nMeasured on a machine")
-    assert summary.endswith("as with transformers (F32): 5.00x.\n<!-- race:end -->\nafter\n")
+    assert summary.endswith("relative to transformers (F32): 5.00x.\n<!-- race:end -->\nafter\n")
     assert summary.count("| 310 | 200 | 1.55x |") == len(cases())
     assert "old" not in summary
     text = (tmp_path / "performance.md").read_text()
@@ -118,7 +118,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         "| decoding F32, of transformers' at least 3x | 5.00x |",
         "| memory beyond file and cache Q8_0, at most 150 MB | **190 MB** |",
         "| Q4_0 | 77 | 15.0% | 21.5000 | +3.12% |",
-        "it decodes, of llama.cpp's speed, F32 0.80x, F16 0.80x, Q8_0 0.80x, Q4_0 0.80x, of transformers' F32 5.00x",
+        "relative to llama.cpp is F32 0.80x, F16 0.80x, Q8_0 0.80x, Q4_0 0.80x, relative to transformers F32 5.00x",
     ):
         assert said in text
     for chart in ("performance-sequences.svg", "performance-context.svg"):

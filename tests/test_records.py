@@ -139,7 +139,7 @@ def test_published_instructions(shared_data):
     ("content", "message"),
     [
         ("[", "must be JSON; got an error: Expecting value"),
-        ('{"text": "x"}\n{"text": "y"}', "or call it .jsonl if it has an object a line"),
+        ('{"text": "x"}\n{"text": "y"}', "or call it .jsonl if it has one object per line"),
         ("[" * 10**5, "must be JSON; got an error"),
         ("{}", "must hold an array of records; got dict"),
         ("3", "must hold an array of records; got int"),
@@ -230,7 +230,7 @@ def test_a_text_of_one_token_writes_no_file(tmp_path, text):
     ids=["messages", "instruction"],
 )
 def test_a_dialogue_that_is_laid_out_beside_itself(tmp_path, record):
-    """As many data sets have it, for a model of another kind: what is learnt is the answer."""
+    """Many data sets add a "text" of the dialogue, laid out for another model: the messages are used instead."""
     path = write(tmp_path / "lines.jsonl", {**record, "text": "### Human: x ### Assistant: y"}, record)
     first, second = read_records(path)
     assert first == second

@@ -138,7 +138,7 @@ def test_a_damaged_file_is_named_with_what_is_wrong(path, data, received):
 
 
 def test_every_fault_is_one_for_the_package_too(path):
-    """The rules are not made up: it refuses the same files, but for its own limits of numbers."""
+    """The rules are safetensors' own: the package refuses the same files."""
     for body, header in ((5, {"a": entry(0, 4)}), (4, {"a": entry(1, 4)}), (6, {"a": entry(0, 4), "b": entry(2, 6)})):
         path.write_bytes(pack(header, bytes(body)))
         with pytest.raises(safetensors.SafetensorError):

@@ -71,7 +71,7 @@ def test_training_forward_agrees(model, written):
 
 
 def test_the_story_is_encoded_as_it_was_written(tokenizer, story, written):
-    """One text has many spellings in tokens; this model was trained on those that encode makes."""
+    """A text can be tokenized in many ways; this model was trained on what `encode` gives."""
     assert tokenizer.encode(story).tolist() == written[1:]
 
 

@@ -171,7 +171,7 @@ def test_back_to_sentencepiece(name):
 
 @pytest.mark.parametrize("scheme", ["first", "always", "never"])
 def test_the_newer_form_of_llama(scheme):
-    """Metaspace in place of a normalizer: as SentencePiece but for texts that begin with a space."""
+    """Metaspace instead of a normalizer: as SentencePiece except for texts that begin with a space."""
     _, theirs = pair("sentencepiece")
     document = theirs.document | {
         "normalizer": None,

@@ -64,7 +64,7 @@ def tuning_job(folder, base, lora=LORA, **changes):
 
 
 def finished(folder):
-    """Everything a run leaves behind but times."""
+    """Everything that a run writes, except times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         del line["seconds"], line["tokens_per_second"]
@@ -130,7 +130,7 @@ def test_an_adapter_goes_on_with_the_model_that_it_is_for(tmp_path, base):
 
 
 def test_a_checkpoint_in_which_nothing_is_learnt_yet(tmp_path, base):
-    """b is 0: what is added to query, key and value of GPT-2 can't be told apart by its numbers."""
+    """b is 0: by their numbers, the additions to GPT-2's query, key and value can't be told apart."""
     config = tuning_job(tmp_path, base, {"rank": 3, "rank_stabilized": True})
     job = Job.start(tmp_path / "run", config)
     job._save(job.phases[0], job._make_trainer(job.phases[0]))
@@ -330,7 +330,7 @@ def test_the_command_with_its_defaults(tmp_path, known, monkeypatch, capsys):
 
 
 WRONG_USE = {
-    "lora alone": (["new.jsonl", "--lora"], "--lora trains low-rank maps beside a model that is there"),
+    "lora alone": (["new.jsonl", "--lora"], "--lora needs an existing model; got none"),
     "rank alone": (["new.jsonl", "--model", "known", "--rank", "4"], "--rank goes with --lora"),
     "targets alone": (["new.jsonl", "--targets", "query"], "--targets goes with --lora"),
     "preset": (["new.jsonl", "--model", "known", "--preset", "nano"], "--model goes without --preset"),

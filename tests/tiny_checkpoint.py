@@ -26,7 +26,7 @@ CONTEXT = 32
 
 @functools.cache
 def learned(steps=150):
-    """Model and tokenizer after so many updates."""
+    """Model and tokenizer after `steps` updates."""
     tokenizer = WordTokenizer.build(record_texts(DIALOGUES))
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,

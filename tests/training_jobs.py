@@ -91,7 +91,7 @@ def stop_at(phase, step):
 
 
 def finished(folder):
-    """Everything a run leaves behind but times."""
+    """Everything that a run writes, except times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         del line["seconds"], line["tokens_per_second"]

@@ -1,4 +1,4 @@
-"""Benchmarks: contenders that do the same work, checked against each other, then timed in turns."""
+"""Benchmarks: contenders that do the same work are checked against each other, then timed in turns."""
 
 from .kernel import check_kernel, kernel_benchmark
 from .report import Record, describe_machine, failure, records, write_json

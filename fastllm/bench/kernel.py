@@ -1,4 +1,4 @@
-"""A kernel against its twin, from the table of cases."""
+"""Benchmarks of a kernel against its twin, from the table of cases."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Arguments = dict[str, Any]
 
 
 def check_kernel(case: Case, size: dict[str, Any]) -> None:
-    """Raise CheckError unless the kernel equals its float64 twin, within the case's tolerance."""
+    """Raise CheckError unless the kernel equals its twin in float64, within the case's tolerance."""
     inputs = case.build(np.random.default_rng(0), **size)
     results = _call(kernels, case, with_scratch(_copy(inputs, np.float32), kernels))
     for name, expected in _call(reference, case, _copy(inputs, np.float64)).items():
         typical = 1.0 if expected.size <= 1 else float(np.sqrt(np.square(expected).mean()))
         allowed = case.kernel_tolerance(size) * (typical + np.abs(expected))
-        wrong = ~(np.abs(results[name] - expected) <= allowed)  # so that NaN is wrong
+        wrong = ~(np.abs(results[name] - expected) <= allowed)  # written so that NaN is wrong
         if wrong.any():
             raise CheckError(
                 f"{case.kernel} must equal its float64 twin to {case.kernel_tolerance(size):.1e}; in {name}, "
-                f"{wrong.sum()} of {wrong.size} numbers don't; report it, it is a bug"
+                f"{wrong.sum()} of {wrong.size} numbers don't; this is a bug, please report it"
             )
 
 
@@ -61,14 +61,14 @@ def _contender(name: str, module: ModuleType, case: Case, inputs: Arguments) -> 
 
 
 def _call(module: ModuleType, case: Case, arguments: Arguments) -> dict[str, np.ndarray]:
-    """What the kernel of that name wrote, and what it returned, by name."""
+    """The arrays that the kernel wrote, by name, and its return value as "returned"."""
     returned = getattr(module, case.kernel)(*arguments.values())
     results = {name: arguments[name] for name in (*case.written, *case.updated)}
     return results if returned is None else results | {"returned": np.array(returned)}
 
 
 def _copy(arguments: Arguments, dtype: DTypeLike) -> Arguments:
-    """The same arguments in arrays of their own, those of float32 as dtype."""
+    """The arguments with their arrays copied, float32 arrays as `dtype`."""
 
     def copy(value: np.ndarray) -> np.ndarray:
         array = aligned(value.shape, dtype if value.dtype == np.float32 else value.dtype)

@@ -1,4 +1,4 @@
-"""Measurements as records: one for each contender of each benchmark, ready for JSON and for a table."""
+"""Measurements as records, one for each contender of each benchmark, ready for JSON and tables."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Record:
 
     case               name of the benchmark
     first_ms           the first call: compilation, or loading from the cache, and one run
-    median_ms          of one run; with p20_ms and p80_ms over the rounds; None if it failed
+    median_ms          of one run, with p20_ms and p80_ms, over the rounds; None if it failed
     ratio              the baseline's median / this one's: above 1 is faster
-    gflops             1e9 floating-point operations a second; None: not counted
-    gbytes_per_s       1e9 bytes a second that can't be avoided; None: not counted
+    gflops             1e9 floating-point operations per second; None: not counted
+    gbytes_per_s       1e9 bytes of unavoidable memory traffic per second; None: not counted
     error              why it was not timed
     """
 
@@ -56,7 +56,7 @@ def records(benchmark: Benchmark, timings: dict[str, Timing]) -> list[Record]:
 
 
 def failure(benchmark: Benchmark, error: Exception) -> list[Record]:
-    """A record for each contender, without times."""
+    """A record of the error for each contender, without times."""
     return [Record(benchmark.name, contender.name, error=str(error)) for contender in benchmark.contenders]
 
 
@@ -66,7 +66,7 @@ def describe_machine() -> str:
 
 
 def write_json(path: str | os.PathLike[str], results: Iterable[Record]) -> None:
-    """Write records as a JSON list, in one step; each says on what machine it was measured."""
+    """Write records as a JSON list, atomically; each names the machine it was measured on."""
     described = describe_machine()
     rows = [asdict(record) | {"machine": described} for record in results]
     atomic.write_json(path, rows)

@@ -1,12 +1,12 @@
 """Timing contenders fairly in one process.
 
-Contenders take turns in blocks, not in calls. The kernels run on Numba's threads and NumPy's matrix product
-on BLAS's; for 25 to 100 ms after their last work the threads of each pool spin, and take the cores away from
-the other's. Call by call, a kernel of 3 us and a product of 59 us need 26 ms together, which says nothing of
-either. So a block has one contender only, and begins with a pause until the other's threads have fallen asleep
-and one call that is not timed, which brings data and threads back.
+Contenders take turns in blocks of calls, not call by call. The kernels run on Numba's threads and NumPy's matrix
+product on BLAS's; for 25 to 100 ms after its last work, each pool's threads spin and take the cores away from the
+other's. Call by call, a kernel of 3 us and a product of 59 us take 26 ms together, which says nothing about either. So
+a block belongs to one contender. It begins with a pause until the other's threads have gone to sleep, and with one call
+that is not timed, which brings back data and threads.
 
-Blocks alternate because a CPU's clock wanders: a slow second then falls on all contenders alike.
+Blocks alternate because a CPU's clock varies: a slow second then affects all contenders alike.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from ..errors import FastllmError
 from ..figures import spread
 
-PAUSE = 0.01  # seconds between two looks at the threads
+PAUSE = 0.01  # seconds between two checks whether threads still spin
 MOST_PAUSES = 100
-MOST_CALLS = 500  # in a block; `scale` shrinks its numbers each time, and denormals would be slow
+MOST_CALLS = 500  # in a block; `scale` shrinks its numbers with each call, and subnormal numbers would be slow
 
 
 class CheckError(FastllmError):
-    """A contender computes something else than it should, so its time would mean nothing."""
+    """A contender computes wrong results, so its time would mean nothing."""
 
 
 def _nothing() -> None:
@@ -36,7 +36,7 @@ class Contender:
     """One way to do the work.
 
     run    does it once
-    reset  brings back what run changed; called before each block
+    reset  restores what run has changed; called before each block
     """
 
     name: str
@@ -46,12 +46,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Some work and who competes for it.
+    """Some work, and the contenders that do it.
 
-    contenders  those to compare, and last the one that they are compared with
+    contenders  those to compare, and last the baseline
     check       raises CheckError unless all of them compute the same
     flops       floating-point operations of one run; 0: unknown
-    bytes       memory traffic of one run that can't be avoided; 0: unknown
+    bytes       unavoidable memory traffic of one run; 0: unknown
     """
 
     name: str
@@ -75,7 +75,7 @@ class Timing:
 
 
 def settle() -> None:
-    """Wait until no thread of another contender spins: until this process uses no CPU."""
+    """Wait until no thread of another contender spins any more: until this process hardly uses the CPU."""
     for _ in range(MOST_PAUSES):
         before = time.process_time()
         time.sleep(PAUSE)
@@ -84,9 +84,10 @@ def settle() -> None:
 
 
 def measure(benchmark: Benchmark, rounds: int, block_seconds: float) -> dict[str, Timing]:
-    """Check, then time every contender once a round; timings by contender.
+    """Check, then time a block of every contender in each round; timings by contender.
 
-    block_seconds  how long a contender runs in a round, at least one call
+    block_seconds  about how long a contender's block lasts, at least one call
+
     Raises CheckError.
     """
     first = {contender.name: _seconds(contender, 1) for contender in benchmark.contenders}
@@ -103,7 +104,7 @@ def measure(benchmark: Benchmark, rounds: int, block_seconds: float) -> dict[str
 
 
 def _block(contender: Contender, calls: int) -> float:
-    """Mean seconds of a call, in a block of this contender's alone."""
+    """Mean seconds per call in a block of this contender."""
     settle()
     contender.reset()
     contender.run()

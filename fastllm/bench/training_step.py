@@ -1,4 +1,4 @@
-"""A whole training step, as the Trainer does it: on the kernels against on their twins."""
+"""A whole training step, as the Trainer does it, on the kernels and on their twins."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..schedules import Schedule
 from ..training import Trainer
 from .timing import Benchmark, CheckError, Contender
 
-# Relative error of the loss and of the whole gradient. A gradient passes about a hundred sums and functions,
-# each of which rounds to 6e-8: together, as chance adds them, 6e-7. Eight of those.
+# Relative error of the loss and of the whole gradient. A gradient passes through about a hundred sums and functions,
+# each of which rounds to 6e-8: added like random errors, that is 6e-7. This allows eight times as much.
 TOLERANCE = 5e-6
 
 
@@ -45,7 +45,7 @@ def training_benchmark(name: str) -> Benchmark:
 def check_gradients(config: ModelConfig, batch: PackedBatch) -> None:
     """Raise CheckError unless loss and gradients on the kernels equal those on the twins in float64.
 
-    Of weights with noise: with biases at 0 and norms at 1, one that is forgotten would not show.
+    The weights get noise: with biases at 0 and norms at 1, a forgotten one would not show.
     """
     model, twin = Model(config), Model(config, backend="numpy", dtype=np.float64)
     noise = np.float32(0.01) * np.random.default_rng(0).standard_normal(model.trainable.flat.shape, np.float32)
@@ -57,7 +57,7 @@ def check_gradients(config: ModelConfig, batch: PackedBatch) -> None:
     if not abs(loss - expected) <= TOLERANCE * expected or not error <= TOLERANCE:
         raise CheckError(
             f"loss and gradients must equal the float64 twins' to {TOLERANCE:.0e}; got loss {loss:.6f} for "
-            f"{expected:.6f} and gradients off by {error:.1e}; report it, it is a bug"
+            f"{expected:.6f} and gradients off by {error:.1e}; this is a bug, please report it"
         )
 
 

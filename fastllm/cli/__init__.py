@@ -1,7 +1,7 @@
-"""The command line: `fastllm COMMAND`, each command in a module of its own, imported when it is called.
+"""The command line, `fastllm COMMAND`. Each command has its own module, which is imported only when it is called.
 
-A command's module has `configure(parser)` and `run(arguments) -> exit status`. Exit status 0 is success,
-1 failure, 2 wrong use, 130 interrupted, 143 told to end (SIGTERM). Errors are one line on stderr.
+A command's module has `configure(parser)` and `run(arguments) -> exit status`. Exit status 0 means success, 1 failure,
+2 wrong usage, 130 interrupted, 143 terminated (SIGTERM). Errors are one line on stderr.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it."""
+    """Reports errors in one line, without the usage."""
 
-    chosen = ""  # the command whose options the message is about, where its own parser did not see them
+    chosen = ""  # the command that the error is about, for errors that its own parser doesn't see
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.option_strings and arg_strings == ["--"]:  # of --option=--; argparse takes that for nothing
+        if action.option_strings and arg_strings == ["--"]:  # from --option=--, which argparse would take as no value
             self.error(f"argument {'/'.join(action.option_strings)}: must not be --")
         return super()._get_values(action, arg_strings)
 
@@ -75,7 +75,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """The arguments; a list of names or prompts may go on behind an option, which argparse doesn't know of."""
+    """The arguments; unlike argparse, this lets a list of names or prompts continue after an option."""
     arguments, rest = parser.parse_known_args(words)
     goes_on = getattr(arguments, "goes_on", "")
     if rest and (not goes_on or any(word.startswith("-") for word in rest)):
@@ -108,19 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FastllmError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         return _fail(error, 1)
     finally:
-        warnings.formatwarning = of_python  # of whoever called this from Python
+        warnings.formatwarning = of_python  # for a caller in Python
 
 
 @contextmanager
 def _cleaned_up_on_sigterm() -> Iterator[None]:
-    """A block that SIGTERM ends as an exception does, so that half-written files, perhaps gigabytes, are removed."""
+    """A block that SIGTERM ends by an exception, so that half-written files, perhaps gigabytes, are removed."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
     def end(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
@@ -131,17 +131,17 @@ def _cleaned_up_on_sigterm() -> Iterator[None]:
 
 
 def _prepare_streams() -> None:
-    """Have the three streams there, and in UTF-8, as files are, unless a terminal or the user says otherwise."""
-    if sys.stdin is None:  # closed, as where a daemon starts us; so are the others
+    """Make sure that the three streams exist, and use UTF-8 unless a terminal or the user says otherwise."""
+    if sys.stdin is None:  # closed, as when started by a daemon; so may the others be
         sys.stdin = io.StringIO()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  until the process ends
-    # A terminal that lacks a letter shows ?, instead of an error. A wrong byte of the input is refused with its line,
-    # not with the whole.
+    # A terminal that lacks a character shows ?, instead of an error. An invalid byte of the input makes only its line
+    # be refused, not the whole input.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
-            if stream is sys.stdin:  # lines end as those of files may, on any system
+            if stream is sys.stdin:  # accept all line endings, as for files
                 stream.reconfigure(newline=None)
             stream.reconfigure(errors=errors)
             is_free = not stream.isatty() and not os.environ.get("PYTHONIOENCODING")

@@ -1,21 +1,22 @@
-"""Time every kernel, and whole training steps, against their NumPy twins; training steps against PyTorch; generation
-against llama.cpp and transformers.
+"""Time kernels and training steps against their NumPy twins; training steps against PyTorch; generation against
+llama.cpp and transformers.
 
-Each kernel is first compared with its twin in float64; one that differs is reported as failed and not timed,
-and the exit status is 1. Contenders take turns in one process. ratio is the twin's time / the kernel's:
-below 1, the kernel loses. GB/s counts the memory traffic that can't be avoided. All of it takes minutes.
+Each kernel is first compared with its twin in float64; one that differs is reported as failed and not timed, and the
+exit status is 1. Contenders take turns in one process. ratio is the twin's time / the kernel's: below 1, the kernel
+loses. GB/s counts only unavoidable memory traffic. The whole run takes minutes.
 
 `fastllm bench peers` races whole training steps, and attention by itself, against PyTorch, eager and compiled, each
-in a process of its own, with the same weights, batch and threads. A case whose losses and gradients differ is not
-timed. ratio is the better PyTorch's time / fastllm's; peak is the share of the machine's peak rate of floating-point
-operations, measured in the same rounds. It needs the extra `peers`, and a C++ compiler for torch.compile.
+in its own process, with the same weights, batch and number of threads. A case whose losses and gradients differ is not
+timed. ratio is the faster PyTorch's time / fastllm's; peak is fastllm's share of the machine's peak rate of
+floating-point operations, measured in the same rounds. It needs the extra `peers`, and a C++ compiler for
+torch.compile.
 
-`fastllm bench generate [MODEL]` races decoding and the reading of prompts against llama-cpp-python, on GGUF files of
-MODEL in F32, F16, Q8_0 and Q4_0 that fastllm writes, and against transformers in float32; where these are installed.
-MODEL is whatever fastllm opens, or a random Llama-style model of 110 million parameters. Contenders are in processes
-of their own and take turns; where logits differ by more than the format explains, nothing is timed. "8 at once" is
-fastllm alone: tokens a second of 8 texts side by side, and how many times those of one text. "beyond" is the peak
-of resident memory minus the file and the cache of keys and values.
+`fastllm bench generate [MODEL]` races decoding and prompt processing against llama-cpp-python, on GGUF files of MODEL
+in F32, F16, Q8_0 and Q4_0 that fastllm writes, and against transformers in float32, if these are installed. MODEL is
+anything that fastllm opens; without it, a random Llama-style model of 110 million parameters is used. Each contender
+runs in its own process, and they take turns; if logits differ by more than the format explains, nothing is timed. "8 at
+once" is fastllm alone: total tokens per second for 8 texts side by side, and the factor over one text. "beyond" is peak
+resident memory minus the file and the KV cache.
 
 examples:
   fastllm bench 'attention_*' training_step --json times.json
@@ -58,15 +59,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="kernels or training_step; peers, and then its cases; generate, and then a model; * matches (default: all "
-        "kernels and training_step)",
+        help="kernels or training_step; or peers, followed by cases; or generate, followed by a model; * is a wildcard "
+        "(default: all kernels and training_step)",
     )
     parser.set_defaults(goes_on="names")
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
     parser.add_argument("--quick", action="store_true", help="one size of each, few rounds: to see that it works")
-    parser.add_argument("--cache-dtype", choices=("float32", "float16"), help="of generate: what fastllm keeps keys "
-                        "and values in (default: float32; llama.cpp has float16)")  # fmt: skip
-    parser.add_argument("--threads", type=_positive, metavar="N", help="of kernels and BLAS (default: all cores)")
+    parser.add_argument("--cache-dtype", choices=("float32", "float16"), help="for generate: number type of fastllm's "
+                        "KV cache (default: float32; llama.cpp uses float16)")  # fmt: skip
+    parser.add_argument("--threads", type=_positive, metavar="N", help="for kernels and BLAS (default: all cores)")
 
 
 def _positive(text: str) -> int:
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_compiler()
     if (arguments.threads or 1) > usable_cores():
         print(f"fastllm: note: {arguments.threads} threads on {usable_cores()} cores get into each other's way, so "
-              "that times say little", file=sys.stderr)  # fmt: skip
+              "the times mean little", file=sys.stderr)  # fmt: skip
     if arguments.names[:1] == [GENERATE]:
         return _generate(arguments)
     if arguments.cache_dtype is not None:
@@ -185,14 +186,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _is_rewritten(path: str | None) -> bool:
-    """Whether results are written after each benchmark, as a run takes minutes and what it has shall not be lost. Into
-    a pipe they go once.
-    """
+    """Whether results are written after each benchmark, so that a run of minutes loses none. A pipe gets them once."""
     return path is not None and is_replaced(Path(path))
 
 
 def _set_threads(count: int) -> None:
-    """Both pools take the number of their threads from the environment, when they are loaded."""
+    """Set the number of threads of Numba and BLAS, which read it from the environment when they are loaded."""
     loaded = [name for name in ("numpy", "numba") if name in sys.modules]
     if loaded:
         raise ConfigError(f"--threads must come before numpy and numba are loaded; got {loaded}; use a new process")
@@ -200,17 +199,17 @@ def _set_threads(count: int) -> None:
 
 
 def _bind_threads() -> None:
-    """A core for each of Numba's threads, if it is not loaded yet.
+    """Bind each of Numba's threads to a core, if Numba is not loaded yet.
 
-    BLAS, which takes turns with them here, can have two moved to one core; and there they stay, each call waiting a
-    millisecond for the other's slice of time to end.
+    Otherwise BLAS, which takes turns with them here, can cause two of them to be moved to one core. There they stay,
+    and each call waits a millisecond for the other thread's time slice to end.
     """
     if "numba" not in sys.modules:
         os.environ.setdefault("OMP_PROC_BIND", "true")
 
 
 def _benchmarks(patterns: list[str], quick: bool) -> Iterator[Benchmark]:
-    """The benchmarks of these names, each made when its turn comes, for together they need much memory."""
+    """The benchmarks of these names, each made only when its turn comes: together they need much memory."""
     from .. import bench
     from ..kernels.cases import CASES
 

@@ -1,9 +1,9 @@
 '''Talk with a model that was tuned on dialogues; it sees as many earlier turns as fit into its context.
 
-A line is a question. A line that ends in a backslash goes on in the next; a text between """ and """ may have any
-number of lines. exit, quit, /exit, /quit or the end of input leaves. Ctrl-C stops an answer, and at the prompt it
-leaves. A line that begins with / is a command; /help lists them. Questions may come through a pipe: each gets its
-answer and a line break on stdout, and all else goes to stderr; the exit status is 1 if one could not be answered.
+Each line is a question. A line that ends with a backslash continues on the next; text between """ and """ may have any
+number of lines. exit, quit, /exit, /quit or the end of input leaves. Ctrl-C stops an answer; at the prompt it leaves. A
+line that begins with / is a command; /help lists them. Questions may come through a pipe: each gets its answer and a
+line break on stdout, and everything else goes to stderr; the exit status is 1 if one could not be answered.
 
 examples:
   fastllm chat runs/demo-en
@@ -56,14 +56,15 @@ OPTIONS: dict[str, Callable[[str], float | None]] = {
     "seed": or_none,
 }
 HELP = f"""\
-/reset               forget what was said
-/system TEXT         give the model another system message; without TEXT none
-/temperature NUMBER  and likewise /{", /".join(name for name in OPTIONS if name != "temperature")}:
-                     change it for the answers to come; without NUMBER show it; none is no limit, no fixed seed
+/reset               forget the conversation
+/system TEXT         set another system message; without TEXT, none
+/temperature NUMBER  set it for the answers to come; without NUMBER, show it. Likewise
+                     /{", /".join(name for name in OPTIONS if name != "temperature")}
+                     (top_k, max_tokens and seed may be none: no limit, no fixed seed)
 /save FILE           add the conversation to FILE, as a line that `fastllm train` reads
-/stats               the last answer's tokens and how fast they came
+/stats               the last answer's tokens and speed
 /help                this list
-A line that ends in \\ goes on in the next, a text in {QUOTES} over many. exit leaves."""
+A line that ends with \\ continues on the next; text in {QUOTES} may have many lines. exit leaves."""
 COMMANDS = ("/reset", "/system", *(f"/{name}" for name in OPTIONS), "/save", "/stats", "/help")
 
 Read = Callable[[str], str | None]
@@ -71,9 +72,9 @@ Read = Callable[[str], str | None]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--system", type=decoded, metavar="TEXT", help="what stands before all questions, for example "
-                        "how to answer; for models with a chat template")  # fmt: skip
-    parser.add_argument("--stats", action="store_true", help="after each answer, its tokens and their speed on stderr")
+    parser.add_argument("--system", type=decoded, metavar="TEXT", help="a system message, for example how to answer; "
+                        "for models with a chat template")  # fmt: skip
+    parser.add_argument("--stats", action="store_true", help="after each answer, show its tokens and speed on stderr")
     add_generation(parser)
 
 
@@ -96,12 +97,12 @@ def chat_loop(
     system: str | None = None,
     shows_stats: bool = False,
 ) -> int:
-    """Answer the questions of source until they end or say so; the exit status.
+    """Answer questions from `source` until it ends or one says to leave; returns the exit status.
 
-    Between standard input and a terminal it shows prompts, and Ctrl-C stops an answer only. A question that
-    can't be answered is a line on stderr, and the next one is read; through a pipe its answer is an empty line, and the
-    exit status 1 in the end, as after a command that failed.
-    Raises DataError if the vocabulary doesn't mark who speaks, FastllmError if logits aren't finite.
+    On a terminal it shows prompts, and Ctrl-C only stops an answer. A question that can't be answered is reported on
+    stderr, and the next one is read; through a pipe its answer is an empty line, and the exit status is then 1, as it
+    is after a command that failed.
+    Raises DataError if the tokenizer can't mark who speaks, FastllmError if logits aren't finite.
     """
     is_terminal = source is sys.stdin and source.isatty() and output.isatty()
     session = _Session(Chat(model, tokenizer, config, system), output, is_terminal, shows_stats)
@@ -128,7 +129,7 @@ def _piped(source: TextIO) -> Read:
 
 
 def _typed() -> Read:
-    """Reads lines typed at the prompt, until Ctrl-D or, at the first prompt, Ctrl-C."""
+    """A function that reads lines typed at the prompt; None for Ctrl-D, and for Ctrl-C where a question would begin."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  lets input() edit a line and recall earlier ones
     print("Ask something. /reset forgets, Ctrl-C stops an answer, exit leaves, /help says more.")
@@ -149,7 +150,7 @@ def _typed() -> Read:
 
 
 def _entries(read: Read, is_terminal: bool) -> Iterator[tuple[str, bool]]:
-    """Questions and commands; whether each is a line as it was typed, or a text of several."""
+    """Questions and commands, and for each whether it is a single line as typed (or a text of several lines)."""
     while (line := read(YOU)) is not None:
         text = line.strip()
         try:
@@ -159,13 +160,13 @@ def _entries(read: Read, is_terminal: bool) -> Iterator[tuple[str, bool]]:
                 yield _continued(text, read), False
             else:
                 yield text, True
-        except KeyboardInterrupt:  # gives up the text that was begun
+        except KeyboardInterrupt:  # discards the text that was begun
             if not is_terminal:
                 raise
 
 
 def _quoted(first: str, read: Read) -> str:
-    """What stands between the quotes, from the first line on; the end of input closes them."""
+    """The text between the quotes, of which `first` is the first line; the end of input closes them."""
     lines: list[str] = []
     line: str | None = first
     while line is not None:
@@ -178,7 +179,7 @@ def _quoted(first: str, read: Read) -> str:
 
 
 def _continued(first: str, read: Read) -> str:
-    """Lines that end in a backslash and the one behind them."""
+    """Lines that end with a backslash, joined with the line after them."""
     lines: list[str] = []
     line: str | None = first
     while line is not None:
@@ -203,7 +204,7 @@ class _Session:
         began = time.perf_counter()
         try:
             answer = self._chat.ask(question)
-        except KeyboardInterrupt:  # while a long question is laid out
+        except KeyboardInterrupt:  # while a long question is being encoded
             self._stopped()
             return
         except ValueError as error:
@@ -229,12 +230,12 @@ class _Session:
             print(self._stats(), file=sys.stderr, flush=True)
 
     def command(self, line: str) -> None:
-        """Do what a line that begins with / says. What is wrong is a line on stderr."""
+        """Execute a line that begins with /. Errors are reported on stderr."""
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         try:
             if argument and name in ("/reset", "/stats", "/help"):
-                raise DataError(f"{name} takes nothing behind it; got {argument[:60]!r}; leave that out")
+                raise DataError(f"{name} takes no argument; got {argument[:60]!r}; leave that out")
             match name:
                 case "/reset":
                     self._chat.reset()
@@ -260,7 +261,7 @@ class _Session:
             self._fail(error)
 
     def _stopped(self) -> None:
-        """After Ctrl-C, which on a terminal leaves the chat at its prompt only."""
+        """Handle Ctrl-C: on a terminal it leaves the chat only at the prompt."""
         if not self._is_terminal:
             raise KeyboardInterrupt
         print(file=self._output, flush=True)
@@ -286,7 +287,7 @@ class _Session:
         return f"prompt {prompt} tokens; answer {tokens} tokens, the first after {first:.2f} s{speed}"
 
     def _tell(self, text: str) -> None:
-        """Show what is no answer; through a pipe, stdout has answers only."""
+        """Show something other than an answer: on stderr if the answers go to a pipe."""
         print(text, file=self._output if self._is_terminal else sys.stderr, flush=True)
 
     def _fail(self, error: Exception) -> None:
@@ -295,24 +296,24 @@ class _Session:
 
 
 def _save(chat: Chat, name: str) -> str:
-    """Add the conversation to a file of dialogues; what was done."""
+    """Add the conversation to a file of dialogues; returns a message about what was done."""
     from ..records import LINES_SUFFIXES, read_records
 
-    if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":  # as for a shell
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":  # quoted, as for a shell
         name = name[1:-1]
     if not name:
         raise DataError("/save needs the name of a file; got none; try /save dialogues.jsonl")
-    turns = [turn for turn in chat.turns if turn[1]]  # none that teach to say nothing
+    turns = [turn for turn in chat.turns if turn[1]]  # empty answers would teach the model to say nothing
     if not turns:
         raise DataError("a conversation to save must have an answer; got none yet; ask something")
     path = Path(name).expanduser()
     if path.is_dir():
         raise DataError(f"/save needs the name of a file; got a folder; try /save {path / 'dialogues.jsonl'}")
     if path.suffix.lower() not in LINES_SUFFIXES:
-        raise DataError(f"/save writes JSON Lines, by the file's name; got {path.name}; try /save {path.stem}.jsonl")
+        raise DataError(f"/save needs a name that ends with .jsonl; got {path.name}; try /save {path.stem}.jsonl")
     before = b""
     if path.exists() and path.stat().st_size:
-        read_records(path)  # raises for a file of something else, which stays as it is
+        read_records(path)  # raises for a file with other contents, which is then left alone
         with open(path, "rb") as file:
             file.seek(-1, 2)
             before = b"" if file.read() == b"\n" else b"\n"
@@ -326,12 +327,13 @@ def _save(chat: Chat, name: str) -> str:
     _append(path, before + line)
     system = "" if chat.system is None else "the system message and "
     cut = sum(map(chat.is_cut, turns))
-    warning = f"; {cut} did not end by {'itself' if cut == 1 else 'themselves'}: complete it there" if cut else ""
+    answers, them = ("answers were", "them") if cut > 1 else ("answer was", "it")
+    warning = f"; {cut} {answers} cut off: complete {them} there" if cut else ""
     return f"added {system}{len(turns)} turn{'s' if len(turns) > 1 else ''} to {path}{warning}"
 
 
 def _append(path: Path, content: bytes) -> None:
-    """All of it or nothing: half a line would spoil what is there."""
+    """Append all of it or nothing: half a line would spoil the file."""
     size = path.stat().st_size if path.is_file() else None
     with open(path, "ab", buffering=0) as file:
         try:

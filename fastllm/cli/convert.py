@@ -1,18 +1,19 @@
-"""Write a model in another project's files.
+"""Write a model in another project's format.
 
-Where DST ends in .gguf, it is a GGUF file, which llama.cpp and all that is built on it open; else it is a folder that
-transformers opens, with AutoModelForCausalLM and AutoTokenizer. SRC is whatever fastllm opens: a run or checkpoint
-folder, a folder of Hugging Face's, a GGUF file, a llama2.c checkpoint, an adapter (which is merged), a name on the hub.
+If DST ends with .gguf, it is written as a GGUF file, for llama.cpp and everything built on it; otherwise as a folder
+that transformers opens, with AutoModelForCausalLM and AutoTokenizer. SRC is anything that fastllm opens: a run or
+checkpoint folder, a Hugging Face folder, a GGUF file, a llama2.c checkpoint, an adapter (which is merged), or a name on
+the hub.
 
-The tokenizer comes along, with its chat template and what the files say about generating. Where the other format
-can't hold it, as GGUF can't hold one of words or characters, --no-tokenizer writes the model alone. In a folder, words
-are decoded with a space between any two.
+The tokenizer is written too, with its chat template and the model's generation settings. If the format can't hold it
+(GGUF has no word or character tokenizers), --no-tokenizer writes the model alone. AutoTokenizer decodes a word
+tokenizer's words with a space between any two.
 
---type is the kind of number that matrices are written in: f32, f16, bf16, and of a GGUF file q8_0. Without it, they
-stay as they are; a folder, which can't hold quantised ones, gets float16. `fastllm quantize` makes 4 bits.
+--type is the number type for matrices: f32, f16, bf16 or, in a GGUF file, q8_0. Without it, they stay as they are,
+except that quantised ones become float16 in a folder, which can't hold them. For 4 bits, use `fastllm quantize`.
 
-Weights go from file to file in pieces, in little memory. DST appears when it is whole; with --force, what was there
-before stays until then.
+Weights are copied in pieces, so it takes little memory. DST appears only when it is complete; with --force, what was
+there stays until then.
 
 examples:
   fastllm convert runs/shakespeare shakespeare-hf
@@ -32,23 +33,23 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-LARGE = 1 << 28  # bytes: what takes longer than a moment to write
-LINES = 10  # of progress where there is no terminal
+LARGE = 1 << 28  # bytes from which on progress is shown
+LINES = 10  # of progress if stderr is not a terminal
 TYPES = ("f32", "f16", "bf16", "q8_0", "float32", "float16", "bfloat16")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="the model")
-    parser.add_argument("target", metavar="DST", help="a name that ends in .gguf, or a folder")
+    parser.add_argument("target", metavar="DST", help="a file name that ends with .gguf, or a folder")
     parser.add_argument("--type", type=str.lower, choices=TYPES, metavar="TYPE",
-                        help="f32, f16, bf16, and of a GGUF file q8_0 (as SRC has it)")  # fmt: skip
+                        help="f32, f16, bf16 or, in a GGUF file, q8_0 (default: as in SRC)")  # fmt: skip
     add_writing(parser)
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
     """The options of commands that write a model."""
     parser.add_argument("--no-tokenizer", action="store_true",
-                        help="write the model alone, which fastllm can then only convert")  # fmt: skip
+                        help="write the model alone; fastllm can then only convert it")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace what is at DST")
 
 
@@ -72,13 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_names(source: str, target: str) -> None:
-    """Raise ConfigError where both are one file."""
+    """Raise ConfigError if both are the same file."""
     if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
-        raise ConfigError(f"SRC and DST must be two; got {target} for both; choose another name for DST")
+        raise ConfigError(f"SRC and DST must be different; got {target} for both; choose another name for DST")
 
 
 def size_text(size: float) -> str:
-    """Bytes for people."""
+    """A number of bytes in a readable unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -87,7 +88,7 @@ def size_text(size: float) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to report bytes written with, so far and in all. Small models are written without a word."""
+    """A function that shows progress, given the bytes written so far and in all. Small models are written silently."""
     from tqdm import tqdm
 
     bar: tqdm | None = None

@@ -1,7 +1,7 @@
 """Train a small model on the shipped facts and dialogues, and chat with it.
 
-It answers a question untrained (gibberish), learns facts, learns to answer, draws its loss, answers again, and
-then talks with you. Without a terminal, or with --no-chat, it ends before that.
+The untrained model answers a question (with gibberish), is trained on facts and then on dialogues, and answers again;
+the loss is drawn, and you can chat with it. Without a terminal, or with --no-chat, the demo ends before the chat.
 
 examples:
   fastllm demo
@@ -34,20 +34,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", choices=sorted(QUESTIONS), help="of the data (default: en)")
     parser.add_argument("--rows-per-update", type=int, metavar="N",
                         help=f"texts or dialogues in a batch (default: {ROWS_PER_UPDATE})")  # fmt: skip
-    parser.add_argument("--epochs", type=int, help=f"of each phase (default: {EPOCHS})")
-    parser.add_argument("--seed", type=int, help="of weights and shuffling (default: 0)")
+    parser.add_argument("--epochs", type=int, help=f"passes over the data in each phase (default: {EPOCHS})")
+    parser.add_argument("--seed", type=int, help="for weights and shuffling (default: 0)")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/demo-LANGUAGE)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run, which must be given")
-    parser.add_argument("--no-chat", action="store_true", help="end when trained")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run, which must be given")
+    parser.add_argument("--no-chat", action="store_true", help="end after training")
 
 
 def demo_job(language: str, rows_per_update: int, epochs: int, seed: int) -> JobConfig:
     """The demo as a job: facts, then dialogues, Adam, gradients clipped at 5."""
     from ..training.config import JobConfig
 
-    # A batch of n rows means n times fewer updates, and Adam's step does not grow with the batch: sqrt(n) times the
-    # rate makes up for it (Malladi et al. 2022, arXiv:2205.10287). The facts' rate is high enough as it is: with
-    # sqrt(8) times as much, at 8 rows, the loss had spikes.
+    # A batch of n rows means n times fewer updates, and Adam's step does not grow with the batch: multiplying the rate
+    # by sqrt(n) makes up for it (Malladi et al. 2022, arXiv:2205.10287). The rate for facts is high enough as it is:
+    # multiplied by sqrt(8), for 8 rows, it made the loss spike.
     rates = {**LEARNING_RATES, "dialogues": LEARNING_RATES["dialogues"] * max(1, rows_per_update) ** 0.5}
 
     def phase(name: str) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def demo_job(language: str, rows_per_update: int, epochs: int, seed: int) -> Job
 
     answering: dict[str, Any] = {"validation": f"fastllm:{language}/validation.jsonl"}
     if rows_per_update > 1:
-        # Joined dialogues teach it to answer after other turns, and unseen wordings: from 45% of them to 90%. A
-        # falling rate at the end takes the noise out: from 96% of the training questions to all.
+        # Joined dialogues teach it to answer after other turns; they also raise the exact answers to unseen wordings
+        # from 45% to 90%. A falling rate at the end removes noise: from 96% of the training questions to all.
         answering |= {"join": True, "schedule": "wsd"}
     return JobConfig.from_dict(
         {
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("language", "rows_per_update", "epochs", "seed"):
             if getattr(arguments, name) is not None:
                 option = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"--resume goes on as the run began; got {option} too; drop it, or begin another run")
+                raise ConfigError(f"--resume continues a run as it began; got {option} too; drop it or start a new run")
         job = Job.resume(arguments.run)
         _language(job)
     else:
@@ -112,16 +112,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _language(job: Job) -> str:
-    """Of the data of a demo's job. Raises ConfigError for another job."""
+    """The language of a demo job's data. Raises ConfigError for another job."""
     data = job.config.phases[-1].data
     for language in QUESTIONS:
         if data == f"fastllm:{language}/dialogues.jsonl":
             return language
-    raise ConfigError(f"demo goes on with a run of its own; got one that trains on {data}; use `train --resume`")
+    raise ConfigError(f"demo only continues runs of its own; got one that trains on {data}; use `train --resume`")
 
 
 def _answer(job: Job, when: str, max_tokens: int | None = None) -> None:
-    """Ask the question of the job's language."""
+    """Ask the demo's question and print the answer."""
     from ..generation import Chat
 
     question = QUESTIONS[_language(job)]
@@ -130,7 +130,7 @@ def _answer(job: Job, when: str, max_tokens: int | None = None) -> None:
 
 
 def _examine(job: Job) -> None:
-    """How many questions are answered word for word: those learnt, and the same ones worded anew."""
+    """Print how many questions are answered word for word: the training questions, and rewordings of them."""
     from ..records import read_records
     from ..training.answers import exact_answers
     from ..training.source import resolve

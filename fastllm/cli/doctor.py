@@ -1,6 +1,6 @@
 """Show versions, what optional packages are for, CPU features, threads and caches, and what is wrong with them.
 
-Runs three kernels against their twins. The exit status is 1 if something is broken, 0 if at most slow.
+Checks three kernels against their twins. The exit status is 1 if something is broken, 0 if things are merely slow.
 
 example: fastllm doctor
 """
@@ -22,25 +22,25 @@ from types import ModuleType
 from .. import __version__, machine
 
 PACKAGES = ("numpy", "numba", "llvmlite", "tqdm", "plotext")
-# Packages that are of use where they are installed: name -> what for.
+# Optional packages: name -> what for.
 OPTIONAL = {
-    "tokenizers": "tokenizers of Hugging Face's and GGUF's models, and those learnt from one's own texts (bpe)",
+    "tokenizers": "tokenizers of models from Hugging Face and GGUF files, and bpe tokenizers for your own texts",
     "jinja2": "chat templates, to talk with such models",
-    "huggingface_hub": "models by their names on Hugging Face's hub",
+    "huggingface_hub": "models by name from the Hugging Face hub",
     "transformers": "opens what `fastllm convert` writes; `fastllm bench generate` races it",
     "llama-cpp-python": "opens what `fastllm convert` writes; `fastllm bench generate` races it",
     "torch": "`fastllm bench peers` races it; transformers needs it",
-    "tbb": "another way to run threads, beside OpenMP",
+    "tbb": "another threading layer, besides OpenMP",
 }
 OLDEST = {"numpy": (2, 0), "numba": (0, 61)}  # as in pyproject.toml
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512vnni", "avxvnni", "neon", "sve")
 CHECKED = ("matmul", "attention_forward", "attention_backward")
 
-# Settings of Numba's (NUMBA_ and the name in the environment): what is well, and what else comes of it.
+# Numba's settings (in the environment, NUMBA_ and the name): good value, effect of others, whether that breaks fastllm.
 SETTINGS = {
-    "DISABLE_JIT": (0, "turns compilation off, and kernels run only when compiled", True),
-    "BOUNDSCHECK": (None, "tests every index, which takes time", False),
-    "OPT": (3, "lets the compiler do less", False),
+    "DISABLE_JIT": (0, "turns compilation off, but the kernels only run compiled", True),
+    "BOUNDSCHECK": (None, "checks every index, which takes time", False),
+    "OPT": (3, "makes the compiler optimise less", False),
     "LOOP_VECTORIZE": (1, "turns vector instructions off in plain loops", False),
     "CPU_NAME": (None, "compiles for another processor than this one", False),
     "CPU_FEATURES": (None, "compiles for other features than this processor's", False),
@@ -49,7 +49,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, how to mend it, and whether results can be had and trusted at all."""
+    """What is wrong, how to fix it, and whether it prevents (correct) results rather than just slowing things down."""
 
     what: str
     fix: str
@@ -135,7 +135,7 @@ def _import_kernels(problems: list[Problem]) -> ModuleType | None:
         problems.append(
             Problem(
                 f"the kernels can't be imported: {error!r}",
-                "mend the setting that it speaks of, if it does; else reinstall numba and llvmlite",
+                "correct the setting that the error names, if it names one; otherwise reinstall numba and llvmlite",
                 is_broken=True,
             )
         )
@@ -153,15 +153,17 @@ def _kernels(problems: list[Problem]) -> Iterator[Line]:
     yield "compiled for", llvmlite.binding.get_host_cpu_name()
     yield "features", ", ".join(name for name in FEATURES if features.get(name)) or "none of note"
     yield "vector width", f"{LANES} floats"
-    weights = "multiplied as words of 16 bits" if HAS_WORD_PRODUCTS else "made float32, then multiplied"
+    weights = "multiplied as 16-bit integers" if HAS_WORD_PRODUCTS else "converted to float32, then multiplied"
     yield "quantised weights", weights
     if LANES == 4 and platform.machine().lower() in ("x86_64", "amd64"):
-        problems.append(Problem("this processor has no AVX: vectors hold 4 floats, not 8 or 16", "use a newer one"))
+        problems.append(
+            Problem("this processor has no AVX: vectors hold 4 floats, not 8 or 16", "use a newer processor")
+        )
     for name in CHECKED:
         case = CASES[name]
         try:
             check_kernel(case, next(iter(case.realistic.values())))
-        except Exception as error:  # a wrong result, or whatever keeps the kernel from running
+        except Exception as error:  # a wrong result, or whatever stops the kernel from running
             yield f"check {name}", "FAILED"
             problems.append(
                 Problem(
@@ -189,7 +191,7 @@ def _threads(problems: list[Problem]) -> Iterator[Line]:
     yield "kernels", count
     try:
         layer: str = numba.threading_layer()
-    except ValueError:  # no parallel kernel has run: the checks say why
+    except ValueError:  # no parallel kernel has run; the checks say why
         layer = "not started"
     yield "layer", layer
     if layer == "workqueue":
@@ -202,7 +204,7 @@ def _threads(problems: list[Problem]) -> Iterator[Line]:
     given = {name: os.environ[name] for name in machine.THREAD_VARIABLES if name in os.environ}
     for name, value in given.items():
         yield name, value
-        words = value.split(",") if name == "OMP_NUM_THREADS" else [value]  # a number for each level of loops
+        words = value.split(",") if name == "OMP_NUM_THREADS" else [value]  # a number for each level of nested loops
         if not all(map(_is_count, words)):
             problems.append(
                 Problem(f"{name} must be a whole number above 0; got {value!r}, which is ignored", f"unset {name}")
@@ -236,17 +238,18 @@ def _cache(folder: Path | None, problems: list[Problem]) -> Iterator[Line]:
     if folder is None:
         yield "folder", "none"
         problems.append(
-            Problem("no cache folder is writable, or no sources tell versions apart: kernels are compiled anew each "
-                    "time", "set NUMBA_CACHE_DIR to a writable folder, or install fastllm with its sources")
+            Problem("no cache folder is writable, or fastllm is installed without its sources, which tell versions of "
+                    "the cache apart: kernels are compiled anew each time",
+                    "set NUMBA_CACHE_DIR to a writable folder, or install fastllm with its source files")
         )  # fmt: skip
         return
     from ..kernels import keeps_kernels
 
-    yield "folder", f"{folder} ({'writable' if keeps_kernels() else 'nothing can be written to it'})"
+    yield "folder", f"{folder} ({'writable' if keeps_kernels() else 'not writable'})"
     if not keeps_kernels():
         problems.append(
-            Problem("nothing can be written to the cache folder: kernels that aren't there are compiled anew each time",
-                    "run `fastllm warmup` where it is writable, make room on its disk, or set NUMBA_CACHE_DIR")
+            Problem("the cache folder can't be written to: kernels that aren't in it are compiled anew each time",
+                    "run `fastllm warmup` where it is writable, free some disk space, or set NUMBA_CACHE_DIR")
         )  # fmt: skip
     yield "size", _size(folder)
     for other in sorted(folder.parent.glob("kernels-*")):

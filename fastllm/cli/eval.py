@@ -1,8 +1,8 @@
 """Measure how well a model predicts a file: loss, perplexity and accuracy per token, and exact answers.
 
-The file is JSON Lines or a JSON array of texts, dialogues or instructions, or a text file or a folder of them, as
-for `fastllm train`. Of dialogues only the answers count; an answer is exact if the model, always taking the most
-probable token, gives all of the dialogue's last answer and then ends.
+The file is, as for `fastllm train`, JSON Lines or a JSON array of texts, dialogues or instructions, or a text file or a
+folder of them. In dialogues only the answers count. The last answer of a dialogue is exact if the model, always taking
+the most probable token, gives precisely this answer and then ends.
 
 examples:
   fastllm eval runs/demo-en questions.jsonl
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..tokenizers import Tokenizer
 
-CONTEXT = 1024  # of a window of text: with a model of a hundred thousand tokens, activations would fill the memory
+CONTEXT = 1024  # tokens in a window of text: with a context of 100,000 tokens, activations would fill the memory
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("file", metavar="FILE", help=".jsonl, .ndjson or .json file, text file or folder of text files")
     parser.add_argument("--context", type=int, default=CONTEXT, metavar="N",
-                        help=f"a text is cut into windows of at most N tokens, and at most the model's context "
+                        help=f"cut texts into windows of at most N tokens, or of the model's context if that is less "
                         f"(default: {CONTEXT})")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument("--json", action="store_true", help="print the results as a JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,12 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def measure(model: Model, tokenizer: Tokenizer, path: Path, context: int = CONTEXT) -> dict[str, Any]:
-    """What there is to know: targets, loss (nats), perplexity, accuracy (0 to 1), exact_answers, answers (dialogues),
-    answers_left_out of the loss (of dialogues longer than the context), unknown_tokens (read, but no targets).
+    """The results by name.
 
-    context  longest window of a text, in tokens, if the model's own isn't shorter
+    targets           tokens predicted
+    loss, perplexity  loss in nats
+    accuracy          0 to 1
+    exact_answers     of `answers`, which is the number of dialogues
+    answers_left_out  of the loss: answers in dialogues longer than the context
+    unknown_tokens    tokens outside the vocabulary: read, but no targets
 
-    Raises OSError, DataError for a file that is no good, FastllmError if the loss isn't finite.
+    context  longest window of a text, in tokens, unless the model's own is shorter
+
+    Raises OSError for a file that can't be read, DataError for one that can't be used, FastllmError if the loss isn't
+    finite.
     """
     from ..compilation import Uses, compile_kernels
     from ..datasets import Dataset, Examples, TokenStream, count_missing, encode_file

@@ -1,10 +1,9 @@
-"""Continue a text: what follows the prompt is written as it is generated, without the prompt.
+"""Continue a text: prints what follows the prompt as it is generated, without the prompt itself.
 
-An empty prompt starts a new text. The prompt is read as it is, without marks of who speaks: `fastllm chat` adds
-those.
+An empty prompt starts a new text. The prompt is used as it is, without marking who speaks: `fastllm chat` does that.
 
-Several prompts, and those of --batch, are continued side by side; each text is the same as for its prompt alone.
-Several texts, --json and --logprobs write JSON Lines, in the order of the prompts:
+Several prompts, and those of --batch, are continued side by side; each text is the same as for its prompt alone. With
+several texts, --batch, --json or --logprobs, the output is JSON Lines, in the order of the prompts:
 
   {"prompt": 0, "text": "...", "tokens": [...], "finish_reason": "end", "prompt_tokens": 3}
 
@@ -53,29 +52,29 @@ EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     prompts = parser.add_argument("prompts", type=decoded, metavar="PROMPT", nargs="+", default=[],
-                                  help="text to continue; - reads it from standard input, without the last line break"
+                                  help="text to continue; - reads it from standard input, without a final line break"
                                   )  # fmt: skip
 
     class Batch(argparse.Action):
-        """Takes the place of the prompts. (With nargs="*" they could not follow an option.)"""
+        """Makes the prompts optional. (With nargs="*", prompts could not follow an option.)"""
 
         def __call__(self, parser: argparse.ArgumentParser, arguments: argparse.Namespace, value: Any, *_: Any) -> None:
             arguments.batch = value
             prompts.required = False
 
     parser.add_argument("--batch", action=Batch, metavar="FILE",
-                        help="a file with a prompt in each line, in place of PROMPT; - is standard input")  # fmt: skip
+                        help="a file with one prompt per line, instead of PROMPT; - is standard input")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="write JSON Lines")
     parser.add_argument("--slots", type=int, default=8, metavar="N",
                         help=f"how many texts to generate side by side, 1 to {STEP_ROWS} (default: 8)")  # fmt: skip
-    add_option(parser, "--n", int, "N", "texts for each prompt: samples, with --temperature, or with --beams the best "
-               "(default: 1)")  # fmt: skip
-    add_option(parser, "--logprobs", int, "N", "log-probabilities of the tokens, with N alternatives for each")
+    add_option(parser, "--n", int, "N", "texts for each prompt: samples, which need --temperature, or with --beams the "
+               "best hypotheses (default: 1)")  # fmt: skip
+    add_option(parser, "--logprobs", int, "N", "add log-probabilities of the tokens, with N alternatives for each")
     generation = add_generation(parser)
     add_option(generation, "--beams", int, "N", "beam search with N hypotheses, at temperature 0 (1)")
     add_option(generation, "--length-penalty", float, "X", "a hypothesis scores log-probability / length ** X (1)")
     add_option(generation, "--early-stopping", _early_stopping, "WHEN", "when a beam search stops. true: once as many "
-               "hypotheses as there are beams are complete; false (the default): when no other is likely to become "
+               "hypotheses are complete as there are beams; false (the default): when no other is likely to become "
                "better; never: when none can")  # fmt: skip
     parser.set_defaults(parser=parser, goes_on="prompts")
 
@@ -88,9 +87,9 @@ def _early_stopping(word: str) -> bool | str:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.prompts and arguments.batch is not None:
-        arguments.parser.error("give prompts or --batch, one of the two")
+        arguments.parser.error("give either prompts or --batch; got both")
     if arguments.prompts.count("-") > 1:
-        arguments.parser.error("standard input is one prompt; got - twice")
+        arguments.parser.error("standard input can be only one prompt; got - twice")
     if not 1 <= arguments.slots <= STEP_ROWS:
         raise ConfigError(f"--slots must be from 1 to {STEP_ROWS}; got {arguments.slots}; use 8")
     config = generation_config(arguments)
@@ -119,17 +118,17 @@ def _read_prompts(arguments: argparse.Namespace) -> list[str]:
     from ..records import read_text
 
     if os.path.isdir(arguments.batch):
-        raise ConfigError(f"--batch must name a file with a prompt in each line; got {arguments.batch}, a folder")
+        raise ConfigError(f"--batch must name a file with one prompt per line; got {arguments.batch}, a folder")
     text = without_mark(sys.stdin.read()) if arguments.batch == "-" else read_text(arguments.batch)
     if not text:
-        raise DataError(f"--batch needs a prompt in each line; got nothing in {arguments.batch}; write one")
+        raise DataError(f"--batch needs one prompt per line; got nothing in {arguments.batch}; write one")
     return text.removesuffix("\n").split("\n")
 
 
 def _json_line(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
     def entry(token: int, logprob: float) -> dict[str, Any]:
         text = tokenizer.tokens[token] if token < tokenizer.vocab_size else None
-        # what can't come has no number in JSON
+        # JSON has no -inf, the log-probability of an impossible token
         return {"token": token, "text": text, "logprob": logprob if math.isfinite(logprob) else None}
 
     line: dict[str, Any] = {

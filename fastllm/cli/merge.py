@@ -1,7 +1,7 @@
-"""Merge a low-rank adapter into its model: the result is a checkpoint that needs neither of the two any more.
+"""Merge a low-rank adapter into its model: the result is a checkpoint that no longer needs either of the two.
 
-SOURCE is the run folder of a training with --lora, or a folder with PEFT's adapter_config.json. The numbers of the
-merged model are float32; where Hugging Face has a name for the model, transformers opens the folder too.
+SOURCE is the run folder of a training with --lora, or a folder with PEFT's adapter_config.json. The merged weights are
+float32. If Hugging Face has a name for the architecture, transformers opens the folder too.
 
 examples:
   fastllm merge runs/tuned merged
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileExistsError(f"{target} must be a new or an empty folder; got one that is not; choose another")
     model, tokenizer = load(arguments.source)
     if model.adapter is None:
-        raise FormatError(f"merge needs a model with an adapter; got {arguments.source} without; use it as it is")
+        raise FormatError(f"merge needs a model with an adapter; got {arguments.source}, without one; use it as it is")
     model.merge_adapter()
     save(target, model, tokenizer)
     print(f"merged model: {target} ({model.parameter_count:,} parameters)")

@@ -1,4 +1,4 @@
-"""The options that commands share which load a model and generate with it."""
+"""Options shared by the commands that load a model or generate with it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_option(parser: argparse._ActionsContainer, name: str, kind: Any, metavar: str, text: str) -> None:
-    """An option named like a field of GenerationConfig; not given, it isn't among the arguments."""
+    """An option named like a field of GenerationConfig; if it isn't given, it is absent from the arguments."""
     parser.add_argument(name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
 
@@ -35,22 +35,22 @@ def or_none(text: str) -> int | None:
 
 
 def decoded(word: str) -> str:
-    """A text from the command line. What the system can't read, as in the locale C, is UTF-8, as pipes are.
+    """A text from the command line. If the system couldn't decode it, as in the C locale, it is decoded as UTF-8.
 
-    Names of files stay as they are: the system could not write the letters, either.
+    Not for file names: these must stay as the system has decoded them, to be encoded again.
     """
     try:
         word.encode()
     except UnicodeEncodeError:
-        with contextlib.suppress(UnicodeError):  # what is no UTF-8 is refused where it is read
+        with contextlib.suppress(UnicodeError):  # invalid UTF-8 is refused where the text is used
             return os.fsencode(word).decode()
     return word
 
 
-or_none.__name__ = "int"  # as argparse calls it in an error
+or_none.__name__ = "int"  # the name that argparse shows in an error
 
 
-# Control characters as pictures of them; a line may end in "\r\n".
+# Control characters -> pictures of them. "\r" is dropped, as lines may end with "\r\n".
 _PICTURES = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t\r"},
     ord("\r"): None, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
@@ -58,44 +58,45 @@ _PICTURES = {
 
 
 def harmless(text: str) -> str:
-    """A model's text for a terminal, which control characters could switch to another charset, or overwrite."""
+    """A model's text without control characters, which could garble or overwrite what a terminal shows."""
     return text.translate(_PICTURES)
 
 
 def without_mark(text: str) -> str:
-    """A text without the mark that some programs write before UTF-8; files are read so, too."""
+    """A text without the byte order mark that some programs write; it is ignored in files, too."""
     return text.removeprefix("\ufeff")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """A group of options named like GenerationConfig's fields."""
     group = parser.add_argument_group(
-        "generation", "Defaults are the model's own settings; where it has none, the values in brackets."
+        "generation", "Defaults are the model's own settings; if it has none, the values in parentheses."
     )
     add_option(group, "--max-tokens", or_none, "N", "most tokens to generate (none: until the context is full)")
-    add_option(group, "--temperature", float, "T", "0: always the most probable token; above: draw (0)")
-    add_option(group, "--top-k", or_none, "K", "draw from the K most probable tokens (none: from all)")
-    add_option(group, "--top-p", float, "P", "draw from the most probable tokens that add up to P (1: all)")
+    add_option(group, "--temperature", float, "T", "0: always the most probable token; above 0: sample (0)")
+    add_option(group, "--top-k", or_none, "K", "sample from the K most probable tokens (none: from all)")
+    add_option(group, "--top-p", float, "P", "sample from the most probable tokens that together reach P (1: all)")
     add_option(group, "--min-p", float, "P", "leave out tokens less probable than P times the most probable (0)")
-    add_option(group, "--typical-p", float, "P", "draw from the most typical tokens that add up to P (1: all)")
-    add_option(group, "--repetition-penalty", float, "X", "divide positive logits of tokens in prompt or text by X, "
-               "multiply negative ones (1)")  # fmt: skip
+    add_option(group, "--typical-p", float, "P", "sample from the most typical tokens that together reach P (1: all)")
+    add_option(group, "--repetition-penalty", float, "X", "for tokens in the prompt or text, divide positive logits by "
+               "X and multiply negative ones by it (1)")  # fmt: skip
     add_option(group, "--presence-penalty", float, "X",
-               "subtract X from the logits of tokens that are in the text already (0)")  # fmt: skip
-    add_option(group, "--frequency-penalty", float, "X", "subtract X from them for each occurrence (0)")
-    add_option(group, "--speculate", int, "N", "at temperature 0, draft N tokens from earlier places in the text: the "
-               "same text, faster where it repeats itself (0)")  # fmt: skip
+               "subtract X from the logits of tokens generated before (0)")  # fmt: skip
+    add_option(group, "--frequency-penalty", float, "X", "subtract X from a token's logit for each time it was "
+               "generated before (0)")  # fmt: skip
+    add_option(group, "--speculate", int, "N", "at temperature 0, draft up to N tokens from earlier places in the "
+               "text: gives the same text, faster where it repeats itself (0)")  # fmt: skip
     add_option(group, "--seed", or_none, "S", "the same seed gives the same text; none: a new seed each time (0)")
     group.add_argument("--stop", action="append", type=decoded, metavar="TEXT", default=argparse.SUPPRESS,
                        help="end before this text; may be repeated")  # fmt: skip
     group.add_argument("--cache-dtype", choices=("float32", "float16"), default="float32", help="number type of "
-                       "the cache of keys and values: float16 takes half the memory, is faster for long texts, and "
-                       "rounds to 11 bits (float32)")  # fmt: skip
+                       "the KV cache: float16 takes half the memory, is faster for long texts, and rounds to 11 bits "
+                       "(float32)")  # fmt: skip
     return group
 
 
 def load_to_generate(arguments: argparse.Namespace) -> tuple[Model, Tokenizer]:
-    """The model that was asked for, with its kernels compiled, and its tokenizer."""
+    """The model that was asked for, with compiled kernels, and its tokenizer."""
     from ..checkpoint import load
     from ..compilation import Uses, compile_kernels
 
@@ -106,7 +107,7 @@ def load_to_generate(arguments: argparse.Namespace) -> tuple[Model, Tokenizer]:
 
 
 def note_what_does_nothing(asked: GenerationConfig, model: Model) -> None:
-    """A line on stderr for options that were given and have no effect, with the model's own defaults."""
+    """Print a note on stderr for given options that have no effect, considering the model's own defaults."""
     given, config = asked.given, GenerationConfig.of(asked, {}, model.generation_options)
     sampling = [name for name in ("top_k", "top_p", "min_p", "typical_p") if name in given and getattr(config, name)]
     searching = [name for name in ("length_penalty", "early_stopping") if name in given]
@@ -124,7 +125,7 @@ def note_what_does_nothing(asked: GenerationConfig, model: Model) -> None:
 
 
 def generation_config(arguments: argparse.Namespace) -> GenerationConfig:
-    """The configuration that was asked for. Raises ConfigError, so that a wrong value is wrong use."""
+    """The configuration that was asked for. Raises ConfigError, so that a wrong value counts as wrong usage."""
     known = [field.name for field in dataclasses.fields(GenerationConfig)]
     try:
         return GenerationConfig(**{name: value for name, value in vars(arguments).items() if name in known})

@@ -1,15 +1,17 @@
-"""Write a model as a GGUF file of 8 or 4 bits a weight, and say what it costs.
+"""Write a model as a GGUF file of 8 or 4 bits per weight, and report what it costs.
 
-    q8_0   8.5 bits a weight: 32 of them share a scale
-    q4_0   4.5 bits
-    q4_1   5 bits: and a smallest value
+    q8_0   8.5 bits per weight: 32 weights share a scale
+    q4_0   4.5 bits: 32 weights share a scale
+    q4_1   5 bits: 32 weights share a scale and a minimum
 
-Norms and biases stay float32. With 4 bits, the head (the token embedding where that is tied to it) has 8, as every
-logit depends on it. A matrix whose rows are no multiple of 32 is float16. What is kept at more bits is printed, and the
-size before and after. llama.cpp opens the file, and so does fastllm, which computes with the weights as they are.
+Norms and biases stay float32. With the 4-bit types, the head (or the token embedding, if tied to it) gets 8 bits, as
+every logit depends on it. A matrix whose row length is no multiple of 32 is stored as float16. The command prints what
+is kept at more bits, and the size before and after. llama.cpp opens the file, and so does fastllm, which computes with
+the weights in this format.
 
-With --text, the perplexity of both on the beginning of a text: exp of the mean loss per token, in windows of at most
-512 tokens, each read by itself. SRC is as for `fastllm convert`; one that is quantised loses accuracy a second time.
+With --text, it measures the perplexity before and after on the beginning of a text: exp of the mean loss per token, in
+windows of at most 512 tokens, each evaluated by itself. SRC is as for `fastllm convert`; if it is already quantised, it
+loses accuracy a second time.
 
 examples:
   fastllm quantize SmolLM2-135M SmolLM2-135M-q8_0.gguf --type q8_0
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
     from ..model import Model
 
 TYPES = ("q8_0", "q4_0", "q4_1")
-WINDOW = 512  # tokens that are predicted from one another
+WINDOW = 512  # most tokens in a sequence
 TOKENS = 10_000
-CHARACTERS_A_TOKEN = 32  # of a text, more than tokenizers make a token of on average
+CHARACTERS_A_TOKEN = 32  # more than a token has on average, with any tokenizer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", type=str.lower, choices=TYPES, required=True, metavar="TYPE", help=", ".join(TYPES))
     parser.add_argument("--text", metavar="FILE", help="measure the perplexity on this text, before and after")
     parser.add_argument("--tokens", type=int, metavar="N",
-                        help=f"how many tokens of it to predict, from its beginning ({TOKENS:,})")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+                        help=f"how many of its first tokens to predict (default: {TOKENS:,})")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="also write the results here")
     add_writing(parser)
 
 
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         check_output("--json", arguments.json, arguments.source, arguments.target, arguments.text)
     before = None
-    if arguments.text is not None:  # first, lest a missing text is found out after the work
+    if arguments.text is not None:  # first, so that a missing text is noticed before the work
         before = Measure(arguments.source, Path(arguments.text), tokens)
     source = load_source(arguments.source, tokenizer=not arguments.no_tokenizer)
     with progress(arguments.target) as report:
@@ -101,8 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
 class Measure:
     """The perplexity of a model on the beginning of a text, and of others on the same tokens.
 
-    count   tokens that are predicted
-    window  the longest sequence
+    count   number of tokens predicted
+    window  most tokens in a sequence
     """
 
     def __init__(self, model: str, path: Path, tokens: int) -> None:
@@ -110,7 +112,7 @@ class Measure:
         from ..records import holds_records, read_text
 
         if holds_records(path):
-            raise DataError(f"--text must be a text file, by its name; got {path}, of records; name a .txt file")
+            raise DataError(f"--text must be a plain text file; got {path}, which holds records; name a .txt file")
         text = read_text(path, refuse_records=True)[: (tokens + 1) * CHARACTERS_A_TOKEN]
         loaded, tokenizer = load(model)
         self._ids = tokenizer.encode(text)[: tokens + 1]
@@ -122,7 +124,7 @@ class Measure:
         self.perplexity = self._perplexity(loaded)
 
     def of(self, path: str) -> float:
-        """The perplexity of the model in a GGUF file, with a tokenizer or without."""
+        """The perplexity of the model in a GGUF file, which needs no tokenizer."""
         from ..formats import open_model
         from ..model import Model
 
@@ -143,7 +145,7 @@ class Measure:
 
 
 def _written(path: Path, kind: str) -> tuple[int, dict[str, list[str]]]:
-    """Bytes of all tensors, and the names of those of other kinds, by kind; the vectors', which are many, as one."""
+    """Bytes of all tensors, and the names of those of other kinds, by kind; vectors are summed up by one name."""
     from ..formats.gguf_file import read_gguf_file
 
     tensors = read_gguf_file(path).tensors

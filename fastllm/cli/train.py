@@ -1,11 +1,11 @@
 """Train a model on your own data: a text file, a folder of them, or JSON (Lines) of texts, dialogues or instructions.
 
 The run folder holds config.toml (everything needed to run it again), metrics.jsonl, checkpoint/ and loss.svg.
-Ctrl-C stops after the current step and keeps the checkpoint; --resume goes on from there.
+Ctrl-C finishes the current update and saves a checkpoint; --resume continues from there.
 
 --model tunes an existing model: one of fastllm's, a Hugging Face folder, a GGUF file. All its parameters are trained,
-as float32 in memory. With --lora it stays as it is, quantised or not, and small low-rank matrices beside it are
-trained, which are all that the checkpoint holds. `fastllm merge` makes one model of the two.
+as float32 in memory. With --lora its weights stay as they are, quantised or not; small low-rank matrices added to them
+are trained, and the checkpoint holds only these. `fastllm merge` merges the two into one model.
 
 examples:
   fastllm train shakespeare.txt --steps 2000
@@ -34,9 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", help="text file, folder of text files, .jsonl, .ndjson or .json file")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with the whole job; see docs/training.md")
     parser.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/ and the data's name)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
-    parser.add_argument("--validation", metavar="FILE", help="data to validate on (a text gives its last tenth)")
-    parser.add_argument("--preset", help="model to start from: nano, rustgpt, gpt2, llama (default: nano)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run")
+    parser.add_argument("--validation", metavar="FILE", help="data to validate on (default: the last tenth of a text; "
+                        "none for other data)")  # fmt: skip
+    parser.add_argument("--preset", help="configuration of a new model: nano, rustgpt, gpt2, llama (default: nano)")
     parser.add_argument("--tokenizer", metavar="KIND",
                         help="word, character, byte, bpe, or the path of an existing one (default: word for JSON "
                         "(Lines) in a language with spaces between words, else character)")  # fmt: skip
@@ -49,19 +50,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows-per-update", type=int, metavar="N", help="sequences in a batch (default: 16)")
     parser.add_argument("--sequence-length", type=int, metavar="N",
                         help="most tokens in a sequence (default: the model's context)")  # fmt: skip
-    parser.add_argument("--seed", type=int, help="of weights and shuffling (default: 0)")
+    parser.add_argument("--seed", type=int, help="for weights and shuffling (default: 0)")
     tuning = parser.add_argument_group(
         "tuning",
-        f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, at most {LENGTH} tokens a sequence,\n"
+        f"Defaults with --model: {EPOCHS} epochs, {ROWS} rows per update, at most {LENGTH} tokens per sequence,\n"
         f"learning rate {FULL_RATE:g}, with --lora {LORA_RATE:g}.",
     )
     tuning.add_argument("--model", metavar="PATH", help="the model to tune, with its tokenizer")
-    tuning.add_argument("--lora", action="store_true", help="train low-rank matrices beside it")
+    tuning.add_argument("--lora", action="store_true", help="only train low-rank matrices added to its linear layers")
     tuning.add_argument("--rank", type=int, metavar="R", help="rank of these matrices (default: 8)")
     tuning.add_argument("--alpha", type=float, metavar="A",
                         help="their output is multiplied by alpha / rank (default: twice the "
                         "rank)")  # fmt: skip
-    tuning.add_argument("--targets", metavar="NAMES", help="linear layers that get them: names from "
+    tuning.add_argument("--targets", metavar="NAMES", help="linear layers that get them, separated by commas: "
                         "query,key,value,output,gate,up,down (default: all)")  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.resume:
         if not arguments.run:
-            raise ConfigError("--resume goes on with the run in --run; got none; name its folder")
+            raise ConfigError("--resume continues the run in --run; got none; name its folder")
         _check_alone(arguments, "resume", f"the run's own {CONFIG} says the rest")
         job = Job.resume(arguments.run)
         if job.is_done:
@@ -130,13 +131,13 @@ def _config(arguments: argparse.Namespace) -> Any:
         phase["validation"] = _absolute(arguments.validation)
     tables: dict[str, Any] = {"seed": arguments.seed or 0, "phases": [phase]}
     if is_tuning:
-        # A name on a hub stays what it is.
+        # A name on the hub stays as it is.
         path = os.path.abspath(arguments.model) if os.path.exists(arguments.model) else arguments.model
         tables |= {"model": {"path": path}, "optimizer": {"name": "adamw", "weight_decay": 0.0}}
         if arguments.lora:
             tables["lora"] = _lora(arguments)
         else:
-            tables["checkpoint_seconds"] = 300.0  # three times the model's size each
+            tables["checkpoint_seconds"] = 300.0  # each is three times the model's size, with the optimizer's moments
     else:
         tables |= {
             "tokenizer": _tokenizer(arguments),
@@ -147,7 +148,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _absolute(path: str) -> str:
-    """A data file's path from anywhere; the name of one that comes with the library stays."""
+    """A data file's absolute path; the name of a file shipped with the library stays as it is."""
     from ..training.source import SHIPPED
 
     return path if not path or path.startswith(SHIPPED) else str(Path(path).absolute())
@@ -167,14 +168,13 @@ def _tokenizer(arguments: argparse.Namespace) -> dict[str, Any]:
         table = {"path": os.path.abspath(given)}
         if arguments.vocab_size is not None:
             raise ConfigError(
-                f"--vocab-size goes with a tokenizer that is built; got --tokenizer {given:.200}, which is as it is; "
-                "drop one of them"
+                f"--vocab-size is for a new tokenizer; got --tokenizer {given:.200}, an existing one; drop one of them"
             )
     return table if arguments.vocab_size is None else table | {"max_size": arguments.vocab_size}
 
 
 def _usual_tokenizer(path: str) -> str:
-    """Words of records, where the language writes spaces between them; else characters."""
+    """Words for records in a language with spaces between words; else characters."""
     from ..records import holds_records, read_records, record_texts
     from ..tokenizers.word import has_spaces
     from ..training.source import resolve
@@ -192,14 +192,14 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.model is not None and given:
         raise ConfigError(f"--model goes without --{given[0].replace('_', '-')}: it has its own; got both; drop one")
     if arguments.model is None and arguments.lora:
-        raise ConfigError("--lora trains low-rank maps beside a model that is there; got none; name it with --model")
+        raise ConfigError("--lora needs an existing model; got none; name it with --model")
     given = [name for name in LORA if getattr(arguments, name) is not None]
     if given and not arguments.lora:
         raise ConfigError(f"--{given[0]} goes with --lora; got it alone; add --lora or drop it")
 
 
 def _check_alone(arguments: argparse.Namespace, option: str, reason: str) -> None:
-    """Raise ConfigError for what is given beside an option that goes with --run alone."""
+    """Raise ConfigError if anything is given besides `option` and --run."""
     others = vars(arguments).keys() - {option, "run", "command"}
     given = sorted(name for name in others if not any(getattr(arguments, name) is off for off in (None, False)))
     if given:

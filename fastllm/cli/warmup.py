@@ -1,8 +1,8 @@
 """Compile the kernels now, so that later commands start at once.
 
-Without an option, all kernels; with one, those that a model needs for training and generating, or, where its weights
-stay in another project's file, for generating and `fastllm eval` with that file's types. They are kept on disk, in the
-folder that `fastllm doctor` shows, and only loaded the second time.
+Without an option, it compiles all kernels; with one, those that a model needs for training and generating. For a model
+in another project's file, these are the kernels for generating and `fastllm eval` with the number types in that file.
+Compiled kernels are kept on disk, in the folder that `fastllm doctor` shows, and only loaded from then on.
 
 examples:
   fastllm warmup
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 Work = dict[str, Callable[[], object]]
 
-VOCABULARY = 16  # of a model that is only there to be compiled, where sizes make no difference
+VOCABULARY = 16  # of a model that is only compiled: its size makes no difference
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=list(PRESETS), help="compile what this model needs")
     model.add_argument("--config", metavar="FILE", help="compile what the job in this TOML file needs")
-    model.add_argument("--model", metavar="PATH", help="compile what this model needs; any that fastllm opens")
+    model.add_argument("--model", metavar="PATH", help="compile what this model needs: any that fastllm opens")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         model, uses = _model(arguments)
         task = task_of(model, uses)
         if uses.optimizer is not None:
-            last["scale"] = partial(call_small, "scale")  # of clip_gradients; a Trainer clips otherwise
+            last["scale"] = partial(call_small, "scale")  # for clip_gradients; a Trainer doesn't use it
         last["the model"] = partial(exercise, model, uses)
-    first: Work = {"calls done again": Replay([])}
+    first: Work = {"replayed calls": Replay([])}
     kernels: Work = {name: partial(_call_all, calls) for name, calls in calls_of(task).items()}
     with Helpers(lambda: task):
         return _do(first | kernels | last)
@@ -65,7 +65,7 @@ def _call_all(calls: list[Callable[[], object]]) -> None:
 
 
 def _do(work: Work) -> int:
-    """Do it, and say how long each takes."""
+    """Do the work, and print how long each part takes."""
     from ..kernels import watch_compilation
 
     names: list[str] = []
@@ -84,7 +84,7 @@ def _do(work: Work) -> int:
 
 
 def _model(arguments: argparse.Namespace) -> tuple[Model, Uses]:
-    """The model, or one of the same kind, and what it may be wanted for."""
+    """The model, or one that needs the same kernels, and what it may be used for."""
     from ..checkpoint import load
     from ..compilation import Uses
     from ..optimizers import AdamW
@@ -118,5 +118,5 @@ def _outcome(compiled: int, count: int) -> str:
     if not compiled and cache_directory() is not None:
         return f"all {count} came from the cache in {cache_directory()}"
     if not keeps_kernels():
-        return "what was compiled can't be kept on disk; see `fastllm doctor`"
-    return f"what was missing of {count} was compiled and is now kept in {cache_directory()}"
+        return "compiled kernels can't be kept on disk; see `fastllm doctor`"
+    return f"compiled {compiled} of {count}, which are now kept in {cache_directory()}"

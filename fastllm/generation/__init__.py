@@ -1,4 +1,4 @@
-"""Text from a model: sampling, batches, beam search, streaming, chat. Neither Numba nor `tokenizers` is imported."""
+"""Text generation: sampling, batches, beam search, streaming, chat. Imports neither Numba nor `tokenizers`."""
 
 from .beam import Hypothesis
 from .chat import Chat

@@ -1,12 +1,12 @@
-"""Beam search over the KV cache, one hypothesis a slot.
+"""Beam search over the KV cache, with a slot for each hypothesis.
 
     score = sum of log-probabilities / length ** length_penalty
 
 length counts the generated tokens, the end token included (Wu et al. 2016, arXiv:1609.08144, equation 14,
 with the plain length in place of (5 + length) / 6, as in Hugging Face's transformers).
 
-A log-probability is log_softmax of the logits, changed then by logit_bias and the penalties as if it were a logit;
-as there, too.
+logit_bias and the penalties change the log-probabilities, after log_softmax, as they would logits; this is what
+transformers does, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Hypothesis(NamedTuple):
-    """A generated sequence, without its end token, its score, and whether there was an end token."""
+    """A generated sequence without its end token, its score, and whether an end token ended it."""
 
     tokens: list[int]
     score: float
@@ -37,13 +37,13 @@ def search(
     """The best hypotheses, at most `config.beams`, best first.
 
     prompt      (N,) int32, N >= 1
-    max_tokens  in place of config's; N + max_tokens - 1 <= model.config.context
-    end_ids     in place of config's
+    max_tokens  replaces config's; N + max_tokens - 1 <= model.config.context
+    end_ids     replaces config's
 
-    A step looks at the best continuations of all running hypotheses: of the first `beams`, those that end
-    are finished, and the first `beams` that don't end go on. At max_tokens every hypothesis ends. When the search
-    stops before that, `config.early_stopping` decides. With "never" and as many beams as there are prefixes of
-    max_tokens - 1 tokens it is exhaustive.
+    Each step ranks the continuations of all running hypotheses. Those among the best `beams` that end are finished;
+    the best `beams` that don't end go on. At max_tokens every hypothesis ends; `config.early_stopping` decides
+    whether the search stops before. With "never", and as many beams as there are prefixes of max_tokens - 1 tokens,
+    the search is exhaustive.
     """
     beams, length_penalty = config.beams, config.length_penalty
     cache = model.new_cache(slots=beams)
@@ -56,7 +56,7 @@ def search(
     for length in range(1, max_tokens + 1):
         logs = log_softmax(logits)
         totals = sums[:, None] + np.stack([change(row) for change, row in zip(penalties, logs, strict=True)])  # (B, V)
-        # enough for `beams` to go on, whichever end
+        # enough that `beams` go on however many of them end
         best = largest(totals.ravel(), beams + len(running) * len(end_ids))
         best = best[totals.flat[best] > -np.inf]
         parents, tokens = np.divmod(best, totals.shape[1])
@@ -79,7 +79,7 @@ def search(
         penalties = [penalties[i].copy() for i in sources]
         for change, token in zip(penalties, appended.tolist(), strict=True):
             change.add(token)
-        slots = np.zeros(beams, np.int32)  # those to spare share slot 0's pages
+        slots = np.zeros(beams, np.int32)  # unused slots share slot 0's pages
         slots[: len(running)] = sources
         cache.reorder(slots)
         logits = model.decode(appended, cache, np.arange(len(running), dtype=np.int32))
@@ -87,10 +87,11 @@ def search(
 
 
 def _is_settled(config: GenerationConfig, best_sum: float, length: int, max_tokens: int, worst_score: float) -> bool:
-    """Whether a search with `beams` finished hypotheses is to stop; best_sum is of the best running one."""
+    """Whether a search with `beams` finished hypotheses stops; best_sum is the best running hypothesis's."""
     if config.early_stopping is True:
         return True
-    # A sum can only fall. So divided by the greatest length it is out of reach, with a penalty of 0 or less as it
-    # is; by its present length it is but likely to be.
+    # A sum of log-probabilities can only fall (a positive bias aside). So no running hypothesis can score more than the
+    # best sum does at max_tokens or, with a length_penalty of 0 or less, at its present length. In other cases the
+    # present length is only a heuristic.
     reaches_far = config.early_stopping == "never" and config.length_penalty > 0
     return best_sum / (max_tokens if reaches_far else length) ** config.length_penalty <= worst_score

@@ -1,4 +1,4 @@
-"""A conversation with a model, laid out as it was tuned on (see dialogue.py)."""
+"""A conversation with a model, in the layout that the model was tuned on (see dialogue.py)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """Asks a model question after question; it sees the earlier turns as far as its context holds them.
+    """A conversation: the model sees as many of the earlier turns as its context holds.
 
-    config, options  as for `generate`, for every answer; without `end_ids`, an answer ends at the tokenizer's
-                     `end_ids` and the model's own
-    system           what stands before all turns, for a tokenizer with a chat template that takes it
+    config, options  as for `generate`, for every answer; unless `end_ids` is given, an answer ends at the tokenizer's
+                     end tokens and the model's own
+    system           the system message, for a tokenizer with a chat template that takes one
 
-    `turns` holds each question and its answer as (question, answer). The oldest whole turns are left out of
-    the prompt when it would leave less than `max_tokens`, or a quarter of the context if that is less, to
-    the answer; they stay in `turns`. The system message is never left out.
+    `turns` holds each turn as (question, answer). The oldest turns are left out of the prompt when they would leave
+    the answer less room than `max_tokens`, or than a quarter of the context if that is less; they stay in `turns`.
+    The system message is never left out.
 
-    An answer that nobody reads to its end is closed by the next question and by `reset`. After a change of the model's
-    weights, `reset`: keys and values of what was said remain from before.
+    An answer that is not read to its end is closed by the next question or by `reset`. Call `reset` after changing the
+    model's weights: the cache still holds keys and values computed with the old ones.
 
-    `counts` are the tokens of the last prompt and, as far as it was read, of its answer.
+    `counts` holds the number of tokens of the last prompt and of its answer, as far as the answer was read.
 
-    Raises DataError for a tokenizer that can't mark who speaks, or a system message where there is no chat template,
-    ValueError for a tokenizer of another model.
+    Raises DataError for a tokenizer that can't mark who speaks, or for a system message without a chat template;
+    ValueError for the tokenizer of another model.
 
         >>> import fastllm
         >>> tokenizer = fastllm.ByteTokenizer()
@@ -65,21 +65,21 @@ class Chat:
         self._ends_given = "end_ids" in given.given and given.end_ids is not None
         self.config = GenerationConfig.of(config, options, model.generation_options)
         self.system = system
-        self._engine: Engine | None = None  # which remembers: the next prompt begins as the last one did
+        self._engine: Engine | None = None  # it remembers prompts, as the next one begins like the last
         self._generation: Generation | None = None
-        self._asked: weakref.ref[Generator[str]] | None = None  # the last answer, which who drops it closes
+        self._asked: weakref.ref[Generator[str]] | None = None  # the last answer; weak, so that dropping it closes it
         self.reset()
 
     def __repr__(self) -> str:
         return f"<Chat with {self.model!r}: {len(self.turns)} turns>"
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: what was said, without the keys and values of it, which the next question makes."""
+        """For copies and pickles: the conversation without its keys and values; the next question computes them."""
         return {**self.__dict__, "_engine": None, "_generation": None, "_asked": None}
 
     @property
     def system(self) -> str | None:
-        """The system message, None for none."""
+        """The system message, or None."""
         return self._system
 
     @system.setter
@@ -102,13 +102,13 @@ class Chat:
         self._sampler = Sampler(self.config)
 
     def is_cut(self, turn: tuple[str, str]) -> bool:
-        """Whether an answer among `turns` did not end by itself: at the limit of tokens, or as it was closed."""
+        """Whether the answer of one of `turns` was cut off, by the limit of tokens or because it was closed."""
         return any(turn is cut for cut in self._cut)
 
     def change(self, **options: Any) -> None:
-        """Other options from the next answer on; the random state goes on, but with a new seed.
+        """Change options from the next answer on. The random state continues, unless a seed is given.
 
-        Raises ValueError for a wrong one, and nothing changes.
+        Raises ValueError for an invalid option, and then changes nothing.
         """
         self.config = GenerationConfig.of(self.config, options)
         if "end_ids" in options:
@@ -118,11 +118,13 @@ class Chat:
         self._sampler.config = self.config
 
     def ask(self, question: str) -> Iterator[str]:
-        """The pieces of the answer; the turn joins `turns` when the last is read or the iterator closed, but not where
-        it is closed before the first piece: nothing was said then.
+        """An iterator over the pieces of the answer.
 
-        Raises ValueError, at once, if the question has no tokens, doesn't fit into the context alone, or isn't
-        taken by the chat template. RuntimeError while another thread reads an answer.
+        The turn is added to `turns` when the last piece has been read or the iterator is closed, unless it is closed
+        before the first piece.
+
+        Raises, at once, ValueError if the question has no tokens, doesn't fit into the context alone, or is refused
+        by the chat template; RuntimeError while another thread reads an answer.
         """
         self._leave()
         ends = set(self.config.end_ids or ())
@@ -147,16 +149,16 @@ class Chat:
         return answer
 
     def _leave(self) -> None:
-        """End the last answer; what was read of it is a turn."""
+        """Close the last answer; what was read of it becomes a turn."""
         if self._asked is not None and (answer := self._asked()) is not None:
             try:
                 answer.close()
-            except ValueError:  # of a generator that runs
+            except ValueError:  # the generator is running, in another thread
                 raise RuntimeError(
                     "a chat gives one answer at a time; got another call while a thread reads one; close that answer "
-                    "first, or have a Chat for each who asks"
+                    "first, or use a Chat for each thread"
                 ) from None
-        if self._generation is not None:  # of an answer that nobody began to read
+        if self._generation is not None:  # of an answer that was never read
             self._generation.close()
         self._asked = self._generation = None
 
@@ -183,14 +185,14 @@ class Chat:
                     self._cut.append(self.turns[-1])
 
     def _has_stopped(self) -> bool:
-        """Whether a stop string ended the last answer, though it may have come with the last token there was."""
+        """Whether a stop string ended the last answer, even if only the last token allowed completed it."""
         if self._generation is None or not self.config.stop:
             return False
         text = self.tokenizer.decode(self._generation.tokens)
         return any(stop in text for stop in self.config.stop)
 
     def prompt(self, question: str) -> list[int]:
-        """What the model is given for a question: as many of the last turns as fit, and the question.
+        """The prompt's tokens for a question: as many of the last turns as fit, and the question.
 
         Raises ValueError as `ask` does.
         """
@@ -208,7 +210,7 @@ class Chat:
                 f"marks the roles{'' if self.system is None else ' and the system message'}; ask a shorter one"
             )
         fits, too_many = 0, len(self.turns)
-        while too_many - fits > 1:  # the more turns, the longer
+        while too_many - fits > 1:  # bisection: more turns make a longer prompt
             tried = (fits + too_many) // 2
             if len(longer := self._prompt(question, tried)) <= room:
                 fits, prompt = tried, longer
@@ -217,7 +219,7 @@ class Chat:
         return prompt
 
     def _prompt(self, question: str, turns: int) -> list[int]:
-        """The tokens of the system message, the last so many turns and the question."""
+        """The tokens of the system message, the last `turns` turns and the question."""
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for earlier, answer in self.turns[len(self.turns) - turns :]:
             messages += [{"role": "user", "content": earlier}, {"role": "assistant", "content": answer}]

@@ -1,4 +1,4 @@
-"""What a person may choose about generation, checked once."""
+"""The options of generation, checked once."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any, Self
 from ..config import STEP_ROWS
 from ..errors import ConfigError
 
-MOST_TEXTS, MOST_BEAMS = 1 << 16, 1 << 10  # each has memory of its own
-LARGEST = 1e30  # of biases and penalties: with logits of any size, and counted as often as a text is long, finite
+MOST_TEXTS, MOST_BEAMS = 1 << 16, 1 << 10  # each takes memory of its own
+LARGEST = 1e30  # bias or penalty: stays finite when added to any logit, and when counted once for each token of a text
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """Options of `generate`, `generate_batch`, `stream`, `generate_tokens`, `beam_search` and `Chat`.
 
-    What isn't given here is taken from the model's own defaults, `model.generation_options`, and only then
-    from the values below.
+    An option that isn't given takes the model's own default (`model.generation_options`) or, if it has none, the
+    default below.
 
     max_tokens      most tokens to generate, the end token included; None: until the context is full
     end_ids         tokens that end a text; None: the tokenizer's end token
-    stop            a string or several; the text ends before the first of them to be completed
+    stop            one or several strings; the text ends before the first of them to be completed
     seed            the same seed gives the same text; None takes a new one from the operating system
-    n               completions of each prompt that `generate_batch` gives: samples, which need a temperature above 0,
-                    or with beams the best
+    n               completions of each prompt in `generate_batch`: samples, which need a temperature above 0, or with
+                    beams the best hypotheses
     logprobs        how many alternatives to give with each token's log-probability; 0: only its own; None: off.
                     They are log_softmax of the model's logits, before anything below changes them
 
@@ -38,7 +38,7 @@ class GenerationConfig:
     repetition_penalty  logits of tokens in prompt or output are divided by it where positive, multiplied
                         where negative (Keskar et al. 2019, arXiv:1909.05858)
     presence_penalty    subtracted from the logit of each token generated so far
-    frequency_penalty   subtracted from it once for each time it was generated
+    frequency_penalty   subtracted from the logit of a token once for each time it was generated
     temperature         0: the most probable token, always; above 0: draw from softmax(logits / temperature)
     top_k               draw from the k most probable tokens; None or 0: from all
     top_p               draw from the fewest most probable tokens whose probabilities add up to top_p or more
@@ -47,17 +47,18 @@ class GenerationConfig:
     typical_p           draw from the tokens whose surprisal is nearest to the distribution's entropy, the fewest
                         that add up to typical_p or more (Meister et al. 2023, arXiv:2202.00666); 1: from all
 
-    These nine work in this order, that of transformers, each on what the one before left (generation/sampling.py).
+    These nine are applied in this order, which is transformers', each to the result of the one before
+    (generation/sampling.py).
 
-    beams           above 1: beam search with so many hypotheses, at temperature 0 and without `stop`
+    beams           above 1: beam search with this many hypotheses, at temperature 0 and without `stop`
     length_penalty  a hypothesis scores log-probability / length ** length_penalty
     early_stopping  when a beam search ends before max_tokens. True: when `beams` hypotheses are finished;
                     False: when the best running one, scored at its present length, is no better than the worst
-                    finished; "never": when none can become better. As in transformers
+                    finished one; "never": when none can become better. As in transformers
 
-    speculate        greedy decoding only: most tokens to draft from an earlier place in the text and check in one
-                     step (prompt lookup). The text is the same, faster where it repeats itself; 0: off
-    speculate_ngram  longest end of the text, in tokens, to look for
+    speculate        greedy decoding only: most tokens to draft from an earlier place in the text and verify in one
+                     step (prompt lookup). The text is the same, and comes faster where it repeats itself; 0: off
+    speculate_ngram  longest n-gram at the end of the text to look up
 
     Raises ValueError for a value out of range, TypeError for a value of another type.
 
@@ -93,9 +94,9 @@ class GenerationConfig:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that were given, even with their default value: they override a model's defaults.
+        """The fields that were given, even with their default value: these override a model's defaults.
 
-        To change some, use `GenerationConfig.of(config, {...})`: `dataclasses.replace` gives all of them.
+        To change some, use `GenerationConfig.of(config, {...})`: with `dataclasses.replace` all fields count as given.
 
         >>> GenerationConfig(temperature=0.0).given
         {'temperature': 0.0}
@@ -138,7 +139,7 @@ class GenerationConfig:
         )
 
     def _check_types(self) -> None:
-        """Also turns `stop` and `end_ids` into tuples, numbers into Python's, and takes a copy of `logit_bias`."""
+        """Also turns `stop` and `end_ids` into tuples and NumPy's numbers into Python's, and copies `logit_bias`."""
         for name, nothing in (("stop", ()), ("logit_bias", {})):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, nothing)
@@ -172,7 +173,7 @@ class GenerationConfig:
             try:
                 object.__setattr__(self, name, float(getattr(self, name)))
             except OverflowError:
-                raise ValueError(f"{name} must be finite; got a number of too many digits; lower it") from None
+                raise ValueError(f"{name} must be finite; got a number too large for a float; lower it") from None
 
     def _check_penalties(self) -> None:
         for token in self.logit_bias:
@@ -226,7 +227,7 @@ class GenerationConfig:
         )
         _check(
             beams == 1 or not self.stop,
-            f"beams above 1 know no stop strings; got beams={beams}, stop={self.stop}; "
+            f"beams above 1 can't have stop strings; got beams={beams}, stop={self.stop}; "
             "use beams=1, or cut the text afterwards",
         )
         _check(
@@ -252,12 +253,12 @@ class GenerationConfig:
     def of(
         cls, config: GenerationConfig | None, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
     ) -> Self:
-        """`options`, then what `config` was given, then `defaults`, then the values above.
+        """Each field from `options`, else from what `config` was given, else from `defaults`, else its own default.
 
-        options, defaults  fields by their names; defaults are a model's own, `model.generation_options`
+        options, defaults  fields by name; defaults are a model's own, `model.generation_options`
 
-        A default that would contradict what was asked gives way: a temperature where beams are asked for,
-        beams where a temperature or a stop string is. Raises ConfigError for an unknown name.
+        A default that contradicts what was asked for is dropped: temperature, stop strings and log-probabilities where
+        beams are asked for, and the reverse. Raises ConfigError for an unknown name.
 
         >>> GenerationConfig.of(GenerationConfig(top_k=3), {"top_k": 5}, {"temperature": 0.6, "top_k": 50}).given
         {'temperature': 0.6, 'top_k': 5}
@@ -289,7 +290,7 @@ def _check(holds: bool, message: str) -> None:
 
 
 def _whole(name: str, value: Any, wanted: str) -> int:
-    """A whole number as Python's, and no longer one than is meant: Python may refuse to write that into a message."""
+    """A whole number as a Python int of at most 64 bits: Python may refuse to print a longer one in a message."""
     _check_type(name, value, Integral, wanted)
     _check(-(1 << 63) <= value < 1 << 63, f"{name} must fit into 64 bits; got a longer number; use a smaller one")
     return int(value)

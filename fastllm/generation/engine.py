@@ -4,17 +4,18 @@ A step of the model for eight rows takes one and a half to three times as long a
 all weights once either way. So each running text gives its last token to one common step, texts of any length side by
 side, without padding:
 
-    step:  decode   one row a running text (and its drafts) -> a token each
+    step:  decode   one row for each running text, and its drafts -> a token each
            admit    waiting requests take the slots that have become free
-           prefill  the next stretch of prompts that aren't read yet, `chunk` tokens in all
+           prefill  the next chunk of prompts that aren't read yet, `chunk` tokens in all
 
-A long prompt is read in stretches, so that the others go on meanwhile. How it is cut doesn't change its bits, and a
-step has at most 32 rows, drafts included, within which the model's bits for a row don't depend on the others: with a
-random state of its own, each text is what it would be alone.
+A long prompt is read in chunks, so that the other texts go on meanwhile. How it is cut doesn't change its bits. A step
+has at most 32 rows, drafts included; up to that number, the bits of a row don't depend on the other rows. So each text,
+with a random state of its own, is the same as it would be alone.
 
-Samples of one prompt share it: it is read once, and the cache copies its pages when a text first differs. An engine
-that remembers leaves the prompt of an ended text in the cache: one that begins alike, as the next turn of a chat does,
-is read from where they part. (What was generated is read again: its bits were made in another way.)
+Samples of one prompt share it: it is read once, and the cache copies a shared page when a text first writes to it. An
+engine that remembers leaves the prompt of an ended text in the cache. A new prompt that begins the same way, such as
+the next turn of a chat, is read only from where the two differ. (The generated tokens are read again: decoding and
+prefill don't give the same bits.)
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ class Engine:
 
     slots      1 to 32
     chunk      most tokens of prompts to read in one step, 1 or more
-    remembers  whether prompts stay in the cache for those to come, which takes their memory
+    remembers  whether the prompts of ended texts stay in the cache for later prompts, which costs memory
 
-    Raises ValueError for a number out of range, TypeError for what is none.
+    Raises ValueError for a number out of range, TypeError for anything but a whole number.
 
-    One thread at a time. Whoever wants a token calls `step`, and that serves all requests.
+    Use it from one thread at a time. Each call of `step` advances all requests.
 
         >>> import fastllm
         >>> model = fastllm.Model(fastllm.preset("nano", vocab_size=50), seed=0)
@@ -82,10 +83,10 @@ class Engine:
         self._remembers = remembers
         self._free = {slot: np.empty(0, np.int32) for slot in reversed(range(slots))}  # the prompt left in each
         self._running: list[Generation] = []  # those with a slot
-        self._waiting: dict[_Prompt, None] = {}  # those of which samples wait for a slot, in order
-        self._heirs: list[Generation] = []  # samples that have just got a slot, or taken one over
+        self._waiting: dict[_Prompt, None] = {}  # those with samples that wait for a slot, in order
+        self._heirs: list[Generation] = []  # samples that have just been given a slot, or taken one over
         self._changed: dict[Generation, None] = {}
-        self.is_broken = False  # whether Ctrl-C came while lists and cache did not agree: it can't go on
+        self.is_broken = False  # whether Ctrl-C came while lists and cache disagreed: then it can't go on
 
     @property
     def busy(self) -> bool:
@@ -95,13 +96,13 @@ class Engine:
     def submit(
         self, tokens: Sequence[int] | np.ndarray, config: GenerationConfig | None = None, sampler: Sampler | None = None
     ) -> list[Generation]:
-        """A new request: the `config.n` texts that follow tokens (N,), as `step` makes them grow.
+        """Submit a request: `config.n` texts that follow tokens (N,). `step` makes them grow.
 
-        config   its `stop` strings aren't looked at, and `end_ids` None is none
-        sampler  one that goes on from an earlier request, for n=1
+        config   its `stop` strings are ignored, and `end_ids` None means no end token
+        sampler  continues from an earlier request; only for n=1
 
-        Raises ValueError for a prompt that is empty, longer than the context or of other ids than the model's,
-        ConfigError for beams, several samples of temperature 0 or with a sampler.
+        Raises ValueError for a prompt that is empty, longer than the context or has ids outside the vocabulary;
+        ConfigError for beams, and for several samples at temperature 0 or with a sampler.
         """
         config = GenerationConfig() if config is None else config
         if not isinstance(config, GenerationConfig):
@@ -126,15 +127,16 @@ class Engine:
         return generations
 
     def step(self) -> list[Generation]:
-        """Go on with all requests; those that have new tokens or have ended.
+        """Advance all requests; returns those that have new tokens or have ended.
 
-        What interrupts a step (Ctrl-C) is undone: the next one does it again. Only in the few microseconds in which
-        slots change hands that can't be, and the engine `is_broken`: RuntimeError. What is wrong with the logits of
-        one request (see Sampler) ends that one, and is raised where it is iterated.
+        An interrupted step (Ctrl-C) is undone, and the next call repeats it. This is impossible only in the few
+        microseconds in which slots change hands: then the engine `is_broken`, and further steps raise RuntimeError.
+        An error in the logits of one request (see Sampler) ends only that request, and is raised where it is iterated.
         """
         if self.is_broken:
             raise RuntimeError(
-                "an engine must not be broken off (Ctrl-C, no memory) while slots change hands; it was; make a new one"
+                "an engine can't go on after an interruption (Ctrl-C, out of memory) while slots change hands; got "
+                "one; make a new engine"
             )
         self._decode()
         self._admit()
@@ -158,12 +160,12 @@ class Engine:
         starts = accumulate((len(part) for part in parts), initial=0)
         with self._undone_if_interrupted(rows):
             logits = self.model.decode(tokens, self._cache, slots)
-            with uninterrupted():  # who has drawn a token has it
+            with uninterrupted():  # no token that was drawn is lost
                 for generation, part, start in zip(rows, parts, starts, strict=False):
                     self._accept(generation, part[1:], logits[start : start + len(part)])
 
     def _accept(self, generation: Generation, drafted: list[int], logits: Floats) -> None:
-        """Choose from each row of logits, up to the first that doesn't go on as drafted."""
+        """Choose a token from each row of logits, up to the first that differs from the draft."""
         right = 0
         for row, guess in zip(logits, [*drafted, None], strict=True):
             if self._choose(generation, row) != guess:
@@ -171,8 +173,8 @@ class Engine:
             right += 1
         if drafted and generation.finish_reason is None:
             self._cache.truncate(generation._slot, generation._cached)
-            # A row that was drafted wrong is lost time: the next draft is as long as this one was right, and one
-            # more; twice as long if all of it was.
+            # A wrong guess wastes a row. So the next draft is one longer than the part of this one that was right, or
+            # twice as long as this one if all of it was.
             generation._most_drafted = right + 1 if right < len(drafted) else 2 * right
 
     def _choose(self, generation: Generation, logits: Floats) -> int | None:
@@ -202,7 +204,7 @@ class Engine:
         while self._heirs or self._start():
             generation = self._heirs[-1]
             prompt = generation._prompt
-            with uninterrupted():  # who has drawn a token has it
+            with uninterrupted():  # no token that was drawn is lost
                 if prompt.is_read:
                     assert prompt.logits is not None
                     self._choose(generation, prompt.logits)
@@ -210,7 +212,7 @@ class Engine:
                     self._heirs.remove(generation)
 
     def _start(self) -> bool:
-        """Give a free slot to a sample that waits; False where one of the two is missing."""
+        """Give a free slot to a waiting sample; False if there is no slot or no sample."""
         prompt = next(filter(_Prompt.can_start, self._waiting), None)
         if prompt is None or not self._free:
             return False
@@ -221,7 +223,7 @@ class Engine:
             generation = self._next_sample(prompt, slot)
             if prompt.is_read:
                 self._cache.copy(prompt.running[0]._slot, slot)
-            else:  # the last token is read for what follows it
+            else:  # at least the last token is read, for the logits of the next
                 prompt.cached = min(common[slot], len(prompt.tokens) - 1)
             self._cache.truncate(slot, prompt.cached)
             prompt.running.append(generation)
@@ -229,7 +231,7 @@ class Engine:
         return True
 
     def _next_sample(self, prompt: _Prompt, slot: int) -> Generation:
-        """The prompt's first waiting sample, with a slot."""
+        """The prompt's first waiting sample, which gets the slot."""
         generation = prompt.waiting.popleft()
         if not prompt.waiting:
             del self._waiting[prompt]
@@ -262,7 +264,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _in_one_go(self) -> Iterator[None]:
-        """What is begun here and not ended breaks the engine."""
+        """A block whose interruption leaves the engine broken."""
         self.is_broken = True
         yield
         self.is_broken = False
@@ -293,7 +295,7 @@ class Engine:
             generation.finish_reason = reason
             self._changed[generation] = None
             self._remove(generation)
-            generation._engine = None  # it is in _changed until the next step, which may never come
+            generation._engine = None  # _changed holds it until the next step, which may never come
 
     def _remove(self, generation: Generation) -> None:
         prompt = generation._prompt
@@ -323,7 +325,7 @@ class Engine:
 
 
 class Generation:
-    """A text that grows: what an engine makes of a request.
+    """A text that an engine generates for a request.
 
     tokens         ids so far, without the end token
     logprobs       TokenLogprobs of each, None if they weren't asked for
@@ -333,7 +335,7 @@ class Generation:
     prompt_tokens  number of tokens of the prompt
     limit          most tokens it may have
 
-    Iterating gives the tokens as they come, and lets the engine step. Leaving the loop closes it.
+    Iterating yields the tokens as they come, stepping the engine as needed. Leaving the loop closes the generation.
     """
 
     def __init__(self, engine: Engine, prompt: _Prompt, limit: int, config: GenerationConfig, sampler: Sampler) -> None:
@@ -372,13 +374,13 @@ class Generation:
             self.close()
 
     def close(self) -> None:
-        """End it here and free its slot; nothing happens if it has ended."""
+        """End it now and free its slot; does nothing if it has ended."""
         if self._engine is not None:
             self._engine._end(self, "closed")
 
     @property
     def _cached(self) -> int:
-        """Tokens that the cache must hold of it: all but the last, which the next step gives to the model."""
+        """Number of its tokens in the cache: all but the last, which is the next step's input."""
         return self._prompt.cached + max(len(self.tokens) - 1, 0)
 
     def _append(self, token: int) -> None:
@@ -387,7 +389,7 @@ class Generation:
         self.tokens.append(token)
 
     def _draft(self, spare: int) -> list[int]:
-        """Tokens that may come next, at most so many, and no more than the text may still have."""
+        """Guesses at the next tokens, at most `spare`, and no more than the text's limit leaves room for."""
         count = min(self.config.speculate, self._most_drafted, spare, self.limit - len(self.tokens) - 1)
         if not self._speculates or count < 1:
             return []
@@ -395,12 +397,12 @@ class Generation:
 
 
 class _Prompt:
-    """A prompt, read once, and the samples of what follows it."""
+    """A prompt, which is read once, and its samples."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
-        self.cached = 0  # how many of them are read
-        self.logits: Floats | None = None  # of what follows, kept while samples wait for a slot
+        self.cached = 0  # how many of them have been read
+        self.logits: Floats | None = None  # of the next token, kept while samples wait for a slot
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []
 
@@ -409,12 +411,12 @@ class _Prompt:
         return self.cached == len(self.tokens)
 
     def can_start(self) -> bool:
-        """Whether a waiting sample has something to do: read the prompt, or go on from where it was read to."""
+        """Whether a waiting sample has something to do: read the prompt, or continue one that has been read."""
         return not self.running or self.is_read
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two texts have in common at their beginning."""
+    """Length of the longest common prefix."""
     length = min(len(a), len(b))
     differs = a[:length] != b[:length]
     return int(differs.argmax()) if differs.any() else length

@@ -4,10 +4,10 @@
 
 One text is a batch of one: everything here but beam search runs on the engine (generation/engine.py).
 
-The rules of length: a prompt may fill the context of the model but not exceed it, and generation ends when
-the context is full. (The last token is not fed back, so N prompt tokens leave context - N + 1 to generate.)
-A prompt begins with the tokenizer's begin token if it has one. Without one, an empty prompt starts from the end
-token, which stands between the texts of the training data, as in GPT-2.
+A prompt may fill the model's context but not exceed it, and generation ends when the context is full. (The last token
+is not fed back, so N prompt tokens leave context - N + 1 to generate.) A prompt begins with the tokenizer's begin
+token if it has one. If not, an empty prompt starts from the end token, which separates texts in training data, as in
+GPT-2.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def generate(
 ) -> str:
     """The text that follows `prompt` (raw text, without chat roles), up to the end token or a stop string.
 
-    The prompt isn't repeated; `prompt + generate(...)` reads as one text. `options` are the fields of
-    GenerationConfig and override those of `config`; what neither gives is the model's own default.
+    The prompt isn't repeated: `prompt + generate(...)` reads as one text. `options` are fields of GenerationConfig
+    and override those of `config`; a field that neither gives takes the model's own default.
 
     Raises ValueError if the prompt exceeds the context or an option is out of range, FastllmError if the
     model's logits aren't finite.
@@ -53,9 +53,9 @@ def generate(
 def stream(
     model: Model, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
 ) -> Iterator[str]:
-    """The pieces of `generate`'s text, each as soon as it is certain; with beams > 1, all at the end.
+    """The text of `generate` in pieces, each as soon as it is certain; with beams > 1, all at the end.
 
-    Arguments and errors as for `generate`; they are checked here, not at the first piece.
+    Arguments and errors as for `generate`; arguments are checked here, not at the first piece.
     """
     pieces = stream_pieces(model, tokenizer, prompt, config, **options)
     return (piece.text for piece in pieces if piece.text)
@@ -64,9 +64,9 @@ def stream(
 def stream_pieces(
     model: Model, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
 ) -> Iterator[Piece]:
-    """As `stream`, with the tokens of each piece, their log-probabilities, and at the end why it ended.
+    """Like `stream`, but with each piece's tokens and their log-probabilities, and finally the reason for the end.
 
-    Closing the iterator frees what the text took. Raises ConfigError for n > 1: that is `generate_batch`'s.
+    Closing the iterator frees the text's memory. Raises ConfigError for n > 1, which only `generate_batch` takes.
     """
     config = _resolve(model, tokenizer, config, options)
     if config.n > 1:
@@ -100,16 +100,17 @@ def generate_batch(
     slots: int = 8,
     **options: Any,
 ) -> list[Completion]:
-    """What follows each of `prompts`, of any lengths: n completions of the first, then of the second, and so on.
+    """Completions of several prompts of any lengths: n of the first, then n of the second, and so on.
 
-    slots  how many texts are generated side by side, 1 to 32: more take more memory, and less time in all
+    slots  how many texts are generated side by side, 1 to 32: more take more memory, but less time in all
 
-    Each is the text that `generate` gives for its prompt: neither the other prompts nor `slots` change it. (On the
-    NumPy twins up to rounding, which may decide between two tokens.) The first of n samples has the seed's own
-    random state, each further one another that follows from the seed. With beams > 1 the n are the best
-    hypotheses, and there may be fewer.
+    Each is the text that `generate` gives for its prompt: neither the other prompts nor `slots` change it. (With
+    backend="numpy" this holds up to rounding, which may tip the choice between two tokens.) The first of n samples
+    has the random state that `generate` has; the others have random states of their own, derived from the seed. With
+    beams > 1 they are the n best hypotheses, of which there may be fewer.
 
-    Arguments and errors as for `generate`; an error in a prompt names its position, before any is generated.
+    Arguments and errors as for `generate`; an error in a prompt names its position and is raised before any text is
+    generated.
 
         >>> import fastllm
         >>> tokenizer = fastllm.ByteTokenizer()
@@ -130,7 +131,7 @@ def completions(
     slots: int = 8,
     **options: Any,
 ) -> Iterator[Completion]:
-    """`generate_batch`'s completions in their order, each as soon as it and those before it are there."""
+    """The completions of `generate_batch` in order, each as soon as it and all before it are complete."""
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be several strings; got the string {prompts!r:.40}; use generate, or a list")
     config = _resolve(model, tokenizer, config, options)
@@ -180,8 +181,8 @@ def beam_search(
 ) -> list[tuple[str, float]]:
     """Up to `beams` continuations of `prompt` with their scores (see generation/beam.py), best first.
 
-    Arguments and errors as for `generate`, but n has no effect. Raises ConfigError for what no search takes: a
-    temperature, stop strings, log-probabilities.
+    Arguments and errors as for `generate`, but n has no effect. Raises ConfigError for options that beam search
+    doesn't take: a temperature, stop strings, log-probabilities.
     """
     asked = {**(config.given if config else {}), **options}
     wrong = [name for name in ("temperature", "stop") if asked.get(name)]
@@ -228,12 +229,12 @@ def generate_tokens(
     sampler: Sampler | None = None,
     **options: Any,
 ) -> Iterator[int]:
-    """The token ids that follow `tokens` (N,), up to one of `end_ids`, which isn't yielded. No stop strings.
+    """The token ids that follow `tokens` (N,), up to one of `end_ids`, which isn't yielded. Ignores stop strings.
 
-    sampler  one that goes on from an earlier call, in place of a new one from the seed
+    sampler  continues from an earlier call, instead of a new one made from the seed
 
-    Without `end_ids` no token ends the text. Errors as for `generate`, and ConfigError for n > 1; they are raised
-    here, not at the first token.
+    Without `end_ids` no token ends the text. Errors as for `generate`, and ConfigError for n > 1; wrong arguments are
+    reported here, not at the first token.
     """
     config = GenerationConfig.of(config, options, model.generation_options)
     if config.n > 1:
@@ -250,7 +251,7 @@ def _best_beam(model: Model, prompt: np.ndarray, limit: int, config: GenerationC
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """The tokens (N,) int32 that a model is given for raw text, N >= 1."""
+    """The prompt's tokens (N,) int32 for raw text, N >= 1."""
     tokens = tokenizer.encode(prompt)
     if tokenizer.begin_id is not None:
         return np.insert(tokens, 0, tokenizer.begin_id)
@@ -258,19 +259,20 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
 
 
 def check_kinds(model: object, tokenizer: object) -> None:
-    """Raise TypeError for what is no model and no tokenizer, as where they have changed places."""
+    """Raise TypeError unless these are a model and a tokenizer; they are easily swapped."""
     if not hasattr(model, "generation_options") or not hasattr(tokenizer, "tokens"):
         raise TypeError(
-            f"a Model and its Tokenizer are taken, in this order; got {type(model).__name__} and "
+            f"the first arguments must be a Model and its Tokenizer; got {type(model).__name__} and "
             f"{type(tokenizer).__name__}; fastllm.load(path) gives both"
         )
 
 
 def check_vocabulary(model: Model, tokenizer: Tokenizer) -> None:
-    """Raise ValueError where a tokenizer ends texts with a token that a model can't say."""
+    """Raise ValueError if the tokenizer's end token is outside the model's vocabulary."""
     if tokenizer.end_id >= model.config.vocab_size:
         raise ValueError(
-            f"a tokenizer's end token must be one of the model's {model.config.vocab_size}; got {tokenizer.end_id}; "
+            f"a tokenizer's end token must be below the model's vocab_size, {model.config.vocab_size}; got "
+            f"{tokenizer.end_id}; "
             "use the tokenizer that the model was trained with"
         )
 
@@ -278,7 +280,7 @@ def check_vocabulary(model: Model, tokenizer: Tokenizer) -> None:
 def _resolve(
     model: Model, tokenizer: Tokenizer, config: GenerationConfig | None, options: Mapping[str, Any]
 ) -> GenerationConfig:
-    """All that was asked, the model's defaults and the tokenizer's end token."""
+    """What was asked for, completed by the model's defaults and the tokenizer's end token."""
     check_kinds(model, tokenizer)
     config = GenerationConfig.of(config, options, model.generation_options)
     check_vocabulary(model, tokenizer)

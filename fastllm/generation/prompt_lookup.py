@@ -1,8 +1,8 @@
 """Drafts of the next tokens from the text itself (prompt lookup decoding, Saxena 2023).
 
-Texts repeat themselves: names, quotations, code. If the text's last tokens stand in an earlier place too, what
-followed there is a guess at what follows here. Checking k guesses costs one step of k + 1 rows, and greedy decoding
-keeps them as far as it would have chosen them anyway (Leviathan et al. 2023, arXiv:2211.17192, at temperature 0).
+Texts repeat themselves: names, quotations, code. If the text's last tokens also occur earlier, what followed them there
+is a guess at what follows now. Verifying k guesses takes one step of k + 1 rows; greedy decoding accepts those that it
+would have chosen anyway (Leviathan et al. 2023, arXiv:2211.17192, at temperature 0).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 
 
 def draft(text: np.ndarray, ngram: int, count: int) -> list[int]:
-    """The `count` tokens that may follow text (N,), [] without a guess.
+    """A guess at the `count` tokens that follow text (N,); [] if there is none.
 
-    The longest end of the text, of at most `ngram` tokens, that occurs earlier decides; of several places the
-    last. Where the earlier place comes up to the end, the guess goes on with itself: the text is periodic.
+    It is what followed the last earlier occurrence of the text's longest suffix, of at most `ngram` tokens, that
+    occurs earlier. If fewer than `count` tokens followed there, they repeat, as in a periodic text.
 
     >>> draft(np.array([1, 2, 3, 9, 2, 3]), ngram=3, count=2)
     [9, 2]

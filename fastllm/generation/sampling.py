@@ -6,12 +6,12 @@
     probability  = softmax(logits / temperature), then top_k, top_p, min_p, typical_p, each renormalised
     token        = first id whose cumulative probability exceeds u, u uniform in [0, 1)
 
-That is the order of transformers' processors, of which there are none for presence and frequency; their place
-and definition is OpenAI's. Among equals the lowest id is the most probable, here and in beam search; typical_p
-keeps all tokens as typical as the last that it needs.
+This is the order in transformers, which has no presence and frequency penalties; they are defined, and placed, as in
+OpenAI's API. Among equally probable tokens the lowest id ranks first, here and in beam search; typical_p keeps all
+tokens that are as typical as the last one it needs.
 
-Probabilities are float64: in float32 the cumulative sum over 50,000 tokens is off by more than the
-probability of most of them. Greedy decoding without penalties reads the logits as they are.
+Probabilities are float64: in float32 the error of a cumulative sum over 50,000 tokens exceeds the probability of most
+of them. Greedy decoding without penalties takes the argmax of the logits as they are.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .config import GenerationConfig
 Floats = NDArray[np.floating]
 
 BINS = 1024
-LIMITS = (-3e38, 3e38)  # of logits that a penalty has changed: float32's, nearly
-GROUP = 64  # logits of which only the largest is looked at first
+LIMITS = (-3e38, 3e38)  # of logits after repetition_penalty: nearly float32's range
+GROUP = 64  # logits in a group of which at first only the largest is considered
 
 
 class Sampler:
-    """Chooses token after token of one sequence; holds the random state and what the penalties count.
+    """Chooses the tokens of one sequence, one at a time; holds the random state and the counts for the penalties.
 
-    sample  which of several samples of one prompt: each has a random state of its own
+    sample  the number of this sample among those of one prompt; each has a random state of its own
 
-    A token costs one random number, so a sequence draws the same tokens alone and beside others.
+    Each token takes one random number of the sequence's own, so it is the same alone and beside other sequences.
 
     >>> sampler = Sampler(GenerationConfig(temperature=1.0, top_k=2, seed=1))
     >>> [sampler(np.array([0.0, 3.0, 2.5])) for _ in range(5)]
@@ -51,14 +51,14 @@ class Sampler:
         self.penalties = Penalties(config)
 
     def begin(self, prompt: Iterable[int]) -> None:
-        """A new text with this prompt: nothing is generated yet. The random state goes on."""
+        """Start a new text with this prompt, with nothing generated yet. The random state continues."""
         self.penalties = Penalties(self.config, prompt)
 
     def __call__(self, logits: Floats) -> int:
-        """logits (V,) of what follows -> the token that does.
+        """logits (V,) of the next token -> the token.
 
-        Raises FastllmError if the logits hold NaN or no finite maximum, ValueError if logit_bias bans all tokens
-        or names one that isn't in the vocabulary.
+        Raises FastllmError if the logits contain NaN or have no finite maximum, ValueError if logit_bias bans all
+        tokens or names one that isn't in the vocabulary.
         """
         token = self._choose(self.penalties(logits))
         self.penalties.add(token)
@@ -68,7 +68,7 @@ class Sampler:
         config = self.config
         if config.temperature == 0:
             token = int(np.argmax(logits))
-            check_logits(logits[token])  # the first NaN, where there is one
+            check_logits(logits[token])  # argmax finds the first NaN, if there is one
             return token
         ids, probability = candidates(
             logits, config.temperature, config.top_k, config.top_p, config.min_p, config.typical_p
@@ -79,9 +79,9 @@ class Sampler:
 
 
 class Penalties:
-    """Changes logits by logit_bias and by what the text holds already.
+    """Applies logit_bias and the penalties for tokens that the text already contains.
 
-    prompt  its token ids; repetition_penalty counts them, presence and frequency don't
+    prompt  its token ids: repetition_penalty applies to them, too; presence_penalty and frequency_penalty don't
 
     >>> penalties = Penalties(GenerationConfig(repetition_penalty=2.0, presence_penalty=0.5), prompt=[0])
     >>> penalties.add(1)
@@ -98,20 +98,20 @@ class Penalties:
         self._prompt = np.unique(np.fromiter(prompt, np.int64)) if self._repeats else np.empty(0, np.int64)
 
     def add(self, token: int) -> None:
-        """The token was generated."""
+        """Count a generated token."""
         if not self._is_off:
             self.counts[token] = self.counts.get(token, 0) + 1
 
     def copy(self) -> Self:
-        """The same text, to go on in another way."""
+        """A copy, to continue the same text in another way."""
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__, counts=self.counts.copy())
         return new
 
     def __call__(self, logits: Floats) -> Floats:
-        """logits (V,), which are left alone -> (V,), the same array if nothing is to be changed.
+        """logits (V,), which aren't modified -> (V,), the same array if there is nothing to change.
 
-        Raises FastllmError for damaged logits, ValueError for a logit_bias that bans all or isn't of this
+        Raises FastllmError for damaged logits, ValueError if logit_bias bans all tokens or names one that isn't in the
         vocabulary.
         """
         if self._is_off:
@@ -152,13 +152,13 @@ def candidates(
     min_p: float = 0.0,
     typical_p: float = 1.0,
 ) -> tuple[NDArray[np.intp] | None, Floats]:
-    """The tokens (M,) that may be drawn, rising ids or None for all, and their probabilities (M,) float64.
+    """The ids (M,) of the tokens that may be drawn, ascending, or None for all; and their probabilities (M,) float64.
 
     Raises FastllmError for damaged logits.
     """
     ids: NDArray[np.intp] | None = None
     x = check_logits(logits)
-    if top_k and top_k < x.size:  # temperature changes no order, and so the rest needs no exponential
+    if top_k and top_k < x.size:  # before softmax, as temperature doesn't change the order: fewer exponentials
         ids = np.flatnonzero(top_k_mask(x, top_k))
         x = x[ids]
     probability = softmax(x, temperature)
@@ -172,7 +172,7 @@ def candidates(
 
 
 def softmax(logits: Floats, temperature: float) -> Floats:
-    """logits (M,) of finite maximum -> probabilities (M,) float64."""
+    """logits (M,) with a finite maximum -> probabilities (M,) float64."""
     x = logits.astype(np.float64)
     x -= x.max()
     with np.errstate(over="ignore"):  # a tiny temperature: -inf, as in the limit
@@ -183,14 +183,14 @@ def softmax(logits: Floats, temperature: float) -> Floats:
 
 
 def top_k_mask(values: Floats, k: int) -> NDArray[np.bool_]:
-    """values (V,) -> (V,), true for the k largest; of equal values the lowest ids."""
+    """values (V,) -> (V,), true for the k largest; among equal values, the lowest ids."""
     if k >= values.size:
         return np.ones(values.size, np.bool_)
     return _mask_down_to(values, _kth_largest(values, k), k)
 
 
 def _mask_down_to(values: Floats, smallest_kept: Any, k: int) -> NDArray[np.bool_]:
-    """top_k_mask, where the k-th largest is known."""
+    """top_k_mask, given the k-th largest value."""
     mask = values > smallest_kept
     ties = np.flatnonzero(values == smallest_kept)
     mask[ties[: k - np.count_nonzero(mask)]] = True
@@ -200,8 +200,8 @@ def _mask_down_to(values: Floats, smallest_kept: Any, k: int) -> NDArray[np.bool
 def _kth_largest(values: Floats, k: int) -> Any:
     """The k-th largest of values (V,), k < V.
 
-    Of the largest values of some groups, at least k are no smaller than the k-th of them. So only what is no smaller
-    can be it: of 50,000 logits a few hundred, which takes a fifth of the time of looking through all.
+    The values are cut into groups. The k-th largest of the groups' maxima is a lower bound, as k values reach it. So
+    only values from there up need to be partitioned: a few hundred of 50,000 logits, which takes a fifth of the time.
     """
     groups = values.size // GROUP
     if k < groups // 2:
@@ -212,34 +212,33 @@ def _kth_largest(values: Floats, k: int) -> Any:
 
 def top_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
     """probabilities (V,), 0 < p < 1 -> (V,), true for the fewest largest that add up to p or more."""
-    # The rest, each below the bound, adds up to less than (1 - p) / 2 and is never reached. Sorting these
-    # takes next to nothing, sorting all a good part of a decoding step.
+    # Those below this bound add up to less than (1 - p) / 2, so they are never needed. Sorting only the others takes
+    # next to nothing; sorting all takes a good part of a decoding step.
     likely = np.flatnonzero(probabilities >= (1 - p) / (2 * probabilities.size))
     descending = np.sort(probabilities[likely])[::-1]
-    count = min(int(np.searchsorted(np.cumsum(descending), p)) + 1, likely.size)  # by rounding, p may not be reached
+    count = min(int(np.searchsorted(np.cumsum(descending), p)) + 1, likely.size)  # rounding may leave the sum below p
     mask = np.zeros(probabilities.size, np.bool_)
     mask[likely[_mask_down_to(probabilities[likely], descending[count - 1], count)]] = True
     return mask
 
 
 def min_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
-    """probabilities (V,) -> (V,), true for those of at least p times the largest."""
+    """probabilities (V,) -> (V,), true where at least p times the largest."""
     return probabilities >= p * probabilities.max()
 
 
 def typical_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
     """probabilities (V,), 0 < p < 1 -> (V,), true for the most typical that add up to p or more.
 
-    distance = | -log(probability) - entropy |, the smaller the more typical; of equals all or none
+    distance = | -log(probability) - entropy |, the smaller the more typical; equal distances are kept together
     """
     with np.errstate(divide="ignore"):  # a probability of 0 is infinitely surprising
         surprisal = -np.log(probabilities)
     product = np.multiply(probabilities, surprisal, where=probabilities > 0, out=np.zeros(probabilities.size))
     entropy = product.sum()
     distance = np.abs(surprisal - entropy)
-    # Sorting 150,000 distances takes 5 ms. So they are counted into bins first, and only the bin in which p is
-    # reached is sorted. Tokens of greater surprisal than `rare` add up to less than (1 - p) / 2: no need to tell
-    # them apart.
+    # Sorting 150,000 distances takes 5 ms. So they are binned first, and only the bin in which p is reached is sorted.
+    # Tokens with a surprisal above `rare` add up to less than (1 - p) / 2, so one bin will do for them.
     rare = np.log(2 * probabilities.size / (1 - p))
     bins = np.minimum(distance * (BINS / max(rare - entropy, entropy)), BINS).astype(np.intp)
     sums = np.cumsum(np.bincount(bins, probabilities))
@@ -254,7 +253,7 @@ def typical_p_mask(probabilities: Floats, p: float) -> NDArray[np.bool_]:
 
 
 def largest(values: Floats, k: int) -> NDArray[np.intp]:
-    """values (V,) -> (min(k, V),) ids of the largest, descending; of equal values the lowest id first."""
+    """values (V,) -> (min(k, V),) ids of the largest, descending; among equal values, the lowest id first."""
     ids = np.flatnonzero(top_k_mask(values, k))
     return ids[np.argsort(-values[ids], kind="stable")]
 
@@ -270,7 +269,7 @@ def log_softmax(logits: Floats) -> Floats:
 class TokenLogprobs(NamedTuple):
     """A generated token's log-probability, and the most probable tokens in its place.
 
-    They are log_softmax of the model's logits as they are, before penalties, temperature and all that follows.
+    They are log_softmax of the model's own logits, before penalties, temperature and the rest.
     """
 
     token: int
@@ -279,7 +278,9 @@ class TokenLogprobs(NamedTuple):
 
 
 def token_logprobs(logits: Floats, token: int, alternatives: int) -> TokenLogprobs:
-    """logits (V,) from which the token was chosen; so many alternatives, or V. Raises FastllmError like Sampler.
+    """For logits (V,) from which the token was chosen, with min(alternatives, V) alternatives.
+
+    Raises FastllmError like Sampler.
 
     >>> token_logprobs(np.log([0.5, 0.25, 0.25]), token=2, alternatives=1)
     TokenLogprobs(token=2, logprob=-1.3862943611198906, top=((0, -0.6931471805599453),))
@@ -290,7 +291,10 @@ def token_logprobs(logits: Floats, token: int, alternatives: int) -> TokenLogpro
 
 
 def check_logits(logits: Floats) -> Floats:
-    """The logits themselves; -inf rules a token out. Their maximum shows NaN, +inf and a row of -inf."""
+    """The logits themselves, if their maximum is finite: this finds NaN, +inf and rows of only -inf.
+
+    A single -inf is allowed: it rules a token out.
+    """
     top = logits.max(axis=-1)
     if not np.isfinite(top).all():
         raise FastllmError(

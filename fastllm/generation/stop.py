@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Lets text through up to the first stop string to be completed; `found` tells that it was.
+    """Lets text through up to the first stop string to be completed; then `found` is true.
 
-    What may be the beginning of a stop string waits inside until the next pieces decide, so the result
-    doesn't depend on where the pieces begin and end.
+    Text that may be the beginning of a stop string is held back until later pieces decide, so the result doesn't
+    depend on how the text is cut into pieces.
 
     >>> watch = StopStrings(["END"])
     >>> watch.push("all E"), watch.push("very E"), watch.push("ND more"), watch.found
@@ -35,12 +35,12 @@ class StopStrings:
         return text[:shown]
 
     def flush(self) -> str:
-        """What still waits, at the end of the text: it was no stop string."""
+        """The text still held back, at the end of the text: it was no stop string."""
         text, self._waiting = self._waiting, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, and not all of it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

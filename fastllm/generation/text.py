@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """Text that is certain, and the tokens that made it so.
+    """Text that won't change any more, and the tokens read for it.
 
-    tokens         those since the piece before; a token may be in the piece before the one that shows its text
+    tokens         those since the piece before; the text of the last ones may come only with the next piece
     logprobs       of each of them, None if they weren't asked for
-    finish_reason  None but for the last piece, of which the text may be empty: see Completion
+    finish_reason  see Completion; None except in the last piece, whose text may be empty
     """
 
     text: str
@@ -32,13 +32,13 @@ class Piece(NamedTuple):
 class Completion:
     """What follows a prompt.
 
-    text           up to the end token or a stop string, neither of them included; str(completion) is the text too
-    tokens         ids, without an end token; a stop string's tokens are there, up to the one that completed it
+    text           up to the end token or a stop string, neither of them included; also str(completion)
+    tokens         ids, without the end token but with a stop string's tokens, up to the one that completed it
     logprobs       TokenLogprobs of each of them, None if they weren't asked for
     finish_reason  "end" (an end token), "stop" (a stop string) or "length" (max_tokens, or the context is full)
     prompt_tokens  number of tokens of the prompt, a begin token included
-    prompt         position of its prompt among those of the batch
-    score          of a hypothesis of beam search, otherwise None
+    prompt         position of the prompt in the batch
+    score          of a beam search hypothesis, otherwise None
     """
 
     text: str
@@ -54,9 +54,9 @@ class Completion:
 
 
 class Decoder:
-    """The text of tokens, up to a stop string; `found` tells that there was one.
+    """Turns tokens into text, up to a stop string; then `found` is true.
 
-    before  tokens of the text that they go on with: these decide about a space between the two
+    before  tokens that come before: they decide whether the text begins with a space
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Iterable[int], stop: Sequence[str] = ()) -> None:
@@ -71,16 +71,16 @@ class Decoder:
         return self._watch.found
 
     def push(self, token: int) -> str:
-        """The text that is certain now. A row of the model's that no token stands for adds nothing."""
+        """The text that has become certain. An id beyond the tokenizer's vocabulary, as of padding rows, adds none."""
         return self._watch.push(self._stream.push(token)) if token < self._size else ""
 
     def flush(self) -> str:
-        """What was still held back when no more tokens come."""
+        """The text still held back, after the last token."""
         return self._watch.push(self._stream.flush()) + self._watch.flush()
 
 
 class Reader:
-    """Takes the text from a generation as it grows, and closes it where a stop string is complete.
+    """Reads the text of a generation as it grows, and closes it when a stop string is complete.
 
     finish_reason  None while there is more to come
     """
@@ -92,7 +92,7 @@ class Reader:
         self._read = self._given = 0  # tokens decoded; tokens that are in a piece
 
     def read(self) -> Piece | None:
-        """What is new and certain, None if nothing is. Raises the generation's error."""
+        """The next piece, or None if no new text is certain. Raises the generation's error."""
         generation, decoder = self._generation, self._decoder
         text = ""
         while self._read < len(generation.tokens) and not decoder.found:
@@ -115,7 +115,7 @@ class Reader:
 
 
 def completion(pieces: Sequence[Piece], prompt_tokens: int, prompt: int, score: float | None = None) -> Completion:
-    """All pieces of a text, in one."""
+    """The pieces of a text, joined."""
     logprobs = None if pieces[0].logprobs is None else [entry for piece in pieces for entry in piece.logprobs or ()]
     return Completion(
         text="".join(piece.text for piece in pieces),
@@ -131,11 +131,11 @@ def completion(pieces: Sequence[Piece], prompt_tokens: int, prompt: int, score: 
 def decode_pieces(
     tokenizer: Tokenizer, before: Iterable[int], tokens: Iterable[int], stop: Sequence[str] = ()
 ) -> Iterator[str]:
-    """The text of `tokens` in pieces, none of them empty, up to a stop string.
+    """The text of `tokens` in non-empty pieces, up to a stop string.
 
-    before  tokens of the text that `tokens` go on with: they decide about a space between the two
+    before  tokens that come before: they decide whether the text begins with a space
 
-    An iterator of tokens is closed with this one.
+    If `tokens` is a generator, it is closed together with this one.
     """
     decoder = Decoder(tokenizer, before, stop)
     try:

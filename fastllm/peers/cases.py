@@ -1,4 +1,4 @@
-"""What the contenders compete in: models, batches, and attention by itself. Knows neither contender."""
+"""The cases of the race: models, batches, and attention by itself. Independent of the contenders."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..tokenizers import WordTokenizer
 
 SEED = 0
 LEARNING_RATE, MAX_NORM, WEIGHT_DECAY, BETAS, EPS = 1e-4, 1.0, 0.1, (0.9, 0.999), 1e-8
-DIALOGUES = "fastllm:en/dialogues.jsonl"  # they come along
+DIALOGUES = "fastllm:en/dialogues.jsonl"  # shipped with the library
 
 
 def random_examples(vocabulary: int, lengths: Iterable[int], seed: int) -> list[Example]:
-    """Sequences of random ids that a model reads so many tokens of; the target of each is the next."""
+    """Sequences of random ids, of which a model reads `lengths` tokens; the target of each is the next token."""
     rng = np.random.default_rng(seed)
     rows = [rng.integers(0, vocabulary, length + 1, dtype=np.int32) for length in lengths]
     return [Example(row[:-1], row[1:]) for row in rows]
@@ -29,7 +29,7 @@ def random_examples(vocabulary: int, lengths: Iterable[int], seed: int) -> list[
 class TrainingCase:
     """A training step: forward, loss, backward, clipping, AdamW.
 
-    lengths  tokens of each sequence; where they differ, PyTorch gets rows padded to the longest
+    lengths  tokens of each sequence; if they differ, PyTorch gets rows padded to the longest
     """
 
     config: ModelConfig
@@ -37,7 +37,7 @@ class TrainingCase:
 
     @property
     def flops(self) -> int:
-        """6 x matrix parameters x tokens, and causal attention's two products, forward and twice backward."""
+        """6 x matrix parameters x tokens, plus causal attention's products: two forward, four backward."""
         c = self.config
         assert c.kv_heads is not None and c.head_size is not None
         attention = c.width * c.qkv_width + (c.heads * c.head_size * c.width if c.attention_output else 0)
@@ -61,7 +61,7 @@ class AttentionCase:
 
     @property
     def flops(self) -> int:
-        """Two products forward, four backward, of what the causal mask lets through."""
+        """Two products forward, four backward, for the pairs that the causal mask lets through."""
         return 12 * self.length * (self.length + 1) // 2 * self.heads * self.head_size
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -78,8 +78,8 @@ Case = TrainingCase | AttentionCase
 
 
 def dialogue_lengths(count: int, context: int) -> list[int]:
-    """Tokens that a model reads of the first dialogues that come along, one token a word."""
-    from ..training.source import resolve  # not above: a contender's process has no need of it
+    """Numbers of tokens in the first shipped dialogues, one token per word."""
+    from ..training.source import resolve  # not above, as a contender's process doesn't need it
 
     records = read_records(resolve(DIALOGUES))[:count]
     tokenizer = WordTokenizer.build(record_texts(records))
@@ -87,7 +87,7 @@ def dialogue_lengths(count: int, context: int) -> list[int]:
 
 
 def cases() -> dict[str, tuple[Case, float]]:
-    """Each case by name, and how many times as fast as the better PyTorch it shall be."""
+    """Each case by name, with the target: how many times as fast as the better PyTorch it should be."""
     tiny, gpt2 = preset("rustgpt", vocab_size=533), preset("gpt2")
     nano = partial(preset, "gpt2", vocab_size=65)
     return {

@@ -1,7 +1,7 @@
-"""Generating text: fastllm, llama.cpp and transformers, each as its own users would have it, one a process.
+"""Generating text with fastllm, llama.cpp and transformers, each as its users would run it, in its own process.
 
-All are given the same ids and always take the most probable token. Each loads the model, reads a prompt, and goes on
-token by token; what it has in memory at most is its own.
+All get the same ids and always take the most probable token. Each loads the model, reads a prompt, and continues token
+by token. As each has its own process, peak memory can be measured for each.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ STEPS_CHECKED = 4  # tokens that are decoded before logits are compared
 
 @dataclass(frozen=True)
 class GenerationCase:
-    """A model in a file, and how many tokens there are of everything.
+    """A model in a file, and the numbers of tokens.
 
-    path     a GGUF file, or a folder of Hugging Face's
-    vocab    ids are below
-    context  tokens that a contender is to have room for
-    prompt   that decoding begins behind
+    path     a GGUF file, or a Hugging Face folder
+    vocab    upper bound of ids
+    context  tokens that a contender must have room for
+    prompt   tokens of the prompt after which decoding is timed
     new      tokens that are decoded
     read     tokens of the prompt whose reading is timed
     together prompts that are decoded side by side
-    cache_dtype  fastllm's of keys and values
+    cache_dtype  number type of fastllm's KV cache
     """
 
     path: str
@@ -46,12 +46,12 @@ class GenerationCase:
     cache_dtype: str = "float32"
 
     def tokens(self, count: int, seed: int = SEED) -> np.ndarray:
-        """So many random ids, the same for all contenders."""
+        """`count` random ids, the same for all contenders."""
         return np.random.default_rng(seed).integers(0, self.vocab, count, dtype=np.int32)
 
 
 class Generator(ABC):
-    """A way to generate. It loads the model when it is made."""
+    """A contender in generation. Making it loads the model."""
 
     def __init__(self, case: GenerationCase) -> None:
         self.case = case
@@ -59,18 +59,18 @@ class Generator(ABC):
 
     @abstractmethod
     def read(self, tokens: np.ndarray) -> np.ndarray:
-        """Logits (V,) after a text, from its beginning."""
+        """Read a text from its beginning; logits (V,) after it."""
 
     @abstractmethod
     def step(self, token: int) -> np.ndarray:
-        """Logits (V,) after one token more."""
+        """Decode one more token; logits (V,) after it."""
 
     @abstractmethod
     def cache_bytes(self) -> int:
-        """Memory for keys and values."""
+        """Memory of the KV cache."""
 
     def logits(self) -> np.ndarray:
-        """After the prompt, whose last tokens come one by one, as when it decodes: a fresh array."""
+        """Logits after the prompt, whose last tokens are decoded one by one; a copy."""
         some = min(STEPS_CHECKED, len(self.prompt) - 1)
         logits = self.read(self.prompt[: len(self.prompt) - some])
         for token in self.prompt[len(self.prompt) - some :].tolist():
@@ -78,13 +78,13 @@ class Generator(ABC):
         return np.array(logits, np.float32)
 
     def reading(self) -> float:
-        """Seconds to read the long prompt, to its last token's logits."""
+        """Seconds to read the long prompt, until the logits of its last token."""
         began = time.perf_counter()
         self.read(self.long)
         return time.perf_counter() - began
 
     def decoding(self) -> float:
-        """Seconds a token, behind the prompt."""
+        """Seconds per token decoded after the prompt."""
         token = int(self.read(self.prompt).argmax())
         began = time.perf_counter()
         for _ in range(self.case.new):
@@ -92,7 +92,7 @@ class Generator(ABC):
         return (time.perf_counter() - began) / self.case.new
 
     def memory(self) -> dict[str, int]:
-        """Bytes: of the process at most, and of its cache."""
+        """Bytes: the process's peak, and its KV cache."""
         from .worker import peak_memory
 
         return {"peak": peak_memory(), "cache": self.cache_bytes()}
@@ -122,11 +122,11 @@ class Fastllm(Generator):
         return self.cache.nbytes
 
     def together(self, count: int) -> float:
-        """Seconds a token of each, where so many are decoded side by side."""
+        """Seconds per step in which `count` texts are decoded side by side."""
         return self._decode(range(count))[0]
 
     def same_alone(self, count: int) -> bool:
-        """Whether so many side by side have the tokens and the last logits, to the bit, that each has alone."""
+        """Whether `count` texts side by side get the same tokens and last logits, to the bit, as each does alone."""
         tokens, logits = self._decode(range(count))[1:]
         for seed in range(count):
             alone, last = self._decode([seed])[1:]
@@ -135,7 +135,7 @@ class Fastllm(Generator):
         return True
 
     def _decode(self, seeds: Sequence[int]) -> tuple[float, np.ndarray, np.ndarray]:
-        """Of texts side by side: seconds a step, tokens (new, texts) and the last logits (texts, V)."""
+        """For texts side by side: seconds per step, tokens (new, texts) and the last logits (texts, V)."""
         cache, length = self.model.new_cache(len(seeds)), self.case.prompt
         tokens = np.concatenate([self.case.tokens(length, seed) for seed in seeds])
         logits = self.model.prefill(tokens, np.arange(0, len(tokens) + 1, length), cache)
@@ -150,7 +150,7 @@ class Fastllm(Generator):
 class LlamaCpp(Generator):
     """llama_cpp.Llama: eval, and the largest logit.
 
-    With flash attention, as llama.cpp has it unless told otherwise; its Python package tells it otherwise unless asked.
+    With flash attention, which is llama.cpp's default, but not its Python package's.
     """
 
     def __init__(self, case: GenerationCase) -> None:
@@ -179,7 +179,7 @@ class LlamaCpp(Generator):
         return self._logits()
 
     def cache_bytes(self) -> int:
-        """Keys and values of the whole context, in float16."""
+        """Keys and values for the whole context, in float16."""
         from ..formats import open_model
 
         config = open_model(self.case.path).config
@@ -221,7 +221,7 @@ class Transformers(Generator):
         return self._run([token], self.past)
 
     def cache_bytes(self) -> int:
-        """Keys and values of the tokens there are, in float32."""
+        """Keys and values of the tokens read and decoded, in float32."""
         config = self.model.config
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
@@ -236,7 +236,7 @@ PACKAGES = {"llama.cpp": "llama-cpp-python", "transformers": "torch transformers
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep what a library writes to the process's stderr from it."""
+    """A block in which nothing is written to the process's stderr, not even by C code."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -1,4 +1,4 @@
-"""The race of generators: one model's files made, the contenders checked against each other, then timed in turns."""
+"""The race of generators: a model's files are written, the contenders checked against fastllm, then timed in turns."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .race import PAUSE, PeerError, Worker, in_turn, threads_of_processes, warm_
 KINDS = ("F32", "F16", "Q8_0", "Q4_0")
 QUICK_KINDS = ("F32", "Q4_0")
 BASE = "F32.gguf"
-# Of the largest logit after the prompt. transformers computes the same in float32. llama.cpp has keys and values in
-# float16, and with F16, Q8_0 and Q4_0 the activations in float16 or blocks of 8 bits: which leaves 5e-4, and 2e-2 for
-# blocks, of random and of real models.
+# Errors relative to the largest logit after the prompt. transformers computes the same in float32. llama.cpp has keys
+# and values in float16 and, with F16, Q8_0 and Q4_0, activations in float16 or blocks of 8 bits. This causes errors of
+# 5e-4, with blocks 2e-2, for random and real models.
 TOLERANCES = {
     "transformers": dict.fromkeys(KINDS, 1e-3),
     "llama.cpp": {"F32": 2e-3, "F16": 2e-3, "Q8_0": 6e-2, "Q4_0": 6e-2},
@@ -37,7 +37,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often each thing is timed."""
+    """Number of rounds for each measurement."""
 
     decoding: int = 15
     reading: int = 7
@@ -51,12 +51,12 @@ FULL, QUICK = Rounds(), Rounds(2, 2, 2)
 class Outcome:
     """One contender on one kind of file.
 
-    case              what it was given
+    case              its model file and numbers of tokens
     error             of the logits after the prompt, relative to the largest; None for the first contender
     load_seconds      from the start of its process to the first logits: imports, kernels from disk, loading
-    decoding          seconds a token, one figure for each round
-    reading           seconds for the long prompt, one for each round
-    alone, together   fastllm: seconds a step of one text, and of several side by side, one for each round
+    decoding          seconds per token, a figure for each round
+    reading           seconds for the long prompt, a figure for each round
+    alone, together   fastllm only: seconds per step of one text, and of several side by side, a figure for each round
     memory            bytes: peak, cache, file
     """
 
@@ -81,7 +81,7 @@ def random_config() -> ModelConfig:
 
 
 def installed() -> tuple[list[str], list[str]]:
-    """The contenders that can run here, and of each that can't a line that says what it needs."""
+    """The contenders that can run here, and for each of the others a line that says what it needs."""
     names, missing = [], []
     for name in GENERATORS:
         if all(importlib.util.find_spec(package) for package in NEEDS.get(name, ())):
@@ -92,7 +92,7 @@ def installed() -> tuple[list[str], list[str]]:
 
 
 def case_of(config: ModelConfig, path: Path, quick: bool, cache_dtype: str = "float32") -> GenerationCase:
-    """As many tokens as there shall be, or as the model's context has room for."""
+    """The case for a model: the usual numbers of tokens, or as many as its context has room for."""
     context = min(1024, config.context)
     new = max(1, min(8 if quick else 64, context // 4))
     if context < 2:
@@ -104,7 +104,7 @@ def case_of(config: ModelConfig, path: Path, quick: bool, cache_dtype: str = "fl
 
 
 def write_base(model: str | None, folder: Path) -> ModelConfig:
-    """Write the model in float32, or a random one, to the file from which `races` makes all others."""
+    """Write the model, or a random one, in float32 to the file from which `races` makes all others."""
     path = folder / BASE
     if model is not None:
         source = load_source(model, tokenizer=False)
@@ -120,12 +120,12 @@ def write_base(model: str | None, folder: Path) -> ModelConfig:
 def races(
     folder: Path, threads: int, quick: bool, cache_dtype: str, failed: dict[str, str], note: Callable[[str], object]
 ) -> Iterator[list[Outcome]]:
-    """Race on each kind of file in turn; what came of it for each contender.
+    """Race on each kind of file in turn; yields the outcomes of each.
 
-    folder  where write_base has been, and for other files
-    cache_dtype  fastllm's of keys and values
-    failed  gets why a kind was not timed
-    note    is told what is left out
+    folder  where write_base has written its file; gets the others, too
+    cache_dtype  number type of fastllm's KV cache
+    failed  gets the reason for each kind that was not timed
+    note    called with a line about whatever is left out
     """
     names, missing = installed()
     for line in missing:
@@ -160,16 +160,16 @@ def races(
 
 
 def _write_theirs(folder: Path, path: Path) -> None:
-    """Write a GGUF file's model for transformers, in float32. Raises FormatError where it has no name there."""
+    """Write a GGUF file's model for transformers, in float32. Raises FormatError if transformers has no name for it."""
     opened = open_model(path)
     write_huggingface(folder, opened.config, opened.weights, dtype="float32")
 
 
 def read_anew(path: Path) -> None:
-    """Have the system forget a file that has been written, and read it from the disk, as it would another day.
+    """Drop a newly written file from the system's page cache and read it from disk, as would happen on another day.
 
-    Linux keeps a file that is written in small pages, one that is read in large ones where its file system can, and
-    all contenders read weights from these pages.
+    Linux caches a file in small pages when it is written, but, if the file system supports it, in large pages when it
+    is read. All contenders read weights from these pages.
     """
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
@@ -203,7 +203,7 @@ def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rou
                 worker.close()
                 continue
             workers[name], outcomes[name] = worker, outcome
-        for name, worker in workers.items():  # what comes for the first time is not timed
+        for name, worker in workers.items():  # first calls are not timed
             worker("decoding")
             worker("reading")
             outcomes[name].memory["file"] = size_of(cases[name].path)
@@ -219,8 +219,8 @@ def _race(kind: str, cases: dict[str, GenerationCase], threads: int, rounds: Rou
         for name, worker in workers.items():
             outcomes[name].memory |= worker("memory")
         fastllm = workers["fastllm"]
-        if not fastllm("same_alone", ours.together):  # after which nothing comes for the first time, either
-            raise PeerError(f"texts side by side must be those of each alone; got others on {kind}; not timed")
+        if not fastllm("same_alone", ours.together):  # also makes the first call, which is not timed
+            raise PeerError(f"texts side by side must equal those of each alone; got others on {kind}; not timed")
         for _ in range(rounds.together):
             time.sleep(PAUSE)
             outcomes["fastllm"].alone.append(fastllm("together", 1))

@@ -1,4 +1,4 @@
-"""What a race of generators came to: lines for the terminal, and JSON."""
+"""Results of a race of generators, as lines for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ratios(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def figures_of(outcome: Outcome) -> dict[str, Any]:
-    """Tokens a second, each as median, p20 and p80; and the bytes beyond file and cache."""
+    """Tokens per second, each as median, p20 and p80; and the bytes beyond file and cache."""
     memory, case = outcome.memory, outcome.case
     figures: dict[str, Any] = {
         "decode": _rates(outcome.decoding, 1),
@@ -81,9 +81,9 @@ def write_json(
     failed: dict[str, str],
     left_out: Sequence[str],
 ) -> None:
-    """Write all results in one step, those of each round too.
+    """Write all results, including those of each round, atomically.
 
-    model  what it was, in words and as a configuration
+    model  its description in words and as a configuration
     """
     versions = {"python": platform.python_version()}
     for name in VERSIONS:
@@ -91,7 +91,7 @@ def write_json(
             versions[name] = importlib.metadata.version(name)
     rows = [asdict(outcome) | figures_of(outcome) for outcome in outcomes]
     for row in rows:
-        del row["case"]["path"]  # a temporary file's
+        del row["case"]["path"]  # of a temporary file
     result = {
         "machine": machine.describe(threads, *VERSIONS),
         "versions": versions,

@@ -1,4 +1,4 @@
-"""The race: contenders in processes of their own, checked against each other, then timed in turns."""
+"""The race: contenders run in processes of their own, are checked against each other, then timed in turns."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from .cases import SEED, Case, TrainingCase
 from .generation import GenerationCase
 from .worker import CONTENDERS, serve
 
-# Relative errors between two float32 computations of the same, each in its own order.
+# Relative error between float32 computations of the same quantity in different orders.
 TOLERANCE = 2e-5
-# After some updates: Adam divides by the root of small gradients' squares, so rounding shows there first.
+# After some updates: Adam divides small gradients by the root of their squares, which magnifies rounding errors.
 STEPS_TOLERANCE = 1e-3
 STEPS_CHECKED = 3
-WEIGHTS_TOLERANCE = 5e-3  # of what these updates change; weight decay's part of that is smaller
+WEIGHTS_TOLERANCE = 5e-3  # relative to the change by these updates; weight decay's part of it is even smaller
 BLOCK_SECONDS = 0.3  # of a contender's turn, at least one step
-PAUSE = 0.15  # seconds after each turn: threads of a pool spin for up to 100 ms before they sleep
-CACHES = 0.5  # seconds: a shorter step is done once before it is timed, to bring data and threads back
+PAUSE = 0.15  # seconds before each turn: a pool's threads spin for up to 100 ms before they sleep
+CACHES = 0.5  # seconds: a shorter step is done once before it is timed, to bring back data and threads
 
 
 T = TypeVar("T")
 
 
 class PeerError(FastllmError):
-    """A contender failed, or computes something else than the others."""
+    """A contender failed, or its results differ from the others'."""
 
 
 @dataclass
 class Result:
     """One contender in one case.
 
-    peak_bytes  of memory, of the whole process
-    seconds     of a step, one figure for each round
+    peak_bytes  peak memory of the whole process
+    seconds     per step, a figure for each round
     """
 
     contender: str
@@ -54,9 +54,9 @@ class Result:
 
 @dataclass
 class Race:
-    """What came of a case.
+    """The results of a case.
 
-    limits  of the machine, one dictionary for each round; see worker.Probe
+    limits  of the machine, a dictionary for each round; see worker.Probe
     """
 
     name: str
@@ -67,7 +67,7 @@ class Race:
 
 
 class Worker:
-    """The near end of a contender's process."""
+    """This process's handle of a contender's process."""
 
     def __init__(self, name: str, case: Case | GenerationCase | None) -> None:
         context = multiprocessing.get_context("spawn")
@@ -85,7 +85,7 @@ class Worker:
         except (EOFError, OSError):
             self._process.join()
             raise PeerError(
-                f"{self.name} must live until the race is over; its process ended with exit code "
+                f"{self.name} must run until the race is over; its process ended with exit code "
                 f"{self._process.exitcode}; is there enough memory?"
             ) from None
         if not is_done:
@@ -101,7 +101,7 @@ class Worker:
 
 @contextlib.contextmanager
 def threads_of_processes(count: int) -> Iterator[None]:
-    """Let processes started meanwhile use so many threads."""
+    """A block in which processes that are started use `count` threads."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
     try:
@@ -159,9 +159,9 @@ def race(
 
 
 def warm_up(case: Case | GenerationCase, *requests: tuple[Any, ...]) -> None:
-    """Have the kernels on disk that some requests, methods with arguments, take.
+    """Compile the kernels that some requests (methods with arguments) need, so that they are on disk.
 
-    The compiler's memory and time are no part of what is measured.
+    Otherwise the compiler's memory and time would count in the measurements.
     """
     worker = Worker("fastllm", case)
     try:
@@ -172,7 +172,7 @@ def warm_up(case: Case | GenerationCase, *requests: tuple[Any, ...]) -> None:
 
 
 def _weights(case: TrainingCase) -> np.ndarray:
-    """Random weights, biases and norms too: with those at 0 and 1, a forgotten one would not show."""
+    """Random weights, including biases and norms: with those at 0 and 1, a forgotten one would not show."""
     parameters = Parameters(case.config)
     initialise(parameters, case.config, SEED)
     noise = np.random.default_rng(SEED).standard_normal(parameters.flat.shape, dtype=np.float32)
@@ -180,13 +180,13 @@ def _weights(case: TrainingCase) -> np.ndarray:
 
 
 def in_turn(entries: Sequence[T], number: int) -> Sequence[T]:
-    """Contenders in the order of a round: each begins in its turn, and none always follows the same work."""
+    """Contenders in the order of a round: rotated, so that each is first in turn."""
     first = number % len(entries)
     return [*entries[first:], *entries[:first]]
 
 
 def _check(workers: list[Worker], folder: Path) -> None:
-    """Raise PeerError unless losses and gradients agree, losses of some updates, and what these make of the weights."""
+    """Raise PeerError unless losses and gradients agree, and after some updates losses and weights do."""
     losses = [worker("gradients", folder) for worker in workers]
     expected = np.fromfile(folder / workers[0].name, np.float32)
     size = np.linalg.norm(expected)
@@ -213,6 +213,6 @@ def _check(workers: list[Worker], folder: Path) -> None:
         error = float(np.linalg.norm(np.fromfile(folder / worker.name, np.float32) - made) / change)
         if not error <= WEIGHTS_TOLERANCE:
             raise PeerError(
-                f"what {STEPS_CHECKED} updates make of the weights must agree to {WEIGHTS_TOLERANCE:.0e} of the "
-                f"change; got {error:.1e} between {worker.name} and {workers[0].name}; nothing was timed"
+                f"weights after {STEPS_CHECKED} updates must agree to {WEIGHTS_TOLERANCE:.0e} of their change; got "
+                f"{error:.1e} between {worker.name} and {workers[0].name}; nothing was timed"
             )

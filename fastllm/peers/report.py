@@ -1,4 +1,4 @@
-"""What a race came to: lines for the terminal, and JSON for docs/performance.md."""
+"""Results of a race, as lines for the terminal and as JSON for docs/performance.md."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ HEAD = ROW.format("case", "eager ms", "compiled ms", "fastllm ms", "ratio", "tar
 
 
 def median(race: Race, contender: str) -> float:
-    """Seconds of a contender's step."""
+    """Median seconds of a contender's step."""
     return statistics.median(_result(race, contender).seconds)
 
 
 def ratio(race: Race) -> float:
-    """How many times as long the better PyTorch takes."""
+    """How many times as long as fastllm the better PyTorch takes."""
     others = [result.contender for result in race.results if result.contender != "fastllm"]
     return min((median(race, other) for other in others), default=float("nan")) / median(race, "fastllm")
 
 
 def share_of_peak(race: Race, contender: str = "fastllm") -> float:
-    """Floating-point operations a second, of those that the machine can do at most."""
+    """Floating-point operations per second, as a share of the machine's peak."""
     return race.flops / median(race, contender) / 1e9 / _limit(race, "gflops")
 
 
@@ -54,13 +54,13 @@ def describe(threads: int) -> str:
 
 
 def write_json(path: str | os.PathLike[str], races: Iterable[Race], failures: dict[str, str], threads: int) -> None:
-    """Write all results in one step, those of each round too."""
+    """Write all results, including those of each round, atomically."""
     text = json.dumps({"machine": describe(threads), "cases": [as_dict(race) for race in races], "failed": failures})
     atomic.write_text(path, text + "\n")
 
 
 def as_dict(race: Race) -> dict[str, Any]:
-    """A race as JSON takes it."""
+    """A race's results, ready for JSON."""
     contenders = {}
     for result in race.results:
         middle, low, high = spread(result.seconds)

@@ -1,6 +1,6 @@
 """The same models in PyTorch, as its users write them: nanoGPT's modules, with Llama's parts where a model has them.
 
-Imported in a contender's own process only: PyTorch is no dependency of anything else here.
+Imported only in a contender's own process: nothing else here depends on PyTorch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 
-# (N, in) -> (N, out) maps of ours that are side by side in one module of theirs, as in nanoGPT.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu,
 }  # fmt: skip
+# Maps of ours that one module of theirs holds side by side, as in nanoGPT.
 JOINED = {
     "attention.qkv": ("attention.query", "attention.key", "attention.value"),
     "feed_forward.up": ("feed_forward.gate", "feed_forward.up"),
@@ -119,7 +119,7 @@ class Transformer(nn.Module):
 
 
 def our_names(config: ModelConfig, name: str) -> tuple[str, ...]:
-    """Our parameters that one of theirs holds, stacked in this order."""
+    """The names of our parameters that one of theirs holds, stacked in this order."""
     module, _, kind = name.rpartition(".")
     if module in ("tokens", "positions"):
         return (f"embedding.{module.removesuffix('s')}.{kind}",)

@@ -1,7 +1,7 @@
-"""One contender in a process of its own: so each has its threads, its compiler and its peak memory to itself.
+"""A contender in a process of its own, so that each has its own threads, compiler and peak memory.
 
-The process that runs the race sends (method, arguments); the worker answers with what the method returns, or
-with the exception's text. Between two requests it sleeps on the pipe and takes no CPU.
+The process that runs the race sends (method, arguments); the worker answers with the method's result, or with the
+exception's text. Between requests it waits on the pipe and uses no CPU.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ class Contender(ABC):
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Take the weights from a folder, where the race has put them."""
+        """Load the weights from the folder where the race has put them."""
 
     @abstractmethod
     def gradients(self, folder: Path) -> float:
         """Write the gradients of the case's batch to the folder, flat and in our order; return the loss."""
 
     def weights(self, folder: Path) -> bool:
-        """Write the parameters likewise; whether there are any."""
+        """Write the parameters likewise; returns whether there are any."""
         return False
 
     @abstractmethod
     def step(self) -> float:
-        """The work once; the loss before it, or 0 where there is none."""
+        """Do the work once; returns the loss before the update, or 0 if there is none."""
 
     def steps(self, count: int) -> tuple[float, float]:
-        """Seconds a step over so many, and the last loss."""
+        """Do `count` steps; returns mean seconds per step, and the last loss."""
         began = time.perf_counter()
         for _ in range(count):
             loss = self.step()
         return (time.perf_counter() - began) / count, loss
 
     def peak_memory(self) -> int:
-        """Bytes that this process has had in memory at most."""
+        """Peak resident memory of this process, in bytes."""
         return peak_memory()
 
 
 def peak_memory() -> int:
-    """Bytes that this process has had in memory at most; 0 where the system doesn't tell."""
+    """Peak resident memory of this process, in bytes; 0 where the system doesn't tell."""
     if os.path.exists("/proc/self/status"):  # ru_maxrss would count the process that this one was forked from
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -66,7 +66,7 @@ def peak_memory() -> int:
 
 
 def read_floats(path: Path, start: int, array: np.ndarray) -> None:
-    """Fill a float32 array from a file, from its float number `start` on. Without a map: that would count as memory."""
+    """Fill a float32 array from a file's float number `start` on. Not memory-mapped: that would count as memory."""
     with path.open("rb") as file:
         file.seek(start * 4)
         file.readinto(array.reshape(-1).view(np.uint8).data)
@@ -170,7 +170,7 @@ class TorchTraining(Contender):
         return True
 
     def _placed(self) -> list[tuple[Any, int]]:
-        """Each parameter with its place in our flat buffer. Ours that are one of theirs are neighbours there."""
+        """Each parameter with its place in our flat buffer. Parameters that one of theirs joins are adjacent."""
         from ..parameters import shapes_of
 
         offsets, offset = {}, 0
@@ -220,7 +220,7 @@ class FastllmAttention(Contender):
 
 
 class TorchAttention(Contender):
-    """scaled_dot_product_attention and its backward; heads lie apart, as it likes them best."""
+    """scaled_dot_product_attention and its backward; each head is contiguous, which is its fastest layout."""
 
     def __init__(self, case: AttentionCase, compiled: bool) -> None:
         import torch
@@ -257,7 +257,7 @@ class TorchAttention(Contender):
 
 
 class Probe:
-    """What the machine can do: see kernels/probe.py. A process of its own, for its arrays are large."""
+    """Measures the machine's limits: see kernels/probe.py. In a process of its own, as its arrays are large."""
 
     FLOATS = 2**25
 
@@ -270,9 +270,9 @@ class Probe:
         self.a, self.b = np.ones(self.FLOATS, np.float32), np.ones(self.FLOATS, np.float32)
 
     def limits(self, floats: np.ndarray | None = None) -> dict[str, float]:
-        """gflops of the peak, and gbytes_per_s of reading and of updating.
+        """The peak in GFLOP/s, and GB/s of reading and of updating.
 
-        floats  (P,) what is read; None: an array of the probe's own
+        floats  (P,) the array to read; None: one of the probe's own
         """
         floats = self.a if floats is None else floats
         rounds, sums = 2_000_000, self.out[:, 0].copy()
@@ -283,7 +283,7 @@ class Probe:
 
 
 def _rate(work: Any, amount: int) -> float:
-    """1e9 units a second; the first call, which compiles, is not counted."""
+    """1e9 units per second; the first call, which compiles, is not counted."""
     work()
     began = time.perf_counter()
     work()
@@ -291,7 +291,7 @@ def _rate(work: Any, amount: int) -> float:
 
 
 def threads() -> int:
-    """Threads of each contender, from the environment that the race has set."""
+    """Number of threads of each contender, from the environment that the race has set."""
     return int(os.environ["OMP_NUM_THREADS"])
 
 
@@ -310,7 +310,7 @@ def make(name: str, case: Case | GenerationCase | None) -> Any:
 
 
 def serve(connection: Connection, name: str, case: Case | GenerationCase | None) -> None:
-    """Answer requests until the other side hangs up: Ctrl-C is for the other side."""
+    """Answer requests until the other side closes the pipe. Ctrl-C is left to the other side."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = None
     while True:
@@ -321,7 +321,7 @@ def serve(connection: Connection, name: str, case: Case | GenerationCase | None)
         try:
             worker = worker or make(name, case)
             answer = True, getattr(worker, method)(*arguments)
-        except Exception as error:  # whatever it is, the race reports it and goes on with the next case
+        except Exception as error:  # the race reports it and continues with the next case
             answer = False, f"{type(error).__name__}: {error}"
         try:
             connection.send(answer)

@@ -1,4 +1,4 @@
-"""How many questions a model answers exactly."""
+"""How many questions a model answers word for word."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..tokenizers import Tokenizer
 
 
 def exact_answers(model: Model, tokenizer: Tokenizer, records: Iterable[Record]) -> tuple[int, int]:
-    """How many dialogues end in the very answer that greedy generation gives, and how many there are.
+    """In how many dialogues greedy generation gives exactly the last answer, and how many dialogues there are.
 
-    records  as read_records gives them; texts are passed over
+    records  as from read_records; texts are ignored
 
-    The prompt is Chat's, with the dialogue's own earlier answers, or what the tokenizer's chat template makes of
-    them. An answer is exact if the model gives all of its tokens and then the token that ends it. Where the question
-    doesn't fit into the context, or the answer holds an unknown word, it can't be.
+    The prompt is Chat's, after the dialogue's own earlier answers; with a chat template, it has all earlier turns. An
+    answer is exact if the model gives all of its tokens and then the token that ends it. It isn't if the question
+    doesn't fit into the context, or if the answer contains an unknown word.
 
-    No token is generated. Greedy generation gives the answer if and only if each of its tokens has the
-    largest logit after the prompt and the tokens before it: up to the first wrong one both see the same text.
-    So one forward of prompt and answer decides what would take as many steps as the answer has tokens.
+    No token is generated. Greedy generation gives the answer if and only if each of the answer's tokens has the largest
+    logit after the prompt and the answer's tokens before it, as up to the first wrong token both see the same text. So
+    one forward pass over prompt and answer replaces as many steps as the answer has tokens.
     """
     dialogues = [record["messages"] for record in records if "messages" in record]
     return sum(_is_exact(model, tokenizer, messages) for messages in dialogues), len(dialogues)
@@ -50,7 +50,7 @@ def _is_exact(model: Model, tokenizer: Tokenizer, messages: list[dict[str, str]]
 
 def _says(model: Model, tokenizer: Tokenizer, prompt: list[int], reply: list[int]) -> bool:
     """Whether greedy generation gives the reply's tokens after the prompt's."""
-    # GPT-2's unknown token is the one that ends a text.
+    # The last token is exempt: GPT-2's unknown token is also the one that ends a text.
     if tokenizer.unknown_id in reply[:-1] or len(prompt) + len(reply) - 1 > model.config.context:
         return False
     tokens = np.array([*prompt, *reply[:-1]], np.int32)

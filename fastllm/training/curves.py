@@ -1,6 +1,6 @@
-"""A run's curves: metrics.jsonl read, drawn in the terminal, and written as SVG.
+"""A run's curves: read from metrics.jsonl, drawn in the terminal, written as SVG.
 
-The x axis counts updates over all phases; a value is the mean over the updates since the previous line of metrics.
+The x axis counts updates over all phases; a training value is the mean over the updates since the previous line.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..records import no_json
 from . import svg
 
 QUANTITIES = ("loss", "perplexity", "accuracy")
-POINTS = 600  # of a curve; the eye can't tell more apart
-WIDEST, HIGHEST = 100, 20  # characters, unless asked for
+POINTS = 600  # most in a curve; the eye can't tell more apart
+WIDEST, HIGHEST = 100, 20  # characters, unless a size is given
 SMALLEST = 8
 
 Metrics = list[dict[str, Any]]
@@ -34,12 +34,12 @@ def read_metrics(path: str | os.PathLike[str]) -> Metrics:
     """The lines of a metrics.jsonl file, each a dictionary with at least "phase" and "step".
 
     A last line that was cut short when its writer was killed is left out.
-    Raises OSError for a file that can't be read, DataError for a wrong line, which it names, or for none.
+    Raises OSError for a file that can't be read; DataError for an invalid line, naming it, or if there is none.
     """
     try:
         lines = Path(path).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"metrics are read from {path}; got no such file; check the name") from None
+        raise FileNotFoundError(f"metrics must be at {path}; got no such file; check the name") from None
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     metrics = []
@@ -66,12 +66,12 @@ def _check(line: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What there is to draw. Perplexity is drawn on a logarithmic scale, with its values as labels.
+    """A chart's contents. Perplexity is drawn on a logarithmic scale, with its values as labels.
 
-    training, validation  curves (update, height), at most about POINTS each
+    training, validation  curves of points (update, height), about POINTS each at most
     phases                (updates before it, name)
-    updates               in all, the width of the chart
-    top                   its height; it begins at 0
+    updates               total number, which is the width of the chart
+    top                   end of the y axis, which begins at 0
     ticks                 (height, label)
     """
 
@@ -125,7 +125,7 @@ def draw(
     """A chart for the terminal, as text.
 
     width, height  in characters; None: what the terminal has, at most WIDEST and HIGHEST
-    color          None: if stdout is a terminal, not a dumb one, and NO_COLOR isn't set
+    color          None: if stdout is a terminal, TERM isn't "dumb" and NO_COLOR isn't set
 
     Raises ValueError and DataError as make_chart does.
     """
@@ -138,11 +138,11 @@ def draw(
         color = sys.stdout is not None and sys.stdout.isatty() and not is_off
 
     plotext.terminal.limit(False, False)  # draw as large as asked, whatever the terminal
-    figure = plotext.figure  # there is but one
+    figure = plotext.figure  # there is only one
     figure.clear()
     figure.theme("simple")
     wide, high = width or min(terminal.columns, WIDEST), height or min(terminal.lines - 1, HIGHEST)
-    figure.plot_size(max(wide, SMALLEST), max(high, SMALLEST))  # of less room plotext makes an end of the process
+    figure.plot_size(max(wide, SMALLEST), max(high, SMALLEST))  # with less room plotext ends the process
     figure.title(what)
     key = []
     for points, marker, sign in (
@@ -169,7 +169,7 @@ def draw(
 
 
 def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss") -> None:
-    """A chart as an SVG file that needs nothing from elsewhere; an old file is replaced whole or stays.
+    """Write a chart as a self-contained SVG file; an old file is replaced as a whole or stays.
 
     Raises OSError, and ValueError and DataError as make_chart does.
     """
@@ -195,16 +195,16 @@ def write_svg(metrics: Metrics, path: str | os.PathLike[str], what: str = "loss"
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300  # of which a sum is finite, too
+    return isinstance(value, int | float) and abs(value) < 1e300  # so that sums are finite, too
 
 
 def _mean(points: list[Point]) -> Point:
-    """The last update, as in a line of metrics, and the mean height."""
+    """The last point's update, as in a line of metrics, and the mean height."""
     return points[-1][0], sum(height for _, height in points) / len(points)
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from low to high > low, at most about `most`."""
+    """Round numbers from low to high > low, about `most` at most."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(digit * power for digit in (1, 2, 5, 10) if (high - low) / (digit * power) <= most)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -215,12 +215,12 @@ def _whole_ticks(high: int, most: int) -> list[int]:
 
 
 def _log(perplexity: float) -> float:
-    """The height of a perplexity, which is 1 or more but for rounding."""
+    """The height of a perplexity, which is 1 or more up to rounding."""
     return math.log10(max(1.0, perplexity))
 
 
 def _log_ticks(top: float) -> list[float]:
-    """Round numbers from 1 to 10**top, about equally far apart in their logarithms."""
+    """Round numbers from 1 to 10**top, about evenly spaced on a logarithmic scale."""
     if top < 1:
         return _ticks(1, 10**top, 5)
     powers = range(0, int(top) + 1, math.ceil(top / 6))

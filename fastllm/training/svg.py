@@ -23,13 +23,13 @@ def render(
     y_ticks: Sequence[tuple[float, str]],
     x_label: str = "update",
 ) -> str:
-    """The file's text.
+    """The SVG file's text.
 
     curves   name, color and points (x, y) of each
-    phases   where each but the first begins, and its name
+    phases   where each phase but the first begins, and its name
     right    end of the x axis, which begins at 0
     top      end of the y axis, which begins at 0
-    y_ticks  height and label
+    y_ticks  height and label of each
     x_label  what the x axis counts
     """
 
@@ -74,5 +74,5 @@ def render(
 
 
 def _visible(words: str) -> str:
-    """A text that XML may hold: of control characters and halves of pairs, "?"."""
+    """The text with "?" for unprintable characters: XML forbids control characters and lone surrogates."""
     return "".join(letter if letter.isprintable() else "?" for letter in words)
