@@ -442,7 +442,7 @@ DAMAGES = {
     "huge sizes": (lambda f: rewrite_model(f, hidden=2**31 - 1), "of shape"),
     "huge context": (lambda f: rewrite_model(f, context=10**15), "context"),
     "many layers": (lambda f: rewrite_model(f, layers=10**9), "1000000000 layers have more"),
-    "vocabulary": (lambda f: rewrite_model(f, vocab_size=7), "one vocabulary"),
+    "vocabulary": (lambda f: rewrite_model(f, vocab_size=7), "at most as many tokens as the model"),
     "tokenizer": (lambda f: (f / TOKENIZER).write_text("{}"), "tokenizer"),
 }
 

@@ -77,7 +77,7 @@ def test_added_tokens_that_the_model_has_no_rows_for(folder, where):
 def test_a_vocabulary_of_another_model_is_refused(folder):
     other = byte_level(40)
     make_folder(folder, {**LLAMA, "vocab_size": other.vocab_size - 1})
-    with pytest.raises(fastllm.FormatError, match="must have one vocabulary"):
+    with pytest.raises(fastllm.FormatError, match="must have at most as many tokens as the model"):
         fastllm.load(folder, backend="numpy")
 
 
