@@ -98,5 +98,5 @@ def test_an_adapter_saved_with_a_tokenizer_of_one_token_more(folder, tmp_path_fa
 def test_a_tokenizer_in_sentencepieces_file_alone(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n")
-    with pytest.raises(fastllm.FormatError, match=r"must hold tokenizer\.json; got tokenizer\.model alone; have"):
+    with pytest.raises(fastllm.FormatError, match=r"must hold tokenizer\.json; got tokenizer\.model alone; write"):
         fastllm.load(tmp_path)
