@@ -23,8 +23,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +40,7 @@ from .formats.huggingface_folder import holds_a_model, stored_array
 from .formats.opened import float32
 from .formats.peft import CONFIG, WEIGHTS, Rules
 from .formats.rows import row_order
-from .formats.safetensors_file import TensorToWrite, read_metadata, read_safetensors, write_safetensors
+from .formats.safetensors_file import array_to_write, read_metadata, read_safetensors, write_safetensors
 from .hub import download, is_hub_name
 from .lora import AdapterParameters, Addition, linear_maps
 from .model import Model
@@ -299,8 +298,7 @@ def write_adapter(
     tensors = []
     for theirs, (a, b, _) in stacked.items():
         for part, array in ((A, a), (B, b)):
-            data = np.ascontiguousarray(array, np.float32)
-            tensors.append(TensorToWrite(f"{PREFIX}{theirs}{part}", "F32", data.shape, partial(_bytes, data)))
+            tensors.append(array_to_write(f"{PREFIX}{theirs}{part}", "F32", np.asarray(array, np.float32)))
     with replacing(folder / CONFIG) as config_file, replacing(folder / WEIGHTS) as weights_file:
         config_file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         write_safetensors(weights_file, tensors, metadata=None if checksum is None else {BASE: str(checksum)})
@@ -323,10 +321,6 @@ def checksum_of(model: Model) -> int:
 def is_of(folder: Path, model: Model) -> bool:
     """Whether the adapter in a folder was trained with this very model; True if its files don't say."""
     return read_metadata(folder / WEIGHTS).get(BASE) in (None, str(checksum_of(model)))
-
-
-def _bytes(array: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
-    yield array.view(np.uint8)
 
 
 def _stacked(

@@ -95,7 +95,7 @@ def _stream_of(path: Path) -> int | None:
     return None
 
 
-def _as_it_is(path: Path) -> BinaryIO:
+def _open_in_place(path: Path) -> BinaryIO:
     """Open what is at a path for writing; standard output and error after what has been printed so far."""
     stream = _stream_of(path)
     if stream is None:
@@ -147,7 +147,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / given.name
             yield temporary
-            with temporary.open("rb") as new, _as_it_is(given) as there:
+            with temporary.open("rb") as new, _open_in_place(given) as there:
                 shutil.copyfileobj(new, there)
         return
     path = real_path(path)

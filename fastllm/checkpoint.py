@@ -16,7 +16,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ from .formats.model_folder import (
     restore,
 )
 from .formats.opened import float32
-from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
+from .formats.safetensors_file import array_to_write, read_safetensors, write_safetensors
 from .generation.config import GenerationConfig
 from .hub import download, is_hub_name
 from .model import Model
@@ -458,13 +457,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}  # which would be uint16
-
-    def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-    tensors = [
-        TensorToWrite(name, names[array.dtype], array.shape, partial(pieces, array)) for name, array in arrays.items()
-    ]
+    tensors = [array_to_write(name, names[array.dtype], array) for name, array in arrays.items()]
     try:
         write_safetensors(path, tensors)
     except OSError as error:

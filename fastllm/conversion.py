@@ -27,7 +27,7 @@ from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
 from .formats.gguf import OPTIONS
 from .formats.huggingface_config import model_type
-from .formats.huggingface_export import with_begin
+from .formats.huggingface_export import KINDS_OF_DTYPE, with_begin
 from .formats.huggingface_folder import CONFIG
 from .formats.model_folder import is_of_a_model, one_at_a_time, restore
 from .formats.opened import Weights
@@ -43,7 +43,7 @@ from .tokenizers.sentencepiece_json import sentencepiece_from_huggingface
 
 GGUF = ".gguf"
 GGUF_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
-FOLDER_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FOLDER_TYPES = {kind: dtype for dtype, kind in KINDS_OF_DTYPE.items()}
 ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 PAGES_KEPT = 1 << 24  # see _forgetting; the system itself keeps pages until memory is full

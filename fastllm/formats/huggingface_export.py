@@ -59,7 +59,7 @@ def write_huggingface(
     """
     if dtype not in KINDS_OF_DTYPE:
         raise ValueError(f"dtype must be one of {', '.join(KINDS_OF_DTYPE)}; got {dtype!r}; choose one of them")
-    target, replaces = real_path(folder), holds_config if replace else _nothing
+    target, replaces = real_path(folder), holds_config if replace else _never
     if not is_free(target, replaces):
         what = "a new or an empty folder, or a model's" if replace else "a new or an empty folder"
         found = "one with other files in it" if target.is_dir() else "a file"
@@ -77,7 +77,7 @@ def write_huggingface(
             (new / name).write_bytes(content)
 
 
-def _nothing(folder: Path) -> bool:
+def _never(folder: Path) -> bool:
     return False
 
 

@@ -55,6 +55,15 @@ class TensorToWrite(NamedTuple):
     pieces: Callable[[], Iterator[NDArray[np.uint8]]]
 
 
+def array_to_write(name: str, dtype: str, array: NDArray[Any]) -> TensorToWrite:
+    """An array as a tensor to write, in one piece. dtype: the file's name for its type."""
+
+    def whole() -> Iterator[NDArray[np.uint8]]:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    return TensorToWrite(name, dtype, array.shape, whole)
+
+
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     """The tensors of a file, in the order of the header.
 

@@ -86,7 +86,7 @@ ENDS_OF_TURN = frozenset(
 )
 """Texts of tokens that end an answer. Configurations often name only one of a model's."""
 
-MAKE_THEIR_SPLITTER = ("GPT2Tokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+MAKE_THEIR_SPLITTER = (*GPT2_CLASSES, "Qwen2Tokenizer", "Qwen2TokenizerFast")
 MAKE_THEIR_STEPS = ("LlamaTokenizer", "LlamaTokenizerFast")
 """Classes of transformers that take from tokenizer_config.json, not tokenizer.json, whether a space goes before a text.
 In version 5 some build all steps anew, so that ids differ from those of the file, also by the architecture."""
@@ -193,7 +193,7 @@ class HuggingFaceTokenizer(Tokenizer):
             document = _read_object(folder / FILE_NAME, MAX_TOKENIZER)
         else:
             document, settings = _read_gpt2(folder, settings)
-        settings = {**_class_words(folder, settings, document), **settings}
+        settings = {**_gpt2_defaults(folder, settings, document), **settings}
         more = _read_object(folder / ADDED) if (folder / ADDED).is_file() else {}
         end_ids = _read_end_ids(folder)
         try:
@@ -416,7 +416,7 @@ def _read_end_ids(folder: Path) -> list[int]:
     return [value for value in ids if type(value) is int]
 
 
-def _class_words(folder: Path, settings: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, str]:
+def _gpt2_defaults(folder: Path, settings: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, str]:
     """The default bos_token and unk_token of GPT-2's class in transformers, if the folder is of that class, else {}."""
     maker = settings.get("tokenizer_class")
     if maker is None and (folder / MODEL_CONFIG).is_file():
