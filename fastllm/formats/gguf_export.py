@@ -242,7 +242,7 @@ def _value(key: str, value: Any) -> bytes:
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
     array = np.asarray(value)
-    if array.ndim > 1 or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+    if array.ndim > 1 or array.dtype.newbyteorder("<") not in NUMBERS.values():
         raise ValueError(f"{key} must be a number, a string, or a list of them; got {brief(value)}; leave it out")
     number = _number_type(value, array)
     with np.errstate(over="ignore", under="ignore"):
