@@ -1,17 +1,19 @@
-"""Low-rank adapters in the files of PEFT (github.com/huggingface/peft), both ways.
+"""Low-rank adapters (LoRA), read and written in PEFT's file format (github.com/huggingface/peft).
 
     adapter_config.json          {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": [...], ...}
     adapter_model.safetensors    base_model.model.<module>.lora_A.weight (R, I) and .lora_B.weight (O, R)
 
-A module is a linear map of the base model by its name in transformers; where that has no name for a model, by ours.
-What it adds counts alpha / R times, or alpha / sqrt(R) with use_rslora. Alphas of some modules are in alpha_pattern.
+A module is a linear map of the base model, under its name in transformers, or under ours if transformers doesn't have
+the architecture. B @ A is scaled by alpha / R, or alpha / sqrt(R) with use_rslora; alpha_pattern gives some modules an
+alpha of their own.
 
-GPT-2 has query, key and value in one module, c_attn. Of an adapter to that, each of the three gets the whole A and its
-rows of B; where a column of B reaches one of them only, it and its row of A go to that one alone. The other way, the As
-stand one below another and B has blocks along its diagonal, so R is the sum of theirs: the product is the same.
+GPT-2 has query, key and value in one module, c_attn. When an adapter of c_attn is read, each of the three gets the
+whole A and its own rows of B; but if every column of B is nonzero for only one of them, each gets only its columns of B
+and their rows of A. When it is written, the As are stacked and B is block-diagonal, so that R is the sum of their
+ranks: the product is the same.
 
-PEFT's rows of B are for RoPE on the halves of a head, as transformers has it. Those of queries and keys change places
-for a model of ours that has it on pairs (see formats/rows.py).
+PEFT's rows of B are laid out for RoPE on the halves of a head, as in transformers. The rows of queries and keys are
+reordered for a model of ours with RoPE on pairs (see formats/rows.py).
 """
 
 from __future__ import annotations
@@ -21,8 +23,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from .formats.huggingface_folder import holds_a_model, stored_array
 from .formats.opened import float32
 from .formats.peft import CONFIG, WEIGHTS, Rules
 from .formats.rows import row_order
-from .formats.safetensors_file import TensorToWrite, read_metadata, read_safetensors, write_safetensors
+from .formats.safetensors_file import array_to_write, read_metadata, read_safetensors, write_safetensors
 from .hub import download, is_hub_name
 from .lora import AdapterParameters, Addition, linear_maps
 from .model import Model
@@ -48,15 +49,15 @@ from .parameters import shapes_of
 from .quantize import dequantize
 from .small_files import brief, read_json
 
-BASE = "fastllm.base"  # a checksum of what an adapter was trained beside
+BASE = "fastllm.base"  # metadata key: checksum_of the base model that an adapter was trained with
 PICKLE = "adapter_model.bin"
-OUTSIDE = frozenset(("lm_head", "embed_tokens", "wte", "wpe"))  # of the blocks
+OUTSIDE = frozenset(("lm_head", "embed_tokens", "wte", "wpe"))  # modules outside the blocks
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 Arrays = dict[str, NDArray[np.float32]]
 
 
 class Place(NamedTuple):
-    """A linear map of theirs, and ours that it holds, stacked along the outputs."""
+    """A linear map of the base model in transformers, and those of ours that it holds, stacked along the outputs."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -64,36 +65,36 @@ class Place(NamedTuple):
 
 
 def save_adapter(folder: str | os.PathLike[str], model: Model, base: str | os.PathLike[str] | None = None) -> None:
-    """Write a model's adapter as PEFT's adapter_config.json and adapter_model.safetensors, which PEFT opens.
+    """Write a model's adapter as adapter_config.json and adapter_model.safetensors, which PEFT opens.
 
-    folder  made where it is not there; the two files take the place of such that are
-    base    the model that it adds to, which the files name: a path, or a name on Hugging Face's hub. None: what
-            fastllm.load opened it from, if it did
+    folder  created if need be; an adapter in it is replaced
+    base    name of the base model to put in the files: a path, or a name on the Hugging Face hub. None: what
+            fastllm.load opened the model from, if it did
 
-    Raises ValueError for a model without an adapter, for one that isn't finite and for a folder with a model, which an
-    adapter would hide, OSError where the folder can't be written.
+    Raises ValueError for a model without an adapter, for an adapter that isn't finite, and for a folder with a model,
+    which the adapter would hide; OSError where the folder can't be written.
     """
     if model.adapter is None:
-        raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it before")
+        raise ValueError("save_adapter needs a model with an adapter; got one without; add_lora and train it first")
     model.adapter.check_finite()
     folder = Path(folder)
     name = model.origin if base is None else os.fspath(base)
     if any(holds_a_model(place) for place in (folder, folder / "checkpoint")):
-        raise ValueError(f"an adapter needs a folder of its own; got {folder}, a model's; choose another")
+        raise ValueError(f"an adapter needs a folder of its own; got {folder}, which holds a model; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     if name is not None and not os.path.exists(folder / name) and os.path.exists(name):
         name = os.path.abspath(name)
-    with model._lock:  # while a thread trains it, the adapter is that between two updates
+    with model._lock:  # so that all of it is of the same update while another thread trains
         write_adapter(folder, model.config, model.adapter, name, checksum_of(model))
 
 
 def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParameters:
-    """Read an adapter of PEFT's or of save_adapter's, and set it: the model computes with it from then on.
+    """Read an adapter that PEFT or save_adapter wrote, and set it: the model computes with it from then on.
 
-    folder  of the two files; a run folder; or a name on Hugging Face's hub
+    folder  holds the two files; or a run folder, or a name on the Hugging Face hub
 
-    Returns its parameters, which can be trained on. Raises FileNotFoundError; FormatError for files that are damaged,
-    of another model, or of a kind that fastllm lacks; FastllmError where a name can't be fetched.
+    Returns the adapter's parameters, which can be trained further. Raises FileNotFoundError; FormatError for files
+    that are damaged, of another model, or of a kind that fastllm lacks; FastllmError where a name can't be downloaded.
     """
     path = Path(folder)
     if not path.exists() and is_hub_name(os.fspath(folder)):
@@ -106,20 +107,20 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParamet
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder says that it holds an adapter."""
+    """Whether a folder has an adapter_config.json."""
     return (folder / CONFIG).is_file()
 
 
 def base_name(folder: Path) -> str:
-    """The model that the adapter in a folder adds to, as its files name it: a path or a name on the hub.
+    """The base model that an adapter's files name: a path or a name on the hub.
 
     Raises FormatError where they name none.
     """
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name or "\0" in name:
         raise FormatError(
-            f"{folder / CONFIG} must name the model it adds to, in base_model_name_or_path; got {brief(name)}; open "
-            "that model and load_adapter(model, folder)"
+            f"{folder / CONFIG} must name its base model in base_model_name_or_path; got {brief(name)}; open that "
+            "model and load_adapter(model, folder)"
         )
     return name
 
@@ -130,10 +131,10 @@ def base_name(folder: Path) -> str:
 def read_adapter(
     config: ModelConfig, folder: Path, additions: Mapping[str, Addition] | None = None
 ) -> AdapterParameters:
-    """The adapter in a folder, for a model.
+    """The adapter in a folder, for a model of this configuration.
 
-    additions  what it must add, as write_adapter was given it: then the numbers come back to the bit. None: whatever
-               the files say
+    additions  ranks and scales that it must have, those with which write_adapter wrote it: then the numbers come back
+               bit for bit, also from GPT-2's c_attn. None: as the files say
 
     Raises FileNotFoundError, FormatError.
     """
@@ -152,14 +153,14 @@ def read_adapter(
             if given and not math.isclose(addition.scale, given[0][1].scale, rel_tol=1e-5):
                 raise FormatError(
                     f"{name} must have the scale {given[0][1].scale:g}, by the job's alpha; got {addition.scale:g}; "
-                    "start anew"
+                    "start a new run"
                 )
             for ours, a_part, b_part in parts:
                 found[ours] = Addition(len(a_part), addition.scale) if additions is None else additions[ours]
                 arrays[f"{ours}.lora_a"], arrays[f"{ours}.lora_b"] = a_part, b_part
         if additions is not None and found.keys() != additions.keys():
             missing = [name for name in additions if name not in found]
-            raise FormatError(f"an adapter must add to what the job says; got nothing for {missing[:3]}; start anew")
+            raise FormatError(f"an adapter must have the job's maps; got none for {missing[:3]}; start a new run")
     adapter = AdapterParameters(config, {name: found[name] for name in linear_maps(config) if name in found})
     for name, view in adapter.items():
         view[...] = arrays[name]
@@ -167,7 +168,7 @@ def read_adapter(
 
 
 def _places(config: ModelConfig) -> list[Place]:
-    """Where theirs have the linear maps of a model's blocks."""
+    """The modules of transformers that hold the linear maps in a model's blocks."""
     maps = linear_maps(config)
     try:
         modules = MODULES[model_type(config)]
@@ -182,18 +183,18 @@ def _places(config: ModelConfig) -> list[Place]:
 
 
 def _pairs(config: ModelConfig, folder: Path) -> list[tuple[Place, str, NDArray[np.float32], NDArray[np.float32]]]:
-    """Each module in the file: its place, its name there, A (R, I) and B (O, R)."""
+    """Each module in the file: its place, its name in the file, A (R, I) and B (O, R)."""
     if not (folder / WEIGHTS).is_file():
         if (folder / PICKLE).is_file():
             raise FormatError(
-                f"{folder} must hold {WEIGHTS}; got {PICKLE}, a pickle, which runs code of its author's when it is "
-                "opened; use the safetensors"
+                f"{folder} must hold {WEIGHTS}; got {PICKLE}, a pickle, which runs code when it is opened; save the "
+                "adapter as safetensors"
             )
         raise FormatError(f"{folder} must hold {WEIGHTS}; got no such file; copy it too")
     places = {place.theirs: place for place in _places(config)}
     stored = read_safetensors(folder / WEIGHTS)
     body = next(iter(places)).partition(".")[0] + "."
-    # A model without head has no "model." or "transformer." before its modules.
+    # An adapter of a model without head (AutoModel) lacks "model." or "transformer." before its modules.
     has_body = any(name.startswith(PREFIX + body) for name in stored)
     pairs: dict[str, dict[str, NDArray[np.float32]]] = {}
     for tensor_name in stored:
@@ -204,7 +205,7 @@ def _pairs(config: ModelConfig, folder: Path) -> list[tuple[Place, str, NDArray[
         if not name.startswith(PREFIX) or (module if has_body else body + module) not in places:
             if any(part in OUTSIDE for part in tensor_name.split(".")):
                 raise FormatError(
-                    f"an adapter must add to linear maps in the model's blocks; got {brief(tensor_name)} too, of its "
+                    f"an adapter must add to linear maps in the model's blocks; got {brief(tensor_name)} too, of the "
                     "embedding or head; merge the adapter with PEFT and open the model"
                 )
             raise FormatError(
@@ -216,7 +217,7 @@ def _pairs(config: ModelConfig, folder: Path) -> list[tuple[Place, str, NDArray[
             raise FormatError(f"{tensor_name} must be finite; got NaN or infinity; use another adapter")
         pairs.setdefault(module, {})[part] = array
     if not pairs:
-        raise FormatError("an adapter must have lora_A and lora_B of at least one module; got none; use another")
+        raise FormatError("an adapter must have lora_A and lora_B of at least one module; got none; use another one")
     maps, found = linear_maps(config), []
     for module, arrays in pairs.items():
         place = places[module if has_body else body + module]
@@ -241,7 +242,7 @@ def _split(
 ) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     """Our maps in a module, with their parts of A and B.
 
-    given  those that _stacked was given; None: not known
+    given  our maps that the file was written from, with ranks; None: not known
     """
     maps = linear_maps(config)
     ends = np.cumsum([maps[name][0] for name in place.ours])
@@ -249,11 +250,11 @@ def _split(
     if given is not None:
         ranks = [addition.rank for _, addition in given]
         if sum(ranks) != len(a):
-            raise FormatError(f"{place.theirs} must be of rank {sum(ranks)}, by the job; got {len(a)}; start anew")
+            raise FormatError(f"{place.theirs} must be of rank {sum(ranks)}, by the job; got {len(a)}; start a new run")
         begins = np.cumsum([0, *ranks])
         columns = {name: np.arange(begins[i], begins[i + 1]) for i, (name, _) in enumerate(given)}
     else:
-        reaches = np.array([part.any(axis=0) for part in rows.values()])  # (maps, R)
+        reaches = np.array([part.any(axis=0) for part in rows.values()])  # (maps, R): where a column isn't zero
         columns = {name: np.arange(len(a)) for name in place.ours}
         if len(place.ours) > 1 and (reaches.sum(axis=0) == 1).all():
             columns = {name: np.flatnonzero(row) for name, row in zip(place.ours, reaches, strict=True) if row.any()}
@@ -261,7 +262,7 @@ def _split(
 
 
 def _halves(config: ModelConfig, name: str, rows: int) -> NDArray[np.intp] | None:
-    """Which row of our B stands at each place of theirs; None where all stay."""
+    """The row of our B for each row of theirs; None if the order is the same."""
     try:
         model_type(config)
     except FormatError:
@@ -270,7 +271,7 @@ def _halves(config: ModelConfig, name: str, rows: int) -> NDArray[np.intp] | Non
 
 
 def _in_pairs(config: ModelConfig, name: str, b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Our B from theirs."""
+    """Their B with its rows in our order."""
     order = _halves(config, name, len(b))
     return b if order is None else b[np.argsort(order)]
 
@@ -283,8 +284,8 @@ def write_adapter(
 ) -> None:
     """Write the two files into a folder, each whole or not at all.
 
-    base      what they name as the model
-    checksum  of that as it is now
+    base      name of the base model to put in the config
+    checksum  checksum_of the base model, kept in the metadata of the weights
     """
     places = _places(config)
     stacked = {
@@ -297,15 +298,14 @@ def write_adapter(
     tensors = []
     for theirs, (a, b, _) in stacked.items():
         for part, array in ((A, a), (B, b)):
-            data = np.ascontiguousarray(array, np.float32)
-            tensors.append(TensorToWrite(f"{PREFIX}{theirs}{part}", "F32", data.shape, partial(_bytes, data)))
+            tensors.append(array_to_write(f"{PREFIX}{theirs}{part}", "F32", np.asarray(array, np.float32)))
     with replacing(folder / CONFIG) as config_file, replacing(folder / WEIGHTS) as weights_file:
         config_file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         write_safetensors(weights_file, tensors, metadata=None if checksum is None else {BASE: str(checksum)})
 
 
 def checksum_of(model: Model) -> int:
-    """Of some rows of each parameter, as float32, which tell a model from another without reading it all."""
+    """A checksum (CRC-32) of the first, middle and last row of each parameter, as float32: it identifies the model."""
     checksum = 0
     for name, shape in shapes_of(model.config).items():
         some = [0, shape[0] // 2, shape[0] - 1]
@@ -319,18 +319,14 @@ def checksum_of(model: Model) -> int:
 
 
 def is_of(folder: Path, model: Model) -> bool:
-    """Whether the adapter in a folder was trained beside this very model, as far as its files tell."""
+    """Whether the adapter in a folder was trained with this very model; True if its files don't say."""
     return read_metadata(folder / WEIGHTS).get(BASE) in (None, str(checksum_of(model)))
-
-
-def _bytes(array: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
-    yield array.view(np.uint8)
 
 
 def _stacked(
     config: ModelConfig, place: Place, adapter: AdapterParameters
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """A, B and scale of a module of theirs."""
+    """A, B and scale of a module in the file."""
     maps = linear_maps(config)
     parts = [(name, adapter.additions[name]) for name in place.ours if name in adapter.additions]
     rank, scale = sum(addition.rank for _, addition in parts), parts[0][1].scale
@@ -349,7 +345,7 @@ def _stacked(
 
 
 def _config(places: list[Place], additions: Mapping[str, Addition], base: str | None) -> dict[str, Any]:
-    """adapter_config.json. additions: by their modules."""
+    """The content of adapter_config.json. additions: by the names of modules in the file."""
     rank = Counter(addition.rank for addition in additions.values()).most_common(1)[0][0]
     alphas = {name: _alpha(addition) for name, addition in additions.items()}
     alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -376,7 +372,7 @@ def _config(places: list[Place], additions: Mapping[str, Addition], base: str | 
 
 
 def _alpha(addition: Addition) -> float:
-    """The alpha that, divided by the rank, is the scale."""
+    """The alpha for which alpha / rank == scale, in floating point too if there is one; an int if it is whole."""
     alpha = addition.scale * addition.rank
     near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, 0))
     alpha = next((value for value in near if value / addition.rank == addition.scale), alpha)
@@ -384,10 +380,10 @@ def _alpha(addition: Addition) -> float:
 
 
 def _targets(places: list[Place], additions: Mapping[str, Addition]) -> list[str]:
-    """Modules by the ends of their names where all layers have the same, else by whole names."""
+    """target_modules: ends of names ("q_proj") if all layers have the same modules, else whole names."""
 
     def end(theirs: str) -> str:
-        """What follows the layer's number: self_attn.q_proj."""
+        """What follows the layer's number, such as self_attn.q_proj."""
         parts = theirs.split(".")
         return ".".join(parts[next(i for i, part in enumerate(parts) if part.isdecimal()) + 1 :])
 

@@ -1,7 +1,4 @@
-"""Writing a file so that a reader finds the old one or the new one whole, never a part of either.
-
-Also: the folder that it is to be in.
-"""
+"""Atomic writes: a reader finds the old file or the new one, whole, never a part of either."""
 
 from __future__ import annotations
 
@@ -22,23 +19,23 @@ from typing import Any, BinaryIO
 
 
 def _namespace() -> str:
-    """In which processes have their numbers; hosts and containers that share a disk have different ones."""
+    """What process ids are unique within: a PID namespace of one boot. "" where the system doesn't say."""
     try:
         return os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
         return ""
 
 
-WORK = ".work.tmp"  # how names of what is being made end
-ABANDONED = 24 * 3600.0  # seconds after which what a process elsewhere has left is taken for that
-# What tells this process from others: a number is one within a system, a container, and a time only.
+WORK = ".work.tmp"  # suffix of unfinished files and folders
+ABANDONED = 24 * 3600.0  # seconds after which an unfinished file of a process elsewhere counts as abandoned
+# Identify this process: a process id is unique only within a host, a container and a boot, and is reused later.
 _place = f"{zlib.crc32(f'{platform.node()} {_namespace()}'.encode()):08x}"
 _token = os.urandom(3).hex()
 _number = itertools.count()
 
 
 def make_parent(path: Path) -> None:
-    """Make the folder that a path is in. Raises NotADirectoryError where that can't be one, OSError as mkdir does."""
+    """Create the parent folder of a path. Raises NotADirectoryError where one of its parents is a file, OSError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -49,9 +46,9 @@ def make_parent(path: Path) -> None:
 
 
 def work_path(target: Path) -> Path:
-    """A path beside a file or folder to make a new one at: hidden, of nobody else, and not there.
+    """A hidden path beside `target` at which to make its replacement: unique to this call, and not yet there.
 
-    What processes that were killed have left of that kind goes.
+    Removes what killed processes have left at such paths.
     """
     prefix = f".{target.name}."
     for left in target.parent.glob(f"{glob.escape(prefix)}*{WORK}"):
@@ -61,7 +58,7 @@ def work_path(target: Path) -> Path:
 
 
 def _is_abandoned(path: Path, owner: str) -> bool:
-    """Whether nobody goes on with what is being made at a path."""
+    """Whether the owner of a work_path has ended; where that can't be known, whether the path is over a day old."""
     place, _, process_and_rest = owner.partition("-")
     process, _, rest = process_and_rest.partition("-")
     if not process.isdecimal():
@@ -78,19 +75,19 @@ def _is_abandoned(path: Path, owner: str) -> bool:
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
-    """Where a path leads to, whose links are followed."""
+    """The absolute path, with symbolic links resolved."""
     return Path(os.path.realpath(path))
 
 
 def is_replaced(path: Path) -> bool:
-    """Whether a new file takes the place of a path in `replacing`: else it is written to as it is."""
+    """Whether `replacing` puts a new file at a path, rather than writing into what is there (a pipe, a device)."""
     if not path.exists():
         return True
     return path.is_file() and _stream_of(path) is None
 
 
 def _stream_of(path: Path) -> int | None:
-    """1 or 2 where a path is what this process prints to."""
+    """1 or 2 where a path is this process's standard output or standard error, such as /dev/stdout; else None."""
     for stream in (1, 2):
         with suppress(OSError):
             if os.path.samestat(os.stat(path), os.fstat(stream)):
@@ -98,8 +95,8 @@ def _stream_of(path: Path) -> int | None:
     return None
 
 
-def _as_it_is(path: Path) -> BinaryIO:
-    """What stands at a path, to be written to: behind what is printed already."""
+def _open_in_place(path: Path) -> BinaryIO:
+    """Open what is at a path for writing; standard output and error after what has been printed so far."""
     stream = _stream_of(path)
     if stream is None:
         return path.open("wb")
@@ -110,7 +107,7 @@ def _as_it_is(path: Path) -> BinaryIO:
 
 
 def flush(path: Path) -> None:
-    """Have a file on the disk: a rename may reach it before the bytes do."""
+    """Write a file's bytes through to the disk; otherwise a rename may get there before them."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -124,7 +121,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether another process of this system is, or can't be known to have ended."""
+    """Whether a process of this system runs, or can't be known to have ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -136,11 +133,11 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends, its file takes the place of `path`.
+    """Yield a temporary path beside `path`; when the block ends, the file written there replaces `path`.
 
-    When the block raises (a full disk, Ctrl-C), the temporary file goes and `path` stays as it was. Of a symbolic
-    link, the file that it leads to is replaced; a file keeps its permissions. What is no file (a pipe, a device), or
-    what this process prints to (/dev/stdout), is written to as it is.
+    If the block raises (a full disk, Ctrl-C), the temporary file is removed and `path` stays as it was. Through a
+    symbolic link, its target is replaced; permissions are kept. A pipe, a device, or this process's own output
+    (/dev/stdout) is not replaced: the content is copied into it.
     Raises OSError where the folder is missing or can't be written.
 
         with replacing("notes.txt") as temporary:
@@ -150,7 +147,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / given.name
             yield temporary
-            with temporary.open("rb") as new, _as_it_is(given) as there:
+            with temporary.open("rb") as new, _open_in_place(given) as there:
                 shutil.copyfileobj(new, there)
         return
     path = real_path(path)
@@ -170,11 +167,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text in UTF-8, whole or not at all. Raises OSError."""
+    """Write a text as UTF-8, whole or not at all. Raises OSError."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int = 1) -> None:
-    """Write a value as JSON, likewise."""
+    """Write a value as JSON, whole or not at all. Raises OSError."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")

@@ -1,11 +1,11 @@
-"""A checkpoint is a folder: model.safetensors, config.json, tokenizer.json, and for going on with training
+"""A checkpoint is a folder: model.safetensors, config.json and tokenizer.json, and to resume training
 optimizer.safetensors and progress.json. `load` opens other projects' models too.
 
-Where Hugging Face has a name for the model, weights, config.json and generation_config.json are as transformers has
-them, so that it opens the folder, and what is changed there counts; config.json then says in "fastllm" only what theirs
-have no words for. Other models have our names.
+If transformers has an architecture for the model, weights, config.json and generation_config.json are in its format:
+it opens the folder, and edits to these files take effect. What the format can't express is in config.json under
+"fastllm". Other models are stored under our own parameter names.
 
-The checkpoint of a model with an adapter holds the adapter instead, as PEFT has it, and names the model it adds to.
+The checkpoint of a model with an adapter holds the adapter instead, in PEFT's format, and names the base model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,23 +51,23 @@ from .formats.model_folder import (
     restore,
 )
 from .formats.opened import float32
-from .formats.safetensors_file import TensorToWrite, read_safetensors, write_safetensors
+from .formats.safetensors_file import array_to_write, read_safetensors, write_safetensors
 from .generation.config import GenerationConfig
 from .hub import download, is_hub_name
 from .model import Model
 from .optimizers import Optimizer
 from .parameters import check_shapes, shapes_of
-from .small_files import read_json, read_small
+from .small_files import brief, read_json, read_small
 from .tokenizers import load_tokenizer, tokenizer_from_gguf
 from .tokenizers.base import Tokenizer
 from .vocabulary import check_vocabulary, fitting
 
-# Version 1 has our names for all parameters, and no other project's config.json; 2 has both, and says all in our words.
-# Up to version 3, who samples without a top_k does so from all tokens; since then, from as many as in transformers.
+# Version 1 has our names alone. 2 has Hugging Face's config.json, and all of ours in it; 3 has of ours only what theirs
+# can't express. Up to 3, sampling without top_k is from all tokens; from 4 on it takes transformers' default, TOP_K.
 FORMAT, VERSION = "fastllm", 4
 ANOTHER = "use another checkpoint"
 MAX_PROGRESS = 64 << 20  # bytes
-JOB = "config.toml"  # a run's, beside its checkpoint
+JOB = "config.toml"  # in a run folder, beside its checkpoint folder
 ARRAYS = {**DTYPES, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
 
@@ -79,15 +78,16 @@ def save(
     optimizer: Optimizer | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint folder, in one step from a reader's view. It takes the place of a model in that folder.
+    """Write a checkpoint folder atomically. It replaces a model that is in that folder.
 
-    optimizer, progress  kept with it, to go on with training later
-    Raises OSError if the disk is full or the folder can't be written; what was there stays. Raises ValueError for a
-    model with an adapter: merge it before, or save it alone; for parameters that aren't finite; and for
-    generation_options that are none.
+    optimizer, progress  saved too, to resume training later
 
-    RoPE that turns neighbouring columns (rope_interleaved) is written as Hugging Face has it, rows in another order,
-    unless an optimizer is kept: its moments belong to the rows as they are.
+    If the disk is full or the folder can't be written, raises OSError and leaves what was there. Raises ValueError for
+    a model with an adapter (merge it first, or use save_adapter), parameters that aren't finite, and invalid
+    generation_options; FileExistsError for a folder that holds something else.
+
+    The query and key rows of a model with rope_interleaved are reordered to Hugging Face's layout, unless an optimizer
+    is saved too: its moments belong to the rows as they are.
     """
     if not isinstance(model, Model):
         raise TypeError(
@@ -96,7 +96,7 @@ def save(
         )
     if model.adapter is not None:
         raise ValueError(
-            "a checkpoint holds a model without an adapter; got one with; merge_adapter() before, or save_adapter"
+            "save takes a model without an adapter; got one with; call merge_adapter() first, or use save_adapter"
         )
     if not model.is_frozen:
         model.trainable.check_finite()
@@ -110,31 +110,30 @@ def save_tuned(
     optimizer: Optimizer | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> None:
-    """As save, of a model with an adapter or without: of one with, the folder holds the adapter alone.
+    """As save, but of a model with an adapter write the adapter alone, naming model.origin as its base model.
 
-    It names model.origin as what the adapter adds to, which load then opens too. Whether what is trained is finite has
-    been looked at. Raises as save does.
+    load opens either. The caller has checked that the trained parameters are finite. Raises as save does.
     """
     options = GenerationConfig.of(None, model.generation_options).given  # raises for what load would refuse
     if optimizer is not None and not optimizer.is_of(model):
         raise ValueError("an optimizer must be made for the model that is saved; got another's; save its own, or none")
     if not isinstance(tokenizer, Tokenizer):
-        raise TypeError(f"a checkpoint holds a Tokenizer; got {type(tokenizer).__name__}; pass the one of the model")
+        raise TypeError(f"a checkpoint holds a Tokenizer; got {type(tokenizer).__name__}; pass the model's tokenizer")
     if model._backend.dtype != np.float32:
         raise ValueError(
-            f"a checkpoint is read as float32; got a model of {model._backend.dtype}, which is for checks; copy its "
-            "parameters into one of float32"
+            f"a checkpoint must be of a float32 model; got one of {model._backend.dtype}, which is for checks; copy "
+            "its parameters into a float32 model"
         )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"a tokenizer may have at most the model's {model.config.vocab_size} tokens; got {tokenizer.vocab_size}; "
-            "save the tokenizer that the model was trained with"
+            f"a tokenizer must have at most as many tokens as the model's vocab_size, {model.config.vocab_size}; "
+            f"got {tokenizer.vocab_size}; save the tokenizer that the model was trained with"
         )
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
-        raise FileExistsError(f"{directory} exists and is no checkpoint, so it is not replaced; choose another folder")
+        raise FileExistsError(f"{directory} must be new or a checkpoint; got something else; choose another folder")
     with replacing_folder(target, is_checkpoint) as new:
-        with model._lock:  # while a thread trains the model, weights and moments are those between two updates
+        with model._lock:  # so that weights and moments are of the same update while another thread trains
             if model.adapter is not None:
                 adapters.write_adapter(new, model.config, model.adapter, model.origin, adapters.checksum_of(model))
             else:
@@ -147,22 +146,21 @@ def save_tuned(
 
 
 def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, Tokenizer]:
-    """A model and its tokenizer, from
+    """Open a model and its tokenizer, from
 
-        a checkpoint or run folder of ours     in memory, ready to be trained
-        a folder of Hugging Face's             GPT-2, Llama, Mistral, Qwen2, Qwen3; safetensors
+        a checkpoint or run folder             loaded into memory as float32, ready to be trained
+        a Hugging Face folder                  GPT-2, Llama, Mistral, Qwen2, Qwen3; safetensors
         a GGUF file                            the same architectures, quantised or not
         a llama2.c checkpoint                  with tokenizer.bin, or tok512.bin for 512 tokens, beside it
-        a folder of a low-rank adapter         PEFT's or ours: the model that it names, with the adapter set
-        a name such as "org/model"             where there is no such file: from Hugging Face's hub (extra `hf`)
+        the folder of a LoRA adapter           PEFT's or ours: the base model that it names, with the adapter set
+        a name such as "org/model"             from the Hugging Face hub (extra `hf`), if there is no such path
 
-    Other projects' files are mapped into memory and their weights used as they are, without a copy, until something
-    trains them (see Model.unfreeze). `model.generation_options` are what the files say about generating. A folder that
-    processes save to meanwhile gives what one of them saved.
+    Other projects' files are memory-mapped and their weights used as stored, without a copy, until something trains
+    them (see Model.unfreeze). `model.generation_options` has what the files say about generation. If another process
+    saves to the folder at the same time, the result is one of the saved models, never a mix.
 
-    Raises FileNotFoundError; FormatError for a file that is damaged or of a kind that can't be opened, which says what
-    can; FastllmError where a package is missing, or where a name such as "org/model" (any a/b that isn't there, and so
-    a mistyped path) can't be fetched.
+    Raises FileNotFoundError; FormatError for a file that is damaged or not supported; FastllmError where a package is
+    missing, or where a name such as "org/model" can't be downloaded. A mistyped path a/b counts as such a name.
     """
     given, origin = _located(path)
     return of_one_moment(given, lambda: _load(path, given, origin, backend))
@@ -184,7 +182,7 @@ def _load(path: str | os.PathLike[str], given: Path, origin: str, backend: str) 
 
 
 def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """A tokenizer by itself: one that load_tokenizer opens, or that of a model that load opens. Raises as they do."""
+    """The tokenizer at a path that load_tokenizer opens, or that of a model that load opens. Raises as they do."""
     given, _ = _located(path)
     folder = _find(given) or given
     is_of_a_tokenizer = folder.suffix in (".json", ".bin") or (folder.is_dir() and not adapters.is_adapter(folder))
@@ -192,7 +190,7 @@ def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Where a model is on the disk, downloaded if need be, and what its origin is."""
+    """The path of a model on disk, after a download if it is a name on the hub; and its Model.origin."""
     given = Path(path)
     if not given.exists() and not is_set_aside(given) and is_hub_name(os.fspath(path)):
         return download(os.fspath(path)), os.fspath(path)
@@ -200,22 +198,22 @@ def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
-    """The model that an adapter's folder names, with the adapter set."""
+    """The base model that an adapter's folder names, with the adapter set."""
     name = adapters.base_name(folder)
-    places = folder / name, Path(name)  # from the adapter's folder, as we look at it, or from here, as PEFT does
-    # No device, which could be read for ever.
+    places = folder / name, Path(name)  # relative to the adapter's folder, or to the current one, as in PEFT
+    # Not a device, which may never end.
     place = next((place for place in places if os.path.isdir(place) or os.path.isfile(place)), None)
     if place is None and not is_hub_name(name):
         raise FormatError(
-            f"{folder / adapters.CONFIG} must name the model it adds to; got {name!r:.200}, which is neither in "
-            f"{folder} nor here; mend base_model_name_or_path, or open the model and load_adapter(model, folder)"
+            f"{folder / adapters.CONFIG} must name its base model; got {name!r:.200}, which is neither in {folder} nor "
+            "in the current folder; fix base_model_name_or_path, or open the model and load_adapter(model, folder)"
         )
     given, origin = _located(place or name)
     base = _find(given) or given
     if adapters.is_adapter(base):
         raise FormatError(
             f"{folder / adapters.CONFIG} must name a model without an adapter; got {name!r:.200}, which has one; merge "
-            "that before"
+            "that one first"
         )
     model, tokenizer = _open(base, backend)
     adapter = adapters.read_adapter(model.config, folder)
@@ -228,17 +226,17 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
 
 
 def _check_base(folder: Path, model: Model, name: str) -> None:
-    """Warn where the adapter was trained beside another model of that name."""
+    """Warn if the base model's weights are not those that the adapter was trained with."""
     if not adapters.is_of(folder, model):
         warnings.warn(
-            f"{folder}: the adapter was trained on {name} as it was, which has changed since: bring it back, or train "
-            "anew",
+            f"{folder}: the adapter was trained on {name}, which has changed since: restore that model, or train the "
+            "adapter again",
             stacklevel=7,
         )
 
 
 def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
-    """A model without an adapter: ours or another project's."""
+    """Open a model without an adapter, ours or another project's."""
     own = _own(folder) if is_checkpoint(folder) else None
     if own is None:
         return _open_foreign(folder, backend)
@@ -247,13 +245,13 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     config = own.config
     with _damage(folder / WEIGHTS):
         check_vocabulary(folder, tokenizer, config)
-        # Before memory is taken for what may be a damaged configuration.
+        # Checked before memory is allocated, as the configuration may be damaged.
         if config.layers > len(arrays):
             raise ValueError(
-                f"{config.layers} layers have more parameters than the {len(arrays)} here; use another checkpoint"
+                f"{config.layers} layers must have more tensors than that; got {len(arrays)}; use another checkpoint"
             )
         if own.has_their_names:
-            if has_its_own_head(config, arrays):  # since transformers has saved it
+            if has_its_own_head(config, arrays):  # untied when transformers saved it again
                 config = dataclasses.replace(config, tied_head=False)
             arrays = from_huggingface(config, arrays)
         check_shapes(shapes_of(config), arrays)
@@ -261,14 +259,14 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     with _damage(folder / WEIGHTS):
         model.unfreeze().load(arrays)
     model.generation_options, model.other_generation = own.generation, own.other_generation
-    if model.generation_options.get("end_ids") == (tokenizer.end_id,):  # as it is without
+    if model.generation_options.get("end_ids") == (tokenizer.end_id,):  # the default
         del model.generation_options["end_ids"]
     return model, tokenizer
 
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """What is wrong with a file's content is a FormatError."""
+    """Turn a ValueError about a file's content into a FormatError that names the file."""
     try:
         yield
     except ValueError as error:
@@ -276,7 +274,11 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 class _Own(NamedTuple):
-    """What the files say of a model that fastllm wrote; whether its weights have Hugging Face's names."""
+    """The configuration of a model that fastllm wrote.
+
+    generation, other_generation  as Model.generation_options and Model.other_generation
+    has_their_names               whether the weights are in Hugging Face's format
+    """
 
     config: ModelConfig
     generation: dict[str, Any]
@@ -285,29 +287,29 @@ class _Own(NamedTuple):
 
 
 def _own(folder: Path) -> _Own | None:
-    """None for another project's model. Raises FormatError."""
+    """Read the configuration; None for another project's model. Raises FormatError."""
     path = folder / CONFIG
     theirs = read_json(path, ANOTHER)
     own = theirs if theirs.get("format") == FORMAT else theirs.get(FORMAT)
     if own is None:
         return None
     if not isinstance(own, dict) or not isinstance(own.get("model"), dict):
-        raise FormatError(f"{path} must describe a model of fastllm's; got something else; use another one")
+        raise FormatError(f"{path} must describe a fastllm model; got something else; {ANOTHER}")
     version = own.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise FormatError(f"{path} must be of version {VERSION}; got {version!r:.40}; update fastllm")
+        raise FormatError(f"{path} must have a version from 1 to {VERSION}; got {version!r:.40}; update fastllm")
     generation = own.get("generation", {})
     if not isinstance(generation, dict):
-        raise FormatError(f"{path} must hold options of generation in an object; mend it")
+        raise FormatError(f"{path} must have generation options as an object; got {brief(generation)}; fix it")
     if isinstance(generation.get("end_ids"), list):
         generation["end_ids"] = tuple(generation["end_ids"])
-    if isinstance(biases := generation.get("logit_bias"), dict):  # JSON has no numbers for keys
+    if isinstance(biases := generation.get("logit_bias"), dict):  # JSON keys are texts
         numbers = {key: int(key) if key.isdecimal() and len(key) < 12 else key for key in biases}
         generation["logit_bias"] = {numbers[key]: bias for key, bias in biases.items()}
     fields = own["model"]
     other: dict[str, Any] = {}
     try:
-        if own is not theirs and version > 2:  # what has no words there is here
+        if own is not theirs and version > 2:  # ours has only what theirs lacks
             said = config_from_huggingface(theirs)
             fields = {**said.to_dict(), **fields}
             facts, other = _said_of_generation(folder, theirs, said, TOP_K if version > 3 else None)
@@ -326,12 +328,12 @@ def _said_of_generation(
 
 
 def _open_foreign(path: Path, backend: str) -> tuple[Model, Tokenizer]:
-    """A model of another project."""
+    """Open another project's model."""
     opened = open_model(path)
     tokenizer = fitting(path, _foreign_tokenizer(opened), opened.config)
     model = Model(opened.config, backend=backend, weights=opened.weights)
     options = dict(opened.generation)
-    if opened.source == "gguf":  # which names one or two of them; readers know the others by their names
+    if opened.source == "gguf":  # which lists at most a few end tokens; the others are known by their texts
         options["end_ids"] = tuple(dict.fromkeys([*options["end_ids"], *sorted(tokenizer.end_ids)]))
     if not options.get("end_ids"):
         options.pop("end_ids", None)
@@ -355,16 +357,16 @@ def _foreign_tokenizer(opened: OpenedModel) -> Tokenizer:
 
 
 def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """The progress kept with a checkpoint, and the optimizer's state put into `optimizer`.
+    """The progress saved with a checkpoint; also loads the saved optimizer state into `optimizer`, if given.
 
-    Raises FileNotFoundError where there is no checkpoint, FormatError for one without progress or that is damaged.
+    Raises FileNotFoundError where there is no checkpoint, FormatError for one that is damaged or has no progress.
     """
     folder = find_checkpoint(path)
     if not (folder / PROGRESS).exists():
-        raise FormatError(f"{folder} must hold {PROGRESS} to go on with training; got a model only; start a new run")
+        raise FormatError(f"{folder} must hold {PROGRESS} to resume training; got a model only; start a new run")
     content = read_small(folder / PROGRESS, MAX_PROGRESS, ANOTHER)
     try:
-        progress = json.loads(content.decode("utf-8"))  # with NaN, which one's own may have
+        progress = json.loads(content.decode("utf-8"))  # NaN is allowed: a loss may be
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{folder / PROGRESS} must hold JSON; got {error}; {ANOTHER}") from None
     if not isinstance(progress, dict):
@@ -378,7 +380,7 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint folder at path, or in the run folder at path."""
+    """The checkpoint folder at path, or in the run folder at path. Raises FileNotFoundError, FormatError."""
     folder = _find(Path(path))
     if folder is not None:
         return folder
@@ -401,11 +403,11 @@ def _find(path: Path) -> Path | None:
 def _write_model(
     folder: Path, model: Model, tokenizer: Tokenizer, options: Mapping[str, Any], keeps_order: bool
 ) -> None:
-    """Weights and config.json, with Hugging Face's names where it has some.
+    """Write weights and config.json, in Hugging Face's format if it has the architecture.
 
-    options      the model's of generation
-    keeps_order  rows stay where they are, as the optimizer's moments do. Hugging Face has RoPE on the halves of a
-                 head, so rows of a model that has it on pairs would change places
+    options      the model's generation options
+    keeps_order  rows must not be reordered, as the optimizer's moments are not. Hugging Face has RoPE on the halves of
+                 a head, so a model with RoPE on pairs is then written in our own format
     """
     config, parameters = model.config, model.parameters
     try:
@@ -421,7 +423,7 @@ def _write_model(
     _write_arrays(folder / WEIGHTS, to_huggingface(config, parameters))
     ends = {"end_ids": (tokenizer.end_id,)}
     other = with_begin(model.other_generation, tokenizer.bos_id)
-    # Stop strings in theirs would have transformers ask for the tokenizer each time: they are said in our words.
+    # Stop strings go into our part: with them in theirs, transformers' generate asks for the tokenizer in each call.
     said_there = {name: value for name, value in options.items() if name != "stop"}
     theirs, generation = config_files(config, "float32", {**ends, **said_there}, other)
     _write_json(folder / GENERATION, generation)
@@ -435,30 +437,27 @@ def _write_model(
 
 
 def _beyond(fields: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that are not said already."""
+    """The fields that `said` lacks or has another value for."""
     return {name: value for name, value in fields.items() if name not in said or said[name] != value}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, which stays open for them. Raises FormatError if it is missing or damaged."""
+    """The arrays of a safetensors file: views of it, bfloat16 as a float32 copy.
+
+    Raises FormatError if the file is missing or damaged.
+    """
     try:
         stored = read_safetensors(path)
     except FileNotFoundError:
-        raise FormatError(f"{path} must be there; got no such file; the checkpoint is not complete") from None
+        raise FormatError(f"{path} must exist; got no such file; the checkpoint is not complete") from None
     with naming(path):
         arrays = {name: stored_array(name, tensor, ARRAYS) for name, tensor in stored.items()}
     return {name: float32(array) if stored[name].dtype == "BF16" else array for name, array in arrays.items()}
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}
-
-    def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-    tensors = [
-        TensorToWrite(name, names[array.dtype], array.shape, partial(pieces, array)) for name, array in arrays.items()
-    ]
+    names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}  # which would be uint16
+    tensors = [array_to_write(name, names[array.dtype], array) for name, array in arrays.items()]
     try:
         write_safetensors(path, tensors)
     except OSError as error:

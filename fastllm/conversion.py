@@ -1,7 +1,7 @@
-"""A model in another project's files: a GGUF file for llama.cpp, or a folder for transformers.
+"""Conversion of a model to a GGUF file for llama.cpp, or to a folder for transformers.
 
-Weights that a file holds go from it into the other, a piece at a time; so memory stays small, whatever their size.
-What is written takes its place when it is whole, and what was there before stays until then.
+Weights of memory-mapped files are converted a piece at a time, so little memory is needed whatever their size. The
+target is replaced only when the new one is whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .formats import open_model, write_gguf, write_huggingface
 from .formats.bytes_of_file import mapped_file
 from .formats.gguf import OPTIONS
 from .formats.huggingface_config import model_type
-from .formats.huggingface_export import with_begin
+from .formats.huggingface_export import KINDS_OF_DTYPE, with_begin
 from .formats.huggingface_folder import CONFIG
 from .formats.model_folder import is_of_a_model, one_at_a_time, restore
 from .formats.opened import Weights
@@ -43,22 +43,23 @@ from .tokenizers.sentencepiece_json import sentencepiece_from_huggingface
 
 GGUF = ".gguf"
 GGUF_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
-FOLDER_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FOLDER_TYPES = {kind: dtype for dtype, kind in KINDS_OF_DTYPE.items()}
 ALIASES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
-PAGES_KEPT = 1 << 24  # bytes written until what was read for them is forgotten
+PAGES_KEPT = 1 << 24  # see _forgetting; the system itself keeps pages until memory is full
 
-BESIDE_A_MODEL = ("README.md", ".gitattributes")  # in a folder that is to be replaced
+BESIDE_A_MODEL = ("README.md", ".gitattributes")  # files that a folder to be replaced may hold beside the model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A model to be written elsewhere.
+    """A model to be converted.
 
-    weights     our names -> a float32 array, or Packed as a file has it
-    kinds       of the matrices; where an adapter was merged into them, those from before
-    nbytes      of all weights, likewise
-    tokenizer   None: the model is written without
+    weights     our names -> float32 array, or Packed as a file stores it
+    kinds       the kinds of the matrices, those before an adapter was merged
+    nbytes      size of all weights, likewise
+    is_merged   whether an adapter was merged
+    tokenizer   None: write the model without one
     generation, other_generation  as Model.generation_options and Model.other_generation
     """
 
@@ -73,7 +74,7 @@ class Source:
 
 
 def source_of(model: Model, tokenizer: Tokenizer | None) -> Source:
-    """What there is to write of a model. An adapter is merged into it first, so that it counts."""
+    """A model and its tokenizer as a Source. Merges an adapter into the model, in place."""
     weights, is_merged = _weights(model), model.adapter is not None
     kinds, nbytes = _kinds(weights), _nbytes(weights)
     if is_merged:
@@ -84,14 +85,14 @@ def source_of(model: Model, tokenizer: Tokenizer | None) -> Source:
 
 
 def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
-    """What there is to write of the model at a path: anything that fastllm.load opens.
+    """The Source of a model at a path: anything that fastllm.load opens.
 
-    tokenizer  False: without; then it is no matter whether there is one that fastllm can open
+    tokenizer  False: leave it out; then fastllm need not be able to open it, except for a model with an adapter
 
     Raises as fastllm.load does.
     """
     if not tokenizer and not is_adapter(Path(path)):
-        with contextlib.suppress(FormatError, OSError):  # load says what is wrong, if it can't either
+        with contextlib.suppress(FormatError, OSError):  # if load can't open it either, its error is raised
             opened = open_model(path)
             weights = opened.weights
             return Source(opened.config, weights, _kinds(weights), _nbytes(weights), False, None, opened.generation,
@@ -120,14 +121,14 @@ def _kinds(weights: Weights) -> frozenset[str]:
 
 
 def names_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether what is to be written at a path is a GGUF file."""
+    """Whether a path ends in .gguf, so that a GGUF file is to be written there."""
     return os.fspath(path).lower().endswith(GGUF)
 
 
 def kind_of(source: Source, target: Path, wanted: str | None) -> str | None:
-    """The kind of number that the matrices get in the target. None: in a GGUF file, each matrix stays as it is.
+    """The kind of the matrices in the target. None: in a GGUF file, each matrix keeps its own.
 
-    wanted  a type by one of its names, or None for what the source has
+    wanted  the name of a type, or None to choose as `write` describes
 
     Raises ConfigError for a type that the target can't have.
     """
@@ -158,15 +159,16 @@ def write(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a GGUF file, if the target's name ends in .gguf, or else a folder of Hugging Face's.
+    """Write a GGUF file if the target's name ends in .gguf, else a Hugging Face folder.
 
-    type      of the matrices: f32, f16, bf16, and of a GGUF file q8_0, q4_0, q4_1; None: as the source has them,
-              which is f16 for quantised ones that a folder or an adapter makes floats of
-    force     replace what is there; of a folder, the model: a README.md and .gitattributes stay
-    progress  called with the bytes of tensors written so far, and those there are in all
+    type      of the matrices: f32, f16 or bf16; for a GGUF file also q8_0, q4_0 or q4_1. None: the source's own. Where
+              that isn't possible, in a folder or after merging an adapter, f32 for float types that differ, f16 for
+              quantised ones
+    force     replace an existing file, or the model in an existing folder; its README.md and .gitattributes stay
+    progress  called with the bytes of tensors written so far and in total
 
-    Raises ConfigError for a type that the target can't have, FileExistsError where something stands in its place,
-    FormatError for a model or tokenizer that its format has no words for, OSError where it can't be written.
+    Raises ConfigError for a type that the target can't have, FileExistsError for a target that exists and may not be
+    replaced, FormatError for a model or tokenizer that its format can't express, OSError where it can't be written.
     """
     path = Path(target).absolute()
     kind = kind_of(source, path, type)
@@ -191,7 +193,7 @@ def write(
             )  # fmt: skip
             _warn_of_class(source)
     except OSError as error:
-        if isinstance(error, FileExistsError) or error.errno is None:  # said in full
+        if isinstance(error, FileExistsError) or error.errno is None:  # its message is complete
             raise
         raise OSError(
             error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
@@ -199,7 +201,7 @@ def write(
 
 
 def _forgetting(weights: Weights, progress: Progress | None) -> Progress:
-    """Have a mapped file's pages leave the memory now and then. The system sees to it only when the memory is full."""
+    """A progress callback that also drops the mapped source's pages from memory, every PAGES_KEPT bytes written."""
     arrays = (weight.data if isinstance(weight, Packed) else weight for weight in weights.values())
     maps = {id(file): file for file in map(mapped_file, arrays) if file is not None}
     forgotten = 0
@@ -217,12 +219,12 @@ def _forgetting(weights: Weights, progress: Progress | None) -> Progress:
 
 
 def check_target(target: str | os.PathLike[str], force: bool) -> None:
-    """Raise FileExistsError where something stands that must not be replaced."""
+    """Raise FileExistsError if the target exists and may not be replaced."""
     path = Path(target)
     if names_gguf(path):
         if path.is_dir() or (path.exists() and not force):
             what, fix = ("a folder", "choose another name") if path.is_dir() else ("a file", "--force replaces it")
-            raise FileExistsError(f"{target} must not be there yet; got {what}; {fix}")
+            raise FileExistsError(f"{target} must not exist yet; got {what}; {fix}")
         return
     with one_at_a_time(real_path(path).parent):
         restore(path)
@@ -247,14 +249,14 @@ def _check_folder(path: Path, force: bool) -> None:
             f"{path} must be new, or hold nothing but a model; got a folder {found}; choose another name"
         )
     if not force:
-        raise FileExistsError(f"{path} must not be there yet; got a model's folder; --force replaces it")
+        raise FileExistsError(f"{path} must not exist yet; got a model's folder; --force replaces it")
 
 
-# Generation and tokenizers, in their words
+# Generation options and tokenizers, in other projects' formats
 
 
 def _ends(source: Source) -> list[int]:
-    """Tokens that end a text: the model's own, else the tokenizer's. The one that the tokenizer names comes first."""
+    """Ids of tokens that end a text: the model's, else the tokenizer's; the tokenizer's end_id first."""
     tokenizer = source.tokenizer
     given = [int(token) for token in source.generation.get("end_ids") or ()]
     if tokenizer is None:
@@ -263,7 +265,7 @@ def _ends(source: Source) -> list[int]:
 
 
 def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """tokenizer.json and what stands beside it. Raises FormatError for a tokenizer that can't be said in it."""
+    """tokenizer.json and its companions: name -> content. Raises FormatError where they can't express the tokenizer."""
     try:
         theirs = to_huggingface(tokenizer)
     except ValueError as error:
@@ -274,7 +276,7 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 
 def _warn_of_class(source: Source) -> None:
-    """Warn where transformers doesn't do as the folder's tokenizer.json says: of Qwen2, AutoTokenizer makes its own."""
+    """Warn where transformers' AutoTokenizer ignores how tokenizer.json splits text, as it does for Qwen2 models."""
     if source.tokenizer is None or model_type(source.config) != "qwen2":
         return
     try:
@@ -283,23 +285,23 @@ def _warn_of_class(source: Source) -> None:
         is_like_it = False
     if not is_like_it:
         warnings.warn(
-            "the model is of Qwen2's kind, for which transformers' AutoTokenizer makes Qwen2's splits, whatever the "
-            "folder says, so that texts get other ids; PreTrainedTokenizerFast.from_pretrained gives the right ones",
+            "for Qwen2 models, transformers' AutoTokenizer splits text as Qwen2 does, whatever the folder says, so it "
+            "gives other ids than this tokenizer; PreTrainedTokenizerFast.from_pretrained gives the same",
             stacklevel=3,
         )
 
 
 def _gguf_metadata(source: Source, name: str) -> dict[str, Any]:
-    """Beside the tokenizer's: the name, and how the model is to be sampled from."""
+    """The model's name and its sampling options, under their "general.*" keys."""
     options = {key: source.generation.get(option) for option, key in OPTIONS.items()}
-    if options["top_k"] is not None:  # int32, as llama.cpp has it; more than there are is all
+    if options["top_k"] is not None:  # int32 in llama.cpp; a top_k above vocab_size means all
         options["top_k"] = np.int32(min(options["top_k"], source.config.vocab_size))
     given = {f"general.sampling.{key}": value for key, value in options.items() if value is not None}
     return {"general.name": name.encode("utf-8", "replace").decode(), **given}
 
 
 def _gguf_tokenizer(source: Source) -> dict[str, Any]:
-    """The tokenizer's metadata, with a token for each row of the model's table, as llama.cpp wants it."""
+    """The tokenizer's metadata, with a token for each row of the model's embedding, as llama.cpp requires."""
     tokenizer = source.tokenizer
     assert tokenizer is not None
     try:
@@ -319,27 +321,27 @@ def _gguf_tokenizer(source: Source) -> dict[str, Any]:
     if f"{prefix}scores" in metadata:
         scores = np.asarray(metadata[f"{prefix}scores"], np.float32)
         metadata[f"{prefix}scores"] = np.append(scores, np.full(missing, -1000, np.float32))
-    # Readers find other ends of an answer by their names. These are for those without such a name; letters, which
-    # a damaged configuration may name, are left out, for no text becomes an end.
+    # Readers know other ends of an answer by their texts (ENDS_OF_TURN); these keys are for the rest. Only control
+    # tokens: a damaged configuration may list ordinary ones.
     known = {tokenizer.end_id, *(i for i in tokenizer.control_ids if tokens[i] in ENDS_OF_TURN)}
     others = [i for i in _ends(source) if i in tokenizer.control_ids - known]
     for key, token_id in zip(("eot", "eom"), others, strict=False):
         metadata[f"{prefix}{key}_token_id"] = token_id
-    for key, name in (("bos", "bos_token_id"), ("padding", "pad_token_id")):  # llama.cpp has others in their place
+    for key, name in (("bos", "bos_token_id"), ("padding", "pad_token_id")):  # llama.cpp has defaults
         if name in source.other_generation:
             metadata.setdefault(f"{prefix}{key}_token_id", source.other_generation[name])
     return metadata
 
 
 def _as_sentencepiece(tokenizer: Tokenizer) -> Tokenizer:
-    """One of Hugging Face's that is SentencePiece's kind as such; others as they are."""
+    """A Hugging Face tokenizer with byte fallback as a SentencePieceTokenizer; any other unchanged."""
     if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.document["model"].get("byte_fallback"):
         return sentencepiece_from_huggingface(tokenizer)
     return tokenizer
 
 
 def size_of(path: str | os.PathLike[str]) -> int:
-    """Bytes of a file, or of the weights in a folder."""
+    """Size in bytes of a file, or of the safetensors files in a folder."""
     path = Path(path)
     files = [path] if path.is_file() else path.glob("*.safetensors")
     return sum(file.stat().st_size for file in files)

@@ -1,4 +1,4 @@
-"""Models by name from Hugging Face's hub, with the package huggingface_hub (extra `hf`), which keeps them on disk."""
+"""Models by name from the Hugging Face hub, by way of the package huggingface_hub (extra `hf`) and its disk cache."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from .errors import FastllmError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*\.gguf)?")
 # What a model needs, and nothing that runs code.
 FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
-# The weights once more: in Mistral's own layout, and of training's stations.
+# The weights again: in Mistral's own layout; intermediate checkpoints in folders of their own.
 SUPERFLUOUS = ["consolidated*", "*/*.safetensors", "*/*.json"]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it may be "org/model", or "org/model/file.gguf"."""
+    """Whether a name has the form "org/model" or "org/model/file.gguf"."""
     return NAME.fullmatch(name) is not None
 
 
 def download(name: str) -> Path:
-    """The folder of a model, or its GGUF file: what is on disk from before, or what the hub gives.
+    """Download a model's folder, or a GGUF file, and return its path on disk.
 
-    Raises FastllmError where the package is missing or the hub doesn't give it.
+    huggingface_hub downloads only what its cache lacks, and uses the cache where the hub can't be reached. Raises
+    FastllmError where that package is missing or the download fails.
     """
     try:
         import huggingface_hub
     except ImportError:
         raise FastllmError(
-            f"there is nothing at {name}, and to look for it on Hugging Face's hub takes huggingface_hub; got none; "
-            'check the path, or pip install "fastllm-numba[hf]"'
+            f"there is nothing at {name}, and looking for it on Hugging Face's hub needs the package huggingface_hub; "
+            'got none; check the path, or pip install "fastllm-numba[hf]"'
         ) from None
     org, model, *file = name.split("/", 2)
     try:
         if file:
             return Path(huggingface_hub.hf_hub_download(f"{org}/{model}", file[0]))
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, ignore_patterns=SUPERFLUOUS))
-    except Exception as error:  # its own, those of what it talks with, and of what came in place of an answer
+    except Exception as error:  # huggingface_hub's, the HTTP library's, and parsers' of broken answers
         reason = " ".join(str(error).split())[:300]
         raise FastllmError(
             f"there is no file or folder {name}, and it could not be fetched from Hugging Face's hub; got "

@@ -1,7 +1,7 @@
-"""Matrices as the files of models hold them: float32, float16, bfloat16, or in blocks of a few bits a weight.
+"""Matrices as model files store them: float32, float16, bfloat16, or quantised, in blocks of a few bits per weight.
 
-A row is so many blocks, one after another; a block is so many weights in so many bytes. The names and numbers are
-those of GGUF (github.com/ggml-org/ggml, docs/gguf.md); `kernels/blocks.py` knows what is in a block.
+A row is a sequence of blocks; each block holds a fixed number of weights in a fixed number of bytes. Names and numbers
+are those of GGUF (github.com/ggml-org/ggml, docs/gguf.md); `kernels/blocks.py` has the layout of each block.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Kind(NamedTuple):
-    """How weights are kept: `block` weights in `size` bytes."""
+    """A storage type: `block` weights in `size` bytes. `number` is GGUF's id for it."""
 
     name: str
     number: int
@@ -21,7 +21,7 @@ class Kind(NamedTuple):
     size: int
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes of a row of so many weights, which must be a multiple of `block`."""
+        """Bytes of a row of `columns` weights, which must be a multiple of `block`."""
         return columns // self.block * self.size
 
 
@@ -45,9 +45,9 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A matrix (rows, columns) in one of KINDS.
+    """A matrix (rows, columns) stored in one of KINDS.
 
-    data  (rows, bytes of a row) uint8, C-contiguous; usually a read-only view of a memory-mapped file
+    data  (rows, bytes per row) uint8, C-contiguous; usually a read-only view of a memory-mapped file
     """
 
     data: np.ndarray
@@ -55,11 +55,11 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Rows and columns, in weights."""
         rows, size = self.data.shape
         return rows, size // self.kind.size * self.kind.block
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes."""
+        """Size of the data, in bytes."""
         return self.data.nbytes

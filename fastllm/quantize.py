@@ -1,6 +1,6 @@
-"""Numbers into the kinds of packed.py and back, as llama.cpp's reference does it (ggml-quants.c), to the last bit.
+"""Quantisation and dequantisation, bit for bit as in llama.cpp's reference code (ggml-quants.c).
 
-What the kinds are stands in `kernels/reference/packed.py`, which takes them apart.
+`kernels/reference/packed.py`, which unpacks them, describes the kinds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .packed import KINDS, Packed
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-PIECE = 1 << 19  # weights dealt with at a time: what lies between is a few times two megabytes
+PIECE = 1 << 19  # weights converted at a time: 2 MB as float32, and a few temporary arrays of that size
 
 
 def dequantize(packed: Packed) -> Floats:
     """The matrix in float32, (rows, columns)."""
-    from .kernels.reference.packed import unpacked  # and with it the kernels, which take longer to load than all else
+    from .kernels.reference.packed import unpacked  # late, as it imports the kernels, which takes long
 
     rows, columns = packed.shape
     out = np.empty((rows, columns), np.float32)
@@ -31,13 +31,13 @@ def dequantize(packed: Packed) -> Floats:
 
 
 def quantize(array: NDArray[np.floating], kind: str) -> Packed:
-    """The matrix (rows, columns), each number rounded to the nearest that the kind can tell within its block.
+    """Convert a matrix (rows, columns), rounding as llama.cpp does.
 
     kind  "F32", "F16", "BF16", "Q8_0", "Q4_0" or "Q4_1"
 
-    A C-contiguous float32 matrix as F32 is a view; numbers of other types are taken as float32 first. Raises
-    ValueError for another kind, for columns that are no multiple of its block, and for numbers that it can't hold: NaN
-    and infinity in blocks, and too large ones.
+    A C-contiguous float32 matrix as F32 is a view. Numbers of other types are converted to float32 first. Raises
+    ValueError for another kind, a number of columns that is not a multiple of its block, finite numbers beyond its
+    range, and NaN or infinity for the quantised kinds.
 
     >>> quantize(np.full((2, 32), 0.5), "Q8_0").shape
     (2, 32)
@@ -57,7 +57,7 @@ def quantize(array: NDArray[np.floating], kind: str) -> Packed:
     step = max(1, PIECE // max(1, columns))
     for begin in range(0, rows if columns else 0, step):
         given = array[begin : begin + step]
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
             piece = np.ascontiguousarray(given, np.float32)
             packed = PACK[kind](piece.reshape(-1, block))
         if packed is None or (piece.dtype != given.dtype and _overflows(given, piece)):
@@ -75,13 +75,13 @@ def _overflows(given: NDArray[np.floating], rounded: NDArray[np.floating]) -> bo
 
 
 def _halves(*columns: Floats) -> Bytes | None:
-    """Columns (n, 1) as float16, side by side; None where one is too large."""
+    """Columns (n, 1) as the bytes of float16, side by side; None where one is NaN, infinite or too large."""
     halves = np.concatenate(columns, axis=1).astype("<f2")
     return halves.view(np.uint8) if np.isfinite(halves).all() else None
 
 
 def _inverse(d: Floats) -> Floats:
-    """1 / d; 0 where d is 0, or so small that it is 0 in float16 and 1 / d is too large."""
+    """1 / d; 0 where d is 0, or so small that 1 / d overflows (such a d is 0 in float16)."""
     with np.errstate(divide="ignore"):
         inverse = np.float32(1) / d
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
@@ -92,7 +92,7 @@ def _joined(scales: Bytes | None, q: Bytes) -> Bytes | None:
 
 
 def _pack_nibbles(q: Floats) -> Bytes:
-    """(n, 32) numbers, cut off towards 0 and to four bits -> (n, 16) bytes."""
+    """(n, 32) numbers >= 0, truncated and limited to 15 -> (n, 16) bytes: the first 16 are the low halves."""
     whole = np.minimum(q, np.float32(15)).astype(np.uint8)
     return whole[:, :16] | whole[:, 16:] << np.uint8(4)
 
@@ -103,7 +103,7 @@ def _pack_f16(blocks: Floats) -> Bytes | None:
 
 
 def _pack_bf16(blocks: Floats) -> Bytes | None:
-    """To nearest, ties to even; a NaN stays one, made quiet."""
+    """Rounds to nearest, ties to even; a NaN stays one, made quiet."""
     bits = blocks.view(np.uint32)
     rounded = bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))
     rounded = np.where(np.isnan(blocks), bits | np.uint32(1 << 22), rounded)
@@ -112,7 +112,7 @@ def _pack_bf16(blocks: Floats) -> Bytes | None:
 
 
 def _pack_q8_0(blocks: Floats) -> Bytes | None:
-    """d = largest / 127; halves are rounded away from 0."""
+    """d = largest magnitude / 127; weights / d are rounded to nearest, ties away from 0."""
     d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     scales = _halves(d)
     if scales is None:
@@ -124,7 +124,7 @@ def _pack_q8_0(blocks: Floats) -> Bytes | None:
 
 
 def _pack_q4_0(blocks: Floats) -> Bytes | None:
-    """d = the weight farthest from 0 / -8, so that it becomes 0."""
+    """d = w / -8 for the weight w of largest magnitude, whose four bits are then 0; they stand for (bits - 8) * d."""
     farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
     d = farthest / np.float32(-8)
     scales = _halves(d)
@@ -132,7 +132,7 @@ def _pack_q4_0(blocks: Floats) -> Bytes | None:
 
 
 def _pack_q4_1(blocks: Floats) -> Bytes | None:
-    """m = the least, d = (largest - least) / 15."""
+    """m = the least weight, d = (largest - least) / 15; four bits stand for bits * d + m."""
     least = blocks.min(axis=1, keepdims=True)
     d = (blocks.max(axis=1, keepdims=True) - least) / np.float32(15)
     scales = _halves(d, least)

@@ -1,4 +1,4 @@
-"""Small files that strangers wrote: read whole, where they have at most so many bytes, and their JSON, checked."""
+"""Small files from strangers: read whole, up to a limit of bytes; JSON is checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .errors import FormatError
 
-MAX_JSON = 16 << 20  # bytes; the largest index of shards has two; parsed, JSON takes some twenty times its bytes
+MAX_JSON = 16 << 20  # bytes; the largest index of shards has 2 MB. Parsed, JSON takes some twenty times as much memory
 AGAIN = "download the model again"
 
 _repr = Repr()
@@ -20,35 +20,37 @@ _repr.maxstring = _repr.maxother = 80
 
 
 def brief(value: object) -> str:
-    """A value for a message: one short line, however large it is."""
+    """The repr of a value for a message: one short line, however large the value."""
     return _repr.repr(value).replace("\n", " ")
 
 
 def read_small(path: str | os.PathLike[str], most: int, fix: str = AGAIN) -> bytes:
-    """What a file of at most `most` bytes holds. Raises FormatError for another, OSError where it can't be opened.
+    """The content of a file of at most `most` bytes.
 
-    fix  what to do then
+    fix  what the error message tells the user to do
+
+    Raises FormatError for a larger file, a folder, pipe or device, OSError where it can't be opened.
     """
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # of a pipe or a device, there may be no end
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
         raise FormatError(f"{path} must be a file; got a folder, pipe or device; {fix}")
     if status.st_size > most:
         raise FormatError(f"{path} must have at most {most} bytes; got {status.st_size}; {fix}")
     with open(path, "rb") as file:
-        return file.read(status.st_size)  # the system's own files may hold more, without an end
+        return file.read(status.st_size)  # no more: files such as those in /proc are longer than they say
 
 
 def read_json(path: Path, fix: str = AGAIN, most: int = MAX_JSON) -> dict[str, Any]:
     """The JSON object in a file. Raises FormatError where there is none, OSError where it can't be opened.
 
-    fix   what to do then
-    most  bytes that it may have
+    fix   what the error message tells the user to do
+    most  limit of its size, in bytes
     """
     return parse_json(read_small(path, most, fix), str(path), fix)
 
 
 def parse_json(data: bytes, what: str, fix: str = AGAIN) -> dict[str, Any]:
-    """The JSON object in bytes, with each key once. Raises FormatError, which names `what`."""
+    """The JSON object in bytes. Raises FormatError, whose message begins with `what`, also for a repeated key."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_reject)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -1,4 +1,4 @@
-"""Whether a tokenizer's vocabulary goes with a model's: a model may have more rows than there are tokens, not fewer."""
+"""Whether a tokenizer fits a model, whose embedding must have a row for each token and may have more."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .tokenizers import HuggingFaceTokenizer, Tokenizer
 
 
 def fitting(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
-    """The tokenizer of a model at a path, without added tokens that the model has no rows for.
+    """The tokenizer for the model at a path, without added tokens that the embedding has no rows for.
 
-    Warns of these. Raises as check_vocabulary where there are others.
+    Warns if it leaves any out. Raises FormatError where other tokens have no rows.
     """
     if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, HuggingFaceTokenizer):
         tokenizer = _limited(path, tokenizer, config.vocab_size)
@@ -23,7 +23,7 @@ def fitting(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> Tokenizer:
 
 
 def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingFaceTokenizer:
-    """The tokenizer without the added tokens that the model has no rows for, if that is possible."""
+    """The tokenizer without the added tokens from id `size` on; as it is where it can't do without them."""
     with contextlib.suppress(ValueError, TypeError):
         limited = tokenizer.limited(size)
         if limited.vocab_size <= size:
@@ -38,6 +38,6 @@ def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> N
     """Raise FormatError for a tokenizer with more tokens than the model has rows."""
     if tokenizer.vocab_size > config.vocab_size:
         raise FormatError(
-            f"{path}: tokenizer and model must have one vocabulary; got {tokenizer.vocab_size} tokens and "
-            f"vocab_size {config.vocab_size}; the files are of two models"
+            f"{path}: a tokenizer must have at most as many tokens as the model's vocab_size, {config.vocab_size}; got "
+            f"{tokenizer.vocab_size}; use the tokenizer that the model was trained with"
         )

@@ -37,8 +37,8 @@ WRONG_CONFIGS = {
     "bias of B": ({"lora_bias": True}, "lora_bias must not be given"),
     "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices must not"),
     "parameters": ({"target_parameters": ["x"]}, "target_parameters must not"),
-    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights must be .*got 'pissa_niter_4'"),
-    "one": ({"init_lora_weights": 1}, "init_lora_weights must be .*got 1"),
+    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights must leave .*got 'pissa_niter_4'"),
+    "one": ({"init_lora_weights": 1}, "init_lora_weights must leave .*got 1"),
     "alpha": ({"lora_alpha": -1}, "lora_alpha must be a number > 0; got -1"),
     "large alpha": ({"lora_alpha": 10**400}, "lora_alpha must be a number > 0"),
     "list of alphas": ({"lora_alpha": [1]}, "lora_alpha must be a number > 0"),
@@ -77,7 +77,7 @@ def test_other_configurations(tmp_path, changes):
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 WRONG_WEIGHTS = {
     "embedding": (lambda t: t.update({"base_model.model.model.embed_tokens.weight": t[f"{Q}.lora_A.weight"]}),
-                  "got 'base_model.model.model.embed_tokens.weight' too, of its embedding or head; merge the adapter"),
+                  "got 'base_model.model.model.embed_tokens.weight' too, of the embedding or head; merge the adapter"),
     "embedding adapter": (lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": np.ones(3)}),
                           "got 'base_model.model.model.embed_tokens.lora_embedding_A'"),
     "magnitudes": (lambda t: t.update({f"{Q}.lora_magnitude_vector": np.ones(3, np.float32)}), "lora_magnitude_vec"),
@@ -135,11 +135,11 @@ def test_an_adapter_of_another_model(tmp_path):
 def test_an_adapter_of_another_job(tmp_path):
     write(tmp_path, GPT2, LoRAConfig(rank=3))
     for lora in (LoRAConfig(rank=2), LoRAConfig(rank=3, targets=("query", "value"))):
-        with pytest.raises(FormatError, match=r"by the job|what the job says"):
+        with pytest.raises(FormatError, match=r"by the job|the job's maps"):
             read_adapter(GPT2, tmp_path, additions_of(GPT2, lora))
     more = additions_of(GPT2, LoRAConfig(rank=3, targets=("query", "value")))
     write_adapter(tmp_path, GPT2, filled(GPT2, additions_of(GPT2, LoRAConfig(rank=3, targets=("up",)))), None)
-    with pytest.raises(FormatError, match="start anew"):
+    with pytest.raises(FormatError, match="start a new run"):
         read_adapter(GPT2, tmp_path, more)
 
 

@@ -65,7 +65,7 @@ def test_optimizer_and_progress_come_back(tmp_path, tiny_model, tokenizer, kind)
     optimizer.step(0.1)
     progress = {"phase": "facts", "step": 1}
     fastllm.save(tmp_path / "model", tiny_model, tokenizer)
-    with pytest.raises(FormatError, match=f"must hold {PROGRESS} to go on with training"):
+    with pytest.raises(FormatError, match=f"must hold {PROGRESS} to resume training"):
         load_progress(tmp_path / "model")
     checkpoint.save(tmp_path / "model", tiny_model, tokenizer, optimizer, progress)
     model, _ = load(tmp_path / "model")
@@ -247,7 +247,7 @@ def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path, tiny_model, to
     folder.mkdir()
     for name in content:
         (folder / name).write_text("mine")
-    with pytest.raises(FileExistsError, match="is no checkpoint, so it is not replaced"):
+    with pytest.raises(FileExistsError, match="must be new or a checkpoint"):
         fastllm.save(folder, tiny_model, tokenizer)
     assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(content, "mine")
 
@@ -425,8 +425,8 @@ DAMAGES = {
     "a key twice": (lambda f: (f / CONFIG).write_text('{"a": 1, "a": 2}'), "the key 'a' twice"),
     "other format": (lambda f: (f / CONFIG).write_text('{"model_type": "bert"}'), "model_type must be one of gpt2"),
     "newer version": (lambda f: rewrite_config(f, version=99), "version"),
-    "no model": (lambda f: rewrite_config(f, model=None), "must describe a model"),
-    "odd generation": (lambda f: rewrite_config(f, generation=[1]), "options of generation"),
+    "no model": (lambda f: rewrite_config(f, model=None), "must describe a fastllm model"),
+    "odd generation": (lambda f: rewrite_config(f, generation=[1]), "generation options"),
     "ends": (lambda f: rewrite_config(f, generation={"end_ids": 5}), "end_ids must be"),
     "letters for ends": (lambda f: rewrite_config(f, generation={"end_ids": ["a"]}), "end_ids must be"),
     "warm words": (lambda f: rewrite_config(f, generation={"temperature": "hot"}), "temperature must be"),
@@ -441,8 +441,8 @@ DAMAGES = {
     "other sizes": (lambda f: rewrite_model(f, hidden=13), "of shape"),
     "huge sizes": (lambda f: rewrite_model(f, hidden=2**31 - 1), "of shape"),
     "huge context": (lambda f: rewrite_model(f, context=10**15), "context"),
-    "many layers": (lambda f: rewrite_model(f, layers=10**9), "1000000000 layers have more"),
-    "vocabulary": (lambda f: rewrite_model(f, vocab_size=7), "one vocabulary"),
+    "many layers": (lambda f: rewrite_model(f, layers=10**9), "1000000000 layers must have more"),
+    "vocabulary": (lambda f: rewrite_model(f, vocab_size=7), "at most as many tokens as the model"),
     "tokenizer": (lambda f: (f / TOKENIZER).write_text("{}"), "tokenizer"),
 }
 
@@ -489,7 +489,7 @@ def test_damaged_bytes_never_raise_another_error(whole, name, data):
 
 
 def test_what_load_would_refuse_is_not_saved(tiny_model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="at most the model's"):
+    with pytest.raises(ValueError, match="at most as many tokens as the model's vocab_size, 23"):
         fastllm.save(tmp_path / "other", tiny_model, fastllm.ByteTokenizer())
     tiny_model.add_lora(rank=2)
     optimizer = fastllm.AdamW(tiny_model)

@@ -63,7 +63,7 @@ def test_a_tokenizer_that_could_be_read_for_ever(saved):
 def test_a_model_for_checks_is_not_saved(tmp_path, tokenizer):
     """It would come back as another, of float32."""
     config = fastllm.preset("nano", vocab_size=tokenizer.vocab_size)
-    with pytest.raises(ValueError, match="a checkpoint is read as float32; got a model of float64"):
+    with pytest.raises(ValueError, match="a checkpoint must be of a float32 model; got one of float64"):
         fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy", dtype=np.float64), tokenizer)
 
 

@@ -156,6 +156,8 @@ def test_what_can_not_be_written_leaves_what_was_there(path):
     with pytest.raises(ValueError, match=r"keys general\.\* of their own; got 'general.architecture'"):
         write_gguf(path, config, parameters, "F32", metadata={"general.architecture": "x"})
     with pytest.raises(ValueError, match=r"tokenizer.x must be a number, a string"):
+        write_gguf(path, config, parameters, "F32", {"tokenizer.x": np.float16(1)})  # which GGUF lacks
+    with pytest.raises(ValueError, match=r"tokenizer.x must be a number, a string"):
         write_gguf(path, config, parameters, "F32", {"tokenizer.x": {}})
     with pytest.raises(FormatError, match=r"missing, 'head\.weight'"):
         write_gguf(path, config, {name: array for name, array in parameters.items() if name != "head.weight"}, "F32")

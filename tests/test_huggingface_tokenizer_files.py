@@ -338,7 +338,7 @@ def test_a_split_that_never_ends_is_one_error(tmp_path):
     split = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
     (tmp_path / "tokenizer.json").write_text(json.dumps({**GOOD, "pre_tokenizer": split}))
     tokenizer = load_tokenizer(tmp_path)
-    with pytest.raises(DataError, match="a text must be one that the tokenizer can write; got the error"):
+    with pytest.raises(DataError, match="a text must be one that the tokenizer can encode; got the error"):
         tokenizer.encode("a" * 100)
     assert tokenizer.encode("ab").tolist() == [3]
 

@@ -79,7 +79,7 @@ def test_nothing(tmp_path):
 def test_a_file_of_something_else(tmp_path, data):
     path = tmp_path / "file"
     path.write_bytes(data)
-    assert "must be a folder of Hugging Face's, a GGUF file or a checkpoint of llama2.c" in refusal(path)
+    assert "must be a Hugging Face folder, a GGUF file or a llama2.c checkpoint" in refusal(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

@@ -185,7 +185,7 @@ def test_a_model_in_several_files(tmp_path):
         ({**MAP, "x": "a\\b.safetensors"}, FILES, "beside it; got"),
         *[({**MAP, "x": f"a{c}.safetensors"}, FILES, "beside it; got") for c in ("\0", "\n", "\ud800")],
         ({**MAP, "x": ""}, FILES, "beside it; got ''"),
-        (MAP, {ONE_FILE: ["a", "mask"]}, f"{OTHER} must be there"),
+        (MAP, {ONE_FILE: ["a", "mask"]}, f"{OTHER} must exist"),
         ({**MAP, "count": OTHER}, FILES, "1 missing or unknown, 'count'"),
         (MAP, {**FILES, OTHER: ["scalar", "count"]}, "1 missing or unknown, 'count'"),
         ({**MAP, "mask": OTHER}, FILES, "1 missing or unknown, 'mask'"),

@@ -240,5 +240,5 @@ def test_a_run_without_a_checkpoint(tmp_path):
     with pytest.raises(fastllm.errors.FormatError, match=r"has no checkpoint yet; train it first: .*--resume"):
         fastllm.load(tmp_path / "run")
     (tmp_path / "run" / "adapter_config.json").write_text('{"base_model_name_or_path": "nowhere/at/all"}')
-    with pytest.raises(fastllm.errors.FormatError, match="must name the model it adds to"):
+    with pytest.raises(fastllm.errors.FormatError, match="must name its base model"):
         fastllm.load(tmp_path / "run")  # another project's, which has a config.toml of its own

@@ -114,7 +114,7 @@ def test_an_adapter_goes_on_with_the_model_that_it_is_for(tmp_path, base):
     model.parameters["blocks.0.feed_forward.down.weight"][...] *= 0.5
     fastllm.save(tmp_path / "mine", model, tokenizer)
     with (
-        pytest.warns(UserWarning, match=r"trained on .*mine as it was, which has changed since: bring it back"),
+        pytest.warns(UserWarning, match=r"trained on .*mine, which has changed since: restore that model"),
         pytest.raises(DataError, match=r"stay as it is; got the model .*mine, which has changed .*; bring it back$"),
     ):
         Job.resume(tmp_path / "run")
@@ -236,10 +236,10 @@ def test_a_checkpoint_of_another_job(tmp_path, known):
     path = tmp_path / "run" / "config.toml"
     given = path.read_text()
     path.write_text(given.replace("alpha = ", "alpha = 1"))
-    with pytest.raises(FormatError, match=r"must have the scale .*, by the job's alpha; got .*; start anew"):
+    with pytest.raises(FormatError, match=r"must have the scale .*, by the job's alpha; got .*; start a new run"):
         Job.resume(tmp_path / "run")
     path.write_text(given.replace("rank = 3", "rank = 4"))
-    with pytest.raises(FormatError, match="must be of rank 4, by the job; got 3; start anew"):
+    with pytest.raises(FormatError, match="must be of rank 4, by the job; got 3; start a new run"):
         Job.resume(tmp_path / "run")
 
 

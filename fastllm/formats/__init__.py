@@ -1,4 +1,4 @@
-"""Other projects' files of models, read and written."""
+"""Model files of other projects: Hugging Face folders, GGUF and llama2.c."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["OpenedModel", "open_model", "write_gguf", "write_huggingface"]
 
 
 def open_model(path: str | os.PathLike[str]) -> OpenedModel:
-    """Open a model of another project: a folder of Hugging Face's, a GGUF file, or a checkpoint of llama2.c.
+    """Open another project's model: a Hugging Face folder, a GGUF file, or a llama2.c checkpoint.
 
-    What it is follows from its content. Opening maps the files into memory and copies nothing, but GPT-2's matrices
-    in a folder of Hugging Face's, and llama2.c's version 2. The files must stay as they are while the model is in
-    use; a file that takes their place does no harm.
+    The format is recognised by content. Files are memory-mapped and their matrices not copied, except those of GPT-2 in
+    a Hugging Face folder and of llama2.c's version 2. The files must not be changed while the model is in use;
+    replacing them by new ones does no harm.
 
-    Raises FormatError for what is none of these, is damaged, or that fastllm can't run; it says what is supported.
-    Raises FileNotFoundError where there is nothing, OSError where it can't be read.
+    Raises FormatError for another format, a damaged file, or a model that fastllm can't run; FileNotFoundError where
+    there is nothing; OSError where it can't be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,14 +46,14 @@ def open_model(path: str | os.PathLike[str]) -> OpenedModel:
         config, parameters = read_llama2c(path)
     except FormatError as error:
         raise FormatError(
-            f"{path} must be a folder of Hugging Face's, a GGUF file or a checkpoint of llama2.c; got none of these "
-            f"({error}); use one of them"
+            f"{path} must be a Hugging Face folder, a GGUF file or a llama2.c checkpoint; got none of these ({error}); "
+            "use one of them"
         ) from None
     return OpenedModel(
         config=config,
         weights={name: packed(array) if array.ndim == 2 else array for name, array in parameters.items()},
         source="llama2c",
         path=path,
-        generation=generation_facts(path, config.vocab_size, [1, 2], {}),  # <s> and </s>, as run.c has them
+        generation=generation_facts(path, config.vocab_size, [1, 2], {}),  # <s> and </s>, where run.c stops
         other_generation={"bos_token_id": 1},
     )

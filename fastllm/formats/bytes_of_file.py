@@ -1,4 +1,4 @@
-"""Bytes of files of others, memory-mapped; and whose errors name the file."""
+"""Memory-mapped files, and errors that name the file they are about."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..errors import FormatError
 
 
 def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """The bytes of a file, (size,) uint8, read-only and memory-mapped: it takes no memory to open it.
+    """The bytes of a file, (size,) uint8, read-only and memory-mapped.
 
-    Linux is asked to read it into large pages, through which a core reads up to 1.1 times as fast.
+    Asks Linux for huge pages, from which a core reads up to 1.1 times as fast.
 
     Raises OSError where it can't be opened.
     """
@@ -26,13 +26,13 @@ def map_file(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
             return np.frombuffer(b"", np.uint8)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # of a kernel without large pages
+        with suppress(OSError):  # kernels without huge pages refuse
             mapped.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapped, np.uint8)
 
 
 def mapped_file(array: NDArray[Any]) -> mmap.mmap | None:
-    """The file's map that an array is a view of; None where it has memory of its own."""
+    """The mmap that an array is a view of; None for an array in ordinary memory."""
     base: object = array
     while isinstance(base, (np.ndarray, memoryview)):
         base = base.base if isinstance(base, np.ndarray) else base.obj
@@ -41,7 +41,7 @@ def mapped_file(array: NDArray[Any]) -> mmap.mmap | None:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Have a FormatError of what is done within name the file or folder, if it doesn't."""
+    """Put a file's or folder's path before the message of a FormatError raised in the block, unless it has it."""
     try:
         yield
     except FormatError as error:

@@ -1,12 +1,12 @@
-"""Models in GGUF files, as llama.cpp names and lays them out: Llama (and Mistral, SmolLM2), Qwen2, Qwen3 and GPT-2.
+"""Models in GGUF files, with llama.cpp's names and layout: Llama (also Mistral, SmolLM2), Qwen2, Qwen3 and GPT-2.
 
     Llama    blk.0.attn_q.weight (out, in)       blocks.0.attention.query.weight, the same bytes
     GPT-2    blk.0.attn_qkv.weight (3C, C)       blocks.0.attention.query | key | value.weight
 
 Queries and keys of the architecture "llama" are laid out for RoPE on interleaved pairs (2i, 2i + 1) and stay so: the
-configuration says rope_interleaved=True. Those of Qwen2 and Qwen3 are for RoPE on halves. Biases and a head of its own
-are there or not; the file does not say beforehand. Llama 3's RoPE is a tensor, rope_freqs.weight, with a divisor for
-each frequency.
+configuration has rope_interleaved=True. Those of Qwen2 and Qwen3 are for RoPE on halves. The metadata don't say whether
+there are biases and an untied head; the tensors do. Llama 3's RoPE scaling is a tensor, rope_freqs.weight, with a
+divisor for each frequency.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ GPT2_MODULES = (
 
 
 class Architecture(NamedTuple):
-    """What general.architecture stands for. fixed: fields of ours that are the same in every such model."""
+    """A value of general.architecture. fixed: fields of our configuration that are the same in every such model."""
 
     modules: tuple[Module, ...]
     norm_eps: str
@@ -82,22 +82,23 @@ ARCHITECTURES = {
         {"norm": "layernorm", "activation": "gelu_tanh", "positions": "learned"},
     ),
 }
-# Features that fastllm lacks: a file must not have these keys, or 0 in them.
+# Features that fastllm lacks: these keys must be absent, 0 or false.
 UNKNOWN_FEATURES = (
     "expert_count", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale",
     "embedding_scale", "residual_scale", "attn_logit_softcapping", "final_logit_softcapping",
 )  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"
+# Field of GenerationConfig -> key after "general.sampling.".
 OPTIONS = {
     "temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"
 }  # fmt: skip
-LLAMA3_TURNS = (1.0, 4.0)  # low_freq_factor and high_freq_factor of all that Llama 3 has brought
+LLAMA3_TURNS = (1.0, 4.0)  # low_freq_factor and high_freq_factor of all Llama 3 models
 LLAMA3_CONTEXT = 8192
-FACTOR_TOLERANCE = 2e-6  # relative: converters compute in float32
+FACTOR_TOLERANCE = 2e-6  # relative, as converters compute in float32
 
 
 def open_gguf(path: Path) -> OpenedModel:
-    """The model in a file. Matrices are views of it.
+    """Open a GGUF file; matrices are views of it.
 
     Raises FormatError for a model that fastllm can't run and a damaged file, OSError where it can't be opened.
     """
@@ -117,7 +118,7 @@ def open_gguf(path: Path) -> OpenedModel:
 
 
 def single(metadata: Json, key: str) -> Any:
-    """A value of the metadata that must not be an array; None where there is none."""
+    """A metadata value, None if absent. Raises FormatError for an array."""
     value = metadata.get(key)
     if isinstance(value, (list, np.ndarray)):
         raise FormatError(f"{key} must be a single value; got {brief(value)}; use another file")
@@ -125,14 +126,14 @@ def single(metadata: Json, key: str) -> Any:
 
 
 def as_was_meant(value: float) -> float:
-    """Of what is float32, the shortest decimal that rounds to it: 1e-05."""
+    """The shortest decimal that rounds to a float32: 1e-05 for 9.999999747378752e-06. Other numbers are unchanged."""
     if abs(value) > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
         return value
     return float(str(np.float32(value)))
 
 
 class _Fields:
-    """The metadata, with the types that they must have. Keys are those of the architecture, without its name."""
+    """The metadata of an architecture, with their types checked. Keys are without the architecture's name."""
 
     def __init__(self, metadata: Json, architecture: str) -> None:
         self._metadata = metadata
@@ -143,7 +144,7 @@ class _Fields:
         return single(self._metadata, f"{self._architecture}.{key}")
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number > 0; an array of them, one for each layer, must have one value."""
+        """A whole number > 0; an array, with a number per layer, must have the same number throughout."""
         value = self._metadata.get(f"{self._architecture}.{key}")
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size and (value == value[0]).all():
             value = value[0].item()
@@ -161,9 +162,7 @@ class _Fields:
         return as_was_meant(float(value))
 
     def _error(self, key: str, rule: str, value: Any) -> FormatError:
-        return FormatError(
-            f"{self._architecture}.{key} must be {rule}; got {brief(value)}; use a file of a model that has it"
-        )
+        return FormatError(f"{self._architecture}.{key} must be {rule}; got {brief(value)}; use another file")
 
 
 def _config(file: GgufFile) -> ModelConfig:
@@ -185,13 +184,13 @@ def _config(file: GgufFile) -> ModelConfig:
         if fields.get(key):
             raise FormatError(f"{name}.{key} must not be given; got {brief(fields.get(key))}; use a model without it")
     if fields.get("attention.causal") is False:
-        raise FormatError(f"{name}.attention.causal must be true; got False; use a model that writes text")
+        raise FormatError(f"{name}.attention.causal must be true; got False; use a causal language model")
     if "token_embd.weight" not in tensors:
         raise FormatError("a model must have a tensor token_embd.weight; got none; use a file with weights")
     width, heads = fields.size("embedding_length"), fields.size("attention.head_count")
     head_size = fields.size("attention.key_length", width // heads or None)
     context = fields.size("context_length")
-    if fields.get("attention.sliding_window"):  # a text that is no longer is seen whole
+    if fields.get("attention.sliding_window"):  # a window hides nothing from a text that is no longer
         context = min(context, fields.size("attention.sliding_window"))
     is_gpt2 = name == "gpt2"
     for key in ("attention.value_length", *([] if is_gpt2 else ["rope.dimension_count"])):
@@ -220,7 +219,7 @@ def _config(file: GgufFile) -> ModelConfig:
         scaling = None if is_gpt2 else _rope_scaling(fields, config, tensors.get(ROPE_FACTORS))
         return ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling})
     except ConfigError as error:
-        raise FormatError(f"the metadata describe no model that fastllm can make: {error}") from None
+        raise FormatError(f"the metadata describe no model that fastllm can run: {error}") from None
 
 
 def _rope_scaling(fields: _Fields, config: ModelConfig, stored: GgufTensor | None) -> dict[str, Any] | None:
@@ -247,7 +246,7 @@ def _rope_scaling(fields: _Fields, config: ModelConfig, stored: GgufTensor | Non
 
 
 def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:
-    """What rope_freqs.weight holds, (D/2,): a divisor for each frequency. None where RoPE needs no such tensor."""
+    """The values of rope_freqs.weight, (D/2,): a divisor for each frequency. None if the model needs no such tensor."""
     scaling = config.rope_scaling
     if config.positions != "rope" or scaling is None or scaling["type"] == "linear":
         return None
@@ -255,9 +254,9 @@ def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:
 
 
 def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[str, Any] | None:
-    """Llama 3's numbers, of which these divisors are made; None where there are none.
+    """Llama 3's RoPE scaling that gives these divisors; None if none does.
 
-    factor is the largest; the original context follows from a divisor between that and 1, where there is one.
+    Its factor is the largest divisor. The original context follows from a divisor between 1 and that, if there is one.
     """
     low, high = LLAMA3_TURNS
     factor = float(factors.max())
@@ -293,7 +292,7 @@ def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[
             vector = dequantize(Packed(stored.data.reshape(1, -1), stored.kind))[0]
             weights.update(zip(tensor.ours, np.split(vector, tensor.rows), strict=True))
             continue
-        rows = stored.data.reshape(tensor.shape[0], -1)  # of bytes
+        rows = stored.data.reshape(tensor.shape[0], -1)  # (rows, bytes per row)
         for name, part in zip(tensor.ours, np.split(rows, tensor.rows), strict=True):
             matrix = Packed(part, stored.kind)
             weights[name] = dequantize(matrix) if name == POSITIONS else matrix

@@ -1,8 +1,8 @@
-"""A model written as a GGUF file, which llama.cpp and all that reads its models can open.
+"""GGUF files, written so that llama.cpp opens them.
 
-Matrices are of one kind; norms, biases and the table of positions stay float32. With Q4_0 and Q4_1 the head, which
-is the token embedding where that is tied to it, is Q8_0, as every logit hangs on it; a matrix whose rows are no
-multiple of a block is F16. The file is written tensor after tensor, in pieces.
+All matrices get one kind, except: with Q4_0 and Q4_1 the head (or the token embedding it is tied to) is Q8_0, as every
+logit depends on it; a matrix whose columns are no multiple of a block is F16. Norms, biases and the position embedding
+are float32. Tensors are written one after another, in pieces.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Tensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape[:-1]) * self.kind.row_bytes(self.shape[-1])
 
 
@@ -58,20 +58,20 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a GGUF file; what was there stays until the new one is whole.
+    """Write a GGUF file; an existing file is replaced only when the new one is whole.
 
-    weights             our names -> array or Packed, as Model.parameters or OpenedModel.weights has them
-    kind                of the matrices: "F32", "F16", "BF16", "Q8_0", "Q4_0" or "Q4_1"; None: each as it is
-    tokenizer_metadata  the "tokenizer.*" keys; without them the file is for a program that deals in ids
+    weights             our names -> array or Packed, as in Model.parameters or OpenedModel.weights
+    kind                of the matrices: "F32", "F16", "BF16", "Q8_0", "Q4_0" or "Q4_1"; None: each keeps its own
+    tokenizer_metadata  the "tokenizer.*" keys; without them the file has no tokenizer
     metadata            more "general.*" keys, such as "general.name"
-    progress            called with the bytes of tensors written so far, and those there are in all
+    progress            called with the bytes of tensors written so far and in total
 
-    A value is a bool, int, float or string, a NumPy number of the type wanted, or a list or array of them. int is
-    written as uint32 where it fits, in lists as int32; float as float32.
+    A metadata value is a bool, int, float or string, a NumPy number, whose type is kept, or a list or array of them. An
+    int is written as uint32 if it fits, in a list as int32; a float as float32.
 
-    A matrix that is of its kind already keeps its bytes. Raises FormatError for a model that llama.cpp has no
-    architecture for, weights of another model and numbers that the kind can't hold, ValueError for a wrong kind or
-    metadata that have no place in a file, OSError where it can't be written.
+    The bytes of a matrix that has the kind already are copied. Raises FormatError for a model that llama.cpp has no
+    architecture for, weights of another model and numbers that the kind can't hold, ValueError for an unknown kind and
+    metadata that can't be written, OSError where the file can't be written.
     """
     if kind is not None and kind not in PACK:
         raise ValueError(f"kind must be one of {', '.join(PACK)}, or None; got {kind!r}; choose one of them")
@@ -138,13 +138,13 @@ def _architecture(config: ModelConfig) -> str:
 
 
 def _is_qwen2(config: ModelConfig) -> bool:
-    """Whether to call it so: biases of query, key and value alone, and heads that fill the width, as llama.cpp asks."""
+    """Whether only query, key and value have biases, and the heads fill the width, which llama.cpp's qwen2 requires."""
     are_alone = config.attention_bias and not config.attention_output_bias
     return are_alone and not config.rope_interleaved and config.head_size == config.width / config.heads
 
 
 def _fields(architecture: str, config: ModelConfig) -> dict[str, Any]:
-    """The metadata that stand under the architecture's name."""
+    """The metadata under the architecture's name, without it."""
     fields: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "context_length": config.context,
@@ -204,7 +204,7 @@ def _tensors(
 
 
 def _header(entries: Mapping[str, Any], tensors: list[_Tensor]) -> bytes:
-    """All before the tensors, with the padding."""
+    """Everything before the tensors, padding included."""
     data = bytearray(MAGIC)
     data += struct.pack("<IQQ", VERSION, len(tensors), len(entries))
     for key, value in entries.items():
@@ -220,7 +220,7 @@ def _header(entries: Mapping[str, Any], tensors: list[_Tensor]) -> bytes:
 
 
 def _write_tensor(file: BinaryIO, tensor: _Tensor) -> Iterator[int]:
-    """Gives the bytes of each piece, after it is written."""
+    """Write a tensor and its padding; yields the size of each piece once it is written."""
     written = 0
     for piece in tensor.pieces():
         file.write(np.ascontiguousarray(piece).data)
@@ -236,26 +236,26 @@ def _string(text: str) -> bytes:
 
 
 def _value(key: str, value: Any) -> bytes:
-    """Type and value."""
+    """The bytes of a metadata value: its type, then itself."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
     array = np.asarray(value)
-    if array.ndim > 1 or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+    if array.ndim > 1 or array.dtype.newbyteorder("<") not in NUMBERS.values():
         raise ValueError(f"{key} must be a number, a string, or a list of them; got {brief(value)}; leave it out")
     number = _number_type(value, array)
     with np.errstate(over="ignore", under="ignore"):
         stored = array.astype(NUMBERS[number])
     if array.dtype.kind == "f" and ((np.isfinite(array) & ~np.isfinite(stored)) | ((array != 0) & (stored == 0))).any():
-        raise FormatError(f"{key} must fit into a float32; got {brief(value)}; mend it in the model's configuration")
+        raise FormatError(f"{key} must fit into a float32; got {brief(value)}; fix it in the model's configuration")
     data = stored.tobytes()
     kind = struct.pack("<I", number) if array.ndim == 0 else struct.pack("<IIQ", ARRAY, number, len(array))
     return kind + data
 
 
 def _number_type(value: Any, array: NDArray[Any]) -> int:
-    """The type that NumPy's numbers have; of Python's the shortest that is usual."""
+    """GGUF's number for a type: of NumPy's numbers their own; of Python's the first of the usual ones that fits."""
     if array.dtype == np.bool_:
         return BOOL
     if not isinstance(value, (np.generic, np.ndarray)):

@@ -1,4 +1,4 @@
-"""The GGUF file, versions 2 and 3 (github.com/ggml-org/ggml, docs/gguf.md): metadata and tensors.
+"""Reads GGUF files, versions 2 and 3 (github.com/ggml-org/ggml, docs/gguf.md): metadata and tensors.
 
     4 bytes    "GGUF"
     uint32     version
@@ -6,12 +6,12 @@
     uint64     number of metadata entries
     entries    key: string, uint32 type, value
     tensors    name: string, uint32 number of dimensions, uint64 each, the innermost first; uint32 kind, uint64 offset
-    padding    to a multiple of general.alignment, 32 if not given; offsets count from here and are multiples, too
-    the rest   the tensors
+    padding    to a multiple of general.alignment (default 32); offsets count from its end and are multiples of it
+    the rest   data of the tensors
 
-A string is uint64 bytes and UTF-8; an array uint32 type, uint64 length and its values, which may be arrays. All is
-little-endian. Nothing in a file is trusted: lengths are checked before memory is taken, and the tensors are views of
-the mapped file, made after all their places have been checked.
+A string is a uint64 length in bytes, then UTF-8; an array a uint32 type, a uint64 length, then its values, which may be
+arrays. Everything is little-endian. Nothing in a file is trusted: lengths are checked before memory is allocated, and
+tensors become views of the mapped file only after all offsets have been checked.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ NUMBERS: dict[int, np.dtype[Any]] = {
     12: np.dtype("<f8"),
 }  # fmt: skip
 KIND_OF_NUMBER = {kind.number: kind for kind in KINDS.values()}
-# Kinds that fastllm can't multiply with, to name them when a file has them.
+# Kinds that fastllm doesn't support; their names are for the error message.
 OTHER_KINDS = {
     9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
     29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
 
-# Far above what a model has, and low enough that no file makes Python objects without end.
+# Far above what real models have, and low enough that no file can exhaust memory.
 MAX_ENTRIES = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_DIMENSIONS = 4
 MAX_KEY = (1 << 16) - 1  # bytes, by the format
 MAX_STRING = 1 << 24  # bytes
-MAX_ITEMS = 1 << 22  # strings and arrays in the arrays of a file
-MAX_DEPTH = 4  # of arrays in arrays
+MAX_ITEMS = 1 << 22  # strings and arrays that are elements of arrays, in the whole file
+MAX_DEPTH = 4  # levels of arrays within an array
 
 
 class GgufTensor(NamedTuple):
-    """A tensor as a file has it. shape is NumPy's: the innermost dimension last. data: uint8, a read-only view."""
+    """A tensor in a file. shape: in NumPy's order, the innermost dimension last. data: uint8, a read-only view."""
 
     kind: Kind
     shape: tuple[int, ...]
@@ -65,10 +65,10 @@ class GgufTensor(NamedTuple):
 
 
 class GgufFile(NamedTuple):
-    """What is in a file.
+    """The content of a file.
 
-    metadata  key -> int, float, bool, str; an array of numbers is a NumPy array, of strings or arrays a list
-    tensors   in the order of the file
+    metadata  key -> int, float, bool, str; an array of numbers is a NumPy array, one of strings or arrays a list
+    tensors   by name, in the order of the file
     """
 
     metadata: dict[str, Any]
@@ -76,16 +76,16 @@ class GgufFile(NamedTuple):
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as GGUF does."""
+    """Whether a file begins with GGUF's magic bytes. Raises OSError."""
     with open(path, "rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def read_gguf_file(path: str | os.PathLike[str]) -> GgufFile:
-    """The metadata and tensors of a file. Opening takes memory for the metadata alone.
+    """The metadata and tensors of a file; tensors are memory-mapped.
 
-    Raises FormatError for a file that is truncated, damaged, of another format or version, or has tensors of another
-    kind than KINDS; OSError where it can't be opened.
+    Raises FormatError for a file that is truncated, damaged, of another format or version, or has tensors of a kind
+    that is not in KINDS; OSError where it can't be opened.
     """
     data = map_file(path)
     try:
@@ -95,7 +95,7 @@ def read_gguf_file(path: str | os.PathLike[str]) -> GgufFile:
 
 
 class _Reader:
-    """Goes through a file from its beginning; `at` is where it is."""
+    """Reads a file from its beginning; `at` is the current offset."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
         self._data = data
@@ -120,20 +120,20 @@ class _Reader:
         for _ in range(entries):
             key = self._string(MAX_KEY)
             if key in metadata:
-                raise FormatError(f"a key of the metadata must come once; got {brief(key)} twice; download it again")
+                raise FormatError(f"metadata keys must be distinct; got {brief(key)} twice; download it again")
             metadata[key] = self._value(self._integer("<I"), depth=0)
         return GgufFile(metadata, self._tensors(tensors, metadata.get("general.alignment", ALIGNMENT)))
 
     def _tensors(self, count: int, alignment: Any) -> dict[str, GgufTensor]:
         if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise FormatError(
-                f"general.alignment must be a power of 2 from 8; got {brief(alignment)}; download it again"
+                f"general.alignment must be a power of 2 from 8 to {1 << 20}; got {brief(alignment)}; download it again"
             )
         infos: dict[str, tuple[Kind, tuple[int, ...], int]] = {}
         for _ in range(count):
             name = self._string(MAX_KEY)
             if name in infos:
-                raise FormatError(f"a tensor must come once; got {brief(name)} twice; download it again")
+                raise FormatError(f"names of tensors must be distinct; got {brief(name)} twice; download it again")
             infos[name] = self._info(name)
         body = self._data[min(len(self._data), -(-self.at // alignment) * alignment) :]
         tensors: dict[str, GgufTensor] = {}
@@ -176,7 +176,7 @@ class _Reader:
         return kind, shape, offset
 
     def _value(self, number: int, depth: int) -> Any:
-        """A value of the metadata, of the type with that number."""
+        """A metadata value of the type with that number."""
         if number == STRING:
             return self._string(MAX_STRING)
         if number == ARRAY:
@@ -206,7 +206,7 @@ class _Reader:
         return data.view(dtype)
 
     def _strings(self, count: int) -> list[str]:
-        """So many strings; a vocabulary has 100,000, so this loop does without calls."""
+        """The next `count` strings. As _string, but inlined for speed: a vocabulary has 100,000."""
         data, at, unpack = self._bytes, self.at, struct.Struct("<Q").unpack_from
         size = len(data)
         strings = []
@@ -248,10 +248,10 @@ class _Reader:
         return count
 
     def _advance(self, length: int) -> int:
-        """The end of so many bytes from here, after which `at` stands there."""
+        """Move `at` on by `length` bytes and return it. Raises FormatError beyond the end of the file."""
         if length > len(self._data) - self.at:
             raise FormatError(
-                f"the file must go on for {length} bytes at {self.at}; got an end at {len(self._data)}; "
+                f"the file must have {length} more bytes at {self.at}; got an end at {len(self._data)}; "
                 "download it again"
             )
         self.at += length

@@ -3,10 +3,10 @@
     GPT-2    transformer.h.0.attn.c_attn.weight (C, 3C)   blocks.0.attention.query | key | value.weight (C, C)
     Llama    model.layers.0.self_attn.q_proj.weight       blocks.0.attention.query.weight, the same array
 
-GPT-2's linear weights are (in, out), and its query, key and value are one tensor. Llama's and those of the others,
-which have Llama's names, are (out, in), laid out for RoPE on the halves (i, i + D/2) of a head; a model of ours with
-RoPE on the pairs (2i, 2i + 1) has its queries and keys put in that order. Numbers only change places, so gradients map
-as their parameters do.
+GPT-2's linear weights are (in, out), and its query, key and value are one tensor. The others share Llama's names; their
+weights are (out, in), laid out for RoPE on the halves (i, i + D/2) of a head. When a model of ours with RoPE on the
+pairs (2i, 2i + 1) is written, the rows of queries and keys are reordered. Numbers only change places, so gradients can
+be mapped in the same way as parameters.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .rows import row_order
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# Causal masks and RoPE's tables, which older checkpoints hold beside the parameters.
+# Causal masks and RoPE's tables, which older checkpoints hold besides the parameters.
 BUFFERS = re.compile(
     r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|"
     r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)"
@@ -77,9 +77,9 @@ T = TypeVar("T")
 
 
 def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[np.float32]]:
-    """Parameters by our names from a checkpoint's tensors: float32, views where nothing is to be cast.
+    """Our parameters from a checkpoint's tensors: float32, views where no cast is needed.
 
-    config   as config_from_huggingface gives it
+    config   as config_from_huggingface returns it
     tensors  the prefix "transformer." or "model." may be missing, as in checkpoints of a model without head
 
     Raises FormatError for a missing, unknown or non-float tensor and for a wrong shape.
@@ -90,22 +90,25 @@ def from_huggingface(config: ModelConfig, tensors: Arrays) -> dict[str, NDArray[
 
 
 def needed(config: ModelConfig, tensors: Mapping[str, T]) -> dict[str, T]:
-    """A checkpoint's tensors, of whatever kind, by their full names and without those a model has no use for."""
+    """A checkpoint's tensors under their full names, without those that the model doesn't use. Raises FormatError.
+
+    A tied embedding that is stored only as the head gets its own name.
+    """
     _, embedding, _ = head_and_embedding(config)
     prefix = embedding.partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {name if name.startswith("lm_head.") else prefix + name: array for name, array in tensors.items()}
     given = {name: array for name, array in tensors.items() if not _is_spare(name, config)}
     if config.tied_head and embedding not in given and HEAD in tensors:
-        given[embedding] = tensors[HEAD]  # the same numbers, by their other name
+        given[embedding] = tensors[HEAD]  # the same tensor under the head's name
     check_layers(config, given)
     return given
 
 
 def has_its_own_head(config: ModelConfig, tensors: Arrays) -> bool:
-    """Whether a head is stored beside the embedding, with other numbers: then it isn't tied, whatever config.json says.
+    """Whether a head is stored that differs from the embedding: then it isn't tied, whatever config.json says.
 
-    So has transformers 5 it.
+    As in transformers 5.
     """
     head, *embeddings = map(tensors.get, head_and_embedding(config))
     embedding = next((array for array in embeddings if array is not None), None)
@@ -117,13 +120,13 @@ def has_its_own_head(config: ModelConfig, tensors: Arrays) -> bool:
 
 
 def head_and_embedding(config: ModelConfig) -> tuple[str, str, str]:
-    """The names of a head and of the embedding that a tied one is, this also as it is where prefixes are missing."""
+    """Names of the head's weight, the token embedding, and the token embedding where the prefix is missing."""
     embedding = f"{MODULES[model_type(config)][0].theirs}.weight"
     return HEAD, embedding, embedding.partition(".")[2]
 
 
 def renamed(config: ModelConfig, given: Arrays) -> dict[str, NDArray[Any]]:
-    """Parameters by our names from the needed tensors: views of them, of the same type.
+    """Our parameters from the tensors that `needed` returns: views of them, of the same dtype.
 
     Raises FormatError for a missing or unknown tensor and for a wrong shape.
     """
@@ -137,10 +140,10 @@ def renamed(config: ModelConfig, given: Arrays) -> dict[str, NDArray[Any]]:
 
 
 def to_huggingface(config: ModelConfig, parameters: Arrays) -> dict[str, NDArray[Any]]:
-    """A checkpoint's tensors from parameters by our names: C-contiguous, views where nothing moves.
+    """A checkpoint's tensors from our parameters: C-contiguous, views where the layout is the same.
 
-    Raises FormatError for a model that Hugging Face has no name for, for a missing, unknown or non-float
-    parameter and for a wrong shape.
+    Raises FormatError for a model whose architecture Hugging Face lacks, a missing, unknown or non-float parameter,
+    and a wrong shape.
     """
     layout = layout_of(MODULES[model_type(config)], config)
     check(parameters, shapes_of(config))
@@ -154,17 +157,17 @@ def to_huggingface(config: ModelConfig, parameters: Arrays) -> dict[str, NDArray
 
 
 def in_halves(config: ModelConfig, name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """One of our parameters laid out for RoPE on the halves of a head: a copy where rows change places."""
+    """One of our parameters, laid out for RoPE on the halves of a head: a copy if its rows are reordered."""
     order = row_order(config, name, len(array), interleaved=False)
     return array if order is None else array[order]
 
 
 def _is_spare(name: str, config: ModelConfig) -> bool:
-    """Whether a checkpoint may hold the tensor though the model has no use for it."""
+    """Whether a checkpoint may hold a tensor of this name although the model doesn't use it."""
     return BUFFERS.fullmatch(name) is not None or (config.tied_head and name == HEAD)
 
 
 def _check_floats(given: Arrays) -> None:
     for name, array in given.items():
         if not np.issubdtype(array.dtype, np.floating):
-            raise FormatError(f"{brief(name)} must be of floats; got {array.dtype}; use a model of floats")
+            raise FormatError(f"{brief(name)} must be of floats; got {array.dtype}; use a model that isn't quantised")

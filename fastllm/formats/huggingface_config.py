@@ -1,8 +1,8 @@
 """Hugging Face's config.json of GPT-2, Llama, Mistral, Qwen2 and Qwen3, and our configuration, both ways.
 
-Mistral's is Llama's with a sliding window, Qwen2's is Llama's with biases of query, key and value, Qwen3's has norms of
-them instead. A window of W tokens sees all of a text that is no longer, so such a model is opened with a context of W:
-within it, the numbers are the same.
+Mistral is Llama with a sliding window, Qwen2 is Llama with biases in query, key and value, Qwen3 has norms of query and
+key instead. A window of W tokens hides nothing from a text of at most W tokens, so such a model is opened with a
+context of W: within it, the results are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..small_files import brief
 Json = Mapping[str, Any]
 
 ROPE_TYPES = ("default", "linear", "llama3")
-DYNAMIC = "dynamic"  # RoPE as it is within the context, stretched beyond it alone
+DYNAMIC = "dynamic"  # plain RoPE within the context, scaled only beyond it
 
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -31,13 +31,13 @@ GPT2_ACTIVATIONS = {
 
 
 class Architecture(NamedTuple):
-    """What Hugging Face calls a model_type.
+    """An architecture, by its model_type.
 
     fixed      fields of ours that are the same in every such model
     read       config.json -> the other fields
-    related    the fields of ours that follow from others, as a given configuration must have them
+    related    our configuration -> values that some of its fields must have, given the others
     write      our configuration -> config.json
-    name       of the class in transformers
+    name       the class in transformers
     """
 
     fixed: Json
@@ -48,9 +48,9 @@ class Architecture(NamedTuple):
 
 
 def config_from_huggingface(config: Json) -> ModelConfig:
-    """The model that a parsed config.json describes.
+    """Our configuration of the model that a parsed config.json describes.
 
-    Keys that don't touch the computation are passed over. Dropout is a choice of training: it stays 0.
+    Keys that don't change what is computed are ignored, and so is dropout, which is for training: it is 0.
 
     Raises FormatError for an architecture or feature that fastllm lacks, a missing key, an impossible value.
 
@@ -68,16 +68,16 @@ def config_from_huggingface(config: Json) -> ModelConfig:
     try:
         return ModelConfig(**{**architecture.read(config), **architecture.fixed})
     except ConfigError as error:
-        raise FormatError(f"config.json describes no model that fastllm can make: {error}") from error
+        raise FormatError(f"config.json describes no model that fastllm can run: {error}") from error
 
 
 def config_to_huggingface(config: ModelConfig, *, dtype: str = "float32") -> dict[str, Any]:
-    """The config.json with which transformers, 4 or 5, makes this model, as JSON-ready values.
+    """The config.json of this model for transformers 4 and 5, as JSON-ready values.
 
-    RoPE is written as transformers 4 has it, which 5 reads as well. Queries and keys of a model with RoPE on pairs
-    have to be put in the order of halves, as to_huggingface does.
+    RoPE is written as in transformers 4, which 5 reads too. It is RoPE on halves: the queries and keys of a model with
+    RoPE on pairs must be reordered, as to_huggingface does.
 
-    Raises FormatError for a model that Hugging Face has no name for.
+    Raises FormatError for a model whose architecture Hugging Face lacks.
 
     >>> config_to_huggingface(ModelConfig(vocab_size=61, width=16, hidden=64, layers=2, heads=4, context=24))["n_embd"]
     16
@@ -96,7 +96,7 @@ def config_to_huggingface(config: ModelConfig, *, dtype: str = "float32") -> dic
 
 
 def model_type(config: ModelConfig) -> str:
-    """Hugging Face's name for models like this. Raises FormatError where it has none."""
+    """The model_type of a configuration. Raises FormatError if Hugging Face lacks the architecture."""
     differences = []
     for name, architecture in ARCHITECTURES.items():
         needed = {**architecture.fixed, **architecture.related(config)}
@@ -105,7 +105,7 @@ def model_type(config: ModelConfig) -> str:
             return name
         differences.append(f"{name} has {', '.join(wrong)}")
     raise FormatError(
-        f"a Hugging Face folder holds a model of an architecture known there; got another: {'; '.join(differences)}; "
+        f"a Hugging Face folder must hold one of its architectures; got another: {'; '.join(differences)}; "
         "keep the model in fastllm's own format"
     )
 
@@ -133,7 +133,7 @@ def _related_gpt2(config: ModelConfig) -> Json:
     return {
         "activation": config.activation if known else "gelu_tanh",
         "kv_heads": config.heads,
-        "head_size": config.width / config.heads,  # exactly: heads that don't fill the width are not GPT-2's
+        "head_size": config.width / config.heads,  # not //: GPT-2's heads fill the width
     }
 
 
@@ -175,7 +175,7 @@ def _read_llama(config: Json) -> Json:
 
 
 def _related_llama(config: ModelConfig) -> Json:
-    # transformers refuses a width that heads don't divide, though head_dim is given
+    # transformers refuses a width that is no multiple of the heads, even with head_dim
     return {**_related_qwen3(config), "width": config.width - config.width % config.heads}
 
 
@@ -225,45 +225,45 @@ def _read_qwen3(config: Json) -> Json:
 def _windowed_qwen(fields: Json, config: Json) -> Json:
     use = config.get("use_sliding_window", False)
     if not isinstance(use, bool):
-        raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; mend config.json")
+        raise FormatError(f"use_sliding_window must be true or false; got {brief(use)}; fix config.json")
     kinds = config.get("layer_types")
-    if kinds is None:  # the last layers
+    if kinds is None:  # those from max_window_layers on are windowed
         unwindowed = _size(config, "max_window_layers", QWEN_UNWINDOWED, least=0)
         kinds = ["sliding_attention" if unwindowed < _size(config, "num_hidden_layers") else "full_attention"]
     if not isinstance(kinds, list):
-        raise FormatError(f"layer_types must be a list; got {brief(kinds)}; mend config.json")
+        raise FormatError(f"layer_types must be a list; got {brief(kinds)}; fix config.json")
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
-            raise FormatError(f"layer_types must be full_attention; got {brief(kind)}; use a model of that alone")
+            raise FormatError(f"layer_types must be full_attention; got {brief(kind)}; use a model with that alone")
     use = use and "sliding_attention" in kinds
     window = config.get("sliding_window", QWEN_WINDOW) if use else None
     return _windowed(fields, {**config, "sliding_window": window}, None)
 
 
 def _windowed(fields: Json, config: Json, default: int | None) -> Json:
-    """The fields, with a context in which a sliding window hides nothing."""
+    """The fields, with the context limited to the sliding window, which hides nothing within it."""
     if config.get("sliding_window", default) is None:
         return fields
     return {**fields, "context": min(fields["context"], _size(config, "sliding_window", default))}
 
 
 def _read_rope(config: Json) -> Json:
-    """Theta and scaling: in rope_parameters since transformers 5, before in rope_theta and rope_scaling.
+    """RoPE's theta and scaling: in rope_parameters since transformers 5, in rope_theta and rope_scaling before.
 
-    Where both are, transformers takes rope_scaling.
+    If both are there, transformers takes rope_scaling.
     """
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
-        raise FormatError(f"RoPE's parameters must be an object; got {brief(rope)}; mend config.json")
+        raise FormatError(f"RoPE's parameters must be an object; got {brief(rope)}; fix config.json")
     defaults = {
         "rope_type": rope.get("type", "default"),  # its older name
         "original_max_position_embeddings": config["max_position_embeddings"],
     }
-    rope = {**defaults, **config, **rope}  # what it doesn't say itself may stand outside
+    rope = {**defaults, **config, **rope}  # what it lacks may be at the top level
     if rope.get("partial_rotary_factor") is not None:
         _require(rope, "partial_rotary_factor", 1.0)
     kind = _choice(rope, "rope_type", None, (*ROPE_TYPES, DYNAMIC))
-    if config.get("original_max_position_embeddings") is not None:  # this alone goes before what stands inside
+    if config.get("original_max_position_embeddings") is not None:  # here the top level wins
         rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     if kind == DYNAMIC:
         context = min(_size(rope, "max_position_embeddings"), _size(rope, "original_max_position_embeddings"))
@@ -275,19 +275,19 @@ def _read_rope(config: Json) -> Json:
 
 
 def _size(config: Json, key: str, default: int | None = None, least: int = 1) -> int:
-    """A whole number from least, 0 or 1, on."""
+    """A whole number >= least, which is 0 or 1."""
     value = config.get(key)
-    value = default if value is None else value  # null, too, asks for the default
+    value = default if value is None else value  # null too means the default
     if not isinstance(value, int) or value < least:
         rule = f"a whole number {'>' if least else '>='} 0"
-        raise FormatError(f"{key} must be {rule}; got {brief(value)}; mend config.json")
+        raise FormatError(f"{key} must be {rule}; got {brief(value)}; fix config.json")
     return value
 
 
 def _number(config: Json, key: str, default: float | None = None) -> float:
     value = config.get(key, default)
     if not isinstance(value, (int, float)) or not 0 < value < sys.float_info.max:
-        raise FormatError(f"{key} must be a finite number > 0; got {brief(value)}; mend config.json")
+        raise FormatError(f"{key} must be a finite number > 0; got {brief(value)}; fix config.json")
     return value
 
 
@@ -306,7 +306,7 @@ def _require(config: Json, key: str, only: object) -> None:
         raise FormatError(f"{key} must be {only}; got {brief(config[key])}; use a model without that feature")
 
 
-# What transformers takes where config.json does not say.
+# transformers' defaults for keys that config.json may lack.
 MISTRAL_WINDOW = QWEN_WINDOW = 4096
 QWEN3_HEAD = 128
 QWEN_UNWINDOWED = 28  # layers
@@ -323,7 +323,7 @@ LLAMA_PARTS = {
 
 
 def _scaling_with_a_name(config: ModelConfig) -> Json:
-    """RoPE's scaling, but none where Hugging Face has no name for it."""
+    """What rope_scaling must be: as it is if Hugging Face has its type, else none."""
     has_name = config.rope_scaling is None or config.rope_scaling["type"] in ROPE_TYPES
     return {"rope_scaling": config.rope_scaling if has_name else None}
 

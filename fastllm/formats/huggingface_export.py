@@ -1,4 +1,4 @@
-"""A model written as a folder of Hugging Face's, which transformers and all that reads its models can open."""
+"""Hugging Face folders, written so that transformers opens them."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def write_huggingface(
 ) -> None:
     """Write a folder that transformers opens: config.json, generation_config.json and model.safetensors.
 
-    weights     our names -> array or Packed, as Model.parameters or OpenedModel.weights has them
-    dtype       of the file: "float32", "float16" or "bfloat16"
-    generation, other_generation  as OpenedModel has them
-    files       others to stand in the folder, such as tokenizer.json: name -> content
-    replace     take the place of a model that stands there; files of others in its folder come along
-    progress    called with the bytes of tensors written so far, and those there are in all
+    weights     our names -> array or Packed, as in Model.parameters or OpenedModel.weights
+    dtype       of all tensors in the file: "float32", "float16" or "bfloat16"
+    generation, other_generation  as in OpenedModel
+    files       further files for the folder, such as tokenizer.json: name -> content
+    replace     replace a model that is in the folder; files there that don't belong to it are kept
+    progress    called with the bytes of tensors written so far and in total
 
-    All is written in a new folder beside, which then gets the name: a folder is whole or not there. A matrix is in
-    memory for a piece at a time, GPT-2's one as a whole.
+    A new folder is written beside the target and then renamed: the folder is whole or not there. Matrices are converted
+    in pieces, those of GPT-2, which are transposed, one at a time.
 
-    Raises FormatError for a model that Hugging Face has no name for, weights of another model and numbers that dtype
-    can't hold, FileExistsError where a file stands in the folder's place or, unless replace, in it, OSError where it
-    can't be written.
+    Raises FormatError for a model whose architecture Hugging Face lacks, weights of another model and numbers that
+    dtype can't hold, ValueError for an unknown dtype and for names in `files` that are taken or contain a folder,
+    FileExistsError for a file at the folder's path or a folder with other content, OSError where it can't be written.
     """
     if dtype not in KINDS_OF_DTYPE:
         raise ValueError(f"dtype must be one of {', '.join(KINDS_OF_DTYPE)}; got {dtype!r}; choose one of them")
-    target, replaces = real_path(folder), holds_config if replace else _nothing
+    target, replaces = real_path(folder), holds_config if replace else _never
     if not is_free(target, replaces):
         what = "a new or an empty folder, or a model's" if replace else "a new or an empty folder"
         found = "one with other files in it" if target.is_dir() else "a file"
@@ -77,12 +77,12 @@ def write_huggingface(
             (new / name).write_bytes(content)
 
 
-def _nothing(folder: Path) -> bool:
+def _never(folder: Path) -> bool:
     return False
 
 
 def _tensors(config: ModelConfig, weights: Mapping[str, NDArray[Any] | Packed], kind: str) -> list[TensorToWrite]:
-    """A checkpoint's tensors, to be made when they are written."""
+    """The tensors of model.safetensors; their bytes are made when they are written."""
     layout = layout_of(MODULES[model_type(config)], config)
     check(weights, shapes_of(config))
 
@@ -110,7 +110,7 @@ def _json(value: object) -> bytes:
 def config_files(
     config: ModelConfig, dtype: str, generation: Mapping[str, Any], other: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What config.json and generation_config.json hold; generation and other as OpenedModel has them."""
+    """The contents of config.json and generation_config.json. generation, other: OpenedModel's."""
     ends = [int(token) for token in generation.get("end_ids", ())]
     ids = {"bos_token_id": other.get("bos_token_id"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     if "pad_token_id" in other:
@@ -119,12 +119,12 @@ def config_files(
     if options.get("temperature") == 0:
         del options["temperature"]
         options["do_sample"] = False
-    elif "temperature" in options:  # without one, the most probable token is taken, there as here
+    elif "temperature" in options:  # without one, both take the most probable token
         options["do_sample"] = True
-        options["top_k"] = options.get("top_k") or 0  # from all tokens; without it they would take TOP_K
+        options["top_k"] = options.get("top_k") or 0  # 0: from all tokens. Without it, transformers takes TOP_K
     return {**config_to_huggingface(config, dtype=dtype), **ids}, {**other, **ids, **options}
 
 
 def with_begin(other: Mapping[str, Any], begin_id: int | None) -> dict[str, Any]:
-    """OpenedModel.other_generation, with the token that a tokenizer says begins a text, if it does."""
+    """OpenedModel.other_generation with bos_token_id, the token that begins a text by the tokenizer, unless None."""
     return {**other} if begin_id is None else {**other, "bos_token_id": begin_id}

@@ -1,4 +1,4 @@
-"""A model's folder as Hugging Face's hub has it: config.json, generation_config.json and the weights in safetensors."""
+"""Reads Hugging Face folders: config.json, generation_config.json and weights as safetensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-# Our name of an option -> theirs.
+# Our generation option -> theirs.
 OPTIONS = {
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
                                "length_penalty", "early_stopping")},
@@ -32,11 +32,11 @@ OPTIONS = {
     "stop": "stop_strings",
 }  # fmt: skip
 IDS = ("bos_token_id", "pad_token_id")
-# What is read, or made anew.
+# Keys that are read here, or that a writer sets anew.
 SAID = {*OPTIONS.values(), *IDS, "do_sample", "eos_token_id", "transformers_version", "_from_model_config"}
-TOP_K = 50  # of transformers, where do_sample is true and nothing else is said
-# What changes a text in transformers and isn't there in fastllm, or is the caller's to say; off where 0, null or empty,
-# and these where 1.
+TOP_K = 50  # transformers' default if do_sample is true
+# Options of transformers that fastllm lacks or leaves to the caller. They are off if 0, null or empty, and those in
+# OFF_AT_ONE also if 1.
 UNUSED = (
     "num_beams", "num_beam_groups", "guidance_scale", "encoder_repetition_penalty", "min_length", "min_new_tokens",
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "suppress_tokens",
@@ -46,23 +46,23 @@ UNUSED = (
 )  # fmt: skip
 OFF_AT_ONE = UNUSED[:4]
 UNUSED_IDS = ("forced_bos_token_id", "forced_eos_token_id")
-# Values of these that fastllm can't take are passed over, with a warning: not every model asks for what they do.
+# Invalid values of these are ignored with a warning rather than refused.
 LENIENT = ("typical_p", "length_penalty", "early_stopping", "max_tokens", "stop")
 
 
 def holds_a_model(folder: Path) -> bool:
-    """Whether a model's config and weights are there, these in one file or in several."""
+    """Whether a folder has a model's config.json and weights, in one file or several."""
     return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
 def open_huggingface(folder: Path) -> OpenedModel:
-    """The model in a folder. Matrices are views of its files but GPT-2's, which are (in, out): those are copied.
+    """Open a folder. Matrices are views of its files, except GPT-2's, which are (in, out): those are copied.
 
     Raises FormatError for a model that fastllm can't run and a damaged file, OSError where one can't be opened.
     """
     fields = read_json(folder / CONFIG)
     if fields.get("format") == "fastllm":
-        raise FormatError(f"{folder} must be another project's; got fastllm's own checkpoint; use fastllm.load")
+        raise FormatError(f"{folder} must be another project's model; got a fastllm checkpoint; use fastllm.load")
     if fields.get("quantization_config"):
         raise FormatError(
             f"{folder} must have weights of float32, float16 or bfloat16; got quantised ones, "
@@ -97,14 +97,14 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
     for name in PICKLES:
         if (folder / name).is_file():
             raise FormatError(
-                f"{folder} must hold {WEIGHTS}; got {name} only, a pickle, which runs code of its author's when it is "
-                "opened; download the safetensors, or convert it with save_pretrained on a machine to throw away"
+                f"{folder} must hold {WEIGHTS}; got {name} only, a pickle, which runs code when it is opened; "
+                "download the safetensors, or convert it with save_pretrained on a disposable machine"
             )
     raise FormatError(f"{folder} must hold {WEIGHTS} or {INDEX}; got neither; download the weights too")
 
 
 def stored_array(name: str, tensor: StoredTensor, dtypes: Mapping[str, np.dtype[Any]] = DTYPES) -> NDArray[Any]:
-    """A tensor as an array, a view of the file. Raises FormatError for one of another type than those in dtypes."""
+    """A tensor as an array, a view of the file if aligned. Raises FormatError for a type that is not in dtypes."""
     if tensor.dtype not in dtypes:
         raise FormatError(
             f"tensor {brief(name)} must be of {', '.join(dtypes)}; got {brief(tensor.dtype)}; "
@@ -112,7 +112,7 @@ def stored_array(name: str, tensor: StoredTensor, dtypes: Mapping[str, np.dtype[
         )
     dtype = dtypes[tensor.dtype]
     data = tensor.data
-    if data.size and data.ctypes.data % dtype.itemsize:  # a header of odd length: no writer of renown makes one
+    if data.size and data.ctypes.data % dtype.itemsize:  # unaligned; common writers pad the header
         data = data.copy()
     return data.view(dtype).reshape(tensor.shape)
 
@@ -120,11 +120,11 @@ def stored_array(name: str, tensor: StoredTensor, dtypes: Mapping[str, np.dtype[
 def read_generation(
     folder: Path, vocab_size: int, config: Mapping[str, Any], top_k: int | None = TOP_K, warns: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """OpenedModel.generation and other_generation, from generation_config.json; without one, from config.json, as older
-    models have it.
+    """OpenedModel.generation and other_generation, from generation_config.json, or from config.json as in older models.
 
-    Tokens that generation_config.json doesn't name are config.json's. top_k is what do_sample means without one. Warns,
-    unless told not to, of options that fastllm has no use for.
+    config  content of config.json, whose token ids count where generation_config.json has none
+    top_k   default if do_sample is true
+    warns   whether to warn of options that fastllm lacks
     """
     path = folder / GENERATION if (folder / GENERATION).is_file() else folder / CONFIG
     fields = read_json(path) if path.name == GENERATION else config
@@ -135,7 +135,7 @@ def read_generation(
         options["top_k"] = top_k if options["top_k"] is None else options["top_k"]
     unused = [name for name in UNUSED if fields.get(name) and not (name in OFF_AT_ONE and fields[name] == 1)]
     unused += [name for name in UNUSED_IDS if fields.get(name) is not None]
-    if options["top_k"] == -1:  # as some say that there is no such limit
+    if options["top_k"] == -1:  # some files write "no limit" so
         options["top_k"] = 0
     for name in LENIENT:
         if options[name] is not None and not RANGES[name][0](options[name]):
@@ -151,7 +151,7 @@ def read_generation(
     )
     if fields.get("do_sample") is False:
         facts["temperature"] = 0.0
-    elif fields.get("do_sample") is not True:  # then transformers takes the most probable token, whatever else is said
+    elif fields.get("do_sample") is not True:  # transformers is greedy then, whatever the temperature
         facts.pop("temperature", None)
     other = {} if fields is config else {k: v for k, v in fields.items() if k not in SAID and v is not None}
     return facts, other | named_ids(path, vocab_size, {name: fields.get(name, config.get(name)) for name in IDS})

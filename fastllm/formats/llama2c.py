@@ -15,11 +15,11 @@
                head if untied
 
     version 2, in 8 bits
-    as 1, but after the uint8 an int32, the size of a group; norms in float32, then each matrix of each layer as
-    int8 weights and float32 scales, one for so many weights that follow one another: weight * scale
+    as 1, but with an int32 after the uint8, the group size. Norms are float32; each other tensor of each layer is its
+    int8 weights, then float32 scales, one for each group of consecutive weights: weight * scale
 
-All little-endian, without other padding. Linear weights are (out, in). Queries and keys are laid out for RoPE on
-interleaved pairs (2i, 2i + 1) and stay so: the configuration says rope_interleaved=True.
+Everything is little-endian, without other padding. Linear weights are (out, in). Queries and keys are laid out for RoPE
+on interleaved pairs (2i, 2i + 1) and stay so: the configuration has rope_interleaved=True.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from .bytes_of_file import map_file
 
 LEGACY = struct.Struct("<7i")
 HEADER = struct.Struct("<Ii7iB")  # of versions 1 and 2
-GROUP = struct.Struct("<i")  # after it, in version 2
+GROUP = struct.Struct("<i")  # after HEADER, in version 2
 BODY = 256  # where the weights of versions 1 and 2 begin
 MAGIC = 0x616B3432
 FLOAT = np.dtype("<f4")
 
-# What run.c takes for granted and the file does not say.
+# Fixed in run.c, not stored in the file.
 NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
 
 
 class Header(NamedTuple):
-    """What stands before the weights. begin: where those do, in bytes; group: 0 where they are float32."""
+    """The header. begin: offset of the weights in bytes; group: weights per scale, 0 if weights are float32."""
 
     config: ModelConfig
     version: int
@@ -58,19 +58,19 @@ class Header(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One stretch of the file. `name` is ours; with "{}", the first axis counts layers; "" is skipped."""
+    """One array in the file. name: ours; with "{}", the first axis is the layer; "" is skipped."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def read_llama2c(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, NDArray[np.float32]]]:
-    """The model in a llama2.c file: its configuration, and its parameters by our names.
+    """The configuration of a llama2.c checkpoint, and its parameters by our names.
 
-    The parameters are read-only views of the memory-mapped file: opening takes no memory, whatever its size. Those
-    of version 2 are arrays, four times as large as the file.
+    The parameters are read-only views of the memory-mapped file; those of version 2 are float32 copies, which take up
+    to four times as much memory as the file.
 
-    Raises FormatError for a file that is truncated, too long or no such checkpoint, OSError where it can't be
+    Raises FormatError for a file that is truncated, too long or no llama2.c checkpoint, OSError where it can't be
     opened.
     """
     data = map_file(path)
@@ -89,7 +89,7 @@ def read_llama2c(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, N
 
 
 def _header(data: bytes) -> Header:
-    """What the header describes; ValueError where there can be no such model."""
+    """Parse the first BODY bytes. Raises ValueError for a header that describes no possible model."""
     if len(data) < LEGACY.size:
         raise ValueError(f"the header must have {LEGACY.size} bytes; got {len(data)}; copy the file again")
     if int.from_bytes(data[:4], "little") != MAGIC:
@@ -101,13 +101,13 @@ def _header(data: bytes) -> Header:
     if version not in (1, 2):
         raise ValueError(f"the version must be 0, 1 or 2; got {version}; export it again with --version 1")
     if tied not in (0, 1):
-        raise ValueError(f"whether the head is tied must be 0 or 1; got {tied}; copy the file again")
+        raise ValueError(f"the flag for a tied head must be 0 or 1; got {tied}; copy the file again")
     config = _config(sizes, tied=tied == 1)
     if version == 1:
         return Header(config, version, BODY)
     (group,) = GROUP.unpack_from(data, HEADER.size)
     if group < 1 or config.width % group:
-        raise ValueError(f"the group must divide the width, {config.width}; got {group}; copy the file again")
+        raise ValueError(f"the group size must divide the width, {config.width}; got {group}; copy the file again")
     return Header(config, version, BODY, group)
 
 
@@ -134,7 +134,7 @@ def _config(sizes: list[int], *, tied: bool) -> ModelConfig:
 
 
 def _legacy_tensors(config: ModelConfig) -> list[Tensor]:
-    """What follows the header of version 0, in the order of the file."""
+    """The arrays of version 0, in the order of the file."""
     assert config.head_size is not None
     later = {tensor.name: tensor for tensor in _tensors(config)}
     angles = (config.context, config.head_size // 2)
@@ -155,7 +155,7 @@ def _legacy_tensors(config: ModelConfig) -> list[Tensor]:
 
 
 def _tensors(config: ModelConfig) -> list[Tensor]:
-    """What follows the header of versions 1 and 2."""
+    """The arrays of versions 1 and 2, in the order of the file."""
     assert config.kv_heads is not None
     assert config.head_size is not None
     vocab_size, width, hidden, layers = config.vocab_size, config.width, config.hidden, config.layers
@@ -177,7 +177,7 @@ def _tensors(config: ModelConfig) -> list[Tensor]:
 
 
 def _size(tensor: Tensor, group: int) -> int:
-    """Bytes in the file."""
+    """Size of an array in the file, in bytes."""
     count = prod(tensor.shape)
     if group and "norm" not in tensor.name:
         return count + count // group * FLOAT.itemsize
@@ -185,7 +185,7 @@ def _size(tensor: Tensor, group: int) -> int:
 
 
 def _named(data: NDArray[np.uint8], tensors: list[Tensor], group: int) -> dict[str, NDArray[np.float32]]:
-    """Cut the file's bytes into the tensors, and those of all layers into one a layer."""
+    """Cut the weights into arrays by our names; an array of all layers becomes one per layer."""
     parameters: dict[str, NDArray[np.float32]] = {}
     begin = 0
     for tensor in tensors:
@@ -203,7 +203,7 @@ def _named(data: NDArray[np.uint8], tensors: list[Tensor], group: int) -> dict[s
 
 
 def _unpacked(data: NDArray[np.uint8], count: int, group: int) -> NDArray[np.float32]:
-    """So many int8 weights, and after them a float32 scale for each group."""
+    """Dequantise `count` int8 weights, which a float32 scale per group follows."""
     weights = data[:count].view(np.int8).reshape(-1, group)
-    with np.errstate(over="ignore", invalid="ignore"):  # of scales in a damaged file
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may have any scale
         return weights * data[count:].view(FLOAT)[:, None]

@@ -1,7 +1,7 @@
-"""Which files make a model's folder, and how a new folder takes the place of one.
+"""Which files make up a model's folder, and how a new folder replaces one.
 
-It is written whole beside the old one, so that at any moment one of the two is complete: `.model.<owner>.work.tmp`
-becomes `model` after that has become `.model.old`. Files of others in the folder come along.
+The new one is written beside the old one, so that one of the two is complete at any moment: `model` is renamed to
+`.model.old`, then `.model.<owner>.work.tmp` to `model`. Files that don't belong to the model are moved to the new one.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from .huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
 
 TOKENIZER = "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
-# What we and transformers write of a model, beside its weights (see is_of_a_model), and what only a checkpoint has.
+# Files that we and transformers write of a model, without its weights (see is_of_a_model); files of checkpoints alone.
 MODEL_FILES = {
     CONFIG, GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
 }  # fmt: skip
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, peft.CONFIG, peft.WEIGHTS}
-# At taking an old folder's place, into which a reader may be putting it back; on Windows, no folder can be renamed in
-# which a file is open, be it for a scanner's moment.
+# Attempts to replace a folder: a reader may restore the old one in between, and on Windows a folder with an open file
+# can't be renamed. There, the wait grows by WAIT seconds from one attempt to the next.
 ATTEMPTS, WAIT = 10, 0.1
-READS = 10  # of a folder that is replaced all the time, before it is locked
+READS = 10  # attempts to read a folder that is being replaced, before it is locked
 T = TypeVar("T")
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a model or an adapter is there whose weights are in one file, as those of ours are."""
+    """Whether a folder holds a model or an adapter with its weights in one file, as fastllm writes them."""
     return any(
         (folder / config).is_file() and (folder / weights).is_file()
         for config, weights in ((CONFIG, WEIGHTS), (peft.CONFIG, peft.WEIGHTS))
@@ -48,17 +48,17 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def is_of_a_model(path: Path) -> bool:
-    """Whether a file in a model's folder is a part of the model, which a new one replaces."""
+    """Whether a file in a model's folder is part of the model, so that a new model replaces it."""
     return path.is_file() and (path.name in MODEL_FILES or SHARD.fullmatch(path.name) is not None)
 
 
 def holds_config(folder: Path) -> bool:
-    """Whether a model's config is there, with its weights or without."""
+    """Whether a folder has a model's config.json, with its weights or without."""
     return (folder / CONFIG).is_file()
 
 
 def is_free(target: Path, replaces: Callable[[Path], bool]) -> bool:
-    """Whether nothing stands at a real_path, or an empty folder, or one that may be replaced, after `restore`."""
+    """Whether nothing is at a real_path, after `restore`, or an empty folder, or one that may be replaced."""
     with one_at_a_time(target.parent):
         restore(target)
         return not target.exists() or _is_empty(target) or replaces(target)
@@ -70,12 +70,12 @@ def _is_empty(path: Path) -> bool:
 
 @contextmanager
 def replacing_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield an empty folder; when the block ends, it stands at `target`, a real_path that is_free.
+    """Yield an empty folder; when the block ends, it is moved to `target`, a real_path that is_free.
 
-    replaces  whether a folder that stands there then may be replaced
+    replaces  whether a folder that is then at `target` may be replaced
 
-    When the block raises, the folder goes and what was there stays. Raises OSError where it can't be written or the old
-    one is in use, FileExistsError where something else has come there meanwhile.
+    If the block raises, the new folder is removed and the old one stays. Raises OSError where it can't be written or
+    the old one is in use, FileExistsError if something else has appeared at `target` meanwhile.
     """
     make_parent(target)
     new = work_path(target)
@@ -99,22 +99,22 @@ def restore(folder: Path) -> None:
         try:
             os.replace(old, folder)
         except OSError:
-            if not folder.exists():  # or it was between the two, and has gone on
+            if not folder.exists():  # if it exists, the writer was still alive and has finished
                 raise
 
 
 def is_set_aside(folder: Path) -> bool:
-    """Whether the writer of a new folder has renamed the old one, and may have been killed before it could go on."""
+    """Whether a folder has been renamed by the writer of a new one, which may have been killed since."""
     return _set_aside(real_path(folder)).exists()
 
 
 def _set_aside(folder: Path) -> Path:
-    """The name of the old folder while a new one takes its place; hidden, so that it is ours."""
+    """The hidden path of the old folder while a new one replaces it."""
     return folder.parent / f".{folder.name}.old"
 
 
 def of_one_moment(path: Path, read: Callable[[], T]) -> T:
-    """What is read of a model's folder, file by file: again, if another has taken its place meanwhile."""
+    """Call `read`, which reads a model's folder file by file, until the folder wasn't replaced meanwhile."""
     for _ in range(READS):
         before = _identity(path)
         try:
@@ -126,7 +126,7 @@ def of_one_moment(path: Path, read: Callable[[], T]) -> T:
             if _identity(path) == before:
                 return found
     with one_at_a_time(_model_in(path).absolute().parent):
-        return read()  # nobody replaces it now
+        return read()  # it can't be replaced now
 
 
 def _model_in(path: Path) -> Path:
@@ -135,7 +135,7 @@ def _model_in(path: Path) -> Path:
 
 
 def _identity(path: Path) -> list[tuple[int, int, int] | None]:
-    """What changes when a model, or an adapter, takes the place of another at a path."""
+    """Inodes and times that change when the model or adapter at a path is replaced."""
     folder = _model_in(path)
     found: list[tuple[int, int, int] | None] = []
     for place in (folder, folder / peft.CONFIG, folder / peft.WEIGHTS):
@@ -150,7 +150,7 @@ def _identity(path: Path) -> list[tuple[int, int, int] | None]:
 
 @contextmanager
 def one_at_a_time(parent: Path) -> Iterator[None]:
-    """A block that those who replace folders in one parent run one after another, where the system can see to it."""
+    """Lock a parent folder, so that only one process at a time replaces folders in it. Does nothing on Windows."""
     try:
         import fcntl
     except ImportError:  # on Windows
@@ -168,13 +168,13 @@ def one_at_a_time(parent: Path) -> Iterator[None]:
 
 
 def _flush(folder: Path) -> None:
-    """Have the files on the disk before their folder gets its name."""
+    """Write a folder's files through to the disk, before the folder is renamed."""
     for path in folder.iterdir():
         flush(path)
 
 
 def _take_place(new: Path, target: Path, replaces: Callable[[Path], bool]) -> None:
-    """Rename: the target, where there is one, gets the old name, and the new folder the target's."""
+    """Rename an existing target to its old name, and the new folder to the target; again if others interfere."""
     old = _set_aside(target)
     for attempt in range(ATTEMPTS):
         try:
@@ -200,7 +200,7 @@ def _take_place(new: Path, target: Path, replaces: Callable[[Path], bool]) -> No
 
 
 def _swap(new: Path, target: Path, old: Path) -> None:
-    """Both renames, or neither."""
+    """Do both renames, or neither."""
     try:
         if target.exists():
             os.replace(target, old)
@@ -213,9 +213,9 @@ def _swap(new: Path, target: Path, old: Path) -> None:
 
 
 def _move_others(old: Path, folder: Path) -> None:
-    """What is no part of the model in an old folder, a user's notes say, goes to the new one; the rest is removed.
+    """Move files that aren't part of the model, such as a user's notes, from an old folder to the new; remove the rest.
 
-    What can't be, as it is another user's say, stays in a folder beside, of which a warning tells.
+    What can't be moved or removed, such as another user's file, stays in a folder beside it, and a warning says so.
     """
     if not old.is_dir() or not folder.is_dir():
         return

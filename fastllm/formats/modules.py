@@ -1,4 +1,4 @@
-"""Where another project keeps our parameters: its modules' names and ours, and the tensors that follow from them."""
+"""How another project stores our parameters: the names of its modules and ours, and the tensors of a model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..small_files import brief
 
 
 class Module(NamedTuple):
-    """A module of theirs, by its name, and ours that it holds, stacked along the outputs. "{}" is the layer.
+    """The name of another project's module, and of ours that it holds, stacked along the outputs. "{}" is the layer.
 
-    Its tensors are .weight and .bias, as far as the model has them.
+    Its tensors are .weight and .bias, if the model has them.
     """
 
     theirs: str
@@ -25,9 +25,10 @@ class Module(NamedTuple):
 class Tensor(NamedTuple):
     """One tensor of a file: a module's weight or bias in one layer.
 
-    name, shape  as the file has it
-    ours         names of the parameters in it
-    rows         where each of them but the first begins
+    name, shape  as in the file
+    ours         names of our parameters in it
+    rows         first row of each of them but the first
+    transposed   whether the file has it as (in, out)
     """
 
     name: str
@@ -43,7 +44,7 @@ class _Shaped(Protocol):
 
 
 def layout_of(modules: Sequence[Module], config: ModelConfig) -> list[Tensor]:
-    """The tensors in which these modules keep a model's parameters."""
+    """The tensors of these modules for a model."""
     shapes = shapes_of(config)
     layout = []
     for theirs, ours, transposed in modules:
@@ -67,7 +68,7 @@ def layout_of(modules: Sequence[Module], config: ModelConfig) -> list[Tensor]:
 
 
 def check_layers(config: ModelConfig, given: Mapping[str, object]) -> None:
-    """Raise FormatError where a damaged file speaks of so many layers that their names alone would fill the memory."""
+    """Raise FormatError for more layers than tensors: after damage, the names of all layers alone could fill memory."""
     if config.layers > len(given):
         raise FormatError(
             f"a model of {config.layers} layers must have more tensors than that; got {len(given)}; "
@@ -76,7 +77,7 @@ def check_layers(config: ModelConfig, given: Mapping[str, object]) -> None:
 
 
 def check(given: Mapping[str, _Shaped], shapes: Shapes) -> None:
-    """Raise FormatError unless given are tensors with exactly these names and shapes."""
+    """Raise FormatError unless the given tensors have exactly these names and shapes."""
     missing = [name for name in shapes if name not in given]
     unknown = [name for name in given if name not in shapes]
     for names, fault in (missing, "missing"), (unknown, "unknown"):

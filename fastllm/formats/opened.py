@@ -1,4 +1,4 @@
-"""What opening a model's files gives, whatever their format."""
+"""The result of opening a model's files, whatever their format."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ Weights = dict[str, NDArray[np.float32] | Packed]
 class OpenedModel:
     """A model of another project, opened.
 
-    config              what it computes
-    weights             our names -> Packed for a matrix, a view of the mapped file where it can be one; a float32
-                        array for a norm, a bias and the table of positions
+    config              the configuration
+    weights             our names -> Packed for a matrix, if possible a view of the mapped file; float32 array for a
+                        norm, a bias and the position embedding
     source              "huggingface", "gguf" or "llama2c"
     path                its folder or file
-    generation          what its files say about generating text, as far as they do: "end_ids", the tokens that end
-                        a text, is always there, perhaps empty; and of GenerationConfig's fields
-                        "temperature" (0: the most probable token), "top_k", "top_p", "min_p", "typical_p",
-                        "repetition_penalty", "max_tokens", "stop", and for those who ask for beams
-                        "length_penalty" and "early_stopping"; whether to search is theirs to say
-    other_generation    what else they say about it, in the words of transformers' generation_config.json: what fastllm
-                        doesn't do and the ids of tokens that stand for padding or begin a text
-    metadata            of a GGUF file: what stands in its "general.*" keys
-    tokenizer_metadata  of a GGUF file: what stands in its "tokenizer.*" keys, arrays of numbers as NumPy's
+    generation          generation options in its files: always "end_ids", the tokens that end a text, perhaps empty;
+                        if given, the fields of GenerationConfig "temperature" (0: greedy), "top_k", "top_p", "min_p",
+                        "typical_p", "repetition_penalty", "max_tokens", "stop", and for beam search "length_penalty"
+                        and "early_stopping" (but not the number of beams, which the caller chooses)
+    other_generation    other options, under their keys in transformers' generation_config.json: those that fastllm
+                        lacks, and the ids of the padding and begin tokens
+    metadata            the "general.*" keys of a GGUF file
+    tokenizer_metadata  the "tokenizer.*" keys of a GGUF file, arrays of numbers as NumPy arrays
     """
 
     config: ModelConfig
@@ -49,17 +48,17 @@ class OpenedModel:
     tokenizer_metadata: dict[str, Any] = field(default_factory=dict)
 
 
-KIND_OF_DTYPE = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # bfloat16, which NumPy lacks, is uint16 here
+KIND_OF_DTYPE = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # NumPy has no bfloat16: uint16 here
 
 
 def packed(array: NDArray[Any]) -> Packed:
-    """A matrix of float32, float16, or bfloat16 as uint16, as it is: a view where it is C-contiguous."""
+    """A float32, float16 or bfloat16 (as uint16) matrix as Packed: a view if it is C-contiguous."""
     array = np.ascontiguousarray(array)
     return Packed(array.view(np.uint8), KINDS[KIND_OF_DTYPE[array.dtype.name]])
 
 
 def float32(array: NDArray[Any]) -> NDArray[np.float32]:
-    """float32, float16, or bfloat16 as uint16, in float32: a view where it is that."""
+    """A float32, float16 or bfloat16 (as uint16) array as float32: itself if it is float32."""
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)
@@ -78,6 +77,7 @@ def _are_texts(value: Any) -> bool:
     return isinstance(texts, list) and all(isinstance(text, str) and text for text in texts)
 
 
+# Generation option -> whether a value is valid, and the rule for messages.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number >= 0"),
     "top_k": (_is_id, "a whole number >= 0"),
@@ -93,9 +93,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def generation_facts(path: Path, vocab_size: int, end_ids: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenedModel.generation from what stands in a file.
+    """OpenedModel.generation from values in a file, None for those that it lacks.
 
-    Raises FormatError, which names the file, for what is no id and an option out of its range.
+    Raises FormatError, which names the file, for an id that is no integer and an option out of its range.
     """
     facts: dict[str, Any] = {"end_ids": token_ids(path, vocab_size, end_ids)}
     for name, value in options.items():
@@ -103,24 +103,24 @@ def generation_facts(path: Path, vocab_size: int, end_ids: list[Any], options: M
             continue
         is_good, rule = RANGES[name]
         if not is_good(value):
-            raise FormatError(f"{path} must give {name} as {rule}; got {brief(value)}; mend it")
+            raise FormatError(f"{path} must give {name} as {rule}; got {brief(value)}; fix it")
         facts[name] = tuple(value) if isinstance(value, list) else value
     return facts
 
 
 def token_ids(path: Path, vocab_size: int, given: Iterable[Any]) -> tuple[int, ...]:
-    """Ids that stand in a file, each once; None and those outside the vocabulary are passed over.
+    """The distinct ids among values in a file; None and ids outside the vocabulary are ignored.
 
-    Raises FormatError, which names the file, for what is no id.
+    Raises FormatError, which names the file, for an id that is no integer.
     """
     ids = [value for value in given if value is not None]
     for value in ids:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise FormatError(f"{path} must give the ids of tokens as whole numbers; got {brief(value)}; mend it")
+            raise FormatError(f"{path} must give the ids of tokens as whole numbers; got {brief(value)}; fix it")
     return tuple(dict.fromkeys(token for token in ids if 0 <= token < vocab_size))
 
 
 def named_ids(path: Path, vocab_size: int, given: Mapping[str, Any]) -> dict[str, int]:
-    """As token_ids, of one id each by its name."""
+    """As token_ids, for single ids by name; a name without a valid id is left out."""
     found = {name: token_ids(path, vocab_size, [value]) for name, value in given.items()}
     return {name: ids[0] for name, ids in found.items() if ids}

@@ -1,7 +1,7 @@
-"""PEFT's adapter_config.json (github.com/huggingface/peft): how much each low-rank addition counts.
+"""PEFT's adapter_config.json (github.com/huggingface/peft): the scale of each low-rank addition.
 
-alpha_pattern gives some modules an alpha of their own. Which modules have an addition, and of which rank, the tensors
-say: target_modules, exclude_modules, layers_to_transform and rank_pattern are what PEFT made them by.
+alpha_pattern gives some modules an alpha of their own. Which modules have an addition, and its rank, is read from the
+tensors, not from target_modules, exclude_modules, layers_to_transform and rank_pattern.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..lora import Addition
 from ..small_files import brief
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NAME = re.compile(r"(\^?)((?:\w|-|\\?\.)+)\$?")  # of a module, written as a pattern for it
+NAME = re.compile(r"(\^?)((?:\w|-|\\?\.)+)\$?")  # a module's name as a regular expression
 
-# What changes the sum that is computed, or the base's weights before; a file must have nothing at these keys.
+# Features that fastllm lacks: these keys must be absent, null, false or empty.
 LACKING = {
     "use_dora": "DoRA",
     "modules_to_save": "whole modules beside low-rank ones",
@@ -33,12 +33,12 @@ LACKING = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
 }
-# Ways to begin that leave the base's weights as they are; others (PiSSA, OLoRA, LoftQ, ...) change them.
-BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Initialisations that leave the base model's weights as they are; others (PiSSA, OLoRA, LoftQ, ...) change them.
+INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 class Rules:
-    """What adapter_config.json says, checked."""
+    """The content of adapter_config.json, checked. Raises FormatError."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         kind = fields.get("peft_type")
@@ -52,31 +52,31 @@ class Rules:
             raise FormatError(
                 f'bias must be "none"; got {brief(fields["bias"])}; merge the adapter with PEFT and open the model'
             )
-        beginning = fields.get("init_lora_weights")
-        if not any(beginning is known or (beginning == known and isinstance(known, str)) for known in BEGINNINGS):
+        given = fields.get("init_lora_weights")
+        if not any(given is known or (given == known and isinstance(known, str)) for known in INITIALISATIONS):
             raise FormatError(
-                f"init_lora_weights must be a way to begin that leaves the base as it is; got {brief(beginning)}; "
-                "have PEFT convert it (path_initial_model_for_weight_conversion)"
+                f"init_lora_weights must leave the weights of the base model as they are; got {brief(given)}; have "
+                "PEFT convert the adapter (path_initial_model_for_weight_conversion)"
             )
         self._alpha = _positive("lora_alpha", fields.get("lora_alpha", 8))
         alphas = fields.get("alpha_pattern") or {}
         if not isinstance(alphas, dict):
-            raise FormatError(f"alpha_pattern must map names of modules to numbers; got {brief(alphas)}; mend {CONFIG}")
+            raise FormatError(f"alpha_pattern must map names of modules to numbers; got {brief(alphas)}; fix {CONFIG}")
         self._alphas = {_suffix(key): _positive("alpha_pattern", value) for key, value in alphas.items()}
         self._is_root = fields.get("use_rslora") or False
         if not isinstance(self._is_root, bool):
-            raise FormatError(f"use_rslora must be true or false; got {brief(self._is_root)}; mend {CONFIG}")
+            raise FormatError(f"use_rslora must be true or false; got {brief(self._is_root)}; fix {CONFIG}")
 
     def addition(self, module: str, rank: int) -> Addition:
-        """How a module's addition of a rank counts."""
+        """The rank and scale of a module's addition."""
         alpha = next((alpha for end, alpha in self._alphas.items() if f"^.{module}".endswith(end)), self._alpha)
         return Addition(rank, alpha / (math.sqrt(rank) if self._is_root else rank))
 
 
 def _suffix(key: str) -> str:
-    """What "^." and a module's name ends with, for which a key of alpha_pattern is; with ^, that is all of it.
+    """What "^." + the name of a module must end with for a key of alpha_pattern to match; with ^, its whole name.
 
-    Such keys are regular expressions for the end of a name. Tools write names; another expression could take years.
+    Keys are regular expressions for the end of a name. Tools write plain names; matching others could take very long.
     """
     name = NAME.fullmatch(key)
     if name is None:
@@ -89,5 +89,5 @@ def _suffix(key: str) -> str:
 
 def _positive(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise FormatError(f"{key} must be a number > 0; got {brief(value)}; mend {CONFIG}")
+        raise FormatError(f"{key} must be a number > 0; got {brief(value)}; fix {CONFIG}")
     return float(value)

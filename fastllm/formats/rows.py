@@ -1,8 +1,7 @@
-"""A weight's rows on their way into a file: in the order that its RoPE asks for, in the kind of number that it has.
+"""Converts a weight for a file: its rows to the order that the file's RoPE needs, its numbers to the file's kind.
 
-RoPE turns pairs of a head's columns, which are rows of the query's and key's weights: neighbours (2i, 2i + 1), or the
-halves (i, i + D/2). From one to the other, rows only change places, head by head. All is done in pieces, so that a
-file is written in little memory, whatever its size.
+RoPE rotates pairs of a head's columns, which are rows of the query and key weights: neighbours (2i, 2i + 1), or halves
+(i, i + D/2). Between the two, the rows of each head are permuted. Conversion is done in pieces, to need little memory.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from ..config import ModelConfig
 from ..packed import Packed
 from ..quantize import PIECE, dequantize, quantize
 
-TURNED = re.compile(r"blocks\.\d+\.attention\.(query|key)(_norm)?\.(weight|bias)")  # what RoPE turns
+TURNED = re.compile(r"blocks\.\d+\.attention\.(query|key)(_norm)?\.(weight|bias)")  # parameters that RoPE concerns
 
 Weight = NDArray[np.floating] | Packed
-Progress = Callable[[int, int], object]  # bytes written so far, and in all
+Progress = Callable[[int, int], object]  # called with bytes written so far and in total
 
 
 def row_order(config: ModelConfig, name: str, rows: int, *, interleaved: bool) -> NDArray[np.intp] | None:
-    """Which row of our weight stands at each place where RoPE is on pairs, or on halves; None where all stay.
+    """The row of our weight for each row in a file, by whether its RoPE is on pairs; None if the order is the same.
 
-    Halves take each head's rows (0, 1, 2, 3, ...) as (0, 2, ..., 1, 3, ...); pairs turn that around.
+    From pairs to halves, each head's rows are taken in the order 0, 2, ..., 1, 3, ...; to pairs, the other way round.
     """
     if config.positions != "rope" or config.rope_interleaved == interleaved or not TURNED.fullmatch(name):
         return None
@@ -36,9 +35,11 @@ def row_order(config: ModelConfig, name: str, rows: int, *, interleaved: bool) -
 
 
 def pieces(weight: Weight, order: NDArray[np.intp] | None, kind: str) -> Iterator[NDArray[np.uint8]]:
-    """The bytes (rows, bytes of a row) of a weight in a kind, some rows at a time; of a vector, one row.
+    """The bytes of a weight in a kind, (rows, bytes per row) uint8, some rows at a time; a vector is one row.
 
-    A matrix that is of the kind already keeps its bytes. Raises ValueError for what the kind can't hold.
+    order  from row_order; None: as it is
+
+    The bytes of a matrix that has the kind already are copied. Raises ValueError for numbers that the kind can't hold.
     """
     if not isinstance(weight, Packed) and weight.ndim == 1:
         yield quantize((weight if order is None else weight[order])[None], kind).data

@@ -1,12 +1,12 @@
-"""The safetensors file (github.com/huggingface/safetensors), and a model in several of them.
+"""Reads and writes safetensors files (github.com/huggingface/safetensors); reads models in several of them.
 
     8 bytes    length of the header, little-endian
     header     JSON: name -> {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, and perhaps
                "__metadata__"; spaces may follow
-    the rest   the tensors: row by row, little-endian, one after another without a gap; offsets count from here
+    the rest   the tensors: row-major, little-endian, one after another without gaps; offsets count from here
 
 A model in several files has an index beside them, JSON with "weight_map": tensor -> name of its file. Nothing in a
-file is trusted: the tensors are views of the mapped file, made after all their places have been checked.
+file is trusted: tensors become views of the mapped file only after all offsets have been checked.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ..errors import FormatError
 from ..small_files import MAX_JSON, brief, parse_json, read_json
 from .bytes_of_file import map_file
 
-# Bytes of an element. Types with other names may be in a file, but their sizes are not checked.
+# Bytes per element. A file may have other types, whose sizes are not checked.
 ITEM_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 MAX_DIMENSIONS = 8
-ALIGNMENT = 8  # of the tensors, when written
+ALIGNMENT = 8  # of the first tensor in files written here, in bytes
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as a file has it.
+    """A tensor in a file.
 
-    dtype  "F32", "BF16", ... as the file says
+    dtype  the file's name for it: "F32", "BF16", ...
     data   (bytes,) uint8, a read-only view of the mapped file
     """
 
@@ -47,12 +47,21 @@ class StoredTensor(NamedTuple):
 
 
 class TensorToWrite(NamedTuple):
-    """A tensor for write_safetensors. pieces: gives its bytes, one after another."""
+    """A tensor for write_safetensors. pieces: yields its bytes, piece by piece."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     pieces: Callable[[], Iterator[NDArray[np.uint8]]]
+
+
+def array_to_write(name: str, dtype: str, array: NDArray[Any]) -> TensorToWrite:
+    """An array as a tensor to write, in one piece. dtype: the file's name for its type."""
+
+    def whole() -> Iterator[NDArray[np.uint8]]:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    return TensorToWrite(name, dtype, array.shape, whole)
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
@@ -64,7 +73,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What stands before the tensors of a file, by name: texts, or whatever a stranger wrote. Raises likewise."""
+    """The "__metadata__" of a file, {} if it has none. Values should be texts, but are not checked.
+
+    Raises as read_safetensors does.
+    """
     found = _read(path)[1]
     return found if isinstance(found, dict) else {}
 
@@ -106,15 +118,15 @@ def write_safetensors(
     progress: Callable[[int, int], object] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a file, tensor after tensor, in pieces: no more than one tensor's piece is in memory.
+    """Write a file, tensor after tensor, with one piece in memory at a time.
 
-    metadata  texts that stand before the tensors, by name
-    progress  called with the bytes of tensors written so far, and those there are in all
+    metadata  texts for the header's "__metadata__"
+    progress  called with the bytes of tensors written so far and in total
 
     Raises OSError where it can't be written.
     """
     tensors = list(tensors)
-    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), "format": "pt"}}  # which transformers asks for
+    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), "format": "pt"}}  # transformers requires "format"
     end = 0
     for tensor in tensors:
         begin, end = end, end + math.prod(tensor.shape) * ITEM_SIZES[tensor.dtype]
@@ -134,9 +146,9 @@ def write_safetensors(
 
 
 def read_shards(index: Path) -> dict[str, StoredTensor]:
-    """The tensors of a model in several files, which an index lists.
+    """The tensors of a model in several files, from its index.
 
-    Raises FormatError where a file is missing or damaged, lies elsewhere, or has other tensors than the index says.
+    Raises FormatError where a file is missing, damaged, in another folder, or has other tensors than the index says.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
@@ -150,7 +162,7 @@ def read_shards(index: Path) -> dict[str, StoredTensor]:
             raise FormatError(f"{index} must name .safetensors files beside it; got {brief(file)}; use another model")
         path = index.parent / file
         if not path.is_file():
-            raise FormatError(f"{path} must be there, by {index.name}; got no such file; download the model again")
+            raise FormatError(f"{path} must exist, by {index.name}; got no such file; download the model again")
         found = read_safetensors(path)
         if found.keys() != expected[file]:
             odd = sorted(found.keys() ^ expected[file])
@@ -163,7 +175,7 @@ def read_shards(index: Path) -> dict[str, StoredTensor]:
 
 
 def _place(what: str, entry: Any, size: int) -> tuple[int, int]:
-    """Begin and end of a tensor in a body of `size` bytes. Raises FormatError where its entry can't be."""
+    """Begin and end of a tensor in a body of `size` bytes. Raises FormatError for an invalid entry."""
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
@@ -179,7 +191,7 @@ def _place(what: str, entry: Any, size: int) -> tuple[int, int]:
 
 
 def _is_counts(value: Any) -> TypeGuard[list[int]]:
-    """Whether value is a short list of whole numbers that an int64 can hold."""
+    """Whether a value is a list of at most MAX_DIMENSIONS whole numbers from 0 that an int64 can hold."""
     return (
         isinstance(value, list)
         and len(value) <= MAX_DIMENSIONS

@@ -1,7 +1,7 @@
-"""Tokenizers: text to token ids and back, by words, characters, bytes or pairs, and those that come with models.
+"""Tokenizers, text to token ids and back: words, characters, bytes, byte-level BPE, and those that come with models.
 
-A file of ours looks like {"format": "fastllm-tokenizer", "version": 1, "type": "word", "tokens": ["<unk>", ...]};
-the place of a token in the list is its id.
+Our files look like {"format": "fastllm-tokenizer", "version": 1, "type": "word", "tokens": ["<unk>", ...]}; a token's
+index in the list is its id.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ FILE_TYPES: dict[str, type[Tokenizer]] = {
     kind.name: kind
     for kind in (WordTokenizer, CharacterTokenizer, ByteTokenizer, Llama2cTokenizer, SentencePieceTokenizer)
 }
-"""Kinds that a file of ours may hold."""
+"""Kinds that our file format can hold."""
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Open a tokenizer: a file written by `save`, a tokenizer.json of Hugging Face's, llama2.c's tokenizer.bin, or
-    the folder of any of them, as `save_into` writes it, or of a run.
+    """Open a tokenizer: a file written by `save`, Hugging Face's tokenizer.json, llama2.c's tokenizer.bin, a folder
+    with one of these, or a run folder.
 
-    What tokenizer_config.json and others beside a tokenizer.json of Hugging Face's say counts too (see
+    With Hugging Face's tokenizer.json, tokenizer_config.json and other files beside it are read too (see
     tokenizers/huggingface.py).
 
     Raises FileNotFoundError where there is no file, FormatError (a ValueError) for a file that is truncated,
-    foreign or contradicts itself, FastllmError where a package it needs is missing, OSError where it can't be read.
+    inconsistent or of another format, FastllmError where a package is missing, OSError where it can't be read.
     """
     given, path = path, Path(path)
     if path.is_dir():
@@ -103,7 +103,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _tokenizer_of(document: dict[str, Any]) -> Tokenizer:
-    """The tokenizer a JSON document describes; ValueError or TypeError where it describes none."""
+    """The tokenizer that a JSON document describes. Raises ValueError or TypeError for an invalid one."""
     if document.get("format") != FILE_FORMAT:
         raise ValueError(f'"format" must be "{FILE_FORMAT}"; got {brief(document)}; pass another file')
     if document.get("version") != FILE_VERSION:

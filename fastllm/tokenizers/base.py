@@ -1,7 +1,7 @@
-"""What every tokenizer does: text to ids, ids back to text, one id at a time when it streams.
+"""The base of all tokenizers: text to ids, and ids to text, one id at a time when streaming.
 
-Special tokens mark the ends and the speakers of texts. A program puts their ids where they belong
-(`tokenizer.end_id`); no text a user types ever turns into one, not even the text "<end>".
+Special tokens mark the end of a text and the speakers. Programs insert their ids (`tokenizer.end_id`); no text that a
+user types is ever encoded as one, not even "<end>".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..errors import DataError
 
 UNKNOWN, END, USER, ASSISTANT = "<unk>", "<end>", "<user>", "<assistant>"
 
-PIECE = 1 << 20  # characters encoded at a time
+PIECE = 1 << 20  # characters processed at a time
 
 FILE_FORMAT = "fastllm-tokenizer"
 FILE_VERSION = 1
@@ -33,14 +33,14 @@ FILE_NAME = "tokenizer.json"
 
 
 def check_text(text: object) -> None:
-    """Raise TypeError unless text is a str, DataError where it holds half of a surrogate pair."""
+    """Raise TypeError unless text is a str, DataError if it holds a lone surrogate."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a str; got {type(text).__name__}; pass one str")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        if 0xDC80 <= code <= 0xDCFF:  # as Python has what it read and couldn't decode
+        if 0xDC80 <= code <= 0xDCFF:  # "surrogateescape": a byte that Python couldn't decode
             raise DataError(
                 f"text must be UTF-8; got byte 0x{code - 0xDC00:02x} at position {error.start}; convert it to UTF-8"
             ) from None
@@ -52,7 +52,7 @@ def check_text(text: object) -> None:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The text in pieces that end at line ends, so that no word is cut; in a line of many pieces, before a space."""
+    """The text in pieces of PIECE characters or more, cut after a newline, or before a space in very long lines."""
     at = 0
     while at < len(text):
         stop = text.find("\n", at + PIECE, at + 4 * PIECE) + 1
@@ -65,7 +65,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def distinct_ids(tokens: Sequence[str]) -> dict[str, int]:
-    """The id of each token. TypeError for a token that is no str, ValueError for one repeated or damaged."""
+    """Token -> id. Raises TypeError for a token that is no str, ValueError for a repeated one or a lone surrogate."""
     ids: dict[str, int] = {}
     for position, token in enumerate(tokens):
         if not isinstance(token, str):
@@ -85,23 +85,23 @@ def distinct_ids(tokens: Sequence[str]) -> dict[str, int]:
 class Tokenizer(ABC):
     """Maps text to token ids 0 .. vocab_size - 1 and back.
 
-    tokens          the token of each id, as text; "" for an id that has none
-    begin_id        what the model expects before every text, None for nothing
-    end_id, user_id, assistant_id    ids of the control tokens
-    end_ids         all that end an answer, end_id among them
-    unknown_id      id of "<unk>", None where every text has its own ids
-    control_ids     tokens that no text turns into and that decode leaves out
-    chat_template   Jinja source that lays out a conversation, None without one
-    template_names  of chat templates, where there are several; the one called "default" is chat_template
-    special_tokens  what a template calls some tokens, {"bos_token": "<s>", ...}
-    keeps_space     whether white space comes back as it was
+    tokens          the token of each id, as text; "" for an id without a token
+    begin_id        id that the model expects before every text; None: nothing
+    end_id, user_id, assistant_id    ids of the tokens that end a text and begin a user's or an assistant's turn
+    end_ids         ids that end an answer, end_id among them
+    unknown_id      id of "<unk>", for text that is not in the vocabulary; None: there is no such token
+    control_ids     ids that decode leaves out and encode never gives, "<unk>" excepted
+    chat_template   Jinja source that formats a conversation as text; None: there is none
+    template_names  names of the chat templates if there are several; "default" is chat_template
+    special_tokens  tokens by their names in chat templates: {"bos_token": "<s>", ...}
+    keeps_space     whether decode restores white space as it was
     """
 
     name: ClassVar[str]
-    """How files and command lines call this kind of tokenizer."""
+    """Name of this kind of tokenizer in files and on the command line."""
     keeps_space: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("tokens",)
-    """The lists that the file on disk holds, which are what the constructor takes."""
+    """Lists in the file, and arguments of the constructor."""
     end_token: str = END
     begin_id: int | None = None
 
@@ -109,9 +109,11 @@ class Tokenizer(ABC):
     template_names: Sequence[str] = ()
 
     def __init__(self, tokens: Sequence[str], ids: dict[str, int] | None = None) -> None:
-        """ids, where not all tokens have one of their own; without it they must be distinct.
+        """
+        tokens  the token of each id
+        ids     token -> id; None: the tokens must be distinct
 
-        Raises TypeError for a token that is no str, ValueError for one that is repeated or damaged.
+        Raises TypeError for a token that is no str, ValueError for one that is repeated or has a lone surrogate.
         """
         self.tokens = list(tokens)
         self._ids = distinct_ids(self.tokens) if ids is None else ids
@@ -126,9 +128,9 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
-        """Make a tokenizer for texts like these, special tokens included.
+        """Make a tokenizer, special tokens included, whose vocabulary is learnt from texts.
 
-        max_size         the largest vocab_size allowed; None for no limit
+        max_size         limit of vocab_size; None: no limit
         minimum_count    tokens seen fewer times are left out
 
         Raises TypeError for anything but strings, DataError for texts without a usable token, ValueError
@@ -137,14 +139,14 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def stream(self, skip_special: bool = True) -> TextStream:
-        """Start a text that grows with every id pushed."""
+        """A decoder that takes one id at a time."""
 
     @abstractmethod
     def _encode(self, text: str) -> NDArray[np.int32]:
-        """Ids of a text that has been checked."""
+        """Ids of a text that check_text has accepted."""
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Ids (N,) int32 of the text, without any special token but "<unk>".
+        """Ids (N,) int32 of a text. "<unk>" is the only special token among them.
 
         Raises TypeError for anything but a str, DataError (a ValueError) for a lone surrogate.
         """
@@ -152,25 +154,25 @@ class Tokenizer(ABC):
         return self._encode(text)
 
     def encode_template(self, text: str) -> NDArray[np.int32]:
-        """Ids (N,) int32 of what a chat template wrote: here the texts of control tokens are those tokens.
+        """Ids (N,) int32 of text from a chat template, in which the texts of control tokens become these tokens.
 
-        Never for text of a user's; `dialogue.prompt_tokens` keeps the two apart. Raises as encode does.
+        Not for text of users; `dialogue.prompt_tokens` keeps the two apart. Raises as encode does.
         """
         check_text(text)
         return self.encode_parts(self.split_control(text))
 
     @property
     def missing_id(self) -> int | None:
-        """What stands for text that is not in the vocabulary, and is nothing to learn; GPT-2's "<unk>" ends a text."""
+        """unknown_id as a token not to train on; None where it also begins or ends texts, as in GPT-2."""
         return None if self.unknown_id in (self.begin_id, *self.end_ids) else self.unknown_id
 
     def find_control(self, text: str) -> Iterator[int]:
-        """The ids of the control tokens whose texts a text holds."""
+        """Ids of the control tokens whose texts occur in a text."""
         found = (self._control_texts[match.group()] for match in self._control_pattern.finditer(text))
         return (token_id for token_id in found if token_id in self.control_ids)
 
     def split_control(self, text: str) -> list[str | int]:
-        """The text in parts: the ids of control tokens whose texts it holds, and what stands between."""
+        """Split a text at the texts of control tokens: their ids, and the text between them."""
         parts: list[str | int] = []
         end = 0
         for match in self._control_pattern.finditer(text):
@@ -179,7 +181,7 @@ class Tokenizer(ABC):
         return [part for part in (*parts, text[end:]) if part != ""]
 
     def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
-        """Ids (N,) int32 of a text given in parts: an int is a control token, a str what it says, as in encode.
+        """Ids (N,) int32 of a text in parts: an int is a control token, a str is text as for encode.
 
         Raises as encode does, ValueError for an int that is no control token.
         """
@@ -196,7 +198,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def _control_texts(self) -> dict[str, int]:
-        """What encode_template recognises."""
+        """Text -> id of the tokens that encode_template recognises."""
         return {self.tokens[token_id]: token_id for token_id in sorted(self.control_ids) if self.tokens[token_id]}
 
     @cached_property
@@ -208,7 +210,7 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ids (N,), an array or any iterable of integers.
 
-        skip_special    leave out end, user and assistant tokens; "<unk>" stands for a word and is shown
+        skip_special    leave out the tokens in control_ids; "<unk>" is shown unless it is one of them
 
         Raises TypeError for an id that is no integer, ValueError for one out of range.
         """
@@ -217,27 +219,27 @@ class Tokenizer(ABC):
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, control tokens included."""
+        """Number of ids, control tokens included."""
         return len(self.tokens)
 
     @property
     def user_id(self) -> int:
-        """Marks what a user says; ValueError where the vocabulary has no such token and so can't chat."""
+        """Id of "<user>", before what a user says. Raises ValueError where the vocabulary lacks it."""
         return self.id_of(USER)
 
     @property
     def assistant_id(self) -> int:
-        """Marks what the assistant says; ValueError as for user_id."""
+        """Id of "<assistant>", before what the assistant says. Raises ValueError where the vocabulary lacks it."""
         return self.id_of(ASSISTANT)
 
     @property
     def bos_id(self) -> int | None:
-        """The token that begins a text by its name, whether or not the model expects it before each; None: none."""
+        """begin_id, or else the id of the token called "bos_token", which the model need not expect; None: neither."""
         name = self.special_tokens.get("bos_token")
         return self._ids.get(name) if self.begin_id is None and name is not None else self.begin_id
 
     def id_of(self, token: str) -> int:
-        """The id of a token, special ones included; ValueError where the vocabulary lacks it."""
+        """The id of a token, special ones included. Raises ValueError where the vocabulary lacks it."""
         if token not in self._ids:
             raise ValueError(
                 f"the token must be one of the vocabulary's {self.vocab_size}; got {brief(token)}; "
@@ -251,17 +253,17 @@ class Tokenizer(ABC):
         write_json(path, document)
 
     def _document(self) -> dict[str, Any]:
-        """What the file holds beside its format."""
+        """The content of the file, without format, version and type."""
         return {field: getattr(self, field) for field in self.fields}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """The tokenizer that a file's JSON describes. Raises TypeError or ValueError where it describes none."""
+        """The tokenizer that a file's JSON describes. Raises TypeError or ValueError for an invalid one."""
         return cls(**cls._lists_of(document))
 
     @classmethod
     def _lists_of(cls, document: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields, which must be lists."""
+        """The fields of a document. Raises TypeError for one that is no list."""
         fields: dict[str, Any] = {field: document.get(field) for field in cls.fields}
         for field, value in fields.items():
             if not isinstance(value, list):
@@ -269,7 +271,7 @@ class Tokenizer(ABC):
         return fields
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
-        """Write all that belongs to the tokenizer into a folder, for load_tokenizer. Raises OSError."""
+        """Write all files of the tokenizer into a folder, for load_tokenizer. Raises OSError."""
         self.save(Path(folder) / FILE_NAME)
 
     def __repr__(self) -> str:
@@ -277,9 +279,9 @@ class Tokenizer(ABC):
 
 
 class TextStream(ABC):
-    """Text from ids, piece by piece: all that push returned, joined, and then flush, is the decoded text.
+    """Decodes one id at a time: the results of all calls of push, then that of flush, joined, are the decoded text.
 
-    A piece depends on its id and the ids before, never on what comes next, so it can be shown at once.
+    What push returns depends only on the ids so far, so it can be shown at once.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
@@ -290,13 +292,13 @@ class TextStream(ABC):
 
     @abstractmethod
     def _text(self, token_id: int) -> str:
-        """What this id adds to the text."""
+        """The text that an id adds."""
 
     def push(self, token_id: int) -> str:
-        """What this id adds to the text, often "" in the middle of a character.
+        """The text that an id adds; "" while a character is incomplete.
 
-        Raises TypeError unless it is an integer, ValueError unless it is in 0 .. vocab_size - 1. (Tokenizers of
-        real models take ids beyond: the tables of such models are often longer than the vocabulary.)
+        Raises TypeError unless the id is an integer, ValueError unless it is in 0 .. vocab_size - 1. (Tokenizers of
+        published models accept larger ids, as their embeddings often have more rows than there are tokens.)
         """
         try:
             token_id = operator.index(token_id)
@@ -315,9 +317,9 @@ class TextStream(ABC):
         return self._hidden_text() if token_id in self._hidden else self._text(token_id)
 
     def _hidden_text(self) -> str:
-        """What a token that isn't shown adds: it ends the character before it."""
+        """The text that a hidden token adds: what was held back, as it ends the character before it."""
         return self.flush()
 
     def flush(self) -> str:
-        """What is still held back when no more ids come."""
+        """The text still held back, at the end of the ids."""
         return ""

@@ -1,8 +1,8 @@
-"""Byte-level BPE learnt from texts: pairs of tokens that are frequent become one (Sennrich et al. 2015,
+"""Byte-level BPE learnt from texts: the most frequent pairs of tokens are merged (Sennrich et al. 2015,
 arXiv:1508.07909; over bytes, Radford et al. 2019). The package `tokenizers` learns it and encodes with it.
 
-A text is split as GPT-2 splits it, into words with the space before them, numbers, marks and white space; no token
-reaches across. As all 256 bytes are tokens, no text is unknown.
+Text is first split as in GPT-2, into words with the space before them, numbers, punctuation and white space; no token
+crosses these. As all 256 bytes are tokens, no text is unknown.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from .optional import require
 CONTROLS = (END, USER, ASSISTANT)
 USUAL_SIZE, USUAL_COUNT = 4096, 2
 LEAST_SIZE, MOST_SIZE = BYTES + len(CONTROLS), 1 << 20
-LONGEST = 32  # bytes of a token: a sentence learnt by heart is of no use in another text
-# Learning takes the square of a word's length. Scripts without spaces have words as long as sentences, or texts.
+LONGEST = 32  # bytes per token: longer ones would be of no use in other texts
+# Texts are cut there for learning, whose time grows with the square of a word's length: in scripts without spaces, a
+# "word" may be as long as the text.
 LONG_RUN = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
 class BPETokenizer(HuggingFaceTokenizer):
-    """A byte-level BPE tokenizer made from texts of one's own. Needs the extra `hf`.
+    """A byte-level BPE tokenizer learnt from your own texts. Needs the extra `hf`.
 
-    It is saved as Hugging Face's tokenizer.json, which load_tokenizer opens as a HuggingFaceTokenizer; what save_into
-    writes beside it, and fastllm.save with a model, lets transformers chat with it, too.
+    It is saved as Hugging Face's tokenizer.json, which load_tokenizer opens as a HuggingFaceTokenizer. save_into and
+    fastllm.save also write a chat template, for transformers too.
 
     >>> tokenizer = BPETokenizer.build(["low lower lowest, new newer newest"] * 2, max_size=280)
     >>> [tokenizer.decode([token]) for token in tokenizer.encode("the newest")]
@@ -46,11 +47,11 @@ class BPETokenizer(HuggingFaceTokenizer):
 
     @classmethod
     def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = USUAL_COUNT) -> Self:
-        """Learn the most frequent pairs of texts, one after another: ids 0 to 2 are <end>, <user> and <assistant>, then
-        come the 256 bytes, then the pairs, of 32 bytes at most. The same texts give the same tokens.
+        """Learn a vocabulary from texts: ids 0 to 2 are <end>, <user> and <assistant>, then come the 256 bytes, then
+        merged pairs of at most 32 bytes, the most frequent first. The same texts give the same tokens.
 
-        max_size       the largest vocab_size; None for 4,096. It is smaller where the texts have no more pairs
-        minimum_count  pairs seen fewer times are left out; with 1, tokens that only these very texts need are learnt
+        max_size       limit of vocab_size, None for 4,096; fewer are learnt where texts have no more pairs
+        minimum_count  pairs seen fewer times are left out; with 1, tokens that occur only once are learnt too
 
         Raises TypeError for anything but strings, DataError for texts without a character, ValueError for a limit out
         of range, FastllmError without the package `tokenizers`.
@@ -96,16 +97,16 @@ class BPETokenizer(HuggingFaceTokenizer):
 
 
 def _interruptible(work: Callable[[], object]) -> None:
-    """Call work() in a thread of its own, so that Ctrl-C comes meanwhile: `tokenizers` would keep it waiting.
+    """Call work() in a thread of its own, so that Ctrl-C takes effect at once; `tokenizers` would delay it.
 
-    Interrupted, it goes on unseen until it is done or the process ends.
+    After Ctrl-C, the thread goes on in the background until it is done or the process ends.
     """
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # what the texts raise, and panics, which are no Exceptions
+        except BaseException as error:  # errors of the iterable, and panics, which aren't Exceptions
             failures.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -117,7 +118,7 @@ def _interruptible(work: Callable[[], object]) -> None:
 
 
 def _without_long_runs(text: str) -> Iterator[str]:
-    """The text, cut where it goes on and on without a space, or with nothing else."""
+    """The text, cut within runs of more than 64 characters without white space, or of white space alone."""
     at = 0
     for run in LONG_RUN.finditer(text):
         yield text[at : run.end()]

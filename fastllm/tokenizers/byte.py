@@ -1,4 +1,4 @@
-"""The bytes of UTF-8 as tokens: ids 0 .. 255 for any text in any language, then the control tokens."""
+"""Bytes of UTF-8 as tokens: ids 0 .. 255 are bytes, 256 .. 258 control tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TOKENS = (*(f"<0x{byte:02X}>" for byte in range(BYTES)), END, USER, ASSISTANT)
 
 
 class ByteTokenizer(Tokenizer):
-    """One token a byte; decode(encode(text)) == text for every text, and no token is unknown.
+    """One token per byte; decode(encode(text)) == text for every text, and no text is unknown.
 
-    Bytes that are no UTF-8 (a model may write any) come out as U+FFFD, the replacement character. A control
-    token ends the character before it.
+    Bytes that aren't valid UTF-8 (a model may generate any) decode to U+FFFD, the replacement character. A control
+    token ends an incomplete character.
 
     >>> ByteTokenizer().encode("é").tolist()
     [195, 169]
@@ -29,7 +29,7 @@ class ByteTokenizer(Tokenizer):
     name = "byte"
 
     def __init__(self, tokens: Sequence[str] = TOKENS) -> None:
-        """There is one vocabulary only; ValueError for another, which a damaged file may hold."""
+        """Raises ValueError unless tokens are TOKENS, the only vocabulary: a file may hold others."""
         if tuple(tokens) != TOKENS:
             raise ValueError(
                 f"tokens must be the {BYTES} bytes and {END}, {USER}, {ASSISTANT}; "
@@ -39,9 +39,9 @@ class ByteTokenizer(Tokenizer):
 
     @classmethod
     def build(cls, texts: Iterable[str] = (), max_size: int | None = None, minimum_count: int = 1) -> Self:
-        """The tokenizer, the same for all texts: neither texts nor minimum_count change it.
+        """The tokenizer, which is the same whatever the texts and minimum_count.
 
-        Raises ValueError where max_size has no room for it.
+        Raises ValueError for a max_size below its size, 259.
         """
         if max_size is not None and max_size < len(TOKENS):
             raise ValueError(
@@ -58,7 +58,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class ByteStream(TextStream):
-    """Holds the bytes of a character back until it is whole."""
+    """Holds the bytes of a character back until it is complete."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
         super().__init__(tokenizer, skip_special)

@@ -1,4 +1,4 @@
-"""Characters as tokens: one for each Unicode code point of the text, as Python counts them."""
+"""Characters as tokens, one per Unicode code point."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .vocabulary import SPECIAL_TOKENS, VocabularyTokenizer
 
 
 class CharacterTokenizer(VocabularyTokenizer):
-    """One token a character, white space included; decode(encode(text)) == text where all are known.
+    """One token per character, white space included; decode(encode(text)) == text if all are known.
 
     >>> tokenizer = CharacterTokenizer.build(["hello"])
     >>> tokenizer.decode(tokenizer.encode("hole!"))
@@ -25,7 +25,7 @@ class CharacterTokenizer(VocabularyTokenizer):
     def __init__(self, tokens: Sequence[str]) -> None:
         super().__init__(tokens)
         points = [ord(character) for character in self.tokens[len(SPECIAL_TOKENS) :]]
-        # code point -> id; the last entry answers for every code point beyond the largest known
+        # code point -> id; the last entry, "<unk>", also serves every code point beyond the table
         self._id_of_point = np.full(max(points, default=0) + 2, self.unknown_id, dtype=np.int32)
         self._id_of_point[points] = np.arange(len(SPECIAL_TOKENS), self.vocab_size)
 
@@ -42,7 +42,7 @@ class CharacterTokenizer(VocabularyTokenizer):
 
 
 class CharacterStream(TextStream):
-    """Writes tokens one after another."""
+    """Joins tokens as they are."""
 
     def _text(self, token_id: int) -> str:
         return self._tokens[token_id]

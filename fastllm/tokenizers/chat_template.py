@@ -1,17 +1,17 @@
-"""Chat templates: the Jinja source that comes with a model and lays a conversation out as one text.
+"""Chat templates: Jinja source that comes with a model and formats a conversation as text.
 
-A template is a stranger's program. It runs in jinja2's immutable sandbox, in the environment that transformers
-gives it (trim_blocks, lstrip_blocks, break and continue, `{% generation %}`, raise_exception, strftime_now,
-tojson as JSON), and further, so that it ends soon and stays small:
+A template is untrusted code. It runs in jinja2's immutable sandbox, in the same environment as in transformers
+(trim_blocks, lstrip_blocks, break and continue, `{% generation %}`, raise_exception, strftime_now, tojson as JSON), but
+with limits on time and memory:
 
-- It sees texts, numbers (whole ones of at most 60 bits), lists and dicts, and of those the methods in METHODS; it
-  includes and imports nothing.
-- Every operation has a price, and so has every body of a loop, branch or macro each time it runs: one unit for a
-  character or an item that is read or made, more for a call. A template that would spend more than BUDGET
-  ends in an error, before memory is taken for what it asked for. Nothing is computed when it is compiled.
-- Only the filters in FILTERS are there, those whose price is known.
+- It works on texts, numbers (integers of at most 60 bits), lists and dicts, with the methods in METHODS; it can't
+  include or import anything.
+- Every operation costs units of a BUDGET, and so does each run of the body of a loop, branch or macro: one unit per
+  character or item that is read or made, more for a call. A template that would exceed the budget fails, before memory
+  is allocated for the result. Constants are not folded at compile time.
+- It has only the filters in FILTERS and tojson, whose costs are known.
 
-Needs jinja2 (the extra `hf`); imported where a template is rendered.
+Needs jinja2 (the extra `hf`); import this module only to render a template.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from ..errors import DataError, FormatError
 from .chat_template_prices import STEP, Priced, check_bits
 
 BUDGET = 40_000_000
-"""Units a rendering may spend: several megabytes of conversation, or two seconds of a hostile loop."""
+"""Units that a rendering may spend: enough for several megabytes of conversation, or two seconds of a hostile loop."""
 MOST_SOURCE = 1 << 16
-"""Characters of a template. The longest in use has about 20,000."""
+"""Maximum length of a template, in characters. The longest in use has about 20,000."""
 MOST_DIGITS = 1000
-"""Of a text that becomes a whole number."""
+"""Maximum length of a text that becomes an integer, in characters."""
 
 METHODS: tuple[tuple[type, str], ...] = (
     (str, "capitalize casefold center count endswith expandtabs find index isalnum isalpha isascii isdecimal isdigit "
@@ -59,25 +59,25 @@ METHODS: tuple[tuple[type, str], ...] = (
 )  # fmt: skip
 """Methods and attributes that a template may use."""
 WHOLE = "count d default first items last length list map reject rejectattr reverse select selectattr"
-"""Filters that don't look into what an item holds."""
+"""Filters that don't look into the items of a list."""
 FILTERS = WHOLE + (
     " abs capitalize center dictsort e escape float forceescape format indent int join lower max min replace round"
     " safe sort string title trim truncate unique upper wordcount"
 )
 ATTRIBUTES = "join map max min rejectattr selectattr sort unique"
-"""Filters that look attributes up, by paths such as "a.b"; sort takes several, "a.b,c"."""
+"""Filters that look up attributes by paths such as "a.b"; sort takes several, "a.b,c"."""
 LONG_NUMBER = re.compile(r"\d{4}|\*")
 SIZED: tuple[Any, ...] = (str, dict, range, list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 SEQUENCES: tuple[Any, ...] = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 ListIterator: type[Iterator[int]] = type(iter([1]))
-# Arguments that are priced by their places, behind the first: whoever names them may do so in any order.
+# Arguments after the first whose price depends on their position; templates may pass them as keywords, in any order.
 IN_ORDER = {"replace": ("old", "new", "count"), "join": ("d",), "center": ("width",)}
 
 
 class ChatTemplate:
     """A compiled template.
 
-    Raises FormatError for a source that is no template, is too long, or uses what isn't there.
+    Raises FormatError for a source that doesn't compile, is too long, or uses something that is not allowed.
     """
 
     def __init__(self, source: str) -> None:
@@ -101,14 +101,14 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: Mapping[str, object] | None = None,
     ) -> str:
-        """The conversation as one text.
+        """The conversation as text.
 
         messages               {"role": ..., "content": ...} each
-        add_generation_prompt  whether the beginning of an answer ends it
-        variables              bos_token and whatever else the template may ask for; none takes the place of the above
+        add_generation_prompt  whether to end it with the beginning of an answer
+        variables              further variables, such as bos_token; they don't replace the above
 
-        Raises DataError where the template refuses the messages, FormatError where it fails, asks for what is
-        not allowed, or goes on for too long.
+        Raises DataError if the template refuses the messages, FormatError if it fails, does something that is not
+        allowed, or exceeds the budget.
         """
         given = {**(variables or {}), "messages": [dict(message) for message in messages],
                  "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}  # fmt: skip
@@ -120,7 +120,7 @@ class ChatTemplate:
                 return text
             except _RefusedError as refusal:
                 raise DataError(
-                    f"the messages must be such as the chat template takes; it says {str(refusal)!r:.200}; change them"
+                    f"the messages must suit the chat template; it says {str(refusal)!r:.200}; change them"
                 ) from None
             except (Exception, MemoryError) as error:
                 raise _one_error(error, "end with a text") from None
@@ -128,7 +128,7 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=16)
 def compiled(source: str) -> ChatTemplate:
-    """The template, compiled once."""
+    """The compiled template of a source; cached."""
     return ChatTemplate(source)
 
 
@@ -137,7 +137,7 @@ class _RefusedError(Exception):
 
 
 class _BudgetError(Exception):
-    """The template asked for too much."""
+    """The template has exceeded the budget."""
 
 
 def _one_error(error: BaseException, rule: str) -> FormatError:
@@ -149,7 +149,7 @@ def _one_error(error: BaseException, rule: str) -> FormatError:
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks what the assistant says, for training; here it is just its content."""
+    """`{% generation %}`, which marks the assistant's text for training in transformers; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -157,7 +157,7 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = nodes.Call(nodes.EnvironmentAttribute("generation"), [], [], None, None)
-        return nodes.CallBlock(call, [], [], body).set_lineno(line)  # as transformers has it, with the same scope
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)  # as in transformers, for the same scope
 
 
 def _generation(caller: Macro) -> str:
@@ -165,7 +165,7 @@ def _generation(caller: Macro) -> str:
 
 
 class _Namespace(Namespace):
-    """What a template keeps across scopes; no name begins with an underscore."""
+    """Variables that a template keeps across scopes; names must not begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, attributes = args[0], dict(*args[1:], **kwargs)
@@ -198,7 +198,7 @@ def _strftime_now(format: str) -> str:  # the name that templates may use
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """transformers' environment, in which everything has a price."""
+    """The environment of transformers, in which every operation has a price."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
@@ -207,7 +207,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # or it would compute constants, such as "a" * 10 ** 9, when it compiles
+            optimized=False,  # don't compute constants, such as "a" * 10 ** 9, at compile time
             finalize=pass_context(_shown),
             extensions=(_Generation, loopcontrols),
             cache_size=0,
@@ -225,7 +225,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self._callables = frozenset(map(id, (*self.globals.values(), _generation)))
         self.filters = {name: self._priced(name, self.filters[name]) for name in FILTERS.split()}
         self.filters["tojson"] = self._priced("tojson", self._json)
-        # A template can name them in map("=body"); it gains nothing by it.
+        # For Priced. A template can use them too, as in map("=body"), but only to pay more.
         self.filters |= {"=body": self.spend, "=items": self._items, "=size": self._sized, "=deep": self._measured}
         self.tests = {name: self._priced("", test) for name, test in self.tests.items()}  # type: ignore[arg-type]
 
@@ -239,14 +239,14 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise _BudgetError(f"it takes more than {BUDGET} steps, characters and items")
 
     def _sized(self, value: Any) -> Any:
-        """The value, once it is paid for as something new; an item takes the memory of several characters."""
+        """Pay for a new value and return it. An item costs 8 units, as it takes the memory of several characters."""
         if isinstance(value, int):
             check_bits(value.bit_length())
         self.spend(_size(value) * (1 if isinstance(value, str) else 8))
         return value
 
     def _measured(self, value: Any) -> Any:
-        """The value, once all that it holds is paid for, as often as it holds it: what repr, == and hash look at."""
+        """Pay for everything in a value, once per occurrence, as repr, == and hash look at it, and return the value."""
         if type(value) is str:
             self.spend(len(value))
             return value
@@ -255,19 +255,21 @@ class _Environment(ImmutableSandboxedEnvironment):
             item = waiting.pop()
             self.spend(5)
             if isinstance(item, str):
-                self.spend(12 * len(item))  # the longest that repr and JSON make of a character
+                self.spend(12 * len(item))  # the most characters that repr or JSON write for one
             elif isinstance(item, dict):
                 self.spend(2 * len(item))
                 waiting += chain.from_iterable(item.items())
             elif isinstance(item, SEQUENCES):
-                self.spend(len(item) + (1000 if isinstance(item, tuple) else 0))  # tuples can be made of one hash
+                self.spend(
+                    len(item) + (1000 if isinstance(item, tuple) else 0)
+                )  # tuples may be made to collide in hash
                 waiting += item
             elif item is not value and not isinstance(item, (int, float, Undefined, type(None))):
                 raise SecurityError(f"a list or dict must hold plain values; got {type(item).__name__}")
         return value
 
     def _items(self, value: Any, price: int) -> Any:
-        """What a loop runs over."""
+        """Pay for what a loop runs over, at `price` per item, and return it; an iterator pays as it goes."""
         if isinstance(value, Collection) and not isinstance(value, Undefined):
             self.spend(len(value) * price)
             return value
@@ -290,11 +292,11 @@ class _Environment(ImmutableSandboxedEnvironment):
                 if isinstance(text, (str, list, tuple)) and isinstance(times, int):
                     self.spend(len(text) * max(times, 0))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            check_bits((left.bit_length() - 1) * right + 1)  # so many at least
+            check_bits((left.bit_length() - 1) * right + 1)  # a lower bound
         return self._sized(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __callee: Any, *args: Any, **kwargs: Any) -> Any:
-        """Its own arguments have names that no keyword of a template's can have, as in jinja2."""
+        """The names of the parameters are mangled, so that no keyword in a template clashes with them, as in jinja2."""
         self, callee = __self, __callee
         args = tuple([*value] if isinstance(value, (GeneratorType, ListIterator)) else value for value in args)
         given = [*args, *kwargs.values()]
@@ -336,7 +338,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return self.undefined(obj=obj, name=attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        self.spend(STEP)  # filters come here for each part of a path, for each item
+        self.spend(STEP)  # filters call this for each part of a path and each item
         if not isinstance(argument, (str, int)):
             self._measured(argument)  # to hash it
         try:
@@ -347,17 +349,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=argument)
 
     def _check_format(self, text: str) -> None:
-        """Raises where a width could be long."""
+        """Pay for a format string. Raises SecurityError for one with a width of four digits or "*"."""
         if LONG_NUMBER.search(text):
             raise SecurityError(f"widths in a format must be short numbers; got {text!r:.60}")
         self.spend(1000 * text.count("%"))
 
     def _check_growth(self, name: str, text: str, given: list[Any]) -> None:
-        """Pay, before it is made, for what a method or filter makes of a text."""
+        """Pay for the result of a method or filter of a text, before it is computed."""
         width = max((value for value in given if isinstance(value, int)), default=0)
         longest = max((len(value) for value in given if isinstance(value, str)), default=0)
         if name in ("rfind", "rindex", "rpartition", "rsplit", "strip", "lstrip", "rstrip", "trim"):
-            self.spend(len(text) * longest // 16)  # compared each with each, in C
+            self.spend(len(text) * longest // 16)  # worst case, in C
         if name in ("center", "ljust", "rjust", "zfill"):
             self.spend(max(width, 0))
         elif name in ("split", "rsplit", "list"):
@@ -380,7 +382,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"what becomes a number must have at most {MOST_DIGITS} characters; got {len(text)}")
 
     def _priced(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter or test that pays for what it reads and makes."""
+        """Wrap a filter or test so that it pays for what it reads and returns."""
         first = 1 if hasattr(function, "jinja_pass_arg") else 0
         looks_inside, looks_up = name not in WHOLE.split(), name in ATTRIBUTES.split()
 
@@ -402,7 +404,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                     if isinstance(path, str):
                         self.spend(15 * path.count("."))
                         for _ in range(path.count(",") if name == "sort" else 0):
-                            self._measured(given[0])  # which is copied and compared once more
+                            self._measured(given[0])  # sort copies and compares once more per key
             if name == "format":
                 self._check_format(str(given[0]))
             elif name == "join":
@@ -426,7 +428,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
-        """transformers' filter. jinja2's own makes an escape of "<", for HTML."""
+        """The filter tojson as in transformers. jinja2's own escapes "<" for HTML."""
         if separators is not None and not all(isinstance(text, str) and len(text) < 16 for text in separators):
             raise SecurityError(f"separators of JSON must be short; got {separators!r:.60}")
         text = json.dumps(value, ensure_ascii=ensure_ascii, separators=separators, sort_keys=sort_keys)
@@ -440,19 +442,19 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _shown(context: Context, value: Any) -> Any:
-    """What is to be written, paid for."""
+    """Pay for a value that is output, and return it."""
     if not isinstance(value, (str, int, float, dict, Undefined, type(None), *SEQUENCES)):
         raise SecurityError(f"what is shown must be a plain value; got {type(value).__name__}")
     return context.environment._measured(value)  # type: ignore[attr-defined]
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """dict without its attributes."""
+    """dict() as a function, which has no attributes that a template could use."""
     return dict(*args, **kwargs)
 
 
 def _size(value: Any) -> int:
-    """Units of looking at a value, not into it."""
+    """Price of a value without what its items hold."""
     return len(value) if isinstance(value, SIZED) else 1
 
 

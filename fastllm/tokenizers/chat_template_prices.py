@@ -1,4 +1,4 @@
-"""The price of a chat template's code, put into it before it is compiled; chat_template.py prices what it does."""
+"""Puts the price of running a chat template's code into its syntax tree; chat_template.py prices its operations."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from jinja2.exceptions import SecurityError
 from jinja2.visitor import NodeTransformer
 
 STEP = 30
-"""Units of a call, an operation or a turn of a loop, however small."""
+"""Units for a call, an operation or an iteration of a loop, however small."""
 MOST_BITS = 60
-"""Of a whole number. Its hash is taken modulo 2 ** 61 - 1, whose multiples would make a set as slow as a list."""
+"""Maximum size of an integer. Hashes are modulo 2 ** 61 - 1: a set of its multiples would be as slow as a list."""
 NOT_ALONE = (nodes.Extends, nodes.Block, nodes.Include, nodes.Import, nodes.FromImport)
 BODIES = {nodes.For: ("body", "else_"), nodes.If: ("body", "else_"), nodes.Macro: ("body",), nodes.CallBlock: ("body",)}
 
 
 def check_bits(bits: int) -> None:
-    """Raise SecurityError for a whole number of so many."""
+    """Raise SecurityError for an integer of more than MOST_BITS bits."""
     if bits > MOST_BITS:
         raise SecurityError(f"whole numbers must have at most {MOST_BITS} bits; got one of {bits}")
 
 
 class Priced(NodeTransformer):
-    """Puts the price into a template: of each body when it runs, and of what compiles to plain Python."""
+    """Adds the price of each body when it runs, and of operations that jinja2 compiles to plain Python."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -64,7 +64,7 @@ def _filtered(name: str, node: nodes.Node, *args: nodes.Expr) -> nodes.Filter:
 
 
 def _price(node: nodes.Node) -> int:
-    """Units of running a node once, without the bodies in it, which pay for themselves."""
+    """Units for running a node once, without the bodies in it, which pay for themselves."""
     price, waiting = 0, [node]
     while waiting:
         node = waiting.pop()

@@ -4,15 +4,15 @@
     tokenizer.ggml.tokens         (V,) str
     tokenizer.ggml.token_type     (V,) int: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
     tokenizer.ggml.scores         (V,) float, for "llama"
-    tokenizer.ggml.merges         "a b" each, for "gpt2", the first to be joined first
-    tokenizer.ggml.pre            how text is split before its bytes are joined: a name, see PRE_TOKENIZERS
+    tokenizer.ggml.merges         (M,) str "a b", for "gpt2", by priority
+    tokenizer.ggml.pre            name of the pre-tokenizer, which splits text before merging: see PRE_TOKENIZERS
     tokenizer.ggml.bos_token_id, eos_token_id, eot_token_id, eom_token_id, unknown_token_id, padding_token_id
     tokenizer.ggml.add_bos_token, add_space_prefix
     tokenizer.chat_template
 
-The file doesn't say what a name of a pre-tokenizer means: the table below has llama.cpp's names with the splits
-of the models' own tokenizer.json. As in llama.cpp, text is not normalised; some models' (Qwen2's) own
-tokenizer.json composes accents first.
+The file doesn't say how a pre-tokenizer splits: the table below has llama.cpp's names with the splits in the models'
+tokenizer.json. As in llama.cpp, text is not normalised, although tokenizer.json does so (to NFC) for some models, such
+as Qwen2.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Sente
 PREFIX = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 
-# What llama.cpp ends a text at: the marks of a code model's files, too. END is ours alone.
+# Tokens at which llama.cpp ends a text, among them the file marks of code models. END is ours alone.
 ENDS = (ENDS_OF_TURN - {END}) | {"<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<reponame>"}
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -50,7 +50,7 @@ CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 
 
 def _splits(*regexes: str) -> list[dict[str, Any]]:
-    """Steps that split at what the regular expressions match, one after another."""
+    """Pre-tokenizer steps: split by each regular expression in turn, then map bytes to characters."""
     return [
         *({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False} for regex in regexes),
         {**BYTE_LEVEL, "use_regex": False},
@@ -77,20 +77,20 @@ ALIKE = {
 PRE_TOKENIZERS: dict[str, str] = {name: name for name in SPLITS} | {
     other: name for name, others in ALIKE.items() for other in others
 }
-"""Names in GGUF files -> key of SPLITS."""
+"""Name in GGUF files -> key of SPLITS."""
 WHOLE_WORDS = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"))
-"""Those in which a word that is a token is taken as it is, whatever the merges say."""
+"""Pre-tokenizers of models that take a word that is a token as it is, whatever the merges (ignore_merges)."""
 BEGINS = WHOLE_WORDS
-"""Those that put the begin token before a text unless the file says no."""
+"""Pre-tokenizers of models that expect the begin token before a text unless the file says otherwise."""
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describe.
 
-    metadata  full keys, such as "tokenizer.ggml.tokens", to values of Python's or NumPy's; strings may be bytes
+    metadata  full key, such as "tokenizer.ggml.tokens" -> value, of Python or NumPy; strings may be bytes
 
-    Raises FormatError for metadata that are missing, contradict themselves, or name what isn't known here;
-    FastllmError where "gpt2" needs the package `tokenizers` and it is missing.
+    Raises FormatError for metadata that are missing, inconsistent or not supported; FastllmError if the package
+    `tokenizers`, which "gpt2" needs, is missing.
     """
     fields = _Fields(metadata)
     kind = fields.text("model")
@@ -105,14 +105,14 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise FormatError(f"a GGUF file's tokenizer must be whole; got an error: {error}") from error
     if kind == "none":
         raise FormatError(
-            "the file must hold a tokenizer; got a model without; use another (fastllm convert and quantize read this "
-            "one with --no-tokenizer)"
+            "the file must hold a tokenizer; got a model without one; use another file (fastllm convert and quantize "
+            "read this one with --no-tokenizer)"
         )
     raise FormatError(f"{PREFIX}model must be one of gpt2, llama; got {kind!r:.60}; use a model with one of these")
 
 
 class _Fields:
-    """Metadata, each value checked when it is asked for."""
+    """Metadata whose values are checked when they are read."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
@@ -147,7 +147,7 @@ class _Fields:
         return [self._decoded(name, value) for value in values]
 
     def numbers(self, name: str, count: int, kinds: str, default: float | None = None) -> list[Any]:
-        """A number for each token. kinds: of NumPy's dtypes."""
+        """A number for each of `count` tokens. kinds: allowed NumPy dtype kinds, such as "iu"."""
         value = self.get(name)
         if value is None and default is not None:
             return [default] * count
@@ -173,7 +173,7 @@ class _Fields:
             return None
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
             raise self._wrong(name, f"a token id in 0 .. {count - 1}", value)
-        if value in (0xFFFFFFFF, -1):  # how some writers say that there is none
+        if value in (0xFFFFFFFF, -1):  # some writers' "none"
             return None
         if not 0 <= value < count:
             raise self._wrong(name, f"a token id in 0 .. {count - 1}", value)
@@ -186,14 +186,14 @@ class _Fields:
         return None if value is None else self._decoded("chat_template", value)
 
     def special(self, tokens: list[str]) -> dict[str, int]:
-        """What a template calls a token -> its id."""
+        """Name in chat templates, such as "bos_token" -> id."""
         names = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
                  "pad_token": "padding_token_id"}  # fmt: skip
         ids = {name: self.token_id(key, len(tokens)) for name, key in names.items()}
         return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
     def ends(self, tokens: list[str]) -> list[int]:
-        """Tokens beside eos_token_id that end an answer: those named so are control tokens, whatever their type."""
+        """Ids besides eos_token_id that end an answer, by key or by text: control tokens, whatever their type."""
         named = (self.token_id(name, len(tokens)) for name in ("eot_token_id", "eom_token_id"))
         called_so = (i for i, token in enumerate(tokens) if token in ENDS)
         return list(dict.fromkeys(i for i in (*named, *called_so) if i is not None))
@@ -217,7 +217,7 @@ def _byte_level(fields: _Fields) -> Tokenizer:
     added = []
     for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         if not token or (kind == UNUSED and token not in merged):
-            continue  # no token, but a row of the model's
+            continue  # a row of the embedding without a token
         if vocabulary.setdefault(token, i) != i:
             raise ValueError(f"tokens must be distinct; got {brief(token)} at {vocabulary[token]} and {i}; use another")
         if kind in (UNKNOWN, CONTROL, USER_DEFINED) or i in controls:
@@ -251,7 +251,7 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
     types = fields.numbers("token_type", len(tokens), "iu", NORMAL)
     special = fields.special(tokens)
     if "eos_token" not in special:
-        raise FormatError(f"{PREFIX}eos_token_id must name the token that ends a text; got none; use another file")
+        raise FormatError(f"{PREFIX}eos_token_id must be the id that ends a text; got none; use another file")
     begins = fields.flag("add_bos_token", True)
     ends = fields.ends(tokens)
     for i in ends:
@@ -271,10 +271,10 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
 
 
 def tokenizer_to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The metadata of a GGUF file that describe the tokenizer, for tokenizer_from_gguf and llama.cpp.
+    """The metadata that describe a tokenizer in a GGUF file, for tokenizer_from_gguf and llama.cpp.
 
-    Raises ValueError for one that GGUF has no name for: words, characters, bytes, and byte-level BPE with splits
-    that are not in PRE_TOKENIZERS.
+    Raises ValueError for a tokenizer that GGUF can't express: words, characters, bytes, and byte-level BPE with splits
+    that are not in SPLITS, or with options that GGUF lacks.
     """
     if isinstance(tokenizer, SentencePieceTokenizer):
         metadata = _sentencepiece_metadata(tokenizer)
@@ -283,7 +283,7 @@ def tokenizer_to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
     else:
         raise ValueError(
             "a GGUF file must hold a byte-level BPE or SentencePiece tokenizer; "
-            f"got one of kind {tokenizer.name!r}, for which it has no name; save the model in another format"
+            f"got one of kind {tokenizer.name!r}; save the model in another format"
         )
     if tokenizer.chat_template is not None:
         metadata[TEMPLATE] = tokenizer.chat_template
@@ -291,7 +291,7 @@ def tokenizer_to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Ids of special tokens under their keys."""
+    """Ids of special tokens under their GGUF keys."""
     keys = {"bos_token": "bos_token_id", "unk_token": "unknown_token_id", "pad_token": "padding_token_id"}
     ids = {PREFIX + key: tokenizer.id_of(text) for name, key in keys.items()
            if (text := tokenizer.special_tokens.get(name)) is not None}  # fmt: skip
@@ -334,8 +334,7 @@ def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
             f"{model.get('type', 'BPE')} model; save the model in another format"
         )
     if lost := _unsayable(document):
-        raise ValueError(f"a GGUF file has no words for {lost} of a tokenizer; got one with it; save the model in "
-                         "another format")  # fmt: skip
+        raise ValueError(f"a GGUF file can't express {lost}; got a tokenizer with it; save the model in another format")
     types = [NORMAL if token else UNUSED for token in tokenizer.tokens]
     for token in document["added_tokens"]:
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
@@ -350,9 +349,9 @@ def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
 
 
 def _unsayable(document: Mapping[str, Any]) -> str | None:
-    """What of a byte-level tokenizer would be lost, so that texts would get other ids."""
+    """Something in a tokenizer.json that GGUF lacks and that changes ids; None if there is nothing."""
     normalizer, model = document.get("normalizer"), document["model"]
-    if normalizer and normalizer.get("type") != "NFC":  # which readers leave out, too: texts are composed already
+    if normalizer and normalizer.get("type") != "NFC":  # NFC is left out, as readers do; most texts are NFC
         return f"the normalizer {brief(normalizer)}"
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
@@ -365,7 +364,7 @@ def _unsayable(document: Mapping[str, Any]) -> str | None:
 
 
 def _essence(step: object) -> tuple[object, ...]:
-    """What of a step of a pre-tokenizer decides how it splits."""
+    """The fields of a pre-tokenizer step that decide how it splits."""
     if not isinstance(step, dict):
         return (step,)
     pattern = step.get("pattern")

@@ -1,20 +1,19 @@
-"""Tokenizers of real models: Hugging Face's tokenizer.json, encoded by the package `tokenizers`.
+"""Tokenizers of published models: Hugging Face's tokenizer.json, encoded by the package `tokenizers`.
 
-A folder of a model holds, of a tokenizer:
+The files of a tokenizer in a model's folder:
 
-    tokenizer.json           vocabulary, merges, how text is normalised, split and decoded, added tokens
+    tokenizer.json           vocabulary, merges, added tokens, steps that normalise, split and decode
     tokenizer_config.json    which tokens begin and end a text, more added tokens, the chat template
     special_tokens_map.json  the same tokens again, in older folders
     added_tokens.json        ids of tokens added to the vocabulary, in older folders
-    chat_template.jinja      the chat template, in newer folders; more of them in additional_chat_templates
-    generation_config.json   the tokens that end an answer, where they are several
+    chat_template.jinja      the chat template, in newer folders; further ones in additional_chat_templates
+    generation_config.json   the tokens that end an answer, if there are several
     vocab.json, merges.txt   GPT-2's vocabulary and merges, in folders without tokenizer.json
 
-Special tokens stand in `added_tokens`, and `tokenizers` recognises them in any text. Here a text must not turn
-into one, so they get names in memory that nobody can type: a private-use character, a random number, the id.
-A control token is then written by its name, and "<|im_end|>" is a text like others. Ids, splitting,
-normalisation and decoding stay those of the file. Ids may have gaps, and a model may have more rows than the
-tokenizer has tokens: an id without a token decodes to "".
+Special tokens are in `added_tokens`, and `tokenizers` recognises them in any text. Here no text may become one, so in
+memory they get names that nobody can type: a private-use character, a random number, the id. Control tokens are encoded
+by these names, and "<|im_end|>" is ordinary text. Ids, splitting, normalisation and decoding are those of the file. Ids
+may have gaps, and a model may have more rows than the tokenizer has tokens: an id without a token decodes to "".
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 SENTENCEPIECE = "tokenizer.model"
 AGAIN = "copy the file again"
 MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json; Gemma 3's has 33 million
-MAX_TEMPLATE = 4 << 16  # bytes; chat_template.py has MOST_SOURCE characters at most
+MAX_TEMPLATE = 4 << 16  # bytes: four for each of the MOST_SOURCE characters in chat_template.py
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 GPT2_CLASSES, GPT2_WORD = ("GPT2Tokenizer", "GPT2TokenizerFast"), "<|endoftext|>"
 
@@ -85,25 +84,24 @@ ENDS_OF_TURN = frozenset(
         "<｜end▁of▁sentence｜>",
     )
 )
-"""Names under which models end an answer. The one in their configuration is often not the only one."""
+"""Texts of tokens that end an answer. Configurations often name only one of a model's."""
 
-
-MAKE_THEIR_SPLITTER = ("GPT2Tokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+MAKE_THEIR_SPLITTER = (*GPT2_CLASSES, "Qwen2Tokenizer", "Qwen2TokenizerFast")
 MAKE_THEIR_STEPS = ("LlamaTokenizer", "LlamaTokenizerFast")
-"""Classes of transformers that ask tokenizer_config.json, not tokenizer.json, whether a space goes before a text. Its
-version 5 makes all steps of some anew, so that ids differ from those of the file, and by the kind of model, too."""
+"""Classes of transformers that take from tokenizer_config.json, not tokenizer.json, whether a space goes before a text.
+In version 5 some build all steps anew, so that ids differ from those of the file, also by the architecture."""
 OF_THE_FILE = "PreTrainedTokenizerFast"
-"""The class that does what tokenizer.json says."""
+"""The class of transformers that uses tokenizer.json as it is."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json with what the files beside it say. Needs the extra `hf`.
+    """A tokenizer.json together with the files beside it. Needs the extra `hf`.
 
-    `encode` gives the ids of plain text, without begin or end token; `encode_template` recognises control
-    tokens, as transformers does in what a chat template wrote. A character that the vocabulary can't write, which
-    byte-level ones with all bytes don't have, is left out or "<unk>", as the file says.
+    `encode` gives the ids of plain text, without begin or end token; `encode_template` recognises control tokens, as
+    transformers does in the output of a chat template. A character that the vocabulary can't express is left out or
+    becomes "<unk>", as the file says; byte-level vocabularies with all bytes express every character.
 
-    control_ids  the added tokens that the file calls special, "<unk>" too if it is one: decode leaves them out
+    control_ids  the added tokens marked as special in the files, perhaps "<unk>" among them; decode leaves them out
     """
 
     name = "huggingface"
@@ -116,15 +114,16 @@ class HuggingFaceTokenizer(Tokenizer):
         end_ids: Iterable[int] = (),
     ) -> None:
         """
-        document  what tokenizer.json holds
-        settings  what tokenizer_config.json holds: eos_token, bos_token, added_tokens_decoder, chat_template and
-                  so on
-        end_ids   tokens that end an answer, beside eos_token and those known by their names
+        document  content of tokenizer.json
+        settings  content of tokenizer_config.json: eos_token, bos_token, added_tokens_decoder, chat_template and so on
+        end_ids   ids that end an answer, besides eos_token and those in ENDS_OF_TURN
 
-        Raises ValueError or TypeError where they contradict themselves, FastllmError without the package.
+        Raises ValueError or TypeError for invalid or inconsistent content, FastllmError without the package.
         """
         rust = require("tokenizers", "a tokenizer.json, to be opened or written,")
-        self._settings = {key: value for key, value in (settings or {}).items() if key != "auto_map"}  # names code
+        self._settings = {
+            key: value for key, value in (settings or {}).items() if key != "auto_map"
+        }  # names a Python module
         check_growth(document.get("normalizer"), document.get("pre_tokenizer"))
         check_growth(document.get("decoder"))
         vocabulary = vocabulary_of(document)
@@ -170,7 +169,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 "use another tokenizer.json"
             )
 
-        # What the decoder is given of an added token that the normalizer changes, as from version 0.23 on.
+        # Id -> text that the decoder gets for an added token that the normalizer changes, as in `tokenizers` from 0.23.
         self._normalized = {
             token["id"]: self._rust.id_to_token(token["id"]) for token in self._added.values()
             if token["normalized"] and not token["special"]
@@ -178,11 +177,11 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], document: Mapping[str, Any] | None = None) -> Self:
-        """Open a folder of a model, or the tokenizer.json in one.
+        """Open a model's folder, or the tokenizer.json in one.
 
-        document  what the file at path holds, where it has been read already
+        document  content of the file at path, if it has been read already
 
-        Raises FormatError for files that are damaged or foreign, FileNotFoundError, FastllmError without the
+        Raises FormatError for files that are damaged or of another format, FileNotFoundError, FastllmError without the
         package `tokenizers`.
         """
         path = Path(path)
@@ -194,7 +193,7 @@ class HuggingFaceTokenizer(Tokenizer):
             document = _read_object(folder / FILE_NAME, MAX_TOKENIZER)
         else:
             document, settings = _read_gpt2(folder, settings)
-        settings = {**_class_words(folder, settings, document), **settings}
+        settings = {**_gpt2_defaults(folder, settings, document), **settings}
         more = _read_object(folder / ADDED) if (folder / ADDED).is_file() else {}
         end_ids = _read_end_ids(folder)
         try:
@@ -210,7 +209,7 @@ class HuggingFaceTokenizer(Tokenizer):
         raise NotImplementedError("tokenizers of Hugging Face come with their models; use load_tokenizer(path)")
 
     def _end_token(self) -> str:
-        """The token that ends a text: as the settings say, else by its name."""
+        """The token that ends a text: eos_token of the settings, else the first of ENDS_OF_TEXT that is there."""
         given = text_of(self._settings.get("eos_token"), "eos_token")
         for text in ENDS_OF_TEXT if given is None else (given,):
             if text in self._special:
@@ -221,7 +220,7 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
     def _begin_id(self, document: Mapping[str, Any]) -> int | None:
-        """What stands before every text: what the post-processor puts there, as in transformers."""
+        """The id that the post-processor puts before every text, as in transformers; None if it puts none."""
         prefix = prefix_of(document.get("post_processor"))
         if len(prefix) > 1 or not self.control_ids.issuperset(prefix):
             raise ValueError(
@@ -231,14 +230,14 @@ class HuggingFaceTokenizer(Tokenizer):
         return prefix[0] if prefix else None
 
     def _encode(self, text: str) -> NDArray[np.int32]:
-        with _one_error("a text must be one that the tokenizer can write", DataError):
-            # `encode` also keeps where in the text each token stands, and takes 1.6 times as long. (This starts threads
-            # of its own, which sleep when they have nothing to do.)
+        with _one_error("a text must be one that the tokenizer can encode", DataError):
+            # `encode` also computes the offset of each token and takes 1.6 times as long. (This one starts threads,
+            # which sleep while idle.)
             (encoding,) = self._rust.encode_batch_fast([text], add_special_tokens=False)
             return np.array(encoding.ids, dtype=np.int32)
 
     def encode_parts(self, parts: Iterable[str | int]) -> NDArray[np.int32]:
-        """As Tokenizer.encode_parts, in one go where that gives the same control tokens."""
+        """As Tokenizer.encode_parts, in a single call of _encode if that finds the same control tokens."""
         texts: list[str] = []
         given: list[str | int] = []
         for part in parts:
@@ -251,7 +250,7 @@ class HuggingFaceTokenizer(Tokenizer):
         known = set(controls)
         if [token for token in ids.tolist() if token in known] == controls:
             return ids
-        return super().encode_parts(given)  # a normalizer has changed the names, so that they were not found
+        return super().encode_parts(given)  # a normalizer changed the private names, which weren't found
 
     def split_control(self, text: str) -> list[str | int]:
         """As Tokenizer.split_control; added tokens that aren't special stay text."""
@@ -276,7 +275,7 @@ class HuggingFaceTokenizer(Tokenizer):
         def pattern(text: str) -> str:
             return rf"(?<!\w){re.escape(text)}(?!\w)" if self._added[text]["single_word"] else re.escape(text)
 
-        # An added token that isn't special counts too: where it is longer, it is what `tokenizers` finds.
+        # Added tokens that aren't special count too: `tokenizers` prefers the longer match.
         texts = [t for t, token in self._added.items() if token["special"] or not token["normalized"]]
         return re.compile("|".join(map(pattern, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
@@ -285,13 +284,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def document(self) -> dict[str, Any]:
-        """What tokenizer.json holds, all added tokens in it."""
+        """The content of tokenizer.json, with all added tokens, as a new dict."""
         return json.loads(self._json)
 
     def limited(self, size: int) -> HuggingFaceTokenizer:
-        """The tokenizer without added tokens of ids from `size` on, which a model of so many rows knows nothing of.
+        """The tokenizer without the added tokens from id `size` on, for a model with `size` rows.
 
-        Raises ValueError where it can't do without one.
+        Raises ValueError or TypeError if it doesn't work without one, such as the end token.
         """
         dropped = {text for text, token in self._added.items() if token["id"] >= size}
         document, settings = self.document, dict(self._settings)
@@ -309,21 +308,21 @@ class HuggingFaceTokenizer(Tokenizer):
         return HuggingFaceTokenizer(document, settings, end_ids=self._given_ends)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tokenizer.json alone, which says nothing of begin, end and chat template. Raises OSError."""
+        """Write tokenizer.json alone, without begin and end token and chat template. Raises OSError."""
         write_text(path, self._json)
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json and tokenizer_config.json; transformers.AutoTokenizer opens the folder too."""
+        """Write tokenizer.json and tokenizer_config.json, for transformers.AutoTokenizer too. Raises OSError."""
         settings = {"tokenizer_class": OF_THE_FILE, **self._settings, "eos_token": self.end_token}
         maker = settings["tokenizer_class"]
         if maker in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
             settings["tokenizer_class"] = OF_THE_FILE
-        if maker in MAKE_THEIR_STEPS:  # what the class has where nothing is said
+        if maker in MAKE_THEIR_STEPS:  # default of that class
             settings.setdefault("padding_side", "left")
         settings.pop("name_or_path", None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
-        if self.chat_template is not None and not self.template_names:  # which are there as they were given
+        if self.chat_template is not None and not self.template_names:  # else the settings have them all
             settings["chat_template"] = self.chat_template
         self.save(Path(folder) / FILE_NAME)
         write_json(Path(folder) / CONFIG, settings, indent=2)
@@ -337,7 +336,7 @@ def is_tokenizer_json(document: object) -> bool:
 
 @contextmanager
 def _one_error(rule: str, kind: type[Exception]) -> Iterator[None]:
-    """Turn whatever `tokenizers` raises into one kind of error; even its panics, which are no Exceptions."""
+    """Turn any error of `tokenizers` into one of `kind`, even its panics, which aren't Exceptions."""
     try:
         yield
     except BaseException as error:
@@ -353,7 +352,7 @@ def _one_error(rule: str, kind: type[Exception]) -> Iterator[None]:
 
 
 def _read_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object. FileNotFoundError, FormatError."""
+    """The JSON object in a file of at most `most` bytes. Raises FileNotFoundError, FormatError."""
     try:
         return read_json(path, AGAIN, most)
     except FileNotFoundError:
@@ -362,7 +361,7 @@ def _read_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json with what stands in the other files beside it."""
+    """tokenizer_config.json with the special tokens and chat templates in the files beside it."""
     settings: dict[str, Any] = _read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if (folder / SPECIAL_MAP).is_file():
         for name, value in _read_object(folder / SPECIAL_MAP).items():
@@ -393,9 +392,9 @@ def _read_text(path: Path, most: int = MAX_TEMPLATE) -> str:
 
 
 def _with_added(document: Mapping[str, Any], ids: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The document with added tokens, text -> id, that it doesn't have itself: special where the settings name them.
+    """The document with the tokens of added_tokens.json (text -> id) that it lacks; special if the settings name them.
 
-    As in transformers, they get the ids that follow the document's, in the order of their own.
+    As in transformers, they get the ids after the document's, in the order of the ids in that file.
     """
     known, special = vocabulary_of(document), set(special_texts(settings))
     for text, token in added_tokens(document, {}, known).items():
@@ -409,7 +408,7 @@ def _with_added(document: Mapping[str, Any], ids: Mapping[str, Any], settings: M
 
 
 def _read_end_ids(folder: Path) -> list[int]:
-    """What generation_config.json, or a tokenizer_config.json of ours, says beside eos_token."""
+    """Ids that end an answer, by generation_config.json or by our own key in tokenizer_config.json."""
     ids: list[object] = []
     for name, key in ((GENERATION, "eos_token_id"), (CONFIG, "end_ids")):
         value = _read_object(folder / name).get(key) if (folder / name).is_file() else None
@@ -417,8 +416,8 @@ def _read_end_ids(folder: Path) -> list[int]:
     return [value for value in ids if type(value) is int]
 
 
-def _class_words(folder: Path, settings: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, str]:
-    """What GPT-2's class calls its one token where nothing is said, as in GPT-2's own folder."""
+def _gpt2_defaults(folder: Path, settings: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, str]:
+    """The default bos_token and unk_token of GPT-2's class in transformers, if the folder is of that class, else {}."""
     maker = settings.get("tokenizer_class")
     if maker is None and (folder / MODEL_CONFIG).is_file():
         theirs = _read_object(folder / MODEL_CONFIG)
@@ -439,7 +438,7 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
     else:
         if (folder / SENTENCEPIECE).is_file():
             raise FormatError(
-                f"{folder} must hold {FILE_NAME}; got {SENTENCEPIECE} alone; have transformers write the other: "
+                f"{folder} must hold {FILE_NAME}; got {SENTENCEPIECE} alone; write the former with transformers: "
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
         raise FileNotFoundError(
@@ -449,7 +448,7 @@ def _read_gpt2(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], 
     kind = settings.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in GPT2_CLASSES:
         raise FormatError(
-            f"{folder}: {vocabulary} and {merges} alone must be GPT-2's kind of tokenizer; got {kind!r:.60}; "
+            f"{folder}: a tokenizer in {vocabulary} and {merges} alone must be GPT-2's; got {kind!r:.60}; "
             f"add its {FILE_NAME}"
         )
     lines = _read_text(folder / merges, MAX_JSON).split("\n")

@@ -1,18 +1,17 @@
-"""Text from the tokens of a tokenizer.json, one token at a time.
+"""Streaming decoding for tokenizer.json, one token at a time.
 
-The file's "decoder" is a step or a sequence of steps, each taking strings and giving strings:
+The file's "decoder" is a step or a sequence of steps, each from strings to strings:
 
     ByteLevel     each character of a token stands for a byte (GPT-2's table); all bytes together are the text
-    Replace       a string by another, in each token
-    ByteFallback  "<0x0A>" is a byte; bytes in a row are UTF-8
-    Fuse          all strings so far become one
-    Strip         takes up to so many of a character from both ends of each string
-    Metaspace     "▁" is a space; in the first token it is nothing, unless told otherwise
+    Replace       replaces a string by another, in each token
+    ByteFallback  "<0x0A>" is a byte; consecutive bytes are decoded as UTF-8
+    Fuse          joins all strings so far
+    Strip         removes up to `start` and `stop` copies of a character from the ends of each string
+    Metaspace     "▁" becomes a space; in the first token it is removed, unless prepend_scheme is "never"
 
-Here each step keeps what it must hold back, so that text is shown as soon as it is certain. The text is what
-the package `tokenizers` decodes, but for one thing: of bytes in a row that are no UTF-8, that package shows a
-U+FFFD for each, also where there are whole characters among them; such a character has been shown here before
-the byte came that spoils it.
+Here each step holds back only what isn't certain yet. The text is the same as with the package `tokenizers`, with one
+exception: if consecutive bytes of ByteFallback are not valid UTF-8, that package writes a U+FFFD for each of them, even
+for those that form valid characters. Here these characters have been written before the invalid byte arrives.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LAST_ID = 2**31 - 1
 
 
 class Step:
-    """A step that gives each string as it came."""
+    """A decoder step; this one passes each string on unchanged."""
 
     def push(self, text: str) -> str:
         return text
@@ -52,7 +51,7 @@ class Each(Step):
 
 
 class Bytes(Step):
-    """Joins bytes to characters; what is no byte ends the character before it."""
+    """Decodes bytes as UTF-8; a token that is no byte ends an incomplete character."""
 
     def __init__(self, bytes_of: Callable[[str], bytes | None]) -> None:
         self._bytes_of = bytes_of
@@ -67,7 +66,7 @@ class Bytes(Step):
 
 
 class FirstMetaspace(Step):
-    """Spaces for "▁", but nothing for those of the first token."""
+    """Replaces "▁" by a space, but removes it from the first token."""
 
     _first = True
 
@@ -77,7 +76,7 @@ class FirstMetaspace(Step):
 
 
 class StripStart(Step):
-    """Takes up to `count` of a character from the beginning of the whole text."""
+    """Removes up to `count` copies of a character from the beginning of the whole text."""
 
     def __init__(self, character: str, count: int) -> None:
         self._character, self._left = character, count
@@ -93,7 +92,7 @@ class StripStart(Step):
 
 
 class Joined(Step):
-    """A space between tokens, where a file names no decoder."""
+    """Puts a space between tokens, as if there is no decoder."""
 
     _between = ""
 
@@ -104,14 +103,14 @@ class Joined(Step):
 
 @cache
 def byte_characters() -> dict[str, int]:
-    """GPT-2's table: the character that stands for each byte. Printable bytes stand for themselves."""
+    """GPT-2's table: character -> the byte that it stands for. Printable characters of Latin-1 stand for themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes that a token stands for; a token with another character in it is just text."""
+    """The bytes that a token stands for; its UTF-8 if it has a character outside the table."""
     table = byte_characters()
     try:
         return bytes([table[character] for character in token])
@@ -120,13 +119,13 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 def fallback_byte(token: str) -> bytes | None:
-    """b"\\x0a" for "<0x0A>", None for what is no such token."""
+    """b"\\x0a" for "<0x0A>", None for a token of another form."""
     match = BYTE_TOKEN.fullmatch(token)
     return bytes((int(match[1], 16),)) if match else None
 
 
 def steps_of(decoder: Mapping[str, Any] | None) -> list[Step]:
-    """Fresh steps for one text. ValueError for a decoder that is damaged, or that can't be done as it streams."""
+    """New steps, for one text. Raises ValueError for a decoder that is damaged or can't be streamed."""
     if decoder is None:
         return [Joined()]
     steps: list[Step] = []
@@ -140,7 +139,7 @@ def steps_of(decoder: Mapping[str, Any] | None) -> list[Step]:
             fused = True
         elif kind == "ByteFallback":
             if fused:
-                raise _unusable("ByteFallback behind Fuse")
+                raise _unusable("ByteFallback after Fuse")
             steps.append(Bytes(fallback_byte))
         elif kind == "Replace":
             steps.append(Each(_replacing(part, fused)))
@@ -156,9 +155,9 @@ def steps_of(decoder: Mapping[str, Any] | None) -> list[Step]:
 
 
 def _parts(decoder: object) -> list[dict[str, Any]]:
-    """The steps of a decoder, sequences inside sequences laid out flat."""
+    """The steps of a decoder, with nested sequences flattened."""
     parts: list[dict[str, Any]] = []
-    waiting: list[object] = [decoder]  # the next one last
+    waiting: list[object] = [decoder]  # a stack
     while waiting:
         part = waiting.pop()
         kind = part.get("type") if isinstance(part, dict) else None
@@ -204,9 +203,9 @@ def _unusable(what: str) -> ValueError:
 
 
 class HuggingFaceStream(TextStream):
-    """Sends tokens through the decoder's steps. An id without a token adds nothing, as in `tokenizers`.
+    """Passes tokens through the decoder's steps. An id without a token adds nothing, as in `tokenizers`.
 
-    changed  id -> what goes through the steps in place of the token
+    changed  id -> text that goes through the steps in place of the token
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool, steps: list[Step], changed: Mapping[int, str]) -> None:
@@ -216,7 +215,7 @@ class HuggingFaceStream(TextStream):
         self._changed = changed
 
     def _hidden_text(self) -> str:
-        return ""  # in the original, bytes go on across a token that isn't shown
+        return ""  # as in `tokenizers`, a character goes on after a hidden token
 
     def _text(self, token_id: int) -> str:
         token = self._changed.get(token_id) or (self._tokens[token_id] if token_id < len(self._tokens) else "")
@@ -230,5 +229,5 @@ class HuggingFaceStream(TextStream):
         return text
 
     def flush(self) -> str:
-        """What is held back, each step's through all steps behind it."""
+        """The text still held back: that of each step, passed through the later ones."""
         return "".join(self._through(text, i + 1) for i, step in enumerate(self._steps) if (text := step.flush()))

@@ -1,6 +1,4 @@
-"""What a tokenizer.json of Hugging Face's and its tokenizer_config.json say, checked; and the same with control tokens
-under names that nobody can type.
-"""
+"""Checks and parses tokenizer.json and tokenizer_config.json, and renames control tokens to what nobody can type."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ CONFIG = "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 SEQUENCES = ("normalizers", "pretokenizers", "decoders")
 MOST_GROWTH = 3000
-"""XLNet's steps might make 2592 characters of one, if all did their worst."""
+"""Limit of how many times longer steps may make a text. The bound for XLNet's is 2592."""
 MOST_PREPENDED, MOST_STEPS, DEEPEST = 16, 64, 8
 GROWTHS = {"NFC": 3.0, "NFD": 4.0, "NFKC": 18.0, "NFKD": 18.0, "Lowercase": 2.0, "BertNormalizer": 8.0,
            "ByteLevel": 5.0, "Metaspace": 2.0, None: 8.0}  # fmt: skip
-"""How many characters these steps make of one, at most; one without a type may be BertNormalizer."""
+"""Bounds of how many characters steps make of one; a step without a type may be BertNormalizer."""
 MOST_IDS = 1 << 22
-"""No vocabulary has four million tokens; a damaged file may name an id for which memory would not do."""
+"""Ids must be smaller: far above any vocabulary, and low enough that a damaged file can't exhaust memory."""
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
@@ -37,14 +35,14 @@ def added_token(token_id: int, text: str, special: bool) -> dict[str, Any]:
 
 
 def bpe_model(vocabulary: Mapping[str, int], merges: list[Any], **options: Any) -> dict[str, Any]:
-    """A model of byte-pair encoding, with the options that are not as usual."""
+    """A "model" of type BPE. options: those that differ from the usual ones."""
     usual = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}  # fmt: skip
     return {**usual, **options, "vocab": vocabulary, "merges": merges}
 
 
 def vocabulary_of(document: Mapping[str, Any]) -> dict[str, int]:
-    """Text -> id of the model's own tokens. Raises ValueError for one that is damaged."""
+    """Text -> id of the tokens in "model". Raises ValueError for invalid ones."""
     model = document.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, list):  # Unigram: [[text, score], ...]
@@ -67,7 +65,7 @@ def _check_id(token_id: object, text: str) -> None:
 
 
 def tokens_by_id(vocabulary: Mapping[str, int]) -> list[str]:
-    """The text of each id, "" for one without. Raises ValueError where an id has two."""
+    """The token of each id, "" for an id without one. Raises ValueError for an id with two."""
     tokens = [""] * (max(vocabulary.values(), default=-1) + 1)
     for text, token_id in vocabulary.items():
         check_text(text)
@@ -83,7 +81,10 @@ def tokens_by_id(vocabulary: Mapping[str, int]) -> list[str]:
 def added_tokens(
     document: Mapping[str, Any], settings: Mapping[str, Any], vocabulary: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Text -> {id, content, special, ...}: those of the document, then those of the settings, as in transformers."""
+    """Text -> {id, content, special, ...}: tokens of the document, then those of the settings, as in transformers.
+
+    Special tokens of the settings without an id get the next free ones. Raises ValueError or TypeError.
+    """
     given = document.get("added_tokens") or []
     more = settings.get("added_tokens_decoder") or {}
     if not isinstance(given, list) or not isinstance(more, dict):
@@ -98,7 +99,7 @@ def added_tokens(
         if vocabulary.get(text, token_id) != token_id or (text in added and added[text]["id"] != token_id):
             raise ValueError(
                 f"a token must have one id; got {vocabulary.get(text, added.get(text, {}).get('id'))} and {token_id} "
-                f"for {brief(text)}; the files are of two tokenizers"
+                f"for {brief(text)}; use files of one tokenizer"
             )
         flags = {
             flag: bool(entry.get(flag, False))  # type: ignore[attr-defined]
@@ -121,7 +122,7 @@ def added_tokens(
 
 
 def special_texts(settings: Mapping[str, Any]) -> list[str]:
-    """Tokens that the settings name as special."""
+    """The special tokens that the settings name."""
     extra = [settings.get(key) for key in ("additional_special_tokens", "extra_special_tokens")]
     named = [*(settings.get(name) for name in NAMED), *more_special_tokens(settings).values()]
     values = (*named, *(token for tokens in extra if isinstance(tokens, list) for token in tokens))
@@ -129,13 +130,13 @@ def special_texts(settings: Mapping[str, Any]) -> list[str]:
 
 
 def more_special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Special tokens with names of the model's own, by which its chat template knows them."""
+    """The model's own named special tokens (extra_special_tokens as an object): name in its chat template -> token."""
     extra = settings.get("extra_special_tokens")
     return {name: value for name, value in extra.items() if isinstance(name, str)} if isinstance(extra, dict) else {}
 
 
 def text_of(value: object, name: str) -> str | None:
-    """The text of a special token in settings: a str, {"content": str}, or nothing."""
+    """The text of a special token in settings, given as a str or {"content": str}; None for neither or ""."""
     if isinstance(value, dict):
         value = value.get("content")
     if value is not None and not isinstance(value, str):
@@ -144,7 +145,7 @@ def text_of(value: object, name: str) -> str | None:
 
 
 def chat_template_of(value: object) -> tuple[str | None, list[str]]:
-    """A template, or of several with names the one called "default"; and the names."""
+    """The chat template in settings, of several the one named "default"; and the sorted names, [] for a single one."""
     names: list[str] = []
     if isinstance(value, list):
         entries = [(entry.get("name"), entry.get("template")) for entry in value if isinstance(entry, dict)]
@@ -165,7 +166,7 @@ def chat_template_of(value: object) -> tuple[str | None, list[str]]:
 
 
 def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a SentencePiece kind, but with no space before a text, and none taken from its beginning."""
+    """A SentencePiece-like document, without the steps that put "▁" before a text and remove a space from its start."""
 
     def cut(part: object, unwanted: str) -> object:
         if not isinstance(part, dict):
@@ -184,14 +185,14 @@ def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prefix_of(processor: object) -> list[int]:
-    """Ids that a post-processor puts before a text. Raises ValueError for a token without."""
+    """Ids that a post-processor puts before a text. Raises ValueError for a special token without ids."""
     if not isinstance(processor, dict):
         return []
     match processor.get("type"):
         case "Sequence" if isinstance(processor.get("processors"), list):
             prefixes = [
                 prefix_of(inner) for inner in processor["processors"]
-                if not (isinstance(inner, dict) and inner.get("type") == "Sequence")  # no file nests them
+                if not (isinstance(inner, dict) and inner.get("type") == "Sequence")  # nested ones don't occur
             ]  # fmt: skip
             return [token_id for prefix in reversed(prefixes) for token_id in prefix]
         case "BertProcessing" | "RobertaProcessing" if isinstance(processor.get("cls"), list):
@@ -220,7 +221,7 @@ def _template_prefix(pieces: list[object], known: object) -> list[int]:
 
 
 def begin_processor(text: str, token_id: int | None, before_each: bool = False) -> dict[str, Any]:
-    """A post-processor that puts a begin token before a text, and before_each: before the second of a pair too."""
+    """A post-processor that puts a begin token before a text; before_each: before the second text of a pair too."""
     first, second = ([{"Sequence": {"id": name, "type_id": type_id}}] for name, type_id in (("A", 0), ("B", 1)))
     begin, again = ([{"SpecialToken": {"id": text, "type_id": type_id}}] for type_id in (0, 1))
     return {
@@ -232,7 +233,7 @@ def begin_processor(text: str, token_id: int | None, before_each: bool = False) 
 
 
 def check_growth(*steps: object) -> None:
-    """Raise ValueError for steps, one after another, that make a text too much longer: of a byte, terabytes."""
+    """Raise ValueError for consecutive steps that could make a text more than MOST_GROWTH times longer."""
     if math.prod(_growth(step, 0) for step in steps if step is not None) > MOST_GROWTH:
         raise ValueError(
             f"steps of normalizer, pre_tokenizer and decoder must be objects, at most {MOST_STEPS} in a sequence and "
@@ -242,11 +243,11 @@ def check_growth(*steps: object) -> None:
 
 
 def _growth(step: object, depth: int) -> float:
-    """How many times as long a text may become, at worst.
+    """A bound of how many times longer a step makes a text.
 
-    Seen from what a step has more than from its type: `tokenizers` takes steps without one.
+    Judged by a step's keys rather than its type, as `tokenizers` also accepts steps without a type.
     """
-    if not isinstance(step, dict) or depth > DEEPEST:  # `tokenizers` takes lists of a step's values too
+    if not isinstance(step, dict) or depth > DEEPEST:  # `tokenizers` also accepts a step as a list of values
         return math.inf
     kind, sequences = step.get("type"), [step[name] for name in SEQUENCES if isinstance(step.get(name), list)]
     inner = [each for sequence in sequences for each in sequence]
@@ -258,7 +259,7 @@ def _growth(step: object, depth: int) -> float:
         growth *= 1 + len(before) if len(before) <= MOST_PREPENDED else math.inf
     if pattern is not None and isinstance(content, str):
         found = pattern.get("String") if isinstance(pattern, dict) else None
-        # an expression may find nothing, at each character
+        # a regular expression may match the empty text at each character
         growth *= max(1.0, len(content) / len(found)) if isinstance(found, str) and found else 1.0 + len(content)
     if "precompiled_charsmap" in step:
         growth *= _longest_replacement(step["precompiled_charsmap"])
@@ -266,7 +267,10 @@ def _growth(step: object, depth: int) -> float:
 
 
 def _longest_replacement(charsmap: object) -> int:
-    """Of SentencePiece's table: the size of a part that finds texts (uint32), that part, and texts that end with 0."""
+    """Length of the longest replacement in SentencePiece's table: a uint32 size, a trie of that size, then texts.
+
+    Each of the texts, which are the replacements, ends with a zero byte.
+    """
     try:
         table = base64.b64decode(charsmap)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -277,12 +281,13 @@ def _longest_replacement(charsmap: object) -> int:
     return max(1, max(map(len, texts)))
 
 
-# The names that nobody can type
+# Names that nobody can type
 
 
 def private_names(special: Mapping[str, int]) -> dict[int, str]:
+    """Id -> private name of each special token (text -> id)."""
     secret = secrets.token_hex(8)
-    # A byte token keeps its name, by which `tokenizers` finds it.
+    # A byte token keeps its name, by which `tokenizers` recognises it.
     return {
         token_id: text if BYTE_TOKEN.fullmatch(text) else f"\ue000{secret}x{token_id}\ue001"
         for text, token_id in special.items()
@@ -290,7 +295,7 @@ def private_names(special: Mapping[str, int]) -> dict[int, str]:
 
 
 def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
-    """The document with control tokens under private names, and without what isn't for plain text."""
+    """The document for encoding plain text: control tokens under private names; no truncation, padding, begin token."""
     added = [{**token, "content": names.get(token["id"], token["content"])} for token in document["added_tokens"]]
     hidden = {token["content"]: names[token["id"]] for token in document["added_tokens"] if token["id"] in names}
     model = dict(document["model"])
@@ -298,7 +303,7 @@ def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, 
         model["vocab"] = [[hidden.get(entry[0], entry[0]), entry[1]] for entry in model["vocab"]]
     else:
         model["vocab"] = {hidden.get(text, text): token_id for text, token_id in model["vocab"].items()}
-        # with the ids that are written; `tokenizers` would number them on, whatever the file says
+        # so that they get the file's ids; otherwise `tokenizers` would number them itself
         model["vocab"] |= {token["content"]: token["id"] for token in added}
     unknown, prefix = (_option(model, name) for name in ("unk_token", "continuing_subword_prefix"))
     if unknown is not None:
@@ -309,14 +314,14 @@ def renamed(document: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, 
         model["dropout"] = None
     for token in added:
         if token["special"]:
-            token["single_word"] = False  # split_control has seen to it
+            token["single_word"] = False  # split_control takes care of that
     return {
         **document, "added_tokens": added, "model": model, "truncation": None, "padding": None, "post_processor": None
     }  # fmt: skip
 
 
 def _option(model: Mapping[str, Any], name: str) -> str | None:
-    """An option of a model's that is a text or nothing."""
+    """An option of a model that is a text or None. Raises ValueError for another value."""
     value = model.get(name)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{name} must be a text or null; got {brief(value)}; use another tokenizer.json")
@@ -324,14 +329,14 @@ def _option(model: Mapping[str, Any], name: str) -> str | None:
 
 
 def _merges_without(hidden: Container[str], merges: list[Any], prefix: str) -> list[Any]:
-    """The merges, "a b" or ["a", "b"], but those of hidden tokens and those that make one."""
+    """The merges, "a b" or ["a", "b"], without those that involve or give a hidden token. Raises ValueError."""
     kept = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not (isinstance(pair[0], str) and isinstance(pair[1], str)):
             raise ValueError(f"a merge must join two tokens; got {brief(merge)}; use another tokenizer.json")
         first, second = pair
-        if prefix and not second.startswith(prefix):  # `tokenizers` would cut it in the middle of a character
+        if prefix and not second.startswith(prefix):  # `tokenizers` might cut it within a character
             raise ValueError(
                 f"a merge's second token must begin with {brief(prefix)}; got {brief(second)}; use another "
                 "tokenizer.json"

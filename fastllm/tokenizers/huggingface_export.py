@@ -1,8 +1,8 @@
-"""Every tokenizer as a tokenizer.json of Hugging Face's, with the same ids, for transformers and `tokenizers`.
+"""Converts any tokenizer to Hugging Face's tokenizer.json, with the same ids, for transformers and `tokenizers`.
 
-Bytes are byte-level BPE without merges; characters and words are looked up in a vocabulary, cut apart as
-tokenizers/character.py and word.py do it; SentencePiece's are in sentencepiece_json.py. Words are decoded with a space
-between any two: a tokenizer.json has no words for the rules of English.
+Bytes become byte-level BPE without merges; characters and words a WordLevel vocabulary, with text split as in
+tokenizers/character.py and word.py; for SentencePiece see sentencepiece_json.py. Words are decoded with a space between
+any two, as tokenizer.json can't express the rules for English.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ TEMPLATE = (
     f"{{{{ '{USER}' + message['content'] + '{ASSISTANT}' }}}}"
     f"{{% else %}}{{{{ message['content'] + '{END}' }}}}{{% endif %}}{{% endfor %}}"
 )
-"""A dialogue as dialogue.py lays it out."""
+"""Chat template of dialogues in the format of dialogue.py."""
 
-# What Python calls white space; \s of a regular expression of `tokenizers` lacks the four separators from 1C on.
+# White space as in Python; \s in the regular expressions of `tokenizers` lacks U+001C to U+001F.
 WHITE_SPACE = "".join(chr(point) for point in range(0x3001) if chr(point).isspace())
 
 
 def to_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
-    """The tokenizer with the same ids as Hugging Face has it; one of theirs stays as it is.
+    """The tokenizer as a HuggingFaceTokenizer with the same ids; itself if it is one already.
 
     Raises ValueError where no tokenizer.json gives the same ids, FastllmError without the package `tokenizers`.
     """
@@ -51,7 +51,7 @@ def to_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
         model, splitter, decoder = _looked_up(tokenizer), {"type": "Sequence", "pretokenizers": steps}, None
     else:
         raise ValueError(
-            f"a tokenizer.json must have words for the tokenizer; got one of kind {tokenizer.name!r}; "
+            f"a tokenizer.json can't express every tokenizer; got one of kind {tokenizer.name!r}; "
             "keep it in fastllm's own format"
         )
     document, settings, ends = house_marks(model, splitter, decoder)
@@ -62,7 +62,7 @@ def to_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
 def house_marks(
     model: Mapping[str, Any], splitter: Mapping[str, Any], decoder: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
-    """tokenizer.json, tokenizer_config.json and further ends of answers for a model whose vocabulary has our marks."""
+    """Contents of tokenizer.json and tokenizer_config.json, and more end ids, for a "model" with our control tokens."""
     vocabulary = model["vocab"]
     controls = [token for token in (END, USER, ASSISTANT) if token in vocabulary]
     document = {
@@ -79,7 +79,7 @@ def house_marks(
     settings: dict[str, Any] = {"eos_token": END, "clean_up_tokenization_spaces": False}
     if {USER, ASSISTANT}.issubset(controls):
         settings["chat_template"] = TEMPLATE
-    ends = [vocabulary[USER]] if USER in controls else []  # where the user would speak, an answer has ended
+    ends = [vocabulary[USER]] if USER in controls else []  # an answer ends where the user's turn begins
     return document, settings, ends
 
 

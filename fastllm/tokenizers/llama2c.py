@@ -1,16 +1,16 @@
-"""llama2.c's tokenizer: SentencePiece's byte-pair encoding with byte fallback, as run.c of
-github.com/karpathy/llama2.c does it.
+"""llama2.c's tokenizer: SentencePiece's byte-pair encoding with byte fallback, as in run.c of
+github.com/karpathy/llama2.c.
 
 The file, little-endian:
 
     int32      length of the longest token, in bytes
-    a token    float32 score, int32 length, so many bytes of UTF-8; until the file ends
+    tokens     float32 score, int32 length in bytes, then UTF-8; to the end of the file
 
-Tokens 0, 1 and 2 are <unk>, <s> (a text begins) and </s> (it ends), 3 .. 258 the bytes, all others pieces of
-text, which hold spaces as they are.
+Tokens 0, 1 and 2 are <unk>, <s> (begins a text) and </s> (ends it), 3 .. 258 bytes, the others pieces of text, in which
+a space is a space.
 
-Encoding is SentencePiece's (sentencepiece.py), but for one thing: a character that is no piece is bytes at
-once and is joined with nothing, even where it is a part of a piece.
+Encoding is SentencePiece's (sentencepiece.py) with one difference: a character that is no piece becomes bytes at once
+and is never joined, even if it is part of a longer piece.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ FIXED_TOKENS = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(25
 
 
 class Llama2cTokenizer(SentencePieceTokenizer):
-    """The tokenizer of a llama2.c model; with the bytes to fall back on, no text is unknown.
+    """The tokenizer of a llama2.c model; thanks to byte fallback, no text is unknown.
 
-    A text begins with `begin_id`; llama2.c's models expect it. The space that encoding puts before a text is
-    taken away after it, and only there:
+    llama2.c's models expect `begin_id` before a text. Encoding puts a space before a text; decoding removes it after
+    `begin_id`, and only there:
 
         tokenizer.decode([tokenizer.begin_id, *tokenizer.encode(text)]) == text
         tokenizer.decode(tokenizer.encode(text)) == " " + text
 
-    so the text of ids that go on with a prompt keeps the space between the two.
+    so ids that continue a prompt decode with the space between the two.
 
     tokens    FIXED_TOKENS, then pieces of text
-    scores    how early a pair is joined into the token: the higher the sooner
+    scores    priority of joining a pair into the token: the highest first
     """
 
     name = "llama2c"
@@ -58,7 +58,7 @@ class Llama2cTokenizer(SentencePieceTokenizer):
     strips_start = False
 
     def __init__(self, tokens: Sequence[str], scores: Sequence[float]) -> None:
-        """Raises TypeError or ValueError where they are no such vocabulary."""
+        """Raises TypeError or ValueError for an invalid vocabulary."""
         if tuple(tokens[:FIRST_PIECE]) != FIXED_TOKENS:
             raise ValueError(
                 f"tokens must begin with {', '.join(FIXED_TOKENS[:4])} and the other bytes; "
@@ -71,7 +71,7 @@ class Llama2cTokenizer(SentencePieceTokenizer):
     def read(cls, path: str | os.PathLike[str]) -> Self:
         """Open a tokenizer.bin of llama2.c.
 
-        Raises FormatError for a file that is truncated or foreign, OSError where it can't be opened.
+        Raises FormatError for a file that is truncated or of another format, OSError where it can't be opened.
         """
         with open(path, "rb") as file:
             try:
@@ -84,7 +84,7 @@ class Llama2cTokenizer(SentencePieceTokenizer):
 
 
 def _parse(data: mmap) -> tuple[list[str], list[float]]:
-    """Tokens and scores of a tokenizer.bin; ValueError where it is none."""
+    """Tokens and scores of a tokenizer.bin. Raises ValueError for another file."""
     if len(data) < LONGEST.size:
         raise ValueError(f"it must have {LONGEST.size} bytes or more; got {len(data)}; {FOREIGN}")
     (longest,) = LONGEST.unpack_from(data)
@@ -93,14 +93,14 @@ def _parse(data: mmap) -> tuple[list[str], list[float]]:
     position = LONGEST.size
     while position < len(data):
         if len(data) - position < ENTRY.size:
-            raise ValueError(f"it must end with a token; got {len(data) - position} bytes more; {FOREIGN}")
+            raise ValueError(f"it must end with a whole token; got {len(data) - position} bytes more; {FOREIGN}")
         score, length = ENTRY.unpack_from(data, position)
         position += ENTRY.size
         most = min(longest, len(data) - position)
         if not 0 < length <= most:
             raise ValueError(f"token {len(tokens)} must have 1 to {most} bytes; got {length}; {FOREIGN}")
         token = data[position : position + length].decode()  # UnicodeDecodeError is a ValueError
-        # the export frames <s> and </s> in newlines, to be seen when printed
+        # exported as "\n<s>\n" and "\n</s>\n"
         tokens.append(token.strip("\n") if token.strip("\n") in FIXED_TOKENS[1:3] else token)
         scores.append(score)
         position += length

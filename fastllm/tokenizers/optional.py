@@ -9,7 +9,7 @@ from ..errors import FastllmError
 
 
 def require(package: str, purpose: str) -> Any:
-    """The imported package; FastllmError where it is missing. purpose: what needs it, to begin a sentence with."""
+    """Import a package. Raises FastllmError where it is missing. purpose: what needs it, to begin the message with."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

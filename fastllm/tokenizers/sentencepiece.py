@@ -1,13 +1,13 @@
 """SentencePiece's byte-pair encoding with byte fallback, as Llama 1 and 2, Mistral and Gemma use it.
 
-User-defined pieces are found first, in the text as it is, and joined with nothing. In what stands before, between and
-behind them spaces are written "▁", one more of them in front. Then it is cut into characters, and of all neighbours
-whose union is a piece, the pair whose union scores best is joined, of equals the leftmost, until there is none.
-A character that is no piece becomes its bytes of UTF-8, tokens "<0x00>" ... "<0xFF>". So do llama.cpp, and transformers
-with the tokenizer.json of Llama 2.
+User-defined pieces are found first, in the text as it is, and never joined. In the text before, between and after them,
+a space is put in front, and spaces become "▁". Then this text is split into characters, and among neighbours whose
+union is a piece, the pair whose union has the highest score (of equal scores, the leftmost) is joined, until there is
+none. A character that is no piece becomes the bytes of its UTF-8, tokens "<0x00>" ... "<0xFF>". llama.cpp does the
+same, and so does transformers with the tokenizer.json of Llama 2.
 
-A token has a type, by the numbers of SentencePiece and GGUF; only normal and user-defined pieces are ever made
-from text.
+Each token has a type, numbered as in SentencePiece and GGUF; text gives only normal and user-defined pieces, bytes and
+"<unk>".
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 class SentencePieceTokenizer(Tokenizer):
     """Pieces of text with scores.
 
-    The space that encoding puts before a text is left out where decoding begins, so
-    decode(encode(text)) == text, but that a "▁" typed comes back as a space, and behind a user-defined piece there is
-    one more. An id beyond the tokens decodes to "": tables of models are often longer.
+    Decoding removes the space that encoding puts before a text, so decode(encode(text)) == text, except that a "▁" in
+    the text becomes a space, and that a space is added after a user-defined piece. An id beyond the tokens decodes to
+    "", as embeddings often have more rows.
 
-    types             NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE of each token
-    scores            how early a pair is joined into the token: the higher the sooner
-    add_space_prefix  whether a space is put before a text
+    types             NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE for each token
+    scores            priority of joining a pair into the token: the highest first
+    add_space_prefix  whether to put a space before a text
     """
 
     name = "sentencepiece"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "scores", "types")
     options: ClassVar[tuple[str, ...]] = ("end_id", "begin_id", "unknown_id", "add_space_prefix", "chat_template",
                                           "special_tokens", "end_ids")  # fmt: skip
-    """What a file holds beside the fields."""
+    """What a file holds besides the fields."""
     space: ClassVar[str] = SPACE
-    """How tokens write a space."""
+    """The character that stands for a space in tokens."""
     joins_foreign: ClassVar[bool] = True
-    """Whether a character that is no piece may be a part of one."""
+    """Whether a character that is no piece may be joined into one."""
     strips_start: ClassVar[bool] = True
-    """Whether decoding leaves out a first space also where no begin token stands before it."""
+    """Whether decoding removes the first space even without a begin token before it."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class SentencePieceTokenizer(Tokenizer):
         end_ids: Iterable[int] = (),
     ) -> None:
         """
-        begin_id  what stands before every text, None for nothing
-        end_ids   tokens that end an answer, beside end_id
+        begin_id  id that the model expects before every text; None: nothing
+        end_ids   ids that end an answer, besides end_id
 
-        Raises TypeError or ValueError where they are no such vocabulary.
+        Raises TypeError or ValueError for an invalid vocabulary.
         """
         finite = sum(isinstance(score, (int, float)) and abs(score) <= sys.float_info.max for score in scores)
         if not len(tokens) == len(scores) == finite:
@@ -84,7 +84,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not len(tokens) == len(types) == known:
             raise ValueError(
                 f"each of the {len(tokens)} tokens must have a type from {NORMAL} to {BYTE}; got {len(types)} types, "
-                f"{known} of them so; pass an undamaged tokenizer"
+                f"{known} of them valid; pass an undamaged tokenizer"
             )
         for name, token_id in (("end_id", end_id), ("begin_id", begin_id), ("unknown_id", unknown_id)):
             if token_id is not None and (type(token_id) is not int or not 0 <= token_id < len(tokens)):
@@ -126,7 +126,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """From a file's JSON; the constructor checks the fields."""
+        """As Tokenizer.from_document; the constructor checks most of the fields."""
         options = {name: document[name] for name in cls.options if name in document}
         for name, kind, said in (("special_tokens", dict, "an object"), ("end_ids", list, "a list"),
                                  ("chat_template", (str, type(None)), "a text")):  # fmt: skip
@@ -151,7 +151,7 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array(ids, dtype=np.int32)
 
     def split_control(self, text: str) -> list[str | int]:
-        """As in Tokenizer; but a longer user-defined piece goes before a control token within it."""
+        """As Tokenizer.split_control, but a user-defined piece wins over a shorter control token within it."""
         parts: list[str | int] = []
         for part in _cut(text, self._marks):
             if isinstance(part, int):
@@ -172,7 +172,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _marks(self) -> dict[str, int]:
-        """What is looked for in what a chat template wrote."""
+        """Text -> id of the tokens that encode_template recognises, and of user-defined pieces."""
         return self._user_defined | self._control_texts
 
     @cached_property
@@ -180,9 +180,9 @@ class SentencePieceTokenizer(Tokenizer):
         return {token: i for token, i in self._pieces.items() if self.types[i] == USER_DEFINED}
 
     def _join(self, text: str) -> list[int]:
-        """Join characters into pieces, best score first.
+        """Join characters into pieces, highest score first.
 
-        A heap of candidate pairs, so the time is n log n; looking at all pairs again for each join takes n^2.
+        A heap holds the candidate pairs: O(n log n) time, while searching all pairs for each join would take O(n^2).
         """
         symbols = list(text)
         before = list(range(-1, len(symbols) - 1))
@@ -203,7 +203,7 @@ class SentencePieceTokenizer(Tokenizer):
         while candidates:
             _, left, right, left_symbol, right_symbol, union = heapq.heappop(candidates)
             if (symbols[left], symbols[right]) != (left_symbol, right_symbol):
-                continue  # one of them has been joined to something else meanwhile
+                continue  # one of the two has been joined since
             symbols[left], symbols[right] = self.tokens[union], ""
             after[left] = after[right]
             if after[left] < len(symbols):
@@ -218,14 +218,17 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _fallback(self, character: str) -> list[int]:
-        """A character that is no piece: its bytes, or <unk> where the vocabulary lacks one of them."""
+        """The ids of a character that is no piece: its bytes, or <unk> if the vocabulary lacks one of them.
+
+        Raises DataError if it lacks <unk> too.
+        """
         ids = [self._byte_ids[byte] for byte in character.encode()]
         if None not in ids:
             return ids  # type: ignore[return-value]
         if self.unknown_id is None:
             raise DataError(
-                f"a text must be of characters that the tokenizer knows; got {character!r}, and it has neither its "
-                "bytes nor a token for the unknown; leave it out"
+                f"a text must be of characters that the tokenizer knows; got {character!r}, and there are neither byte "
+                "tokens for it nor <unk>; leave it out"
             )
         return [self.unknown_id]
 
@@ -234,7 +237,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _cut(text: str, pieces: Mapping[str, int]) -> list[str | int]:
-    """The text in parts: the ids of pieces, those of the most bytes looked for first, and what is around them."""
+    """Split a text at pieces, those of the most bytes first: their ids, and the text between them."""
     parts: list[str | int] = [text] if text else []
     for piece in sorted((piece for piece in pieces if piece in text), key=lambda piece: -len(piece.encode())):
         cut: list[str | int] = []
@@ -249,7 +252,7 @@ def _cut(text: str, pieces: Mapping[str, int]) -> list[str | int]:
 
 
 class SentencePieceStream(ByteStream):
-    """Holds the bytes of a character back until it is whole; leaves out the space a text begins with."""
+    """Holds the bytes of a character back until it is complete; removes the space before a text."""
 
     def __init__(self, tokenizer: SentencePieceTokenizer, skip_special: bool) -> None:
         super().__init__(tokenizer, skip_special)

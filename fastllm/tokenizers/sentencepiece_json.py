@@ -1,18 +1,19 @@
-"""SentencePiece's byte-pair encoding as a tokenizer.json of Hugging Face's, and back.
+"""Converts SentencePiece's byte-pair encoding to Hugging Face's tokenizer.json, and back.
 
-SentencePiece joins the pair whose union scores best, a tokenizer.json the pair that stands first among its merges.
-So each way to cut a piece in two pieces is a merge, those of the piece with the best score first; of one piece's, those
-with the longer left part. Back, a piece scores by the first merge that makes it. The rest is as Llama 2 has it:
+SentencePiece joins the pair whose union has the highest score, tokenizer.json the pair that comes first in its merges.
+So each way to split a piece into two pieces becomes a merge: pieces by falling score, for one piece those with the
+longer left part first. In the other direction, a piece's score is minus the index of the first merge that gives it. The
+rest is as in Llama 2's tokenizer.json:
 
-    normalizer  "▁" before the text, and for each space
-    model       BPE with bytes to fall back on
-    decoder     spaces for "▁", bytes joined to characters, the first space left out
+    normalizer  puts "▁" before the text and in place of spaces
+    model       BPE with byte fallback
+    decoder     spaces in place of "▁", bytes to characters, the first space removed
 
-User-defined pieces are added tokens, found before the normalizer does its work on what stands around them.
+User-defined pieces become added tokens, which are found before the text around them is normalised.
 
-What can't be said so are pieces that score the same, whose order is then theirs in the text, and pieces with a
-character that is none. So each conversion encodes hard texts with both, and fails where they differ. Where they differ
-around control tokens and user-defined pieces alone, it warns: a tokenizer.json may put "▁" before a text only.
+tokenizer.json can't express equal scores, where the position in the text decides, and pieces with a character that is
+no piece itself. So each conversion encodes difficult texts with both tokenizers and fails if ids differ. If they differ
+only around control tokens and user-defined pieces, it warns: tokenizer.json may put "▁" before the whole text only.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ MARKS_CHECKED = 100
 
 
 def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFaceTokenizer:
-    """The tokenizer with the same ids, as transformers has it.
+    """The tokenizer as a HuggingFaceTokenizer with the same ids.
 
-    Of one from llama2.c, a "▁" that is typed counts as a space, and decoding always leaves out a first space.
+    For one from llama2.c, a "▁" in the text then counts as a space, and decoding always removes the first space.
 
     Raises ValueError where no tokenizer.json gives the same ids, FastllmError without the package `tokenizers`.
     """
@@ -72,7 +73,7 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
     texts = [token if i in as_they_are else token.replace(space, SPACE) for i, token in enumerate(tokenizer.tokens)]
     vocabulary = {text: i for i, text in enumerate(texts) if text}
     if len(vocabulary) != sum(map(bool, texts)):
-        raise ValueError("tokens must differ where spaces are written ▁; got two alike; use another tokenizer")
+        raise ValueError("tokens must be distinct with ▁ for spaces; got two alike; use another tokenizer")
     plain = {text: i for text, i in vocabulary.items() if i not in tokenizer.control_ids}
     joined = {text: i for text, i in plain.items() if tokenizer.types[i] in (NORMAL, USER_DEFINED) and " " not in text}
     defined = [text for text, i in plain.items() if tokenizer.types[i] == USER_DEFINED]
@@ -107,11 +108,11 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
 
 
 def sentencepiece_from_huggingface(tokenizer: HuggingFaceTokenizer) -> SentencePieceTokenizer:
-    """The tokenizer with the same ids, as GGUF's "llama" and SentencePiece have it.
+    """The tokenizer as a SentencePieceTokenizer with the same ids, for GGUF's "llama".
 
-    Of one that puts no "▁" before a text that begins with a space, such a text has one more.
+    Warns if the original puts no "▁" before a text that begins with a space: the result does.
 
-    Raises ValueError for one of another kind, or that gives other ids.
+    Raises ValueError for a tokenizer of another kind, or if ids differ.
     """
     document = tokenizer.document
     model = document["model"]
@@ -156,7 +157,7 @@ def sentencepiece_from_huggingface(tokenizer: HuggingFaceTokenizer) -> SentenceP
 
 
 def _merges(pieces: Mapping[str, int], scores: list[float]) -> list[str]:
-    """Each way to cut a piece in two, by the pieces' scores."""
+    """The merges "left right": each way to split a piece into two, by falling score of the piece."""
     merges: list[str] = []
     for text in sorted(pieces, key=lambda text: -scores[pieces[text]]):
         for cut in range(len(text) - 1, 0, -1):
@@ -166,7 +167,7 @@ def _merges(pieces: Mapping[str, int], scores: list[float]) -> list[str]:
 
 
 def _prefixes(document: Mapping[str, Any]) -> bool | None:
-    """Whether "▁" is put before a text; None where a document does something else with spaces."""
+    """Whether "▁" is put before a text; None if the document treats spaces in another way than SentencePiece."""
     normalizer, splitter = document.get("normalizer"), document.get("pre_tokenizer")
     steps = _steps(normalizer)
     if splitter is None and steps and steps[-1] == REPLACE:
@@ -190,23 +191,23 @@ def _steps(normalizer: object) -> list[object]:
 
 
 def _check(one: Tokenizer, other: Tokenizer, pieces: list[str], typed_marks: bool) -> None:
-    """Raise ValueError unless both give the same ids."""
+    """Raise ValueError unless both tokenizers give the same ids for all _texts."""
     for text in _texts(pieces, typed_marks):
         if both := _difference(one.encode, other.encode, text):
             raise ValueError(
                 f"a tokenizer must give the same ids in both forms; got {brief(both[0])} and {brief(both[1])} for "
-                f"{brief(text)}; pieces may have equal scores or characters that are none; use another tokenizer"
+                f"{brief(text)} (equal scores, or a character in a piece that is no piece?); use another tokenizer"
             )
 
 
 def _compare_around(one: Tokenizer, other: Tokenizer, marks: Iterable[int]) -> None:
-    """Warn where the ids around control tokens or user-defined pieces are others."""
+    """Warn if ids differ around control tokens or user-defined pieces, given by id."""
     for i in sorted(marks)[:MARKS_CHECKED]:
         mark = one.tokens[i]
         for text in (mark, f"{mark}a", f"a{mark}\n{mark}"):
             if both := _difference(one.encode_template, other.encode_template, text):
                 warnings.warn(
-                    f"around {brief(mark)} a tokenizer of this form puts spaces elsewhere, so that chat prompts get "
+                    f"around {brief(mark)} the converted tokenizer puts spaces elsewhere, so that chat prompts get "
                     f"other ids: {brief(both[0])} become {brief(both[1])}",
                     stacklevel=3,
                 )
@@ -214,17 +215,17 @@ def _compare_around(one: Tokenizer, other: Tokenizer, marks: Iterable[int]) -> N
 
 
 def _compare_leading(one: Tokenizer, other: Tokenizer) -> None:
-    """Warn where texts that begin with a space get others."""
+    """Warn if ids differ for texts that begin with a space."""
     if both := _difference(one.encode, other.encode, " a"):
         warnings.warn(
-            "a tokenizer of this form puts one more space before a text that begins with a space: of ' a', "
+            "the converted tokenizer puts one more space before a text that begins with a space: for ' a', "
             f"{brief(both[0])} become {brief(both[1])}",
             stacklevel=3,
         )
 
 
 def _difference(one: Encode, other: Encode, text: str) -> tuple[list[int], list[int]] | None:
-    """The ids that two ways to encode give for a text, if they differ; None where a character has no token, too."""
+    """The ids that two encoders give for a text if they differ; None if they agree, or if one can't encode it."""
     try:
         ids, others = one(text).tolist(), other(text).tolist()
     except ValueError:
@@ -233,7 +234,7 @@ def _difference(one: Encode, other: Encode, text: str) -> tuple[list[int], list[
 
 
 def _texts(pieces: list[str], typed_marks: bool) -> Iterator[str]:
-    """Hard ones, and pieces one after another in many orders."""
+    """Difficult texts, and pieces joined in many random orders."""
     yield from HARD_TEXTS
     if typed_marks:
         yield "a▁b▁▁c ▁d▁"

@@ -1,4 +1,4 @@
-"""Tokenizers whose vocabulary is counted in texts: four special tokens, then the most frequent ones."""
+"""Tokenizers whose vocabulary is counted in texts: four special tokens, then tokens by frequency."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ SPECIAL_TOKENS = (UNKNOWN, END, USER, ASSISTANT)
 
 
 class VocabularyTokenizer(Tokenizer):
-    """A tokenizer that splits text and looks the pieces up; a piece it doesn't know is "<unk>"."""
+    """A tokenizer that splits text and looks the parts up; an unknown part is "<unk>"."""
 
     unit: ClassVar[str]
     """What a token is, for messages."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        """Take the whole vocabulary, special tokens first.
+        """
+        tokens  the whole vocabulary, special tokens first
 
-        Raises TypeError or ValueError where a token is none that this kind of tokenizer could have made.
+        Raises TypeError or ValueError for a token that this kind of tokenizer can't produce.
         """
         if tuple(tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
             raise ValueError(
@@ -46,13 +47,12 @@ class VocabularyTokenizer(Tokenizer):
 
     @classmethod
     def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
-        """Count the tokens of texts; the most frequent come first, of equals the one seen first.
+        """Count the tokens of texts; the most frequent come first, equally frequent ones as first seen.
 
-        max_size       the largest vocab_size, four special tokens included; None for no limit
+        max_size       limit of vocab_size, four special tokens included; None: no limit
         minimum_count  tokens seen fewer times are left out
 
-        Raises TypeError for anything but strings, DataError for texts without a token that is kept, ValueError for a
-        limit out of range.
+        Raises TypeError for anything but strings, DataError if no token is left, ValueError for a limit out of range.
         """
         if isinstance(texts, str):
             raise TypeError(f"texts must be an iterable of str; got one str {brief(texts)}; pass [text]")

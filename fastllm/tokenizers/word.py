@@ -1,15 +1,14 @@
-"""Words and punctuation marks as tokens, and the spaces between them put back by the rules of English.
+"""Words and punctuation marks as tokens; decoding restores the spaces between them by rules for English.
 
-Encoding splits at white space (as Unicode has it), and each ASCII punctuation mark is a token of its own:
-"Don't go, Ann!" gives Don ' t go , Ann !. Which white space stood between them is forgotten.
+Encoding splits at Unicode white space and around each ASCII punctuation mark, which is a token of its own:
+"Don't go, Ann!" gives Don ' t go , Ann !. The white space itself is lost.
 
-Decoding writes one space or none before a token. Only that token and those before it decide, so that text
-can be shown while it is generated. The rules restore regular English exactly: words joined by apostrophes and
-hyphens, plural possessives, straight double quotes, brackets, $5, 5%, 3.14, 1,000 and 10:30. They can't
-restore 'single quotes' and dashes - such as these - inside a sentence, negative numbers, lists such as
-100, 200, abbreviations such as e.g., or a number that opens a sentence just after a number.
-There only the spaces differ: two words never touch, so for every text of known words
-encode(decode(encode(text))) == encode(text).
+Decoding writes one space or none before a token, depending only on that token and those before it, so that text can be
+shown while it is generated. The rules restore regular English exactly: words joined by apostrophes and hyphens, plural
+possessives, straight double quotes, brackets, $5, 5%, 3.14, 1,000 and 10:30. They can't restore 'single quotes' and
+dashes - such as these - inside a sentence, negative numbers, lists such as 100, 200, abbreviations such as e.g., or a
+sentence that begins with a number just after a number. There only spaces differ: two words are never joined, so for
+every text of known words encode(decode(encode(text))) == encode(text).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ CONTRACTIONS = frozenset(("s", "t", "re", "ve", "ll", "d", "m"))
 
 
 def has_spaces(texts: Iterable[str]) -> bool:
-    """Whether most letters of texts are of scripts that write spaces between words, as this tokenizer needs it."""
+    """Whether at least half the letters are of scripts with spaces between words, which this tokenizer needs."""
     letters = without = 0
     for text in texts:
         letters += sum(map(str.isalpha, text))
@@ -47,7 +46,7 @@ def has_spaces(texts: Iterable[str]) -> bool:
 
 
 class WordTokenizer(VocabularyTokenizer):
-    """One token a word or ASCII punctuation mark; upper and lower case differ.
+    """One token per word or ASCII punctuation mark; upper and lower case differ.
 
     >>> tokenizer = WordTokenizer.build(["The sun is a star.", "Isn't it?"])
     >>> tokenizer.decode(tokenizer.encode("Isn't the sun a star?"))
@@ -71,7 +70,7 @@ class WordTokenizer(VocabularyTokenizer):
 
 
 class WordStream(TextStream):
-    """Writes tokens one after another, with a space before each that wants one."""
+    """Joins tokens, with a space before each that needs one."""
 
     _last = ""  # the token written last
     _before = ""  # the token before that one
@@ -85,7 +84,7 @@ class WordStream(TextStream):
         return f" {token}" if spaced else token
 
     def _spaced(self, token: str) -> bool:
-        """Whether a space stands before the token."""
+        """Whether to write a space before a token."""
         last = self._last
         if not last or last in NO_SPACE_AFTER or token in NO_SPACE_BEFORE:
             return False
@@ -101,7 +100,7 @@ class WordStream(TextStream):
         return last not in INSIDE_WORDS and not self._continues_number(token)
 
     def _continues_number(self, token: str) -> bool:
-        """Whether the token goes on with a number: the 14 of 3.14, the 30 of 10:30, the 000 of 1,000."""
+        """Whether a token continues a number: the 14 of 3.14, the 30 of 10:30, the 000 of 1,000."""
         whole = self._before
         if not (whole.isdecimal() and token.isdecimal()):
             return False
