@@ -98,7 +98,7 @@ ONE = entry(0, 4)
         (pack(b"[]"), "got 10 bytes"),
         (pack(b"{]"), "must be JSON in UTF-8"),
         (pack(b'{"\xff": 1}'), "must be JSON in UTF-8"),
-        (pack(NESTED), "must be JSON in UTF-8; got (maximum recursion|Stack overflow)"),
+        (pack(NESTED), "must be JSON in UTF-8; got "),
         (pack(b'{"a": NaN}'), "the number NaN"),
         (pack(b'{"a": ' + b"9" * 10_000 + b"}"), "must be JSON in UTF-8"),
         (pack(b'{"a": {"dtype": "U8", "shape": [], "shape": [0], "data_offsets": [0, 0]}}'), "the key 'shape' twice"),
