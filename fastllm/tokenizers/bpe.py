@@ -26,7 +26,7 @@ from .optional import require
 CONTROLS = (END, USER, ASSISTANT)
 USUAL_SIZE, USUAL_COUNT = 4096, 2
 LEAST_SIZE, MOST_SIZE = BYTES + len(CONTROLS), 1 << 20
-LONGEST = 32  # bytes of a token: a sentence learnt by heart is of no use in another text
+LONGEST = 31  # bytes of a token: a sentence learnt by heart is of no use in another text
 # Learning takes the square of a word's length. Scripts without spaces have words as long as sentences, or texts.
 LONG_RUN = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
@@ -47,7 +47,7 @@ class BPETokenizer(HuggingFaceTokenizer):
     @classmethod
     def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = USUAL_COUNT) -> Self:
         """Learn the most frequent pairs of texts, one after another: ids 0 to 2 are <end>, <user> and <assistant>, then
-        come the 256 bytes, then the pairs, of 32 bytes at most. The same texts give the same tokens.
+        come the 256 bytes, then the pairs, of 31 bytes at most. The same texts give the same tokens.
 
         max_size       the largest vocab_size; None for 4,096. It is smaller where the texts have no more pairs
         minimum_count  pairs seen fewer times are left out; with 1, tokens that only these very texts need are learnt
@@ -72,7 +72,7 @@ class BPETokenizer(HuggingFaceTokenizer):
         trainer = rust.trainers.BpeTrainer(
             vocab_size=size,
             min_frequency=min(minimum_count, 1 << 40),
-            max_token_length=LONGEST,
+            max_token_length=LONGEST + 1,  # which a pair stays below
             special_tokens=list(CONTROLS),
             initial_alphabet=rust.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
