@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import string
 import subprocess
 import sys
 
@@ -76,6 +77,13 @@ def test_the_same_texts_give_the_same_tokens(texts, size):
     assert BPETokenizer.build(texts, 400).tokens[: tokenizer.vocab_size] == tokenizer.tokens
 
 
+@pytest.mark.parametrize(("length", "longest"), [(bpe.LONGEST, bpe.LONGEST), (bpe.LONGEST + 1, 16)])
+def test_a_token_is_as_long_as_is_said(length, longest):
+    """Pairs as frequent as each other are joined in their order, so that tokens double: 16 and 15 become one."""
+    tokenizer = BPETokenizer.build([string.ascii_letters[:length] + "\n"] * 2)
+    assert max(map(len, tokenizer.tokens[3:])) == longest
+
+
 def test_limits():
     assert learnt(max_size=259).vocab_size == 259
     assert learnt(max_size=259).encode("aé").tolist() == [learnt().id_of(byte) for byte in ("a", "Ã", "©")]
@@ -102,7 +110,7 @@ def test_pieces_cut_no_word(monkeypatch):
 def test_long_runs_make_no_long_tokens(unit):
     text = unit * 100_000  # as one word, it would take minutes
     tokenizer = BPETokenizer.build([text])
-    assert max(len(token) for token in tokenizer.tokens[3:]) <= 32
+    assert max(len(token) for token in tokenizer.tokens[3:]) <= bpe.LONGEST
     assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
     assert "".join(bpe._without_long_runs(text)) == text
 

@@ -26,7 +26,7 @@ from .optional import require
 CONTROLS = (END, USER, ASSISTANT)
 USUAL_SIZE, USUAL_COUNT = 4096, 2
 LEAST_SIZE, MOST_SIZE = BYTES + len(CONTROLS), 1 << 20
-LONGEST = 32  # bytes per token: longer ones would be of no use in other texts
+LONGEST = 31  # bytes per token: longer ones would be of no use in other texts
 # Texts are cut there for learning, whose time grows with the square of a word's length: in scripts without spaces, a
 # "word" may be as long as the text.
 LONG_RUN = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
@@ -48,7 +48,7 @@ class BPETokenizer(HuggingFaceTokenizer):
     @classmethod
     def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = USUAL_COUNT) -> Self:
         """Learn a vocabulary from texts: ids 0 to 2 are <end>, <user> and <assistant>, then come the 256 bytes, then
-        merged pairs of at most 32 bytes, the most frequent first. The same texts give the same tokens.
+        merged pairs of at most 31 bytes, the most frequent first. The same texts give the same tokens.
 
         max_size       limit of vocab_size, None for 4,096; fewer are learnt where texts have no more pairs
         minimum_count  pairs seen fewer times are left out; with 1, tokens that occur only once are learnt too
@@ -73,7 +73,7 @@ class BPETokenizer(HuggingFaceTokenizer):
         trainer = rust.trainers.BpeTrainer(
             vocab_size=size,
             min_frequency=min(minimum_count, 1 << 40),
-            max_token_length=LONGEST,
+            max_token_length=LONGEST + 1,  # which a pair stays below
             special_tokens=list(CONTROLS),
             initial_alphabet=rust.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
