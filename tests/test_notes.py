@@ -92,7 +92,7 @@ def test_a_vocabulary_size_beside_a_tokenizer_that_is_there(tmp_path, monkeypatc
     (tmp_path / "tokenizer.json").write_text(json.dumps({}))
     words = ["train", "text.txt", "--tokenizer", "tokenizer.json", "--vocab-size", "99"]
     assert main(words) == 2
-    assert "--vocab-size goes with a tokenizer that is built" in capsys.readouterr().err
+    assert "--vocab-size is for a new tokenizer" in capsys.readouterr().err
 
 
 def test_a_jobs_file_that_is_not_there(tmp_path, monkeypatch, capsys):
