@@ -166,7 +166,7 @@ def test_records_under_the_name_of_a_text(tmp_path, known):
         for given in {path, path.parent} - {tmp_path}:
             with pytest.raises(DataError, match=rf"{path.name} must hold plain text, .*; call it {advice}$"):
                 Job.start(tmp_path / "run", text_job(tmp_path, given))
-            with pytest.raises(DataError, match=rf"{path.name} must hold text"):
+            with pytest.raises(DataError, match=rf"{path.name} must hold plain text"):
                 measure(*fastllm.load(known, backend="numpy"), given)
     for content in '{"name": "no record"}\n' * 9, "{ a brace " * 9, "[1, 2, 3]\n" * 9:
         (tmp_path / "e.txt").write_text(content, encoding="utf-8")
