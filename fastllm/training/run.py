@@ -131,7 +131,7 @@ def check_progress(progress: Mapping[str, Any], phases: list[str]) -> tuple[int,
     phase, step = progress.get("phase"), progress.get("step")
     if phase not in phases or not isinstance(step, int) or step < 0:
         raise FormatError(
-            f"a checkpoint's progress must name a phase of {phases} and a step; got {phase!r} and {step!r}; start a new "
-            "run"
+            f"a checkpoint's progress must name a phase of {phases} and a step; got {phase!r} and {step!r}; start "
+            "a new run"
         )
     return phases.index(phase), step
