@@ -53,6 +53,18 @@ def test_an_interrupted_step_is_done_again(at, speculate):
     assert model.at == -1 or model.calls < at
 
 
+def finish(running):
+    """Step until every text has ended; how many steps Ctrl-C interrupted."""
+    interrupts = 0
+    while running.busy:
+        try:
+            running.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert is_idle(running)
+    return interrupts
+
+
 @pytest.mark.parametrize("at", range(1, 10))
 def test_ctrl_c_while_tokens_are_drawn_changes_no_text(at):
     class Pressed(Sampler):
@@ -66,15 +78,10 @@ def test_ctrl_c_while_tokens_are_drawn_changes_no_text(at):
             return token
 
     def texts(kind):
-        running, interrupts = Engine(TableModel(context=40), slots=2), 0
+        running = Engine(TableModel(context=40), slots=2)
         config = GenerationConfig(max_tokens=4, temperature=1.0, seed=3)
         generations = [one for prompt in ([1, 2], [3]) for one in running.submit(prompt, config, kind(config))]
-        while running.busy:
-            try:
-                running.step()
-            except KeyboardInterrupt:
-                interrupts += 1
-        assert is_idle(running)
+        interrupts = finish(running)
         return [one.tokens for one in generations], interrupts
 
     expected, none = texts(Sampler)
@@ -102,14 +109,7 @@ def test_ctrl_c_while_the_first_token_of_a_sample_is_drawn_changes_no_text(monke
     monkeypatch.setattr(Sampler, "_choose", pressed)
     running = Engine(TableModel(context=40), slots)
     generations = running.submit([1, 2], config)
-    interrupts = 0
-    while running.busy:
-        try:
-            running.step()
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert is_idle(running)
-    assert interrupts == 1
+    assert finish(running) == 1
     assert [generation.tokens for generation in generations] == expected
 
 
