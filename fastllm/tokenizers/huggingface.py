@@ -121,9 +121,8 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises ValueError or TypeError for invalid or inconsistent content, FastllmError without the package.
         """
         rust = require("tokenizers", "a tokenizer.json, to be opened or written,")
-        self._settings = {
-            key: value for key, value in (settings or {}).items() if key != "auto_map"
-        }  # names a Python module
+        # auto_map names a Python module.
+        self._settings = {key: value for key, value in (settings or {}).items() if key != "auto_map"}
         check_growth(document.get("normalizer"), document.get("pre_tokenizer"))
         check_growth(document.get("decoder"))
         vocabulary = vocabulary_of(document)
@@ -187,13 +186,12 @@ class HuggingFaceTokenizer(Tokenizer):
         path = Path(path)
         folder = path if path.is_dir() else path.parent
         settings = _read_settings(folder)
-        if path != folder:
-            document = document or _read_object(path, MAX_TOKENIZER)
-        elif (folder / FILE_NAME).is_file():
-            document = _read_object(folder / FILE_NAME, MAX_TOKENIZER)
-        else:
+        file = folder / FILE_NAME if path == folder else path
+        if path == folder and not file.is_file():
             document, settings = _read_gpt2(folder, settings)
-        settings = {**_gpt2_defaults(folder, settings, document), **settings}
+        else:
+            document = document or _read_object(file, MAX_TOKENIZER)
+            settings = {**_gpt2_defaults(folder, settings, document), **settings}
         more = _read_object(folder / ADDED) if (folder / ADDED).is_file() else {}
         end_ids = _read_end_ids(folder)
         try:
