@@ -260,9 +260,8 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self.spend(2 * len(item))
                 waiting += chain.from_iterable(item.items())
             elif isinstance(item, SEQUENCES):
-                self.spend(
-                    len(item) + (1000 if isinstance(item, tuple) else 0)
-                )  # tuples may be made to collide in hash
+                # More for tuples, which may be made to collide in hash.
+                self.spend(len(item) + (1000 if isinstance(item, tuple) else 0))
                 waiting += item
             elif item is not value and not isinstance(item, (int, float, Undefined, type(None))):
                 raise SecurityError(f"a list or dict must hold plain values; got {type(item).__name__}")
