@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import llvm
-from .llvm import FLOAT, INT64, IS_X86, LANES, VECTOR
+from .llvm import FLOAT, INT64, IS_X86, LANES, LINE, VECTOR
 from .row_group import perfect_shuffle
 from .simd import FLOATS
 
@@ -42,7 +42,11 @@ TILE_ROWS = TILE_HEIGHTS[-1]
 ROW_UNIT = TILE_HEIGHTS[0]  # rows of A are read in whole units of this many
 TRANSPOSED_ROWS = min(8, TILE_ROWS)  # height of tile_transposed
 TILE_COLUMNS = TILE_VECTORS * LANES
-PREFETCH_STEPS = 4  # steps of the loop for each prefetched line of C; a power of two
+# Steps of the loop over k that are written out, a power of two. With 12 multiply-adds a step (AVX2) counting, moving
+# pointers and prefetching took as many instructions as the multiply-adds themselves: a core does six instructions a
+# cycle at best, and on a core that runs another thread besides (hyper-threading) products took 1.4 times as long.
+UNROLLED = 1 if LANES == 16 else 8
+PREFETCH_STEPS = max(4, UNROLLED)  # steps of the loop for each prefetched line of C; a power of two
 COLUMNS_TOGETHER = 16  # steps of `copy_columns` and `add_columns`; a power of two
 
 _COLUMN = ir.VectorType(FLOAT, TILE_ROWS)
@@ -133,8 +137,8 @@ def tile(typingctx, c, c_row, a, a_row, a_step, b, b_step, depth, rows, columns,
     """c = a @ b + addend + bias for one register tile of at most TILE_ROWS x TILE_COLUMNS.
 
     c       address; row r starts at c + r * c_row; the first `rows` rows and `columns` columns are written
-    a       element (r, k) at a + r * a_row + k * a_step; rows are read in whole units of ROW_UNIT, so those beyond
-            `rows` must be readable
+    a       element (r, k) at a + r * a_row + k * a_step, where a_row or a_step is 1; rows are read in whole units of
+            ROW_UNIT, so those beyond `rows` must be readable
     b       step k at b + k * b_step: TILE_COLUMNS floats; columns are read in whole vectors, so those beyond `columns`
             must be readable, but their values don't matter
     addend  laid out as c, with rows addend_row apart, or null; may be c itself, to accumulate
@@ -203,71 +207,121 @@ def _tile(
             higher = builder.append_basic_block("tile.higher")
             builder.cbranch(builder.icmp_signed("<=", rows, ir.Constant(INT64, height)), these, higher)
             builder.position_at_end(these)
-        results.append(
-            _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after)
-        )
+        sums = _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth)
+        results.append((builder.block, sums))
+        builder.branch(after)
         if higher:
             builder.position_at_end(higher)
 
     builder.position_at_end(after)
-    zeros = [ir.Constant(vector, [0.0] * vector.count) for vector in vectors]
-    totals = [[builder.phi(vector) for vector in vectors] for _ in range(heights[-1])]
-    for r, total in enumerate(totals):
-        for v, phi in enumerate(total):
-            for block, sums in results:
-                phi.add_incoming(sums[r][v] if r < len(sums) else zeros[v], block)
+    zeros = _zeros(vectors, heights[-1])
+    totals = _merge(builder, *((block, sums + zeros[len(sums) :]) for block, sums in results))
     end.finish(builder, totals, c, c_row, rows, columns, addend, addend_row, bias)
 
 
-def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth, after):
-    """Emit the loop over k for `height` rows of vectors of these types; it leaves to the block `after`.
+def _zeros(vectors, height):
+    """Accumulators: for each row, a vector of zeros of each type."""
+    return [[ir.Constant(vector, [0.0] * vector.count) for vector in vectors] for _ in range(height)]
 
-    Returns the loop's own block and its accumulators.
+
+def _merge(builder, *origins):
+    """Accumulators that are those of the block from which control came. origins: blocks, each with its accumulators."""
+    _, first = origins[0]
+    merged = [[builder.phi(total.type) for total in row] for row in first]
+    for block, sums in origins:
+        for phis, row in zip(merged, sums, strict=True):
+            for phi, total in zip(phis, row, strict=True):
+                phi.add_incoming(total, block)
+    return merged
+
+
+def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, b_step, depth):
+    """Emit the loops over k for `height` rows of vectors of these types; depth > 0. Returns their accumulators."""
+    sums = _zeros(vectors, height)
+    if UNROLLED == 1:
+        return _loop(builder, end, 1, sums, c, c_row, a, a_row, a_step, b, b_step, depth)
+
+    one, entry = ir.Constant(INT64, 1), builder.block
+    whole = builder.and_(depth, ir.Constant(INT64, -UNROLLED))
+    with builder.if_then(builder.icmp_signed(">", whole, ir.Constant(INT64, 0))):
+        with builder.if_else(builder.icmp_signed("==", a_step, one)) as (is_apart, is_adjacent):
+            with is_apart:
+                apart = _loop(builder, end, UNROLLED, sums, c, c_row, a, a_row, one, b, b_step, whole)
+                apart_end = builder.block
+            with is_adjacent:
+                adjacent = _loop(builder, end, UNROLLED, sums, c, c_row, a, None, a_step, b, b_step, whole)
+                adjacent_end = builder.block
+        unrolled = _merge(builder, (apart_end, apart), (adjacent_end, adjacent))
+        unrolled_end = builder.block
+    sums, entry = _merge(builder, (entry, sums), (unrolled_end, unrolled)), builder.block
+    with builder.if_then(builder.icmp_signed("<", whole, depth)):
+        a_rest, b_rest = (
+            llvm.at(builder, start, builder.mul(whole, step)) for start, step in ((a, a_step), (b, b_step))
+        )
+        last = _loop(builder, None, 1, sums, c, c_row, a_rest, a_row, a_step, b_rest, b_step, builder.sub(depth, whole))
+        last_end = builder.block
+    return _merge(builder, (entry, sums), (last_end, last))
+
+
+def _loop(builder, end, steps, start, c, c_row, a, a_row, a_step, b, b_step, depth):
+    """Emit a loop over k, `steps` at a time, from the accumulators `start`. Returns the accumulators after it.
+
+    end    prefetches c, unless None
+    a_row  None: the rows of a are adjacent
+    depth  a multiple of `steps`, greater than 0
     """
-    zeros = [ir.Constant(vector, [0.0] * vector.count) for vector in vectors]
-    entry = builder.block
-    loop = builder.append_basic_block("tile.loop")
-    # Groups of three rows share one pointer: x86 can address base, base + row and base + 2 * row, so the 12 rows of a
-    # take 4 pointers, not 12.
-    twice = builder.add(a_row, a_row)
-    groups = [a]
-    for _ in range(3, height, 3):
-        groups.append(llvm.at(builder, groups[-1], twice, a_row))
+    entry, height, vectors = builder.block, len(start), [total.type for total in start[0]]
+    loop, after = builder.append_basic_block("tile.loop"), builder.append_basic_block("tile.loop.end")
+    zero = ir.Constant(INT64, 0)
+    if a_row is None:
+        groups, places = [a], [ir.Constant(INT64, r) for r in range(height)]
+    else:
+        # Groups of three rows share one pointer: x86 can address base, base + row and base + 2 * row, so the 12 rows of
+        # a take 4 pointers, not 12.
+        twice = builder.add(a_row, a_row)
+        groups, places = [a], [zero, a_row, twice]
+        for _ in range(3, height, 3):
+            groups.append(llvm.at(builder, groups[-1], twice, a_row))
+    numbers = [ir.Constant(INT64, n) for n in range(steps + 1)]
+    a_steps, b_steps = ([builder.mul(step, number) for number in numbers] for step in (a_step, b_step))
     builder.branch(loop)
 
     builder.position_at_end(loop)
     k = builder.phi(INT64)
     b_now = builder.phi(b.type)
     a_now = [builder.phi(a.type) for _ in groups]
-    sums = [[builder.phi(vector) for vector in vectors] for _ in range(height)]
-    end.prefetch(builder, c, c_row, k, height)
-    b_row = [
-        llvm.load(builder, llvm.at(builder, b_now, ir.Constant(INT64, v * LANES)), vector)
-        for v, vector in enumerate(vectors)
-    ]
+    sums = new = [[builder.phi(vector) for vector in vectors] for _ in range(height)]
+    if end:
+        end.prefetch(builder, c, c_row, k, height)
     # If LLVM knew how the groups are related, it would compute each row's address from the one before: a chain of
-    # additions that takes longer than the multiply-adds.
+    # additions that takes longer than the multiply-adds. Likewise the steps'.
     bases = [llvm.opaque(builder, base) for base in a_now]
-    new = []
-    for r in range(height):
-        base = bases[r // 3]
-        address = (base, llvm.at(builder, base, a_row), llvm.at(builder, base, twice))[r % 3]
-        x = builder.load(address)
-        xs = [llvm.broadcast(builder, x, vector.count) for vector in vectors]
-        new.append([llvm.fma(builder, *of) for of in zip(xs, b_row, sums[r], strict=True)])
-    k_next = builder.add(k, ir.Constant(INT64, 1))
-    b_next = llvm.at(builder, b_now, b_step)
-    a_next = [llvm.at(builder, base, a_step) for base in bases]
+    b_base = llvm.opaque(builder, b_now) if steps > 1 else b_now
+    for n in range(steps):
+        b_row = [
+            llvm.load(builder, llvm.at(builder, b_base, b_steps[n], ir.Constant(INT64, v * LANES)), vector)
+            for v, vector in enumerate(vectors)
+        ]
+        old, new = new, []
+        for r in range(height):
+            base, place = bases[r // len(places)], places[r % len(places)]
+            x = builder.load(llvm.at(builder, base, a_steps[n], place))
+            xs = [llvm.broadcast(builder, x, vector.count) for vector in vectors]
+            new.append([llvm.fma(builder, *of) for of in zip(xs, b_row, old[r], strict=True)])
+    k_next = builder.add(k, ir.Constant(INT64, steps))
+    b_next = llvm.at(builder, b_base, b_steps[steps])
+    a_next = [llvm.at(builder, base, a_steps[steps]) for base in bases]
     builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, after)
-    for phi, start, following in [
-        (k, ir.Constant(INT64, 0), k_next),
+    for phi, first, following in [
+        (k, zero, k_next),
         (b_now, b, b_next),
         *zip(a_now, groups, a_next, strict=True),
-        *[(sums[r][v], zero, new[r][v]) for r in range(height) for v, zero in enumerate(zeros)],
+        *((sums[r][v], start[r][v], new[r][v]) for r in range(height) for v in range(len(vectors))),
     ]:
-        phi.add_incoming(start, entry)
+        phi.add_incoming(first, entry)
         phi.add_incoming(following, loop)
-    return loop, new
+    builder.position_at_end(after)
+    return new
 
 
 # During a tile's loop the lines of c are prefetched into the L1 cache, as they are needed after the loop. All at once,
@@ -277,12 +331,11 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
 
 def _prefetch_rows(builder, c, c_row, k, height):
     number = builder.lshr(k, ir.Constant(INT64, PREFETCH_STEPS.bit_length() - 1))
-    r = builder.udiv(number, ir.Constant(INT64, TILE_VECTORS))
-    v = builder.urem(number, ir.Constant(INT64, TILE_VECTORS))
+    lines = ir.Constant(INT64, max(1, TILE_COLUMNS // LINE))
+    r, line = builder.udiv(number, lines), builder.urem(number, lines)
     last = ir.Constant(INT64, height - 1)
     r = builder.select(builder.icmp_unsigned("<", r, last), r, last)
-    row = builder.mul(r, c_row)
-    place = builder.add(row, builder.mul(v, ir.Constant(INT64, LANES)))
+    place = builder.add(builder.mul(r, c_row), builder.mul(line, ir.Constant(INT64, LINE)))
     llvm.prefetch(builder, llvm.at(builder, c, place), is_write=True)
 
 
@@ -343,18 +396,31 @@ def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
 
 def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
     """The end of `tile_transposed`: transpose in registers, then as the end of `tile`, with the same order of sums."""
+    place = totals, c, c_row, columns, addend, addend_row, bias
+    if LANES == 16:
+        _finish_some_columns(builder, *place, llvm.lanes_below(builder, rows, 8))
+        return
+    # Without AVX-512 a masked store is slow: AMD's CPUs take twelve cycles, others test lane after lane.
+    with builder.if_else(builder.icmp_signed(">=", rows, ir.Constant(INT64, TRANSPOSED_ROWS))) as (whole, edge):
+        with whole:
+            _finish_some_columns(builder, *place, None)
+        with edge:
+            _finish_some_columns(builder, *place, llvm.lanes_below(builder, rows, 8))
+
+
+def _finish_some_columns(builder, totals, c, c_row, columns, addend, addend_row, bias, mask):
+    """mask: which of eight rows there are; None: all TRANSPOSED_ROWS."""
     null_pointer = ir.Constant(c.type, None)
-    mask = llvm.lanes_below(builder, rows, 8)
-    zeros = ir.Constant(_EIGHT, [0.0] * 8)
+    kind = _EIGHT if mask else ir.VectorType(FLOAT, TRANSPOSED_ROWS)
 
     def load(source):
-        """The first `rows` floats at source as a vector of eight, the rest 0; zeros if source is null."""
+        """The floats at source for the rows that there are, 0 for the rest; zeros if source is null."""
         before = builder.block
         with builder.if_then(builder.icmp_unsigned("!=", source, null_pointer)):
-            loaded = llvm.masked_load(builder, source, mask)
+            loaded = llvm.masked_load(builder, source, mask) if mask else llvm.load(builder, source, kind)
             inside = builder.block
-        value = builder.phi(_EIGHT)
-        value.add_incoming(zeros, before)
+        value = builder.phi(kind)
+        value.add_incoming(ir.Constant(kind, [0.0] * kind.count), before)
         value.add_incoming(loaded, inside)
         return value
 
@@ -368,8 +434,13 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
                 moved = llvm.at(builder, addend, builder.mul(number, addend_row))
                 is_null = builder.icmp_unsigned("==", addend, null_pointer)
                 added = load(builder.select(is_null, null_pointer, moved))
+                column = column if mask else llvm.shuffle(builder, column, range(kind.count))
                 result = builder.fadd(builder.fadd(column, added), offsets)
-                llvm.masked_store(builder, result, llvm.at(builder, c, builder.mul(number, c_row)), mask)
+                address = llvm.at(builder, c, builder.mul(number, c_row))
+                if mask:
+                    llvm.masked_store(builder, result, address, mask)
+                else:
+                    llvm.store(builder, result, address)
 
 
 def _columns_of_eight(builder, rows):
