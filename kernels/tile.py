@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from llvmlite import ir
@@ -16,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import llvm
-from .llvm import FLOAT, INT64, IS_X86, LANES, LINE, VECTOR
+from .llvm import FLOAT, INT64, IS_X86, LANES, VECTOR
 from .row_group import perfect_shuffle
 from .simd import FLOATS
 
@@ -42,11 +43,12 @@ TILE_ROWS = TILE_HEIGHTS[-1]
 ROW_UNIT = TILE_HEIGHTS[0]  # rows of A are read in whole units of this many
 TRANSPOSED_ROWS = min(8, TILE_ROWS)  # height of tile_transposed
 TILE_COLUMNS = TILE_VECTORS * LANES
-# Steps of the loop over k that are written out, a power of two. With 12 multiply-adds a step (AVX2) counting, moving
-# pointers and prefetching took as many instructions as the multiply-adds themselves: a core does six instructions a
-# cycle at best, and on a core that runs another thread besides (hyper-threading) products took 1.4 times as long.
+# Steps of the loop over k that are written out, a power of two. Where a step is 12 multiply-adds and 8 loads, counting,
+# moving pointers and prefetching took 16 instructions more. That is as much as a core can do in the time of the
+# multiply-adds, and too much for one that runs another thread besides (hyper-threading): products took 1.4 times as
+# long.
 UNROLLED = 1 if LANES == 16 else 8
-PREFETCH_STEPS = max(4, UNROLLED)  # steps of the loop for each prefetched line of C; a power of two
+PREFETCH_STEPS = 4  # steps of the loop for each prefetched line of C; a power of two
 COLUMNS_TOGETHER = 16  # steps of `copy_columns` and `add_columns`; a power of two
 
 _COLUMN = ir.VectorType(FLOAT, TILE_ROWS)
@@ -239,17 +241,17 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
     """Emit the loops over k for `height` rows of vectors of these types; depth > 0. Returns their accumulators."""
     sums = _zeros(vectors, height)
     if UNROLLED == 1:
-        return _loop(builder, end, 1, sums, c, c_row, a, a_row, a_step, b, b_step, depth)
+        return _loop(builder, sums, 1, a, a_row, a_step, b, b_step, depth, partial(end.prefetch, builder, c, c_row))
 
     one, entry = ir.Constant(INT64, 1), builder.block
     whole = builder.and_(depth, ir.Constant(INT64, -UNROLLED))
     with builder.if_then(builder.icmp_signed(">", whole, ir.Constant(INT64, 0))):
         with builder.if_else(builder.icmp_signed("==", a_step, one)) as (is_apart, is_adjacent):
             with is_apart:
-                apart = _loop(builder, end, UNROLLED, sums, c, c_row, a, a_row, one, b, b_step, whole)
+                apart = _loop(builder, sums, UNROLLED, a, a_row, one, b, b_step, whole)
                 apart_end = builder.block
             with is_adjacent:
-                adjacent = _loop(builder, end, UNROLLED, sums, c, c_row, a, None, a_step, b, b_step, whole)
+                adjacent = _loop(builder, sums, UNROLLED, a, None, a_step, b, b_step, whole)
                 adjacent_end = builder.block
         unrolled = _merge(builder, (apart_end, apart), (adjacent_end, adjacent))
         unrolled_end = builder.block
@@ -258,17 +260,17 @@ def _sum_products(builder, end, height, vectors, c, c_row, a, a_row, a_step, b, 
         a_rest, b_rest = (
             llvm.at(builder, start, builder.mul(whole, step)) for start, step in ((a, a_step), (b, b_step))
         )
-        last = _loop(builder, None, 1, sums, c, c_row, a_rest, a_row, a_step, b_rest, b_step, builder.sub(depth, whole))
+        last = _loop(builder, sums, 1, a_rest, a_row, a_step, b_rest, b_step, builder.sub(depth, whole))
         last_end = builder.block
     return _merge(builder, (entry, sums), (last_end, last))
 
 
-def _loop(builder, end, steps, start, c, c_row, a, a_row, a_step, b, b_step, depth):
+def _loop(builder, start, steps, a, a_row, a_step, b, b_step, depth, prefetch=None):
     """Emit a loop over k, `steps` at a time, from the accumulators `start`. Returns the accumulators after it.
 
-    end    prefetches c, unless None
-    a_row  None: the rows of a are adjacent
-    depth  a multiple of `steps`, greater than 0
+    a_row     None: the rows of a are adjacent
+    depth     a multiple of `steps`, greater than 0
+    prefetch  called at the loop's start with k and the height
     """
     entry, height, vectors = builder.block, len(start), [total.type for total in start[0]]
     loop, after = builder.append_basic_block("tile.loop"), builder.append_basic_block("tile.loop.end")
@@ -291,8 +293,8 @@ def _loop(builder, end, steps, start, c, c_row, a, a_row, a_step, b, b_step, dep
     b_now = builder.phi(b.type)
     a_now = [builder.phi(a.type) for _ in groups]
     sums = new = [[builder.phi(vector) for vector in vectors] for _ in range(height)]
-    if end:
-        end.prefetch(builder, c, c_row, k, height)
+    if prefetch:
+        prefetch(k, height)
     # If LLVM knew how the groups are related, it would compute each row's address from the one before: a chain of
     # additions that takes longer than the multiply-adds. Likewise the steps'.
     bases = [llvm.opaque(builder, base) for base in a_now]
@@ -326,16 +328,18 @@ def _loop(builder, end, steps, start, c, c_row, a, a_row, a_step, b, b_step, dep
 
 # During a tile's loop the lines of c are prefetched into the L1 cache, as they are needed after the loop. All at once,
 # before the loop, they would delay the loads of b, which cost 4% of a large product. So each step prefetches one line,
-# the same for PREFETCH_STEPS steps; a long loop goes on with the lines of the last row.
+# the same for PREFETCH_STEPS steps; a long loop goes on with the lines of the last row. The smaller tiles, whose steps
+# are written out, gain nothing from it: without, products take 0.98 of the time.
 
 
 def _prefetch_rows(builder, c, c_row, k, height):
     number = builder.lshr(k, ir.Constant(INT64, PREFETCH_STEPS.bit_length() - 1))
-    lines = ir.Constant(INT64, max(1, TILE_COLUMNS // LINE))
-    r, line = builder.udiv(number, lines), builder.urem(number, lines)
+    r = builder.udiv(number, ir.Constant(INT64, TILE_VECTORS))
+    v = builder.urem(number, ir.Constant(INT64, TILE_VECTORS))
     last = ir.Constant(INT64, height - 1)
     r = builder.select(builder.icmp_unsigned("<", r, last), r, last)
-    place = builder.add(builder.mul(r, c_row), builder.mul(line, ir.Constant(INT64, LINE)))
+    row = builder.mul(r, c_row)
+    place = builder.add(row, builder.mul(v, ir.Constant(INT64, LANES)))
     llvm.prefetch(builder, llvm.at(builder, c, place), is_write=True)
 
 
