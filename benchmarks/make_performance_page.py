@@ -156,8 +156,9 @@ def tried(case: Record) -> list[str]:
 
 def other_text(other: Record) -> list[str]:
     """The race on another machine."""
+    version = ", with an earlier version" if other.get("is_earlier") else ""
     lines = [
-        f"The same race on another machine, with an earlier version: {described(other)}.\n",
+        f"The same race on another machine{version}: {described(other)}.\n",
         "| case | better PyTorch, ms | fastllm, ms | ratio | target | at the peak | share of peak |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
