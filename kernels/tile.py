@@ -223,7 +223,7 @@ def _tile(
 
 def _zeros(vectors, height):
     """Accumulators: for each row, a vector of zeros of each type."""
-    return [[ir.Constant(vector, [0.0] * vector.count) for vector in vectors] for _ in range(height)]
+    return [[llvm.same(FLOAT, vector.count, 0.0) for vector in vectors] for _ in range(height)]
 
 
 def _merge(builder, *origins):
@@ -356,7 +356,7 @@ def _finish_rows(builder, totals, c, c_row, rows, columns, addend, addend_row, b
     is_whole = builder.icmp_signed(">=", columns, ir.Constant(INT64, vectors * LANES))
     with builder.if_else(is_whole) as (whole, edge):
         with whole:
-            _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, None)
+            _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, [None] * vectors)
         with edge:
             firsts = [ir.Constant(INT64, v * LANES) for v in range(vectors)]
             masks = [llvm.lanes_below(builder, builder.sub(columns, first)) for first in firsts]
@@ -364,6 +364,7 @@ def _finish_rows(builder, totals, c, c_row, rows, columns, addend, addend_row, b
 
 
 def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, masks):
+    """masks: for each vector of a row, which of its lanes there are; None: all."""
     null_pointer = ir.Constant(c.type, None)
 
     def add_row(row, source):
@@ -373,13 +374,9 @@ def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
             added = []
             for v in range(len(row)):
                 address = llvm.at(builder, source, ir.Constant(INT64, v * LANES))
-                loaded = llvm.masked_load(builder, address, masks[v]) if masks else llvm.load(builder, address)
-                added.append(builder.fadd(row[v], loaded))
+                added.append(builder.fadd(row[v], llvm.read(builder, address, masks[v])))
             inside = builder.block
-        chosen = [builder.phi(VECTOR) for _ in row]
-        for phi, old, new in zip(chosen, row, added, strict=True):
-            phi.add_incoming(old, before)
-            phi.add_incoming(new, inside)
+        (chosen,) = _merge(builder, (before, [row]), (inside, [added]))
         return chosen
 
     for r, total in enumerate(totals):
@@ -391,11 +388,7 @@ def _finish_some(builder, totals, c, c_row, rows, addend, addend_row, bias, mask
             row = add_row(row, bias)
             to = llvm.at(builder, c, builder.mul(number, c_row))
             for v in range(len(row)):
-                address = llvm.at(builder, to, ir.Constant(INT64, v * LANES))
-                if masks:
-                    llvm.masked_store(builder, row[v], address, masks[v])
-                else:
-                    llvm.store(builder, row[v], address)
+                llvm.write(builder, row[v], llvm.at(builder, to, ir.Constant(INT64, v * LANES)), masks[v])
 
 
 def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row, bias):
@@ -404,7 +397,7 @@ def _finish_columns(builder, totals, c, c_row, rows, columns, addend, addend_row
     if LANES == 16:
         _finish_some_columns(builder, *place, llvm.lanes_below(builder, rows, 8))
         return
-    # Without AVX-512 a masked store is slow: AMD's CPUs take twelve cycles, others test lane after lane.
+    # Without AVX-512 a masked store may be slow: Zen 3 takes twelve cycles; SSE and NEON test lane after lane.
     with builder.if_else(builder.icmp_signed(">=", rows, ir.Constant(INT64, TRANSPOSED_ROWS))) as (whole, edge):
         with whole:
             _finish_some_columns(builder, *place, None)
@@ -424,7 +417,7 @@ def _finish_some_columns(builder, totals, c, c_row, columns, addend, addend_row,
             loaded = llvm.masked_load(builder, source, mask) if mask else llvm.load(builder, source, kind)
             inside = builder.block
         value = builder.phi(kind)
-        value.add_incoming(ir.Constant(kind, [0.0] * kind.count), before)
+        value.add_incoming(llvm.same(FLOAT, kind.count, 0.0), before)
         value.add_incoming(loaded, inside)
         return value
 
@@ -440,11 +433,7 @@ def _finish_some_columns(builder, totals, c, c_row, columns, addend, addend_row,
                 added = load(builder.select(is_null, null_pointer, moved))
                 column = column if mask else llvm.shuffle(builder, column, range(kind.count))
                 result = builder.fadd(builder.fadd(column, added), offsets)
-                address = llvm.at(builder, c, builder.mul(number, c_row))
-                if mask:
-                    llvm.masked_store(builder, result, address, mask)
-                else:
-                    llvm.store(builder, result, address)
+                llvm.write(builder, result, llvm.at(builder, c, builder.mul(number, c_row)), mask)
 
 
 def _columns_of_eight(builder, rows):
