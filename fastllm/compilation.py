@@ -10,6 +10,7 @@ records the calls.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -17,13 +18,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Self, TextIO
 
 import numpy as np
 
 from .config import ModelConfig
+from .layers.backend import BACKENDS
 from .layers.recording import listening
 from .machine import usable_cores
 from .model import Model
@@ -42,12 +45,14 @@ ISOLATED = ("-I", "-c", HELPER)  # imports nothing from the user's current folde
 # Width of the small model's matrices: the block size of K-quants, which is also eight heads of 32.
 BLOCK = 256
 # Compiling these begins with the matrix product, which the main process compiles first itself.
-LAST = frozenset(
+PRODUCTS = frozenset(
     {
         "attention_backward", "attention_forward", "attention_prefill", "linear_backward", "linear_forward", "matmul",
         "packed_backward", "packed_forward",
     }
 )  # fmt: skip
+# Only a batch in which some tokens have no target needs these.
+SELECTIONS = frozenset({"gather_rows", "scatter_rows"})
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -60,7 +65,7 @@ Task = dict[str, Any]
 
 
 class Uses(NamedTuple):
-    """What a model will be used for: training with an optimizer (and measuring), measuring only, generating."""
+    """What a model will be used for: training with an optimizer, measuring loss and accuracy, generating."""
 
     optimizer: Optimizer | None = None
     measures: bool = False
@@ -90,7 +95,7 @@ def compile_kernels(model: Model, uses: Uses) -> None:
                 once = " (once for this machine)" if keeps_kernels() else ""
                 print(f"compiling kernels{once} ...", file=stream, flush=True)
 
-    with Helpers(partial(task_of, model, uses)), watch_compilation(report):
+    with helping(model, uses), watch_compilation(report):
         exercise(model, uses)
         Replay([])()  # compiles what replays recorded passes
     if names:
@@ -105,7 +110,7 @@ def exercise(model: Model, uses: Uses) -> None:
     tokens = np.zeros(4, np.int32)
     starts = np.array([0, 2, 4] if model.config.context > 1 else [0, 1, 2, 3, 4], np.int32)
     targets = np.array([0, -1, 0, 0], np.int32)
-    if uses.measures or uses.optimizer is not None:
+    if uses.measures:
         model.score(tokens, targets, starts)
     if uses.optimizer is not None:
         model.score_and_gradients(tokens, targets, starts, dropout_seed=0 if model.config.dropout else None)
@@ -116,6 +121,11 @@ def exercise(model: Model, uses: Uses) -> None:
         cache = model.new_cache()
         model.prefill(tokens[:length], None, cache)
         model.decode(tokens[:1], cache)
+
+
+def helping(model: Model, uses: Uses) -> AbstractContextManager[object]:
+    """A block in which, from the first kernel that this process compiles on, helpers compile what the model needs."""
+    return Helpers(partial(task_of, model, uses)) if model.backend == "numba" else nullcontext()
 
 
 class Helpers:
@@ -146,7 +156,7 @@ class Helpers:
         from .kernels import keeps_kernels
 
         count = min(MOST_HELPERS, usable_cores() - 1)
-        if count < 1 or not keeps_kernels() or not sys.executable or getattr(sys, "frozen", False):
+        if count < 1 or not keeps_kernels() or not _is_python(sys.executable):
             return
         task = self._make_task()
         with suppress(OSError):
@@ -177,6 +187,11 @@ class Helpers:
             process.kill()  # safe, as each kernel is written to disk whole or not at all
             with suppress(OSError):
                 process.communicate()
+
+
+def _is_python(program: str | None) -> bool:
+    """Whether this is Python itself, rather than a program into which Python is built, or a frozen one."""
+    return Path(program or "").name.lower().startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
 
 
 def task_of(model: Model, uses: Uses) -> Task:
@@ -229,9 +244,9 @@ def _end_with_input() -> None:
 
 
 def _work(task: Task) -> list[Callable[[], object]]:
-    """The calls that compile all that a task needs, last kernel first; those in LAST come at the end."""
+    """The calls that compile all that a task needs, last kernel first; PRODUCTS, then SELECTIONS come at the end."""
     backwards = list(calls_of(task).items())[::-1]
-    backwards.sort(key=lambda item: item[0] in LAST)
+    backwards.sort(key=lambda item: (item[0] in SELECTIONS, item[0] in PRODUCTS))
     return [call for _, calls in backwards for call in calls]
 
 
@@ -252,9 +267,9 @@ def calls_of(task: Task) -> dict[str, list[Callable[[], object]]]:
 
 def call_small(name: str) -> None:
     """Call a kernel at its small test sizes: its parallel loops are compiled even if such sizes don't use them."""
-    from . import kernels
     from .kernels.cases import CASES, with_scratch
 
+    kernels = importlib.import_module(BACKENDS["numba"])
     for size in CASES[name].sizes:
         arguments = with_scratch(CASES[name].build(np.random.default_rng(0), **size), kernels)
         getattr(kernels, name)(*arguments.values())

@@ -23,6 +23,7 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import BaseNativeLowering, NativeLowering, NativeParforLowering
 from numba.np.ufunc import parallel
+from numba.parfors.parfor import Parfor
 from numba.parfors.parfor_lowering import ParforLower
 
 from .llvm import INT32, INT64
@@ -139,6 +140,10 @@ def _regions_without_lock() -> Iterator[None]:
 class _Lower(ParforLower):
     def lower(self) -> None:
         """Emit the kernel and its entry. The entry returns the kernel's status: 0, or another number on failure."""
+        for block in self.blocks.values():
+            for loop in block.find_insts(Parfor):
+                loop.flags = loop.flags.copy()
+                loop.flags.no_cpython_wrapper = True  # its body is a function of its own, which Python never calls
         with _regions_without_lock():
             super().lower()
         context, fndesc = self.context, self.fndesc

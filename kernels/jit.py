@@ -28,6 +28,7 @@ from numba.core import event, sigutils
 from numba.core.ccallback import CFunc
 from numba.core.typing import Signature
 
+from .code_library import compiling
 from .disk_cache import FOLDER, keep_on_disk
 from .entry import CompilerWithEntries
 from .llvm import LINE
@@ -107,7 +108,7 @@ def _after(calls: Linked | None, compile_kernel: Callable) -> Callable:
     def compile_all(signature: Any) -> Any:
         if calls is not None:
             calls.compile()
-        with _guard():
+        with _guard(), compiling():
             return compile_kernel(signature)
 
     return compile_all
@@ -220,7 +221,7 @@ def deferred(signature: Signature, name: str) -> Callable[[Callable], Deferred]:
 def _compile_for_c(signature: Signature, function: Callable, ordered: bool) -> Any:
     """Compile a function (or read it from the disk) to machine code with C's calling convention."""
     options = ORDERED if ordered else FLAGS
-    with _guard():
+    with _guard(), compiling():
         compiled = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
         keep_on_disk(compiled, function)
         compiled.compile()
@@ -290,18 +291,24 @@ def watch_compilation(report: Callable[[str], None]) -> Iterator[None]:
     Those read from the disk cache are not reported.
     """
 
-    class Listener(event.Listener):
-        def on_start(self, event: event.Event) -> None:
-            dispatcher = event.data["dispatcher"]
-            if Path(dispatcher.py_func.__code__.co_filename).parent == FOLDER:
-                report(dispatcher.py_func.__name__)
-
-        def on_end(self, event: event.Event) -> None:
-            pass
-
     _watchers.append(report)
     try:
-        with event.install_listener("numba:compile", Listener()):
+        with event.install_listener("numba:compile", _Listener(report)):
             yield
     finally:
         _watchers.remove(report)
+
+
+class _Listener(event.Listener):
+    """Hears of each kernel that Numba begins to compile."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+
+    def on_start(self, event: event.Event) -> None:
+        function = event.data["dispatcher"].py_func
+        if Path(function.__code__.co_filename).parent == FOLDER:
+            self._report(function.__name__)
+
+    def on_end(self, event: event.Event) -> None:
+        pass

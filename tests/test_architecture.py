@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "tokenizers",
     },
     "compilation": {"config", "kernels", "layers", "machine", "model", "optimizers", "packed", "parameters"},
-    "generation": {"config", "dialogue", "errors", "inputs", "interrupts", "model", "tokenizers"},
+    "generation": {"compilation", "config", "dialogue", "errors", "inputs", "interrupts", "model", "tokenizers"},
     "bench": {
         "atomic", "config", "datasets", "errors", "figures", "kernels", "machine", "memory", "model", "optimizers",
         "peers", "schedules", "training",

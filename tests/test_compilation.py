@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm import compilation
+from fastllm import compilation, datasets
 from fastllm.cli import warmup
 from fastllm.compilation import Uses
 from fastllm.formats import open_model, write_gguf
+from fastllm.generation import Engine, GenerationConfig, generate_tokens
 from fastllm.kernels import cache_directory
 from fastllm.kernels.cases import CASES
 from fastllm.quantize import quantize
@@ -95,10 +96,11 @@ def test_a_helper_knows_what_tuning_needs(weights, tmp_path):
 
 def test_a_helper_begins_elsewhere_and_leaves_the_matrix_product_for_last():
     model = model_of("llama")
-    calls = compilation._work(compilation.task_of(model, Uses(fastllm.AdamW(model), generates=True)))
+    calls = compilation._work(compilation.task_of(model, Uses(fastllm.AdamW(model), measures=True, generates=True)))
     names = [call.func.__name__ for call in calls]
     assert names[0] == "attention_decode"
-    assert set(names[-5:]) <= compilation.LAST
+    assert set(names[-2:]) == compilation.SELECTIONS
+    assert set(names[-7:-2]) <= compilation.PRODUCTS
     assert names.index("squared_norm") < names.index("embedding_forward") < names.index("linear_forward")
 
 
@@ -134,7 +136,7 @@ def test_helpers_begin_at_different_places_and_do_all():
 
 ENDLESS = """
 import time
-from fastllm import compilation
+from fastllm import compilation, datasets
 compilation._work = lambda task: [lambda: print("busy", flush=True), lambda: time.sleep(600)]
 compilation.help_to_compile()
 """
@@ -224,6 +226,33 @@ def test_helpers_keep_kernels_where_this_process_does(monkeypatch):
     assert given == [cache_directory().parents[1]]
 
 
+def test_a_trainer_has_help_in_its_first_update(helpers):
+    model = model_of("gpt2")
+    batch = datasets.pack([datasets.Example(np.array([1, 2, 3], np.int32), np.array([2, 3, 4], np.int32))])
+    data, schedule = datasets.OneBatch(batch), fastllm.Schedule(peak=1e-3)
+    trainer = fastllm.Trainer(model, fastllm.AdamW(model), data, schedule, steps=3)
+    trainer.train()
+    assert [[process.poll() is not None for process in processes] for processes in helpers] == [[True, True]]
+
+
+def test_generating_has_help_until_the_second_token(helpers):
+    [generation] = Engine(model_of("gpt2")).submit([1, 2], GenerationConfig(max_tokens=4))
+    assert len(list(generation)) == 4
+    assert [[process.poll() is not None for process in processes] for processes in helpers] == [[True, True]] * 2
+
+
+def test_a_beam_search_has_help(helpers):
+    config = GenerationConfig(max_tokens=3, beams=2)
+    assert len(list(generate_tokens(model_of("gpt2"), [1, 2], config))) == 3
+    assert len(helpers) == 1
+
+
+def test_a_numpy_model_needs_no_help(helpers):
+    model = fastllm.Model(model_of("gpt2").config, seed=0, backend="numpy")
+    assert len(list(generate_tokens(model, [1, 2], max_tokens=2))) == 2
+    assert helpers == []
+
+
 def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -240,6 +269,7 @@ def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):
         ("fastllm.compilation.usable_cores", lambda: 1),
         ("fastllm.kernels.keeps_kernels", lambda: False),
         ("sys.executable", ""),
+        ("sys.executable", "/usr/bin/uwsgi"),
         ("sys.executable", "/there/is/no/python"),
     ],
 )
@@ -266,6 +296,6 @@ def test_the_twins_need_no_compilation(helpers):
 def test_what_is_compiled_leaves_the_model_as_it_is():
     model = model_of("llama")
     before = model.parameters.flat.copy()
-    compilation.compile_kernels(model, Uses(fastllm.AdamW(model), generates=True))
+    compilation.compile_kernels(model, Uses(fastllm.AdamW(model), measures=True, generates=True))
     np.testing.assert_array_equal(model.parameters.flat, before)
     assert not model.gradients.flat.any()

@@ -5,6 +5,7 @@ reads the compiled code. Matrix product and RoPE work on float32 vectors by name
 """
 
 import compileall
+import gc
 import json
 import os
 import platform
@@ -17,6 +18,8 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from numba.core.codegen import JITCodeLibrary
+from numba.core.registry import cpu_target
 
 from fastllm.kernels import disk_cache, jit
 from fastllm.kernels.disk_cache import _CacheFiles
@@ -260,6 +263,41 @@ def test_a_kernel_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
         assert times(2, 21) == 42
     assert not disk_cache.keeps_kernels()
     assert times(2.0, 21.0) == 42  # and nothing is said again
+
+
+def test_machine_code_is_made_of_what_runs(monkeypatch):
+    """Not of an inlined function, the body of a parallel loop or its wrapper."""
+    made, make = [], JITCodeLibrary._finalize_specific
+    monkeypatch.setattr(JITCodeLibrary, "_finalize_specific", lambda self: (made.append(self.name), make(self)))
+    monkeypatch.setattr(disk_cache, "_CACHE", None)
+
+    @jit.inline
+    def twice(x):
+        return x + x
+
+    @jit.kernel(parallel=True)
+    def all_twice(out, x):
+        for i in jit.prange(x.shape[0]):
+            out[i] = twice(x[i])
+
+    x = np.arange(5, dtype=np.float32)
+    out = np.empty_like(x)
+    all_twice(out, x)
+    assert out.tolist() == [0, 2, 4, 6, 8]
+    assert made == ["test_machine_code_is_made_of_what_runs.<locals>.all_twice"]
+
+
+def test_numba_is_left_as_it_was():
+    """Others in the process use it, too, and a kernel may not compile."""
+
+    @jit.kernel
+    def refused():
+        return undefined  # noqa: F821
+
+    with pytest.raises(numba.TypingError, match="undefined"):
+        refused()
+    assert gc.isenabled()
+    assert type(cpu_target.target_context.codegen().create_library("another's")) is JITCodeLibrary
 
 
 @pytest.mark.parametrize(

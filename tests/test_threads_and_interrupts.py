@@ -95,7 +95,7 @@ from fastllm.compilation import Uses, compile_kernels
 config = fastllm.preset("nano", vocab_size=259, layers=1, width=32, hidden=48, heads=2, context=16)
 models = [fastllm.Model(config, seed=seed) for seed in range(2)]
 optimizers = [fastllm.AdamW(model) for model in models]
-compile_kernels(models[0], Uses(optimizers[0], generates=True))
+compile_kernels(models[0], Uses(optimizers[0], measures=True, generates=True))
 begin, done = threading.Barrier(2), []
 
 def train(model, optimizer):

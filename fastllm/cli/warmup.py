@@ -95,7 +95,7 @@ def _model(arguments: argparse.Namespace) -> tuple[Model, Uses]:
 
         job = JobConfig.read(arguments.config)
         model = build(job, {})[1] if job.path is not None else _small(job.model_config(VOCABULARY))
-        return model, Uses(job.optimizer.make(model), generates=True)
+        return model, Uses(job.optimizer.make(model), measures=True, generates=True)
     if arguments.model:
         model, _ = load(arguments.model)
         if model.is_frozen:
@@ -103,7 +103,7 @@ def _model(arguments: argparse.Namespace) -> tuple[Model, Uses]:
         model = _small(model.config)
     else:
         model = _small(preset(arguments.preset, vocab_size=VOCABULARY))
-    return model, Uses(AdamW(model), generates=True)
+    return model, Uses(AdamW(model), measures=True, generates=True)
 
 
 def _small(config: ModelConfig) -> Model:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..compilation import Uses, helping
 from ..config import STEP_ROWS
 from ..errors import ConfigError, FastllmError
 from ..inputs import checked_tokens
@@ -86,6 +87,7 @@ class Engine:
         self._waiting: dict[_Prompt, None] = {}  # those with samples that wait for a slot, in order
         self._heirs: list[Generation] = []  # samples that have just been given a slot, or taken one over
         self._changed: dict[Generation, None] = {}
+        self._has_decoded = False  # then all kernels are compiled
         self.is_broken = False  # whether Ctrl-C came while lists and cache disagreed: then it can't go on
 
     @property
@@ -138,10 +140,11 @@ class Engine:
                 "an engine can't go on after an interruption (Ctrl-C, out of memory) while slots change hands; got "
                 "one; make a new engine"
             )
-        self._decode()
-        self._admit()
-        self._prefill()
-        self._admit()  # samples of a prompt that has just been read
+        with contextlib.nullcontext() if self._has_decoded else helping(self.model, Uses(generates=True)):
+            self._decode()
+            self._admit()
+            self._prefill()
+            self._admit()  # samples of a prompt that has just been read
         changed, self._changed = list(self._changed), {}
         return changed
 
@@ -163,6 +166,7 @@ class Engine:
             with uninterrupted():  # no token that was drawn is lost
                 for generation, part, start in zip(rows, parts, starts, strict=False):
                     self._accept(generation, part[1:], logits[start : start + len(part)])
+        self._has_decoded = True
 
     def _accept(self, generation: Generation, drafted: list[int], logits: Floats) -> None:
         """Choose a token from each row of logits, up to the first that differs from the draft."""

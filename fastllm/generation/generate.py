@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..compilation import Uses, helping
 from ..errors import ConfigError, DataError
 from . import beam
 from .config import GenerationConfig
@@ -199,7 +200,7 @@ def _beam_completions(
     model: Model, tokenizer: Tokenizer, prompt: np.ndarray, config: GenerationConfig, position: int
 ) -> Iterator[Completion]:
     """The n best hypotheses."""
-    for hypothesis in beam.search(model, *fit(model, prompt, config), config, config.end_ids or ())[: config.n]:
+    for hypothesis in _search(model, *fit(model, prompt, config), config)[: config.n]:
         pieces = list(_hypothesis_pieces(tokenizer, prompt, hypothesis))
         yield completion(pieces, prompt.size, position, hypothesis.score)
 
@@ -207,7 +208,7 @@ def _beam_completions(
 def _best_beam_pieces(
     model: Model, tokenizer: Tokenizer, prompt: np.ndarray, limit: int, config: GenerationConfig
 ) -> Iterator[Piece]:
-    yield from _hypothesis_pieces(tokenizer, prompt, beam.search(model, prompt, limit, config, config.end_ids or ())[0])
+    yield from _hypothesis_pieces(tokenizer, prompt, _search(model, prompt, limit, config)[0])
 
 
 def _hypothesis_pieces(tokenizer: Tokenizer, prompt: np.ndarray, hypothesis: beam.Hypothesis) -> Iterator[Piece]:
@@ -247,7 +248,12 @@ def generate_tokens(
 
 
 def _best_beam(model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig) -> Iterator[int]:
-    yield from beam.search(model, prompt, limit, config, config.end_ids or ())[0].tokens
+    yield from _search(model, prompt, limit, config)[0].tokens
+
+
+def _search(model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig) -> list[beam.Hypothesis]:
+    with helping(model, Uses(generates=True)):
+        return beam.search(model, prompt, limit, config, config.end_ids or ())
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:

@@ -32,7 +32,7 @@ def describe(job: Job) -> str:
 def prepare(job: Job) -> None:
     """Say what the model is, and compile what it needs."""
     print("\n".join([describe(job), *job.notes]), flush=True)
-    compile_kernels(job.model, Uses(job.config.optimizer.make(job.model), generates=True))
+    compile_kernels(job.model, Uses(job.config.optimizer.make(job.model), measures=True, generates=True))
 
 
 def train_and_plot(job: Job) -> int:

@@ -11,6 +11,7 @@ from itertools import islice
 from numbers import Real
 from typing import Any
 
+from ..compilation import Uses, helping
 from ..config import whole_number
 from ..datasets import Dataset, PackedBatch
 from ..errors import TrainingError
@@ -106,6 +107,7 @@ class Trainer:
         self.callbacks = _listed(callbacks)
         self.step = 0
         self._threads = StepThreads()
+        self._is_first = True
         # Forward, and two gradients of each product: a multiplication and an addition each.
         self._operations_a_token = 6 * model.parameter_count
 
@@ -120,7 +122,7 @@ class Trainer:
             while not block.came and self.step < last:
                 began = time.perf_counter()
                 batch = self.dataset.batch(self.step)
-                with self._on_threads(len(batch.tokens)):
+                with self._helped(), self._on_threads(len(batch.tokens)):
                     score, norm, rate = self._update(batch)
                 done = Step(self.step, len(batch.tokens), score, norm, rate, time.perf_counter() - began)
                 for callback in self.callbacks:
@@ -161,6 +163,11 @@ class Trainer:
             self.optimizer.step(rate, scale)
             self.step += 1
         return score, norm, rate
+
+    def _helped(self) -> AbstractContextManager[object]:
+        """A block in which kernels are compiled on several cores: in the first update, which compiles them."""
+        is_first, self._is_first = self._is_first, False
+        return helping(self.model, Uses(self.optimizer)) if is_first else nullcontext()
 
     def _on_threads(self, tokens: int) -> AbstractContextManager[None]:
         """A block in which a step of this many tokens is computed, on fewer threads where that is faster."""
