@@ -216,7 +216,6 @@ def forward_block(
 @inline
 def _forward_part(out, lse, qkv, starts, heads, kv_heads, scale, scratch, part, parts):
     """The share of thread number `part` of `parts` in attention_forward."""
-    part = np.int64(part)  # prange counts in unsigned integers
     size = out.shape[1] // heads
     row, out_row = qkv.shape[1], out.shape[1]
     p_out, p_lse, p_qkv, group = pointer(out), pointer(lse), pointer(qkv), heads // kv_heads

@@ -8,6 +8,7 @@ loader, a progress bar) while a kernel runs.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -60,6 +61,10 @@ ORDERED = FLAGS | {"fastmath": FLAGS["fastmath"] - {"reassoc"}}
 # Starting a parallel region takes about 3.5 us (OpenMP layer), as long as a few thousand simple operations.
 ELEMENTS_PER_CHUNK = 8192
 MAX_CHUNKS = 64
+# Arguments of inlined functions that Numba takes for int64, whatever integers they are. The variable of a prange loop
+# is an int64 at first, and a uint64 when the loop's body has become a function, and a literal has a type of its own: so
+# most of these functions were compiled three times.
+COUNTERS = frozenset({"chunk", "chunks", "part", "parts", "start", "stop"})
 
 
 _watchers: list[Callable[[str], None]] = []
@@ -243,7 +248,26 @@ def inline(function: Callable | None = None, *, ordered: bool = False) -> Callab
     if function is None:
         return lambda f: inline(f, ordered=ordered)
     flags = ORDERED if ordered else FLAGS
-    return numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **flags)
+    compiled = numba.njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **flags)
+    if not numba.config.DISABLE_JIT:
+        compiled.get_call_template = _counting_in_int64(function, compiled.get_call_template)
+    return compiled
+
+
+def _counting_in_int64(function: Callable, get_call_template: Callable) -> Callable:
+    """get_call_template, but each of COUNTERS has the same type in every call of the function."""
+    names = tuple(inspect.signature(function).parameters)
+
+    def plain(name: str, kind: types.Type) -> types.Type:
+        is_counter = name in COUNTERS and isinstance(types.unliteral(kind), types.Integer)
+        return types.int64 if is_counter else kind
+
+    def get(arguments: tuple[types.Type, ...], named: dict[str, types.Type]) -> Any:
+        return get_call_template(
+            tuple(map(plain, names, arguments)), {name: plain(name, kind) for name, kind in named.items()}
+        )
+
+    return get
 
 
 @inline

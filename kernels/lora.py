@@ -17,7 +17,6 @@ from .simd import advance, null, pointer
 
 @inline
 def _forward_part(out, hidden, x, a, b, first, scale, scratch, part, parts):
-    part = np.int64(part)  # prange counts in unsigned integers
     rows, inputs, rank, outputs = x.shape[0], x.shape[1], a.shape[0], b.shape[0]
     width, room = out.shape[1], scratch.shape[1]
     start, stop = rows * part // parts, rows * (part + 1) // parts
@@ -59,7 +58,6 @@ def lora_forward(out, hidden, x, a, b, first, scale, scratch):
 @inline
 def _rows_part(dx, dhidden, dout, a, b, first, scale, scratch, part, parts):
     """dhidden and dx for the rows of thread number `part` of `parts`."""
-    part = np.int64(part)
     rows, inputs, rank, outputs = dx.shape[0], dx.shape[1], a.shape[0], b.shape[0]
     width, room = dout.shape[1], scratch.shape[1]
     start, stop = rows * part // parts, rows * (part + 1) // parts
@@ -80,7 +78,6 @@ def _rows_part(dx, dhidden, dout, a, b, first, scale, scratch, part, parts):
 @inline
 def _weights_part(da, db, dhidden, dout, hidden, x, first, scratch, part, parts):
     """The columns of da and the rows of db of thread number `part` of `parts`."""
-    part = np.int64(part)
     rows, inputs, rank, outputs = x.shape[0], x.shape[1], da.shape[0], db.shape[0]
     width, room = dout.shape[1], scratch.shape[1]
     panels = advance(pointer(scratch), part * room)

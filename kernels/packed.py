@@ -125,7 +125,6 @@ def _strip_rows(columns):
 
 @inline
 def _multiply_part(out, x, weights, functions, bias, residual, scratch, part, parts):
-    part = np.int64(part)  # prange counts in unsigned integers
     rows, columns, outputs = x.shape[0], x.shape[1], out.shape[1]
     strip, panels, room = _rooms(scratch, columns, part)
     first = 0

@@ -27,7 +27,6 @@ def _seen(starts, before):
 @inline
 def _prefill_part(out, qkv, keys, values, pages, slots, starts, before, heads, kv_heads, scale, scratch, part, parts):
     """The share of thread number `part` of `parts` in attention_prefill."""
-    part = np.int64(part)
     size = out.shape[1] // heads
     row, out_row, page = qkv.shape[1], out.shape[1], values.shape[2]
     group, done = heads // kv_heads, 0

@@ -55,6 +55,7 @@ class TableModel:
         self.config = SimpleNamespace(vocab_size=vocab_size, context=context)
         self.table = np.random.default_rng(seed).normal(scale=scale, size=(context, vocab_size, vocab_size))
         self.generation_options = {}
+        self.backend = "numpy"  # nothing is compiled for it
         self.prompts = []  # stretches of prompts, in the order they were read
         self.prefilled = []  # tokens in each call of prefill
         self.rows = []  # rows in each call of decode

@@ -287,6 +287,28 @@ def test_machine_code_is_made_of_what_runs(monkeypatch):
     assert made == ["test_machine_code_is_made_of_what_runs.<locals>.all_twice"]
 
 
+def test_a_function_of_a_chunk_is_compiled_once(monkeypatch):
+    """The loop's variable is an int64 and a uint64 for Numba, and a number that is written out has its own type."""
+    monkeypatch.setattr(disk_cache, "_CACHE", None)
+
+    @jit.inline
+    def write(out, chunk, chunks, value):
+        out[chunk] = chunks + value
+
+    @jit.kernel(parallel=True)
+    def write_all(out):
+        write(out, 0, 1, 2)
+        for chunk in jit.prange(1, out.shape[0]):
+            write(out, chunk=chunk, chunks=np.int32(3), value=chunk)
+
+    out = np.zeros(4, np.int64)
+    write_all(out)
+    assert out.tolist() == [3, 4, 5, 6]
+    counters = {kinds[1:3] for kinds in write.signatures}
+    assert counters == {(numba.int64, numba.int64)}
+    assert len({kinds[3] for kinds in write.signatures}) > 1  # others have their own types
+
+
 def test_numba_is_left_as_it_was():
     """Others in the process use it, too, and a kernel may not compile."""
 
