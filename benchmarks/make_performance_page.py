@@ -85,6 +85,7 @@ def page(
             growth_text(limits),
             "## Start\n",
             start_text(limits),
+            PROSE["Start"],
             "## The original's job\n",
             original_text(original),
         ]
