@@ -152,10 +152,14 @@ class Helpers:
             self.start()
 
     def start(self) -> None:
-        """Start one per other core, up to MOST_HELPERS; none if kernels can't be kept, or Python can't be started."""
+        """Start one per other core, up to MOST_HELPERS; none if kernels can't be kept, or Python can't be started.
+
+        Who limits Numba's threads gets no more processes than that, this one counted.
+        """
         from .kernels import keeps_kernels
 
-        count = min(MOST_HELPERS, usable_cores() - 1)
+        limit = os.environ.get("NUMBA_NUM_THREADS", MOST_HELPERS + 1)  # if it is wrong, importing Numba has failed
+        count = min(MOST_HELPERS, usable_cores() - 1, int(limit) - 1)
         if count < 1 or not keeps_kernels() or not _is_python(sys.executable):
             return
         task = self._make_task()

@@ -186,6 +186,7 @@ def helpers(monkeypatch):
     monkeypatch.setattr(compilation.Helpers, "start", noting)
     monkeypatch.setattr("fastllm.kernels.watch_compilation", something_compiles)
     monkeypatch.setattr(compilation, "usable_cores", lambda: 3)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     return started
 
 
@@ -221,6 +222,7 @@ def test_helpers_keep_kernels_where_this_process_does(monkeypatch):
 
     monkeypatch.setattr(compilation.subprocess, "Popen", popen)
     monkeypatch.setattr(compilation, "usable_cores", lambda: 2)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "elsewhere")
     compilation.Helpers(dict).start()
     assert given == [cache_directory().parents[1]]
@@ -278,6 +280,14 @@ def test_where_nobody_can_help_it_compiles_alone(helpers, monkeypatch, name, val
     compilation.compile_kernels(model_of("gpt2"), GENERATING)
     assert helpers == [[]]
     assert "compiled the kernels in " in capsys.readouterr().err
+
+
+def test_a_limit_of_threads_is_one_of_processes_too(helpers, monkeypatch):
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
+    compilation.compile_kernels(model_of("gpt2"), GENERATING)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    compilation.compile_kernels(model_of("gpt2"), GENERATING)
+    assert [len(processes) for processes in helpers] == [1, 0]
 
 
 def test_nothing_is_started_where_all_is_there(helpers, monkeypatch, capsys):
