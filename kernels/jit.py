@@ -241,7 +241,8 @@ def inline(function: Callable | None = None, *, ordered: bool = False) -> Callab
 
     If LLVM chose, some would be called by symbol. A process that compiles then has two functions of that name,
     optimised differently, and a process that reads the kernel from the disk has one: results differed in the last bit.
-    Python cannot call these functions: for ninety of them, wrappers took a seventh of the first start.
+    Python cannot call these functions: for ninety of them, wrappers took a seventh of the first start. Their arguments
+    with the names in COUNTERS are int64.
 
     ordered  sums and products are done in the order in which they are written, whatever flags the caller has
     """
