@@ -157,9 +157,9 @@ class Helpers:
         Who limits Numba's threads gets no more processes than that, this one counted.
         """
         from .kernels import keeps_kernels
+        from .kernels.jit import thread_limit
 
-        limit = os.environ.get("NUMBA_NUM_THREADS", MOST_HELPERS + 1)  # if it is wrong, importing Numba has failed
-        count = min(MOST_HELPERS, usable_cores() - 1, int(limit) - 1)
+        count = min(MOST_HELPERS, usable_cores() - 1, thread_limit() - 1)
         if count < 1 or not keeps_kernels() or not _is_python(sys.executable):
             return
         task = self._make_task()

@@ -51,6 +51,7 @@ __all__ = [
     "prange",
     "prepared",
     "set_num_threads",
+    "thread_limit",
     "watch_compilation",
 ]
 
@@ -68,6 +69,11 @@ COUNTERS = frozenset({"chunk", "chunks", "part", "parts", "start", "stop"})
 
 
 _watchers: list[Callable[[str], None]] = []
+
+
+def thread_limit() -> int:
+    """Most threads that kernels may run on: NUMBA_NUM_THREADS, or all cores where Numba finds no number there."""
+    return numba.config.NUMBA_NUM_THREADS
 
 
 def calls_may_overlap() -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -136,7 +138,7 @@ def test_helpers_begin_at_different_places_and_do_all():
 
 ENDLESS = """
 import time
-from fastllm import compilation, datasets
+from fastllm import compilation
 compilation._work = lambda task: [lambda: print("busy", flush=True), lambda: time.sleep(600)]
 compilation.help_to_compile()
 """
@@ -186,7 +188,7 @@ def helpers(monkeypatch):
     monkeypatch.setattr(compilation.Helpers, "start", noting)
     monkeypatch.setattr("fastllm.kernels.watch_compilation", something_compiles)
     monkeypatch.setattr(compilation, "usable_cores", lambda: 3)
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr("fastllm.kernels.jit.thread_limit", lambda: 3)
     return started
 
 
@@ -222,7 +224,7 @@ def test_helpers_keep_kernels_where_this_process_does(monkeypatch):
 
     monkeypatch.setattr(compilation.subprocess, "Popen", popen)
     monkeypatch.setattr(compilation, "usable_cores", lambda: 2)
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr("fastllm.kernels.jit.thread_limit", lambda: 2)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "elsewhere")
     compilation.Helpers(dict).start()
     assert given == [cache_directory().parents[1]]
@@ -283,11 +285,22 @@ def test_where_nobody_can_help_it_compiles_alone(helpers, monkeypatch, name, val
 
 
 def test_a_limit_of_threads_is_one_of_processes_too(helpers, monkeypatch):
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
+    monkeypatch.setattr("fastllm.kernels.jit.thread_limit", lambda: 2)
     compilation.compile_kernels(model_of("gpt2"), GENERATING)
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    monkeypatch.setattr("fastllm.kernels.jit.thread_limit", lambda: 1)
     compilation.compile_kernels(model_of("gpt2"), GENERATING)
     assert [len(processes) for processes in helpers] == [1, 0]
+
+
+@pytest.mark.parametrize(("given", "limit"), [("1", 1), ("two", numba.config.NUMBA_DEFAULT_NUM_THREADS)])
+def test_the_limit_is_what_numba_makes_of_its_setting(given, limit):
+    """It ignores what is no number, with a warning."""
+    script = "from fastllm.kernels.jit import thread_limit; print(thread_limit())"
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"NUMBA_NUM_THREADS": given}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert found.stdout == f"{limit}\n"
 
 
 def test_nothing_is_started_where_all_is_there(helpers, monkeypatch, capsys):
