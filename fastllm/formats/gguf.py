@@ -112,7 +112,6 @@ def open_gguf(path: Path) -> OpenedModel:
             path=path,
             generation=_generation(path, file.metadata, config),
             other_generation=_other_generation(path, file.metadata, config),
-            metadata={key: value for key, value in file.metadata.items() if key.startswith("general.")},
             tokenizer_metadata={key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")},
         )
 
