@@ -155,12 +155,15 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
         the folder of a LoRA adapter           PEFT's or ours: the base model that it names, with the adapter set
         a name such as "org/model"             from the Hugging Face hub (extra `hf`), if there is no such path
 
+    backend  "numba" (the compiled kernels) or "numpy" (their twins)
+
     Other projects' files are memory-mapped and their weights used as stored, without a copy, until something trains
     them (see Model.unfreeze). `model.generation_options` has what the files say about generation. If another process
     saves to the folder at the same time, the result is one of the saved models, never a mix.
 
     Raises FileNotFoundError; FormatError for a file that is damaged or not supported; FastllmError where a package is
-    missing, or where a name such as "org/model" can't be downloaded. A mistyped path a/b counts as such a name.
+    missing, or where a name such as "org/model" can't be downloaded; ValueError for another backend. A mistyped path
+    a/b counts as such a name.
     """
     given, origin = _located(path)
     return read_consistently(given, lambda: _load(path, given, origin, backend))

@@ -139,7 +139,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def stream(self, skip_special: bool = True) -> TextStream:
-        """A decoder that takes one id at a time."""
+        """A decoder that takes one id at a time; skip_special as for decode."""
 
     @abstractmethod
     def _encode(self, text: str) -> NDArray[np.int32]:
