@@ -364,7 +364,7 @@ def _unsayable(document: Mapping[str, Any]) -> str | None:
         return f"the normalizer {brief(normalizer)}"
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
-            return f"{key} = {model[key]!r}"
+            return f"{key} = {brief(model[key])}"
     for token in document["added_tokens"]:
         for flag in ("lstrip", "rstrip", "single_word"):
             if token[flag]:
