@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",
         "small_files", "tokenizers", "vocabulary",
     },
-    "vocabulary": {"config", "errors", "tokenizers"},
+    "vocabulary": {"config", "errors", "small_files", "tokenizers"},
     "conversion": {
         "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
         "tokenizers",
