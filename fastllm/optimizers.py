@@ -196,7 +196,7 @@ class AdamW(Optimizer):
 
     betas         decay rates of the moving averages of gradients and of their squares
     eps           added to the square root of the latter
-    weight_decay  of matrices: each update shrinks them by learning_rate * weight_decay
+    weight_decay  of matrices: each update first multiplies them by 1 - learning_rate * weight_decay
     """
 
     kernel = "adamw"
@@ -250,7 +250,7 @@ class Lion(Optimizer):
     """Lion (Chen et al. 2023): see kernels/lion.py. Choose a learning rate 3 to 10 times smaller than Adam's.
 
     betas         weights of the momentum in the mean whose sign is the update, and in that which becomes the momentum
-    weight_decay  of matrices: each update shrinks them by learning_rate * weight_decay
+    weight_decay  of matrices: each update first multiplies them by 1 - learning_rate * weight_decay
     """
 
     kernel = "lion"
