@@ -43,10 +43,10 @@ from .formats.model_folder import (
     OPTIMIZER,
     PROGRESS,
     TOKENIZER,
+    is_being_replaced,
     is_checkpoint,
     is_free,
-    is_set_aside,
-    of_one_moment,
+    read_consistently,
     replacing_folder,
     restore,
 )
@@ -155,15 +155,18 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
         the folder of a LoRA adapter           PEFT's or ours: the base model that it names, with the adapter set
         a name such as "org/model"             from the Hugging Face hub (extra `hf`), if there is no such path
 
+    backend  "numba" (the compiled kernels) or "numpy" (their twins)
+
     Other projects' files are memory-mapped and their weights used as stored, without a copy, until something trains
     them (see Model.unfreeze). `model.generation_options` has what the files say about generation. If another process
     saves to the folder at the same time, the result is one of the saved models, never a mix.
 
     Raises FileNotFoundError; FormatError for a file that is damaged or not supported; FastllmError where a package is
-    missing, or where a name such as "org/model" can't be downloaded. A mistyped path a/b counts as such a name.
+    missing, or where a name such as "org/model" can't be downloaded; ValueError for another backend. A mistyped path
+    a/b counts as such a name.
     """
     given, origin = _located(path)
-    return of_one_moment(given, lambda: _load(path, given, origin, backend))
+    return read_consistently(given, lambda: _load(path, given, origin, backend))
 
 
 def _load(path: str | os.PathLike[str], given: Path, origin: str, backend: str) -> tuple[Model, Tokenizer]:
@@ -192,7 +195,7 @@ def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """The path of a model on disk, after a download if it is a name on the hub; and its Model.origin."""
     given = Path(path)
-    if not given.exists() and not is_set_aside(given) and is_hub_name(os.fspath(path)):
+    if not given.exists() and not is_being_replaced(given) and is_hub_name(os.fspath(path)):
         return download(os.fspath(path)), os.fspath(path)
     return given, os.path.abspath(path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from .errors import ConfigError
+from .small_files import brief
 
 NORMS = ("layernorm", "rms_norm")
 NORM_POSITIONS = ("pre", "post")
@@ -36,7 +36,7 @@ def reject_unknown_keys(given: Mapping[str, Any], known: list[str] | tuple[str, 
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"{what} has no key {key!r}; {fix}")
+            raise ConfigError(f"{what} has no key {brief(key)}; {fix}")
 
 
 def whole_number(value: object, what: str) -> int:
@@ -48,7 +48,7 @@ def whole_number(value: object, what: str) -> int:
 
 def _require(condition: bool, rule: str, received: object, fix: str) -> None:
     if not condition:
-        raise ConfigError(f"{rule}; got {reprlib.repr(received)}; {fix}")
+        raise ConfigError(f"{rule}; got {brief(received)}; {fix}")
 
 
 def _is_size(value: object) -> bool:

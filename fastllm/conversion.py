@@ -36,6 +36,7 @@ from .model import Model
 from .packed import Packed
 from .parameters import POSITIONS, FileParameters, shapes_of
 from .tokenizers import HuggingFaceTokenizer, Tokenizer, tokenizer_to_gguf
+from .tokenizers.gguf import pre_tokenizer_name
 from .tokenizers.huggingface import ENDS_OF_TURN
 from .tokenizers.huggingface_export import to_huggingface
 from .tokenizers.sentencepiece import UNUSED
@@ -277,13 +278,14 @@ def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 def _warn_of_class(source: Source) -> None:
     """Warn where transformers' AutoTokenizer ignores how tokenizer.json splits text, as it does for Qwen2 models."""
-    if source.tokenizer is None or model_type(source.config) != "qwen2":
+    tokenizer = source.tokenizer
+    if tokenizer is None or model_type(source.config) != "qwen2":
         return
     try:
-        is_like_it = tokenizer_to_gguf(source.tokenizer)["tokenizer.ggml.pre"] == "qwen2"
+        is_alike = isinstance(tokenizer, HuggingFaceTokenizer) and pre_tokenizer_name(tokenizer) == "qwen2"
     except ValueError:
-        is_like_it = False
-    if not is_like_it:
+        is_alike = False
+    if not is_alike:
         warnings.warn(
             "for Qwen2 models, transformers' AutoTokenizer splits text as Qwen2 does, whatever the folder says, so it "
             "gives other ids than this tokenizer; PreTrainedTokenizerFast.from_pretrained gives the same",

@@ -23,7 +23,7 @@ import numpy as np
 
 from .atomic import replacing
 from .config import whole_number
-from .dialogue import answer_tokens, check_speakers, lessons, prompt_tokens, question_tokens
+from .dialogue import answer_tokens, check_speakers, prompt_tokens, question_tokens, training_sequences
 from .errors import DataError
 from .inputs import checked_seed, int32_of
 from .records import Record, checked_record
@@ -404,13 +404,13 @@ def _encode_by_template(
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         turns = low
-    given = lessons(tokenizer, last(turns)) if turns else []
-    fitting = [lesson for lesson in given if len(lesson[0]) <= context + 1]
+    given = training_sequences(tokenizer, last(turns)) if turns else []
+    fitting = [sequence for sequence in given if len(sequence[0]) <= context + 1]
     examples = [
         _example(tokens, [token if mine else NO_TARGET for token, mine in zip(tokens, said, strict=True)], tokenizer)
         for tokens, said in fitting
     ]
-    answers = turns if len(given) == 1 == len(fitting) else len(fitting)  # one lesson with all answers, or one for each
+    answers = turns if len(given) == 1 == len(fitting) else len(fitting)  # one sequence with all, or one for each
     return examples, there - answers
 
 

@@ -87,7 +87,7 @@ def prompt_tokens(tokenizer: Tokenizer, messages: Iterable[Message], add_generat
     return ids
 
 
-def lessons(tokenizer: Tokenizer, messages: Iterable[Message]) -> list[tuple[list[int], list[bool]]]:
+def training_sequences(tokenizer: Tokenizer, messages: Iterable[Message]) -> list[tuple[list[int], list[bool]]]:
     """A conversation as training sequences: ids, and which of them the model is to say.
 
     It is to say every answer and the token that ends it. This takes one sequence if the layout of each prefix of the
@@ -98,7 +98,7 @@ def lessons(tokenizer: Tokenizer, messages: Iterable[Message]) -> list[tuple[lis
     """
     turns = list(messages)
     alone = [
-        _lesson(tokenizer, turns[: position + 1])
+        _training_sequence(tokenizer, turns[: position + 1])
         for position, message in enumerate(turns)
         if isinstance(message, Mapping) and message.get("role") == "assistant"
     ]
@@ -114,7 +114,7 @@ def lessons(tokenizer: Tokenizer, messages: Iterable[Message]) -> list[tuple[lis
     return [(whole, said)]
 
 
-def _lesson(tokenizer: Tokenizer, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
+def _training_sequence(tokenizer: Tokenizer, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
     """The ids of a conversation up to the end of its last message, an answer, and which of them are that answer."""
     ends = tokenizer.end_ids
     before = prompt_tokens(tokenizer, turns[:-1])

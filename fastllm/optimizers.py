@@ -194,8 +194,9 @@ def _check_betas(betas: tuple[float, float]) -> None:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017): see kernels/adam.py.
 
-    betas  decay rates of the moving averages of gradients and of their squares
-    eps    added to the square root of the latter
+    betas         decay rates of the moving averages of gradients and of their squares
+    eps           added to the square root of the latter
+    weight_decay  of matrices: each update first multiplies them by 1 - learning_rate * weight_decay
     """
 
     kernel = "adamw"
@@ -229,7 +230,8 @@ class Adam(AdamW):
 class SGD(Optimizer):
     """Stochastic gradient descent: see kernels/sgd.py.
 
-    momentum  share of the last step's velocity that is kept; 0: none
+    momentum      share of the last step's velocity that is kept; 0: none
+    weight_decay  of matrices: weight_decay times the weight is added to its gradient
     """
 
     kernel = "sgd"
@@ -247,7 +249,8 @@ class SGD(Optimizer):
 class Lion(Optimizer):
     """Lion (Chen et al. 2023): see kernels/lion.py. Choose a learning rate 3 to 10 times smaller than Adam's.
 
-    betas  weights of the momentum in the mean whose sign is the update, and in the mean that becomes the new momentum
+    betas         weights of the momentum in the mean whose sign is the update, and in that which becomes the momentum
+    weight_decay  of matrices: each update first multiplies them by 1 - learning_rate * weight_decay
     """
 
     kernel = "lion"

@@ -14,14 +14,16 @@ from .errors import FormatError
 
 MAX_JSON = 16 << 20  # bytes; the largest index of shards has 2 MB. Parsed, JSON takes some twenty times as much memory
 AGAIN = "download the model again"
+MOST_SHOWN = 400  # characters of a value in a message
 
 _repr = Repr()
 _repr.maxstring = _repr.maxother = 80
 
 
 def brief(value: object) -> str:
-    """The repr of a value for a message: one short line, however large the value."""
-    return _repr.repr(value).replace("\n", " ")
+    """The repr of a value for a message: one line of at most MOST_SHOWN characters, however large the value."""
+    text = _repr.repr(value).replace("\n", " ")  # some levels of lists may still be a million characters
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
 def read_small(path: str | os.PathLike[str], most: int, fix: str = AGAIN) -> bytes:

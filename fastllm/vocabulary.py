@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .config import ModelConfig
 from .errors import FormatError
+from .small_files import brief
 from .tokenizers import HuggingFaceTokenizer, Tokenizer
 
 
@@ -28,7 +29,7 @@ def _limited(path: Path, tokenizer: HuggingFaceTokenizer, size: int) -> HuggingF
         limited = tokenizer.limited(size)
         if limited.vocab_size <= size:
             surplus = [token for token in tokenizer.tokens[size:] if token]
-            names = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} more" if len(surplus) > 3 else "")
+            names = ", ".join(map(brief, surplus[:3])) + (f" and {len(surplus) - 3} more" if len(surplus) > 3 else "")
             warnings.warn(f"{path}: tokens that the model has no rows for are left out: {names}", stacklevel=9)
             return limited
     return tokenizer

@@ -18,6 +18,9 @@ The contract, the same for all of them:
 N rows (packed tokens), S sequences, C width, F hidden, V vocabulary, H heads, K key/value heads, D head size, I inputs
 and O outputs of a linear map, P parameters; other letters where they are used.
 
+Three things are called packed: the tokens of sequences, one after another without padding; operands of a product, as
+panels for its tile (matmul.py); and weights in a file's format (packed.py).
+
 To begin, read a file and its twin, such as layernorm.py. `@kernel` and `@linked` are explained in jit.py. The hardest
 files are those that write LLVM code by hand: tile.py, row_group.py, cached_rows.py, and blocks.py, unpacking.py,
 rounded.py and block_rows.py for weights in blocks. simd.py and llvm.py contain their building blocks.

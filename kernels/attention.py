@@ -30,8 +30,8 @@ from numba import types
 
 from .elementary import LOG2_E, exp2, exp2_lanes
 from .jit import Linked, inline, kernel, prange
-from .keys_and_values import PAGES, pack_keys_and_values
 from .keys_and_values import linked as packing
+from .keys_and_values import pack_keys_and_values
 from .llvm import LANES
 from .matmul import (
     SERIAL_WORK,
@@ -46,6 +46,7 @@ from .matmul import (
 from .matmul import linked as products
 from .simd import (
     FLOATS,
+    INDICES,
     add,
     advance,
     broadcast,
@@ -69,7 +70,7 @@ P, N, B = FLOATS, types.int64, types.boolean
 
 QUERIES, KEYS = 256, 256
 TASKS = 8  # about how many tasks backward should have if there is a single sequence
-PIECES = 4  # the most pieces that a sequence's keys are cut into
+MOST_PIECES = 4  # the most pieces that a sequence's keys are cut into
 PADDED_KEYS = (KEYS + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS  # whole tiles
 ROW = PADDED_KEYS + LANES  # floats from a row of scores to the next: a power of two would share few L1 sets
 
@@ -103,7 +104,7 @@ def _backward_rooms(size, wide, copied):
 
 def attention_pieces(width):
     """Columns of dq_pieces, where the queries of all heads together are `width` wide."""
-    return (PIECES - 1) * width
+    return (MOST_PIECES - 1) * width
 
 
 @inline
@@ -160,7 +161,7 @@ def _softmax_rows(scores, top, total, rows, first, keys, out, out_row, size):
         total[n] += sum_of_lanes(parts)
 
 
-@linked(types.void(P, N, P, N, P, N, P, P, N, PAGES, N, N, B, N, N, N, types.float32, P))
+@linked(types.void(P, N, P, N, P, N, P, P, N, INDICES, N, N, B, N, N, N, types.float32, P))
 def forward_block(
     out, out_row, lse, lse_row, q, q_row, k, v, row, pages, page, apart, is_half, first, queries, size, scale, scratch
 ):
@@ -291,7 +292,7 @@ def _score_gradients(p, ds, offset, delta, seen, keys):
 def _pieces(length, total):
     """Into how many pieces the keys of a sequence are cut. total: the sum of squared lengths over all tasks."""
     wanted = (TASKS * length * length + total - 1) // max(1, total)
-    return max(1, min(wanted, min(PIECES, (length + KEYS - 1) // KEYS)))
+    return max(1, min(wanted, min(MOST_PIECES, (length + KEYS - 1) // KEYS)))
 
 
 @only_training(N(N, N, N))
@@ -384,7 +385,7 @@ def _backward_blocks(
                 )
 
 
-@only_training(types.void(P, P, P, P, P, PAGES, N, N, N, N, N, types.float32, P, N, P, N, N))
+@only_training(types.void(P, P, P, P, P, INDICES, N, N, N, N, N, types.float32, P, N, P, N, N))
 def _backward_part(
     dqkv, dout, out, lse, qkv, starts, sequences, total, heads, kv_heads, size, scale, dq_pieces, apart, scratch, part,
     parts,
@@ -434,7 +435,7 @@ def _backward_part(
                 done += work
 
 
-@only_training(types.void(P, PAGES, N, N, N, N, N, P, N, N, N))
+@only_training(types.void(P, INDICES, N, N, N, N, N, P, N, N, N))
 def _add_pieces(dqkv, starts, sequences, total, heads, kv_heads, size, dq_pieces, apart, part, parts):
     """Add the dq of the other pieces to that of the piece at key 0: the share of thread number `part` of `parts`."""
     row, width = (heads + 2 * kv_heads) * size, heads * size

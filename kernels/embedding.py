@@ -9,7 +9,7 @@ two write to the same place, and every sum has a fixed order.
 from numba import types
 
 from .jit import Linked, chunk_count, kernel, prange
-from .simd import FLOATS, advance, pointer
+from .simd import FLOATS, INDICES, advance, pointer
 
 COLUMNS = 16  # of a task in backward
 
@@ -17,7 +17,7 @@ linked = Linked()
 P, N = FLOATS, types.int64
 
 
-@linked(types.void(P, types.CPointer(types.int32), P, types.boolean, N, N, N))
+@linked(types.void(P, INDICES, P, types.boolean, N, N, N))
 def embedding_rows(out, ids, weight, accumulate, start, stop, width):
     """embedding_forward for rows start .. stop - 1; arrays are addresses."""
     for n in range(start, stop):
@@ -43,7 +43,7 @@ def embedding_forward(out, ids, weight, accumulate):
         embedding_rows(pointer(out), pointer(ids), pointer(weight), accumulate, start, stop, width)
 
 
-@linked(types.void(P, P, types.CPointer(types.int32), N, N, N, N))
+@linked(types.void(P, P, INDICES, N, N, N, N))
 def embedding_backward_columns(dweight, dout, ids, start, stop, rows, width):
     """embedding_backward for columns start .. stop - 1; arrays are addresses."""
     for n in range(rows):

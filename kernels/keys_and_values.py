@@ -11,12 +11,11 @@ from .jit import Linked
 from .llvm import LANES
 from .matmul import linked as products
 from .matmul import pack_rows, pack_transposed
-from .simd import FLOATS, HALVES, advance, as_halves, broadcast, copy_times, load_all, store
+from .simd import FLOATS, HALVES, INDICES, advance, as_halves, broadcast, copy_times, load_all, store
 from .tile import TILE_COLUMNS
 
 linked = Linked(products)
 P, N, B = FLOATS, types.int64, types.boolean
-PAGES = types.CPointer(types.int32)
 
 
 @linked(types.void(P, P, N, N))
@@ -40,7 +39,7 @@ def widen(to, halves, count):
         store(advance(to, i), load_all(advance(halves, i)))
 
 
-@linked(types.void(P, P, P, P, N, PAGES, N, N, B, N, N, N, P))
+@linked(types.void(P, P, P, P, N, INDICES, N, N, B, N, N, N, P))
 def pack_keys_and_values(k_panels, v_panels, k, v, row, pages, page, apart, is_half, first, keys, size, spare):
     """Pack keys first .. first + keys - 1 of a sequence and head as transposed B, and their values as B.
 

@@ -29,6 +29,7 @@ from .row_group import transpose
 from .simd import (
     FLOATS,
     HALVES,
+    INDICES,
     add,
     advance,
     broadcast,
@@ -44,7 +45,7 @@ from .simd import (
     sum_of_lanes,
 )
 
-P, N, PAGES, TABLE = FLOATS, types.int64, types.CPointer(types.int32), types.CPointer(types.int64)
+P, N, TABLE = FLOATS, types.int64, types.CPointer(types.int64)
 BLOCK = 128  # tokens whose scores are computed at a time, at most
 
 WEIGHTS, TOTALS = TOGETHER * BLOCK, TOGETHER * LANES  # floats of scratch
@@ -189,7 +190,7 @@ def _attend_type(numbers):
     start          the first token of a page
     following      offset from keys, in numbers, of the keys that the next task reads first: these are prefetched
     """
-    return types.void(P, N, P, numbers, numbers, PAGES, N, N, N, N, N, N, types.float32)
+    return types.void(P, N, P, numbers, numbers, INDICES, N, N, N, N, N, N, types.float32)
 
 
 def _attend_of(numbers, count):
@@ -273,7 +274,7 @@ def _cut(length, page, each):
     return piece, (length + piece - 1) // piece
 
 
-@linked(types.void(TABLE, PAGES, N, PAGES, PAGES, N, N, N, N, N, N, N, N, N))
+@linked(types.void(TABLE, INDICES, N, INDICES, INDICES, N, N, N, N, N, N, N, N, N))
 def _list_tasks(tasks, pages, most, slots, lengths, rows, page, size, heads, kv_heads, parts, larger, many, few):
     """Write the list of tasks, (tasks + 1, COLUMNS).
 

@@ -8,8 +8,8 @@ the Numba type `Vector` stands for LLVM's `<LANES x float>`, and each function b
                of the matrix product
     advance    address of the n-th element from p
     copy_times copies one vector, multiplied lane by lane
-    FLOATS, HALVES, BYTES     types of pointers. HALVES point to float16, which Numba sees as the bits (uint16): loads
-               give float32, stores round
+    FLOATS, HALVES, BYTES, INDICES  types of pointers. HALVES point to float16, which Numba sees as the bits (uint16):
+               loads give float32, stores round. INDICES point to int32
     load, load_all, store, store_lanes, add, ...   for loops over rows, a vector at a time, the last one masked. LLVM,
                left to itself, does the last elements one by one, and these are most of a short row
 """
@@ -28,6 +28,7 @@ __all__ = [
     "BYTES",
     "FLOATS",
     "HALVES",
+    "INDICES",
     "PROBE_SUMS",
     "add",
     "advance",
@@ -67,6 +68,7 @@ PROBE_SUMS = 12  # accumulators of multiply_add_rounds: enough to hide the laten
 FLOATS = types.CPointer(types.float32)
 HALVES = types.CPointer(types.uint16)
 BYTES = types.CPointer(types.uint8)
+INDICES = types.CPointer(types.int32)
 
 
 @intrinsic

@@ -12,7 +12,7 @@ KERNELS = ROOT / "kernels"
 # Each part of fastllm and the parts it may import. Who is not named here imports nothing of fastllm.
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "config": {"errors"},
+    "config": {"errors", "small_files"},
     "parameters": {"config", "memory", "packed", "quantize"},
     "lora": {"config", "errors", "parameters"},
     "rope": {"config"},
@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "adapters", "atomic", "config", "errors", "formats", "generation", "hub", "model", "optimizers", "parameters",
         "small_files", "tokenizers", "vocabulary",
     },
-    "vocabulary": {"config", "errors", "tokenizers"},
+    "vocabulary": {"config", "errors", "small_files", "tokenizers"},
     "conversion": {
         "adapters", "atomic", "checkpoint", "config", "dialogue", "errors", "formats", "model", "packed", "parameters",
         "tokenizers",

@@ -9,7 +9,7 @@ import pytest
 
 import fastllm
 from fastllm.config import PRESETS, ModelConfig
-from fastllm.errors import ConfigError
+from fastllm.errors import ConfigError, FormatError
 from fastllm.parameters import Parameters
 
 SIZES = {"vocab_size": 50, "width": 12, "hidden": 20, "layers": 2, "heads": 3, "context": 9}
@@ -157,3 +157,18 @@ def test_numbers_of_numpy_in_rope():
     )
     assert json.dumps(config.to_dict())
     assert (config.rope_theta, config.rope_scaling["factor"]) == (1e4, 2.0)
+
+
+def test_messages_are_short_whatever_was_received(tmp_path):
+    nested = "x" * 100
+    for _ in range(6):
+        nested = [nested] * 6
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": nested}))
+    with pytest.raises(FormatError, match="must have weights of float32") as of_a_file:
+        fastllm.load(tmp_path)
+    with pytest.raises(ConfigError, match="norm must be one of") as of_a_field:
+        ModelConfig(**SIZES, norm=nested)
+    with pytest.raises(ConfigError, match="has no key") as of_a_key:
+        ModelConfig.from_dict({**SIZES, "x" * 100_000: 1})
+    for raised in (of_a_file, of_a_field, of_a_key):
+        assert len(str(raised.value)) < 1000

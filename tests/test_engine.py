@@ -279,6 +279,12 @@ def test_options_that_are_no_config():
         Engine(TableModel(context=40)).submit([1], {"max_tokens": 3})
 
 
+@pytest.mark.parametrize("options", [{"slots": 2.0}, {"slots": True}, {"chunk": "8"}])
+def test_slots_and_chunk_are_whole_numbers(options):
+    with pytest.raises(TypeError, match=f"{next(iter(options))} must be a whole number; got .+; use one such as 1"):
+        Engine(TableModel(), **options)
+
+
 def test_a_waiting_request_can_be_closed():
     running = Engine(TableModel(context=40), slots=1)
     [one] = running.submit([1, 2], GenerationConfig(max_tokens=3))

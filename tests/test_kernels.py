@@ -11,7 +11,7 @@ import pytest
 
 from fastllm import kernels
 from fastllm.kernels import reference
-from fastllm.kernels.cases import CASES, ROOM, with_scratch
+from fastllm.kernels.cases import CASES, SCRATCH_ARGUMENTS, with_scratch
 
 SIZES = [
     pytest.param(case, size, id=f"{case.kernel}-{name}")
@@ -56,7 +56,7 @@ def assert_close(results, expected, tolerance):
 
 
 def assert_inputs_unchanged(case, before, after):
-    free = {*case.written, *case.updated, *ROOM}
+    free = {*case.written, *case.updated, *SCRATCH_ARGUMENTS}
     for name in before.keys() - free:
         parts = zip(before[name], after[name], strict=True) if isinstance(before[name], tuple) else None
         for one, other in parts or [(before[name], after[name])]:

@@ -65,13 +65,20 @@ def test_added_tokens_that_the_model_has_no_rows_for(folder, where):
         entries = json.loads((folder / where).read_text())["added_tokens"]
         change(folder / where, added_tokens=[*entries, {"id": size, **PAD}])
     change(settings, pad_token="<pad>", extra_special_tokens={"image_token": "<pad>"})
-    with pytest.warns(UserWarning, match="tokens that the model has no rows for are left out: <pad>"):
+    with pytest.warns(UserWarning, match="tokens that the model has no rows for are left out: '<pad>'"):
         model, tokenizer = fastllm.load(folder, backend="numpy")
     assert (tokenizer.tokens, tokenizer.control_ids) == (before.tokens, before.control_ids)
     assert (tokenizer.end_ids, tokenizer.begin_id) == (before.end_ids, before.begin_id)
     assert tokenizer.chat_template == before.chat_template
     assert tokenizer.encode("abc <pad>").tolist() == before.encode("abc <pad>").tolist()
     assert np.isfinite(model.forward(tokenizer.encode("abc"))).all()
+
+
+def test_a_warning_shows_no_control_characters_of_a_token(folder):
+    size = fastllm.load(folder, backend="numpy")[1].vocab_size
+    (folder / "added_tokens.json").write_text(json.dumps({"<\x1b[2J\n" + "x" * 1000: size}))
+    with pytest.warns(UserWarning, match=r"left out: '<\\x1b\[2J\\nx+\.\.\.x+'$"):
+        fastllm.load(folder, backend="numpy")
 
 
 def test_a_vocabulary_of_another_model_is_refused(folder):
@@ -90,7 +97,7 @@ def test_an_adapter_saved_with_a_tokenizer_of_one_token_more(folder, tmp_path_fa
     tokenizer.save_into(adapter)
     entries = json.loads((adapter / "tokenizer.json").read_text())["added_tokens"]
     change(adapter / "tokenizer.json", added_tokens=[*entries, {"id": tokenizer.vocab_size, **PAD}])
-    with pytest.warns(UserWarning, match="tokens that the model has no rows for are left out: <pad>"):
+    with pytest.warns(UserWarning, match="tokens that the model has no rows for are left out: '<pad>'"):
         _, its_tokenizer = fastllm.load(adapter, backend="numpy")
     assert its_tokenizer.tokens == tokenizer.tokens
 

@@ -1,11 +1,16 @@
 """What the README says to type works."""
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
+from types import CodeType
 
 import pytest
+from small_dialogues import DIALOGUE
 
+import fastllm
 from fastllm.cli import COMMANDS, _parser
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +36,32 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(between("python"), "README.md", "exec"), {})
     assert "(128, 128)" in capsys.readouterr().out
+
+
+def example(page: str) -> CodeType:
+    """The Python code block of a page in docs/."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    return compile(block, page, "exec")
+
+
+def test_the_example_of_training_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    records = [{"messages": DIALOGUE}, {"text": "The sun rises in the east."}]
+    (tmp_path / "dialogues.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    names = {}
+    exec(example("training.md"), names)
+    *steps, perplexity = capsys.readouterr().out.splitlines()
+    assert len(steps) == names["trainer"].step == 20
+    assert float(perplexity) < names["model"].config.vocab_size
+
+
+def test_the_example_of_published_models_runs(smollm2, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(smollm2, tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    names = {"fastllm": fastllm}
+    exec(example("models.md"), names)
+    assert capsys.readouterr().out == "The capital of France is Paris."
+    assert len(names["texts"]) == 2
 
 
 def test_the_two_commands_are_there():

@@ -15,7 +15,7 @@ from fastllm import cli
 from fastllm.adapters import read_adapter
 from fastllm.checkpoint import find_checkpoint, load_progress, read_arrays
 from fastllm.datasets import Examples, make_examples
-from fastllm.dialogue import lessons, prompt_tokens
+from fastllm.dialogue import prompt_tokens, training_sequences
 from fastllm.errors import ConfigError, DataError, FormatError
 from fastllm.lora import LoRAConfig, additions_of
 from fastllm.records import read_records, record_texts
@@ -428,14 +428,14 @@ def test_examples_of_a_published_model(smollm2):
     _, tokenizer = load(smollm2)
     for answer in ("Paris.", "\n\nParis.", " Paris", "", "<|im_end|>"):
         messages = [{"role": "user", "content": "Capital of France?\n"}, {"role": "assistant", "content": answer}]
-        ((ids, said),) = lessons(tokenizer, messages)
+        ((ids, said),) = training_sequences(tokenizer, messages)
         prompt = prompt_tokens(tokenizer, messages[:1])
         assert said == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
         assert ids[: len(prompt)] == prompt
         assert tokenizer.decode(ids[len(prompt) : -1]) == answer
         assert tokenizer.tokens[ids[-1]] == "<|im_end|>"
     turns = [*messages[:1], {"role": "assistant", "content": "Paris."}] * 3
-    ((ids, said),) = lessons(tokenizer, turns)
+    ((ids, said),) = training_sequences(tokenizer, turns)
     assert ids == prompt_tokens(tokenizer, turns, add_generation_prompt=False)[: len(ids)]
     spoken = [token for token, mine in zip(ids, said, strict=True) if mine]
     assert tokenizer.decode(spoken, skip_special=False) == "Paris.<|im_end|>" * 3

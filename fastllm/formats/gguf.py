@@ -112,7 +112,6 @@ def open_gguf(path: Path) -> OpenedModel:
             path=path,
             generation=_generation(path, file.metadata, config),
             other_generation=_other_generation(path, file.metadata, config),
-            metadata={key: value for key, value in file.metadata.items() if key.startswith("general.")},
             tokenizer_metadata={key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")},
         )
 
@@ -125,7 +124,7 @@ def single(metadata: Json, key: str) -> Any:
     return value
 
 
-def as_was_meant(value: float) -> float:
+def shortest_decimal(value: float) -> float:
     """The shortest decimal that rounds to a float32: 1e-05 for 9.999999747378752e-06. Other numbers are unchanged."""
     if abs(value) > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
         return value
@@ -159,7 +158,7 @@ class _Fields:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self._error(key, "a finite number > 0", value)
-        return as_was_meant(float(value))
+        return shortest_decimal(float(value))
 
     def _error(self, key: str, rule: str, value: Any) -> FormatError:
         return FormatError(f"{self._architecture}.{key} must be {rule}; got {brief(value)}; use another file")
@@ -302,7 +301,7 @@ def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[
 def _generation(path: Path, metadata: Json, config: ModelConfig) -> dict[str, Any]:
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     options = {ours: metadata.get(f"general.sampling.{theirs}") for ours, theirs in OPTIONS.items()}
-    options = {ours: as_was_meant(value) if isinstance(value, float) else value for ours, value in options.items()}
+    options = {ours: shortest_decimal(value) if isinstance(value, float) else value for ours, value in options.items()}
     return generation_facts(path, config.vocab_size, ids, options)
 
 

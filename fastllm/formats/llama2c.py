@@ -176,10 +176,15 @@ def _tensors(config: ModelConfig) -> list[Tensor]:
     ]
 
 
+def _is_quantised(tensor: Tensor, group: int) -> bool:
+    """Whether an array is int8 weights and scales: in version 2, whose header has a group size, all but the norms."""
+    return group > 0 and "norm" not in tensor.name
+
+
 def _size(tensor: Tensor, group: int) -> int:
     """Size of an array in the file, in bytes."""
     count = prod(tensor.shape)
-    if group and "norm" not in tensor.name:
+    if _is_quantised(tensor, group):
         return count + count // group * FLOAT.itemsize
     return count * FLOAT.itemsize
 
@@ -195,14 +200,14 @@ def _named(data: NDArray[np.uint8], tensors: list[Tensor], group: int) -> dict[s
             parts = data[begin:end].reshape(tensor.shape[0] if is_layered else 1, -1)
             shape = tensor.shape[1:] if is_layered else tensor.shape
             for layer, part in enumerate(parts):
-                is_packed = group and "norm" not in tensor.name
-                floats = _unpacked(part, prod(shape), group) if is_packed else part.view(FLOAT)
+                is_quantised = _is_quantised(tensor, group)
+                floats = _dequantised(part, prod(shape), group) if is_quantised else part.view(FLOAT)
                 parameters[tensor.name.format(layer)] = floats.reshape(shape)
         begin = end
     return parameters
 
 
-def _unpacked(data: NDArray[np.uint8], count: int, group: int) -> NDArray[np.float32]:
+def _dequantised(data: NDArray[np.uint8], count: int, group: int) -> NDArray[np.float32]:
     """Dequantise `count` int8 weights, which a float32 scale per group follows."""
     weights = data[:count].view(np.int8).reshape(-1, group)
     with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may have any scale

@@ -85,7 +85,7 @@ def replacing_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator
         _flush(new)
         with one_at_a_time(target.parent):
             _take_place(new, target, replaces)
-            _move_others(_set_aside(target), target)
+            _move_others(_old_path(target), target)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -94,7 +94,7 @@ def replacing_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator
 def restore(folder: Path) -> None:
     """Put the old folder back if the writer of a new one was killed between the two renames."""
     folder = real_path(folder)
-    old = _set_aside(folder)
+    old = _old_path(folder)
     if not folder.exists() and (is_checkpoint(old) or holds_a_model(old)):
         try:
             os.replace(old, folder)
@@ -103,17 +103,17 @@ def restore(folder: Path) -> None:
                 raise
 
 
-def is_set_aside(folder: Path) -> bool:
-    """Whether a folder has been renamed by the writer of a new one, which may have been killed since."""
-    return _set_aside(real_path(folder)).exists()
+def is_being_replaced(folder: Path) -> bool:
+    """Whether a writer has renamed a folder, to put a new one there; it may have been killed since."""
+    return _old_path(real_path(folder)).exists()
 
 
-def _set_aside(folder: Path) -> Path:
+def _old_path(folder: Path) -> Path:
     """The hidden path of the old folder while a new one replaces it."""
     return folder.parent / f".{folder.name}.old"
 
 
-def of_one_moment(path: Path, read: Callable[[], T]) -> T:
+def read_consistently(path: Path, read: Callable[[], T]) -> T:
     """Call `read`, which reads a model's folder file by file, until the folder wasn't replaced meanwhile."""
     for _ in range(READS):
         before = _identity(path)
@@ -175,7 +175,7 @@ def _flush(folder: Path) -> None:
 
 def _take_place(new: Path, target: Path, replaces: Callable[[Path], bool]) -> None:
     """Rename an existing target to its old name, and the new folder to the target; again if others interfere."""
-    old = _set_aside(target)
+    old = _old_path(target)
     for attempt in range(ATTEMPTS):
         try:
             _move_others(old, target)

@@ -34,7 +34,6 @@ class OpenedModel:
                         and "early_stopping" (but not the number of beams, which the caller chooses)
     other_generation    other options, under their keys in transformers' generation_config.json: those that fastllm
                         lacks, and the ids of the padding and begin tokens
-    metadata            the "general.*" keys of a GGUF file
     tokenizer_metadata  the "tokenizer.*" keys of a GGUF file, arrays of numbers as NumPy arrays
     """
 
@@ -44,7 +43,6 @@ class OpenedModel:
     path: Path
     generation: dict[str, Any]
     other_generation: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
     tokenizer_metadata: dict[str, Any] = field(default_factory=dict)
 
 

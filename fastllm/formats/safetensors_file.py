@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import FormatError
 from ..small_files import MAX_JSON, brief, parse_json, read_json
 from .bytes_of_file import map_file
+from .rows import Progress
 
 # Bytes per element. A file may have other types, whose sizes are not checked.
 ITEM_SIZES = {
@@ -115,7 +116,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, StoredTensor], object
 def write_safetensors(
     path: Path,
     tensors: Iterable[TensorToWrite],
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a file, tensor after tensor, with one piece in memory at a time.

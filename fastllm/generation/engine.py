@@ -24,13 +24,12 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..compilation import Uses, helping
-from ..config import STEP_ROWS
+from ..config import STEP_ROWS, whole_number
 from ..errors import ConfigError, FastllmError
 from ..inputs import checked_tokens
 from ..interrupts import uninterrupted
@@ -68,9 +67,7 @@ class Engine:
     """
 
     def __init__(self, model: Model, slots: int = 8, chunk: int = CHUNK, remembers: bool = False) -> None:
-        for name, number in (("slots", slots), ("chunk", chunk)):
-            if not isinstance(number, Integral):
-                raise TypeError(f"{name} must be a whole number; got {number!r:.40}; leave it out")
+        slots, chunk = whole_number(slots, "slots"), whole_number(chunk, "chunk")
         if not 1 <= slots <= STEP_ROWS:
             raise ValueError(
                 f"slots must be from 1 to {STEP_ROWS}; got {slots}; further requests wait until a slot is free"

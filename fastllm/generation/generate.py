@@ -13,6 +13,7 @@ GPT-2.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def stream_pieces(
     tokens = encode_prompt(tokenizer, prompt)
     if config.beams > 1:
         prompt_ids, limit = fit(model, tokens, config)
-        return _best_beam_pieces(model, tokenizer, prompt_ids, limit, config)
+        best = islice(_search(model, prompt_ids, limit, config), 1)
+        return (piece for hypothesis in best for piece in _hypothesis_pieces(tokenizer, prompt_ids, hypothesis))
     engine = Engine(model, slots=1)
     [generation] = engine.submit(tokens, config)
     return _pieces(engine, generation, Reader(generation, tokenizer, tokens))
@@ -200,15 +202,9 @@ def _beam_completions(
     model: Model, tokenizer: Tokenizer, prompt: np.ndarray, config: GenerationConfig, position: int
 ) -> Iterator[Completion]:
     """The n best hypotheses."""
-    for hypothesis in _search(model, *fit(model, prompt, config), config)[: config.n]:
+    for hypothesis in islice(_search(model, *fit(model, prompt, config), config), config.n):
         pieces = list(_hypothesis_pieces(tokenizer, prompt, hypothesis))
         yield completion(pieces, prompt.size, position, hypothesis.score)
-
-
-def _best_beam_pieces(
-    model: Model, tokenizer: Tokenizer, prompt: np.ndarray, limit: int, config: GenerationConfig
-) -> Iterator[Piece]:
-    yield from _hypothesis_pieces(tokenizer, prompt, _search(model, prompt, limit, config)[0])
 
 
 def _hypothesis_pieces(tokenizer: Tokenizer, prompt: np.ndarray, hypothesis: beam.Hypothesis) -> Iterator[Piece]:
@@ -242,18 +238,17 @@ def generate_tokens(
         raise ConfigError(f"one text is generated here; got n={config.n}; use an Engine, or n=1")
     if config.beams > 1:
         prompt, limit = fit(model, tokens, config)
-        return _best_beam(model, prompt, limit, config)
+        best = islice(_search(model, prompt, limit, config), 1)
+        return (token for hypothesis in best for token in hypothesis.tokens)
     [generation] = Engine(model, slots=1).submit(tokens, config, sampler)
     return iter(generation)
 
 
-def _best_beam(model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig) -> Iterator[int]:
-    yield from _search(model, prompt, limit, config)[0].tokens
-
-
-def _search(model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig) -> list[beam.Hypothesis]:
+def _search(model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig) -> Iterator[beam.Hypothesis]:
+    """The hypotheses of a beam search, best first; it runs when the first is asked for."""
     with helping(model, Uses(generates=True)):
-        return beam.search(model, prompt, limit, config, config.end_ids or ())
+        found = beam.search(model, prompt, limit, config, config.end_ids or ())
+    yield from found
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:

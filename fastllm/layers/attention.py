@@ -15,7 +15,7 @@ class Attention:
 
     out = attention(qkv) W_o.T + b_o
 
-    x and out are (N, C), W is (C + 2 K D, C) stacked from query, key and value, W_o is (C, H D).
+    x and out are (N, C), W is ((H + 2K) D, C) stacked from query, key and value, W_o is (C, H D).
     """
 
     def __init__(self, shared: Shared, layer: int, rotary: Rotary | None) -> None:

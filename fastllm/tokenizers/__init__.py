@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any
 
 from ..errors import FormatError
-from ..small_files import read_json
+from ..small_files import brief, read_json
 from .base import (
     ASSISTANT,
     END,

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..atomic import write_json
 from ..errors import DataError
+from ..small_files import brief
 
 UNKNOWN, END, USER, ASSISTANT = "<unk>", "<end>", "<user>", "<assistant>"
 
@@ -139,7 +139,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def stream(self, skip_special: bool = True) -> TextStream:
-        """A decoder that takes one id at a time."""
+        """A decoder that takes one id at a time; skip_special as for decode."""
 
     @abstractmethod
     def _encode(self, text: str) -> NDArray[np.int32]:

@@ -11,16 +11,16 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from reprlib import repr as brief
 from typing import Self
 
 from ..config import whole_number
 from ..errors import DataError
+from ..small_files import brief
 from .base import ASSISTANT, END, USER, check_text, pieces
 from .byte import BYTES
 from .huggingface import HuggingFaceTokenizer
 from .huggingface_document import BYTE_LEVEL
-from .huggingface_export import house_marks
+from .huggingface_export import document_and_settings
 from .optional import require
 
 CONTROLS = (END, USER, ASSISTANT)
@@ -92,7 +92,7 @@ class BPETokenizer(HuggingFaceTokenizer):
         if not characters:
             raise DataError("texts must hold at least one character; got none; pass more text")
         model = json.loads(learner.to_str())["model"]
-        document, settings, ends = house_marks(model, BYTE_LEVEL, BYTE_LEVEL)
+        document, settings, ends = document_and_settings(model, BYTE_LEVEL, BYTE_LEVEL)
         return cls(document, settings, end_ids=ends)
 
 

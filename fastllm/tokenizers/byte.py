@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
-from reprlib import repr as brief
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..small_files import brief
 from .base import ASSISTANT, END, USER, TextStream, Tokenizer
 
 BYTES = 256

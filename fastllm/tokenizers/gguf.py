@@ -18,12 +18,12 @@ as Qwen2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError
+from ..small_files import brief
 from .base import END, Tokenizer
 from .huggingface import ENDS_OF_TURN, HuggingFaceTokenizer
 from .huggingface_decoder import SPACE
@@ -317,9 +317,12 @@ def _sentencepiece_metadata(tokenizer: SentencePieceTokenizer) -> dict[str, Any]
     }
 
 
-def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
-    document = tokenizer.document
-    model = document["model"]
+def pre_tokenizer_name(tokenizer: HuggingFaceTokenizer) -> str:
+    """The name in GGUF files (PRE_TOKENIZERS) of how a byte-level BPE splits text.
+
+    Raises ValueError for another kind of model, a split that is not in SPLITS, and what GGUF lacks.
+    """
+    document, model = tokenizer.document, tokenizer.document["model"]
     pre = document.get("pre_tokenizer")
     steps = pre.get("pretokenizers", [pre]) if isinstance(pre, dict) else []
     whole_words = bool(model.get("ignore_merges"))
@@ -335,6 +338,12 @@ def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
         )
     if lost := _unsayable(document):
         raise ValueError(f"a GGUF file can't express {lost}; got a tokenizer with it; save the model in another format")
+    return name
+
+
+def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
+    name, document = pre_tokenizer_name(tokenizer), tokenizer.document
+    merges = document["model"]["merges"]
     types = [NORMAL if token else UNUSED for token in tokenizer.tokens]
     for token in document["added_tokens"]:
         types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
@@ -343,7 +352,7 @@ def _byte_level_metadata(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:
         PREFIX + "pre": name,
         PREFIX + "tokens": [token or f"[PAD{i}]" for i, token in enumerate(tokenizer.tokens)],
         PREFIX + "token_type": np.array(types, np.int32),
-        PREFIX + "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+        PREFIX + "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
         **_ids(tokenizer),
     }
 
@@ -355,7 +364,7 @@ def _unsayable(document: Mapping[str, Any]) -> str | None:
         return f"the normalizer {brief(normalizer)}"
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
-            return f"{key} = {model[key]!r}"
+            return f"{key} = {brief(model[key])}"
     for token in document["added_tokens"]:
         for flag in ("lstrip", "rstrip", "single_word"):
             if token[flag]:

@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 
 from ..atomic import write_json, write_text
 from ..errors import DataError, FormatError
-from ..small_files import MAX_JSON, read_json, read_small
+from ..small_files import MAX_JSON, brief, read_json, read_small
 from .base import END, FILE_NAME, TextStream, Tokenizer, check_text
 from .huggingface_decoder import HuggingFaceStream, steps_of
 from .huggingface_document import (

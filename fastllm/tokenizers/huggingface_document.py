@@ -7,9 +7,9 @@ import math
 import secrets
 from collections.abc import Container, Mapping
 from functools import partial
-from reprlib import repr as brief
 from typing import Any
 
+from ..small_files import brief
 from .base import check_text, distinct_ids
 from .huggingface_decoder import BYTE_TOKEN
 

@@ -54,12 +54,12 @@ def to_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
             f"a tokenizer.json can't express every tokenizer; got one of kind {tokenizer.name!r}; "
             "keep it in fastllm's own format"
         )
-    document, settings, ends = house_marks(model, splitter, decoder)
+    document, settings, ends = document_and_settings(model, splitter, decoder)
     settings["clean_up_tokenization_spaces"] = isinstance(tokenizer, WordTokenizer)
     return HuggingFaceTokenizer(document, settings, end_ids=ends)
 
 
-def house_marks(
+def document_and_settings(
     model: Mapping[str, Any], splitter: Mapping[str, Any], decoder: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
     """Contents of tokenizer.json and tokenizer_config.json, and more end ids, for a "model" with our control tokens."""

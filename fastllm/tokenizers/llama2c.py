@@ -19,10 +19,10 @@ import os
 import struct
 from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
-from reprlib import repr as brief
 from typing import Self
 
 from ..errors import FormatError
+from ..small_files import brief
 from .sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, SentencePieceTokenizer
 
 LONGEST = struct.Struct("<i")

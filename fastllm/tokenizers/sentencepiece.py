@@ -16,13 +16,13 @@ import heapq
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from reprlib import repr as brief
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..small_files import brief
 from .base import TextStream, Tokenizer, distinct_ids
 from .byte import ByteStream
 from .huggingface_decoder import BYTE_TOKEN, LAST_ID, SPACE

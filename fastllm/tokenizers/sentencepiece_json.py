@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..small_files import brief
 from .base import Tokenizer
 from .huggingface import HuggingFaceTokenizer
 from .huggingface_decoder import BYTE_TOKEN, SPACE

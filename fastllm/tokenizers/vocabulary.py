@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from reprlib import repr as brief
 from typing import ClassVar, Self
 
 from ..config import whole_number
 from ..errors import DataError
+from ..small_files import brief
 from .base import ASSISTANT, END, UNKNOWN, USER, Tokenizer, check_text
 
 SPECIAL_TOKENS = (UNKNOWN, END, USER, ASSISTANT)

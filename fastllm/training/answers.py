@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..datasets import NO_TARGET
-from ..dialogue import lessons
+from ..dialogue import training_sequences
 from ..generation import Chat
 from ..model import Model
 from ..records import Record
@@ -33,7 +33,7 @@ def exact_answers(model: Model, tokenizer: Tokenizer, records: Iterable[Record])
 
 def _is_exact(model: Model, tokenizer: Tokenizer, messages: list[dict[str, str]]) -> bool:
     if tokenizer.chat_template is not None:
-        tokens, said = lessons(tokenizer, messages)[-1]
+        tokens, said = training_sequences(tokenizer, messages)[-1]
         first = len(said) - next((at for at, mine in enumerate(reversed(said)) if not mine), len(said))
         return _says(model, tokenizer, tokens[:first], tokens[first:])
     *earlier, question, answer = (message["content"] for message in messages)

@@ -11,6 +11,6 @@ named after the kernels' shapes: rows N, width C or F, vocabulary V, parameters 
 """
 
 from . import attention, elementwise, optimizers, packed, products, rows  # noqa: F401  each enters its cases in CASES
-from .case import CASES, ROOM, Case, Scratch, with_scratch
+from .case import CASES, SCRATCH_ARGUMENTS, Case, Scratch, with_scratch
 
-__all__ = ["CASES", "ROOM", "Case", "Scratch", "with_scratch"]
+__all__ = ["CASES", "SCRATCH_ARGUMENTS", "Case", "Scratch", "with_scratch"]

@@ -14,7 +14,7 @@ Arguments = dict[str, Any]
 Size = dict[str, Any]
 Formula = Callable[[SimpleNamespace], int]  # takes a size, whose keys are read as attributes
 
-ROOM = ("scratch", "partials", "dq_pieces")  # arguments whose contents mean nothing after a call
+SCRATCH_ARGUMENTS = ("scratch", "partials", "dq_pieces")  # arguments whose contents mean nothing after a call
 
 
 class Scratch(Enum):
@@ -81,7 +81,7 @@ class Case:
         return sum(
             value.nbytes * (2 if name in self.updated else 1)
             for name, value in arguments.items()
-            if isinstance(value, np.ndarray) and name not in ROOM
+            if isinstance(value, np.ndarray) and name not in SCRATCH_ARGUMENTS
         )
 
 

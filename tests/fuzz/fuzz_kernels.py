@@ -42,7 +42,7 @@ from kernel_sizes import SIZES, Draw, Size
 from fastllm import kernels
 from fastllm.config import STEP_ROWS
 from fastllm.kernels import reference
-from fastllm.kernels.cases import CASES, ROOM, with_scratch
+from fastllm.kernels.cases import CASES, SCRATCH_ARGUMENTS, with_scratch
 from fastllm.kernels.llvm import LANES
 
 MATMUL: Any = sys.modules["fastllm.kernels.matmul"]  # kernels.matmul is the function
@@ -106,7 +106,7 @@ def call(name: str, inputs: Size, run: Size, rng: np.random.Generator) -> tuple[
         arguments["scratch"] = scratch_of(inputs, run)
     placed: Size = {}
     for key, value in arguments.items():
-        value = each(partial(filled, number=run["scratch"]), value) if key in ROOM else value
+        value = each(partial(filled, number=run["scratch"]), value) if key in SCRATCH_ARGUMENTS else value
         where = str(rng.choice(PLACES)) if run["where"] == "mixed" else run["where"]
         placed[key] = each(partial(place, where=where, rng=rng), value)
     if result:
@@ -116,14 +116,14 @@ def call(name: str, inputs: Size, run: Size, rng: np.random.Generator) -> tuple[
     results = {key: placed[key].copy() for key in (*case.written, *case.updated)}
     if returned is not None:
         results["returned"] = np.array(returned)
-    wrong = []
+    wrong, may_change = [], {*case.written, *case.updated, *SCRATCH_ARGUMENTS, result, same}
     for key, value in placed.items():
         for before, after in zip(*(v if isinstance(v, tuple) else (v,) for v in (arguments[key], value)), strict=True):
             if not isinstance(after, np.ndarray) or after.size == 0:
                 continue
             if margins_changed(after):
                 wrong.append(f"the memory around {key} was written")
-            if not {key} & {*case.written, *case.updated, *ROOM, result, same} and before.tobytes() != after.tobytes():
+            if key not in may_change and before.tobytes() != after.tobytes():
                 wrong.append(f"the input {key} was written")
     return results, wrong
 

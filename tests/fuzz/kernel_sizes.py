@@ -30,7 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 LENGTHS = (
     1, tile.TILE_ROWS, tile.TILE_COLUMNS, GROUP, kv_cache.BLOCK, attention.QUERIES, attention.KEYS,
-    attention.PIECES * attention.KEYS,
+    attention.MOST_PIECES * attention.KEYS,
 )  # fmt: skip
 HEAD_SIZES = (1, 2, LANES, tile.TILE_COLUMNS, 64, 128)
 CHUNKS = (1, 2, 3, 8, jit.MAX_CHUNKS - 1, jit.MAX_CHUNKS, jit.MAX_CHUNKS + 1, 2 * jit.MAX_CHUNKS)
