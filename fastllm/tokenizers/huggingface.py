@@ -41,6 +41,7 @@ from .huggingface_document import (
     BYTE_LEVEL,
     CONFIG,
     NAMED,
+    OBJECTS,
     added_tokens,
     begin_processor,
     chat_template_of,
@@ -294,10 +295,10 @@ class HuggingFaceTokenizer(Tokenizer):
         document, settings = self.document, dict(self._settings)
         document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] not in dropped]
         settings.pop("added_tokens_decoder", None)  # the document has them all
-        for name in NAMED:
+        for name in (*NAMED, *more_special_tokens(settings)):
             if text_of(settings.get(name), name) in dropped:
                 del settings[name]
-        for name in ("additional_special_tokens", "extra_special_tokens"):
+        for name in ("additional_special_tokens", *OBJECTS):
             given = settings.get(name)
             if isinstance(given, list):
                 settings[name] = [value for value in given if text_of(value, name) not in dropped]
