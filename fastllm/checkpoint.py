@@ -162,7 +162,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     Raises FileNotFoundError; FormatError for a file that is damaged or not supported; FastllmError where a package is
     missing, or where a name such as "org/model" can't be downloaded. A mistyped path a/b counts as such a name.
     """
-    given, origin = _located(path)
+    given, origin = located(path)
     return of_one_moment(given, lambda: _load(path, given, origin, backend))
 
 
@@ -183,17 +183,17 @@ def _load(path: str | os.PathLike[str], given: Path, origin: str, backend: str) 
 
 def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer at a path that load_tokenizer opens, or that of a model that load opens. Raises as they do."""
-    given, _ = _located(path)
+    given, _ = located(path, needs_weights=False)
     folder = _find(given) or given
     is_of_a_tokenizer = folder.suffix in (".json", ".bin") or (folder.is_dir() and not adapters.is_adapter(folder))
     return load_tokenizer(folder) if is_of_a_tokenizer else load(path, backend="numpy")[1]
 
 
-def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
+def located(path: str | os.PathLike[str], needs_weights: bool = True) -> tuple[Path, str]:
     """The path of a model on disk, after a download if it is a name on the hub; and its Model.origin."""
     given = Path(path)
     if not given.exists() and not is_set_aside(given) and is_hub_name(os.fspath(path)):
-        return download(os.fspath(path)), os.fspath(path)
+        return download(os.fspath(path), needs_weights), os.fspath(path)
     return given, os.path.abspath(path)
 
 
@@ -208,7 +208,7 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
             f"{folder / adapters.CONFIG} must name its base model; got {name!r:.200}, which is neither in {folder} nor "
             "in the current folder; fix base_model_name_or_path, or open the model and load_adapter(model, folder)"
         )
-    given, origin = _located(place or name)
+    given, origin = located(place or name)
     base = _find(given) or given
     if adapters.is_adapter(base):
         raise FormatError(

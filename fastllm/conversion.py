@@ -19,7 +19,7 @@ import numpy as np
 
 from .adapters import is_adapter
 from .atomic import make_parent, real_path
-from .checkpoint import load
+from .checkpoint import load, located
 from .config import ModelConfig
 from .dialogue import end_ids
 from .errors import ConfigError, FormatError
@@ -91,9 +91,9 @@ def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
 
     Raises as fastllm.load does.
     """
-    if not tokenizer and not is_adapter(Path(path)):
+    if not tokenizer and not is_adapter(place := located(path)[0]):
         with contextlib.suppress(FormatError, OSError):  # if load can't open it either, its error is raised
-            opened = open_model(path)
+            opened = open_model(place)
             weights = opened.weights
             return Source(opened.config, weights, _kinds(weights), _nbytes(weights), False, None, opened.generation,
                           opened.other_generation)  # fmt: skip
