@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from refusals import refusal
 from tiny_tokenizers import (
     HARD_TEXTS,
+    LLAMA,
     SETTINGS,
     TEMPLATE,
     added,
+    byte_fallback,
     byte_level,
 )
 
@@ -138,14 +140,30 @@ def test_where_a_chat_template_stands(files, template, tmp_path):
     assert (again.chat_template, again.template_names) == (template, tokenizer.template_names)
 
 
+@pytest.mark.parametrize("maker", ["CodeLlamaTokenizer", "GPTNeoXTokenizerFast", "TokenizersBackend", None])
+def test_the_class_that_follows_the_file_is_written_whatever_it_was(maker, tmp_path):
+    """Some classes make their steps anew; transformers 4 lacks TokenizersBackend; for null, the model's is taken."""
+    transformers = pytest.importorskip("transformers")
+    ours = HuggingFaceTokenizer(json.loads(byte_fallback().to_str()), {**LLAMA, "tokenizer_class": maker})
+    ours.save_into(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in HARD_TEXTS:
+        assert original(text, add_special_tokens=False).input_ids == ours.encode_template(text).tolist()
+
+
 @pytest.mark.parametrize("said", [{}, {"padding_side": "right"}])
-@pytest.mark.parametrize("maker", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    "maker",
+    ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizerFast", "GemmaTokenizer", "PreTrainedTokenizerFast"],
+)
 def test_the_side_of_padding_stays(said, maker, tmp_path):
     """Llama's class pads on the left; a batch padded on the right would be continued after its padding."""
     transformers = pytest.importorskip("transformers")
     settings = {**SETTINGS, **said, "tokenizer_class": maker}
     HuggingFaceTokenizer(json.loads(byte_level().to_str()), settings).save_into(tmp_path)
-    its_class = "left" if maker.startswith("Llama") else "right"
+    its_class = "right" if maker == "PreTrainedTokenizerFast" else "left"
     assert getattr(transformers, maker).padding_side == its_class
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == said.get("padding_side", its_class)
 

@@ -91,6 +91,8 @@ MAKE_THEIR_SPLITTER = (*GPT2_CLASSES, "Qwen2Tokenizer", "Qwen2TokenizerFast")
 MAKE_THEIR_STEPS = ("LlamaTokenizer", "LlamaTokenizerFast")
 """Classes of transformers that take from tokenizer_config.json, not tokenizer.json, whether a space goes before a text.
 In version 5 some build all steps anew, so that ids differ from those of the file, also by the architecture."""
+PAD_LEFT = ("LlamaTokenizer", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer")
+"""Classes of transformers that pad on the left unless tokenizer_config.json says otherwise."""
 OF_THE_FILE = "PreTrainedTokenizerFast"
 """The class of transformers that uses tokenizer.json as it is."""
 
@@ -312,11 +314,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json, for transformers.AutoTokenizer too. Raises OSError."""
-        settings = {"tokenizer_class": OF_THE_FILE, **self._settings, "eos_token": self.end_token}
-        maker = settings["tokenizer_class"]
-        if maker in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
-            settings["tokenizer_class"] = OF_THE_FILE
-        if maker in MAKE_THEIR_STEPS:  # default of that class
+        settings = {**self._settings, "tokenizer_class": OF_THE_FILE, "eos_token": self.end_token}
+        if str(self._settings.get("tokenizer_class")).removesuffix("Fast") in PAD_LEFT:
             settings.setdefault("padding_side", "left")
         settings.pop("name_or_path", None)
         if self._given_ends:
