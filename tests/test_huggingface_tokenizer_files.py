@@ -17,6 +17,7 @@ from tiny_tokenizers import (
     added,
     byte_fallback,
     byte_level,
+    write_folder,
 )
 
 import fastllm
@@ -200,7 +201,7 @@ def test_added_tokens_json(tmp_path):
     tokenizer, original = load_tokenizer(tmp_path), type(original).from_pretrained(tmp_path)
     assert tokenizer.encode_template(text).tolist() == original(text).input_ids
     assert (tokenizer.id_of("<pad>"), tokenizer.id_of("cat"), tokenizer.id_of("<sep>")) == (380, 381, 382)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": 5}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"unk_token": 5}))
     with pytest.raises(FormatError, match="a special token must be a text; got 5"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
@@ -213,6 +214,21 @@ def test_special_tokens_map(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
     assert load_tokenizer(tmp_path).end_id == 2
+
+
+@pytest.mark.parametrize("said", ["<|endoftext|>", ""])
+@pytest.mark.parametrize("wins", [True, False])
+def test_special_tokens_that_two_files_disagree_about(said, wins, tmp_path):
+    """As where a chat model was saved into the folder of its base model."""
+    transformers = pytest.importorskip("transformers")
+    decoder = {} if wins else {"added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}}
+    write_folder(tmp_path, byte_level(), eos_token=said, pad_token=said, additional_special_tokens=["<a>"], **decoder)
+    more = {"eos_token": "<|im_end|>", "pad_token": None, "additional_special_tokens": ["<b>"]}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(more))
+    tokenizer = load_tokenizer(tmp_path)
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.special_tokens.get("eos_token", "") == original.eos_token == ("<|im_end|>" if wins else said)
+    assert tokenizer.tokens[-1] == original.convert_ids_to_tokens(380) == "<a>"
 
 
 def test_load_tokenizer_opens_folders_of_ours_and_of_llama2c(tmp_path, shared_data):

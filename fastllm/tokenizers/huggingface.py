@@ -4,7 +4,7 @@ The files of a tokenizer in a model's folder:
 
     tokenizer.json           vocabulary, merges, added tokens, steps that normalise, split and decode
     tokenizer_config.json    which tokens begin and end a text, more added tokens, the chat template
-    special_tokens_map.json  the same tokens again, in older folders
+    special_tokens_map.json  the same tokens again, in older folders; if they differ, these count there
     added_tokens.json        ids of tokens added to the vocabulary, in older folders
     chat_template.jinja      the chat template, in newer folders; further ones in additional_chat_templates
     generation_config.json   the tokens that end an answer, if there are several
@@ -362,8 +362,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with the special tokens and chat templates in the files beside it."""
     settings: dict[str, Any] = _read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if (folder / SPECIAL_MAP).is_file():
+        wins = "added_tokens_decoder" not in settings  # as in transformers
         for name, value in _read_object(folder / SPECIAL_MAP).items():
-            if settings.get(name) is None:
+            if settings.get(name) is None or (wins and value and name.endswith("_token")):
                 settings[name] = value
     default = folder / TEMPLATE
     if default.is_file() or ("chat_template" not in settings and (folder / TEMPLATES).is_dir()):
