@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import adapters
-from .atomic import real_path
+from .atomic import naming_target, real_path
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
@@ -132,7 +132,7 @@ def save_tuned(
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} must be new or a checkpoint; got something else; choose another folder")
-    with replacing_folder(target, is_checkpoint) as new:
+    with naming_target(directory), replacing_folder(target, is_checkpoint) as new:
         with model._lock:  # so that weights and moments are of the same update while another thread trains
             if model.adapter is not None:
                 adapters.write_adapter(new, model.config, model.adapter, model.origin, adapters.checksum_of(model))
@@ -458,13 +458,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}  # which would be uint16
     tensors = [array_to_write(name, names[array.dtype], array) for name, array in arrays.items()]
-    try:
-        write_safetensors(path, tensors)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            error.errno, f"{path} could not be written: {reason}; what was there before is untouched"
-        ) from None
+    write_safetensors(path, tensors)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .adapters import is_adapter
-from .atomic import make_parent, real_path
+from .atomic import make_parent, naming_target, real_path
 from .checkpoint import load, located
 from .config import ModelConfig
 from .dialogue import end_ids
@@ -174,7 +174,7 @@ def write(
     kind = kind_of(source, path, type)
     check_target(target, force)
     progress = _forgetting(source.weights, progress)
-    try:
+    with naming_target(target):
         if names_gguf(path):
             metadata = _gguf_metadata(source, path.stem)
             tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
@@ -192,12 +192,6 @@ def write(
                 progress=progress,
             )  # fmt: skip
             _warn_of_class(source)
-    except OSError as error:
-        if isinstance(error, FileExistsError) or error.errno is None:  # its message is complete
-            raise
-        raise OSError(
-            error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
-        ) from error
 
 
 def _forgetting(weights: Weights, progress: Progress | None) -> Progress:
