@@ -177,6 +177,15 @@ def test_several_chat_templates_are_kept(tmp_path):
     assert load_tokenizer(tmp_path).chat_template == "A"
 
 
+@pytest.mark.parametrize("template", ["", [{"name": "default", "template": ""}]])
+def test_an_empty_chat_template_is_none(template):
+    """It would make an empty prompt."""
+    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": template})
+    assert made.chat_template is None
+    with pytest.raises(DataError, match="to chat, "):
+        check_speakers(made)
+
+
 def test_several_chat_templates_none_of_them_the_default():
     templates = [{"name": "tool", "template": "B"}, {"name": "rag", "template": "C"}]
     made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})

@@ -156,7 +156,10 @@ def text_of(value: object, name: str) -> str | None:
 
 
 def chat_template_of(value: object) -> tuple[str | None, list[str]]:
-    """The chat template in settings, of several the one named "default"; and the sorted names, [] for a single one."""
+    """The chat template in settings, of several the one named "default"; and the sorted names, [] for a single one.
+
+    An empty template counts as none, as in llama.cpp.
+    """
     names: list[str] = []
     if isinstance(value, list):
         entries = [(entry.get("name"), entry.get("template")) for entry in value if isinstance(entry, dict)]
@@ -173,7 +176,7 @@ def chat_template_of(value: object) -> tuple[str | None, list[str]]:
         "".join(text for text in texts if isinstance(text, str)).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"chat_template must be valid Unicode; got {error}; copy {CONFIG} again") from None
-    return value, names
+    return value or None, names
 
 
 def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:
