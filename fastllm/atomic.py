@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import json
@@ -164,6 +165,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, os.fspath(given)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_target(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Name what was to be written, instead of a temporary path or nothing, in an OSError raised in the block."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileExistsError) or error.errno in (None, errno.EBUSY):  # its message is complete
+            raise
+        raise OSError(
+            error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

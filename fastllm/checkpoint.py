@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import adapters
-from .atomic import real_path
+from .atomic import naming_target, real_path
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
@@ -132,7 +132,7 @@ def save_tuned(
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} must be new or a checkpoint; got something else; choose another folder")
-    with replacing_folder(target, is_checkpoint) as new:
+    with naming_target(directory), replacing_folder(target, is_checkpoint) as new:
         with model._lock:  # so that weights and moments are of the same update while another thread trains
             if model.adapter is not None:
                 adapters.write_adapter(new, model.config, model.adapter, model.origin, adapters.checksum_of(model))
@@ -165,7 +165,7 @@ def load(path: str | os.PathLike[str], backend: str = "numba") -> tuple[Model, T
     missing, or where a name such as "org/model" can't be downloaded; ValueError for another backend. A mistyped path
     a/b counts as such a name.
     """
-    given, origin = _located(path)
+    given, origin = located(path)
     return read_consistently(given, lambda: _load(path, given, origin, backend))
 
 
@@ -186,17 +186,17 @@ def _load(path: str | os.PathLike[str], given: Path, origin: str, backend: str) 
 
 def load_its_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer at a path that load_tokenizer opens, or that of a model that load opens. Raises as they do."""
-    given, _ = _located(path)
+    given, _ = located(path, needs_weights=False)
     folder = _find(given) or given
     is_of_a_tokenizer = folder.suffix in (".json", ".bin") or (folder.is_dir() and not adapters.is_adapter(folder))
     return load_tokenizer(folder) if is_of_a_tokenizer else load(path, backend="numpy")[1]
 
 
-def _located(path: str | os.PathLike[str]) -> tuple[Path, str]:
+def located(path: str | os.PathLike[str], needs_weights: bool = True) -> tuple[Path, str]:
     """The path of a model on disk, after a download if it is a name on the hub; and its Model.origin."""
     given = Path(path)
     if not given.exists() and not is_being_replaced(given) and is_hub_name(os.fspath(path)):
-        return download(os.fspath(path)), os.fspath(path)
+        return download(os.fspath(path), needs_weights), os.fspath(path)
     return given, os.path.abspath(path)
 
 
@@ -211,7 +211,7 @@ def _open_tuned(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
             f"{folder / adapters.CONFIG} must name its base model; got {name!r:.200}, which is neither in {folder} nor "
             "in the current folder; fix base_model_name_or_path, or open the model and load_adapter(model, folder)"
         )
-    given, origin = _located(place or name)
+    given, origin = located(place or name)
     base = _find(given) or given
     if adapters.is_adapter(base):
         raise FormatError(
@@ -461,13 +461,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}  # which would be uint16
     tensors = [array_to_write(name, names[array.dtype], array) for name, array in arrays.items()]
-    try:
-        write_safetensors(path, tensors)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            error.errno, f"{path} could not be written: {reason}; what was there before is untouched"
-        ) from None
+    write_safetensors(path, tensors)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from .adapters import is_adapter
-from .atomic import make_parent, real_path
-from .checkpoint import load
+from .atomic import make_parent, naming_target, real_path
+from .checkpoint import load, located
 from .config import ModelConfig
 from .dialogue import end_ids
 from .errors import ConfigError, FormatError
@@ -92,9 +92,9 @@ def load_source(path: str | os.PathLike[str], tokenizer: bool = True) -> Source:
 
     Raises as fastllm.load does.
     """
-    if not tokenizer and not is_adapter(Path(path)):
+    if not tokenizer and not is_adapter(place := located(path)[0]):
         with contextlib.suppress(FormatError, OSError):  # if load can't open it either, its error is raised
-            opened = open_model(path)
+            opened = open_model(place)
             weights = opened.weights
             return Source(opened.config, weights, _kinds(weights), _nbytes(weights), False, None, opened.generation,
                           opened.other_generation)  # fmt: skip
@@ -175,7 +175,7 @@ def write(
     kind = kind_of(source, path, type)
     check_target(target, force)
     progress = _forgetting(source.weights, progress)
-    try:
+    with naming_target(target):
         if names_gguf(path):
             metadata = _gguf_metadata(source, path.stem)
             tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
@@ -193,12 +193,6 @@ def write(
                 progress=progress,
             )  # fmt: skip
             _warn_of_class(source)
-    except OSError as error:
-        if isinstance(error, FileExistsError) or error.errno is None:  # its message is complete
-            raise
-        raise OSError(
-            error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
-        ) from error
 
 
 def _forgetting(weights: Weights, progress: Progress | None) -> Progress:

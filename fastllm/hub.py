@@ -19,11 +19,13 @@ def is_hub_name(name: str) -> bool:
     return NAME.fullmatch(name) is not None
 
 
-def download(name: str) -> Path:
+def download(name: str, needs_weights: bool = True) -> Path:
     """Download a model's folder, or a GGUF file, and return its path on disk.
 
+    needs_weights  whether the folder must hold a model's weights, not only a tokenizer
+
     huggingface_hub downloads only what its cache lacks, and uses the cache where the hub can't be reached. Raises
-    FastllmError where that package is missing or the download fails.
+    FastllmError where that package is missing, the download fails, or there are no weights.
     """
     try:
         import huggingface_hub
@@ -36,10 +38,16 @@ def download(name: str) -> Path:
     try:
         if file:
             return Path(huggingface_hub.hf_hub_download(f"{org}/{model}", file[0]))
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, ignore_patterns=SUPERFLUOUS))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, ignore_patterns=SUPERFLUOUS))
     except Exception as error:  # huggingface_hub's, the HTTP library's, and parsers' of broken answers
         reason = " ".join(str(error).split())[:300]
         raise FastllmError(
             f"there is no file or folder {name}, and it could not be fetched from Hugging Face's hub; got "
             f"{type(error).__name__}: {reason}; check the spelling, or the connection"
         ) from None
+    if needs_weights and not any(folder.glob("*.safetensors")):
+        raise FastllmError(
+            f"{name} on Hugging Face's hub must hold safetensors; got none; if it has GGUF files, name one: "
+            f"{name}/file.gguf"
+        )
+    return folder

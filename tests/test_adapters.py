@@ -384,7 +384,8 @@ def test_names_on_the_hub(base, monkeypatch):
     folder, adapter, expected = base
     asked = []
 
-    def download(name):
+    def download(name, needs_weights=True):
+        assert needs_weights
         asked.append(name)
         return folder if name == "org/base" else adapter
 

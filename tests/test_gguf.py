@@ -120,6 +120,8 @@ def test_generation(path):
     assert open_model(path).generation == {
         "end_ids": (2, 4), "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.5
     }  # fmt: skip
+    path.write_bytes(model_file({**LLAMA, "general.sampling.top_k": ("i32", -1)}))  # from a folder that says so
+    assert open_model(path).generation == {"end_ids": (2,), "top_k": 0}
 
 
 @pytest.mark.parametrize("kind", KINDS)

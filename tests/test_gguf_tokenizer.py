@@ -302,6 +302,7 @@ def test_ids():
     assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     assert tokenizer_from_gguf(LLAMA | {G + "add_bos_token": False}).begin_id is None
     assert tokenizer_from_gguf(LLAMA | {G + "eot_token_id": 1}).end_ids == {1, 2}
+    assert tokenizer_from_gguf(LLAMA | {"tokenizer.chat_template": ""}).chat_template is None  # as in llama.cpp
     with pytest.raises(NotImplementedError):
         SentencePieceTokenizer.build(["a"])
 

@@ -1,13 +1,17 @@
 """Models by name: what is asked of huggingface_hub, and what is said where it can't help."""
 
 import builtins
+import shutil
 import sys
 
+import converting
 import pytest
 
 import fastllm
 from fastllm import hub
+from fastllm.checkpoint import load_its_tokenizer
 from fastllm.errors import FastllmError
+from fastllm.formats import open_model
 
 
 @pytest.fixture
@@ -44,6 +48,27 @@ def test_a_name_where_there_is_no_such_folder(asked, tiny_model):
 def test_a_file_of_a_model(asked, tmp_path):
     assert hub.download("org/model/some-Q8_0.gguf") == tmp_path / "kept" / "some-Q8_0.gguf"
     assert asked == [("org/model", "some-Q8_0.gguf")]
+
+
+def test_a_repository_without_safetensors(asked, tmp_path, tokenizer):
+    """As those of GGUF files or pickles; what has been downloaded of it says nothing about the reason."""
+    (tmp_path / "kept" / "model.safetensors").unlink()
+    message = r"org/model on .* must hold safetensors; got none; if it has GGUF files, name one: org/model/file\.gguf"
+    with pytest.raises(FastllmError, match=message):
+        fastllm.load("org/model")
+    assert load_its_tokenizer("org/model").tokens == tokenizer.tokens
+    shutil.rmtree(tmp_path / "kept")  # where nothing of it was asked for, there is no folder
+    with pytest.raises(FastllmError, match=message):
+        fastllm.load("org/model")
+
+
+def test_converting_a_model_by_name_without_its_tokenizer(asked, tmp_path):
+    shutil.rmtree(tmp_path / "kept")
+    model, _ = converting.own(tmp_path / "kept")
+    (tmp_path / "kept" / "tokenizer.json").unlink()
+    assert converting.convert("org/model", "model.gguf") == 1
+    assert converting.convert("org/model", "model.gguf", "--no-tokenizer") == 0
+    assert open_model(tmp_path / "model.gguf").config.hidden == model.config.hidden
 
 
 def test_a_folder_of_that_name_goes_first(asked, tmp_path, tiny_model, tokenizer):

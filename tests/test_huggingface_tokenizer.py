@@ -27,6 +27,7 @@ from tiny_tokenizers import (
 )
 
 from fastllm import FastllmError
+from fastllm.dialogue import prompt_tokens
 from fastllm.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from fastllm.tokenizers.huggingface_document import added_tokens, check_growth, vocabulary_of
 
@@ -297,13 +298,34 @@ def test_added_tokens_that_a_normalizer_changes_are_decoded_as_the_package_does(
     assert size in ids
 
 
-def test_special_tokens_with_names_of_their_own():
-    """Which a chat template knows them by."""
-    extra = {"boi_token": "<|im_start|>", "tool_token": {"content": "<tool>"}}
-    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "extra_special_tokens": extra})
-    assert made.special_tokens["boi_token"] == "<|im_start|>"
-    assert made.special_tokens["tool_token"] == "<tool>"
-    assert made.id_of("<tool>") in made.control_ids
+OWN_NAMES = {"boi_token": "<|im_start|>", "tool_token": {"__type": "AddedToken", "content": "<tool>"}}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"extra_special_tokens": {**OWN_NAMES, "tool_token": "<tool>"}},
+        {"model_specific_special_tokens": {**OWN_NAMES, "tool_token": "<tool>"}},
+        {**OWN_NAMES, "add_bos_token": False},
+    ],
+)
+def test_special_tokens_with_names_of_their_own(said, tmp_path):
+    """By which a chat template knows them, wherever transformers writes them."""
+    transformers = pytest.importorskip("transformers")
+    template = "{% for message in messages %}{{ boi_token + message.content + tool_token }}{% endfor %}"
+    write_folder(tmp_path, byte_level(), **{**SETTINGS, "chat_template": template}, **said)
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    original.save_pretrained(tmp_path / "again")
+    messages = [{"role": "user", "content": "the <tool>"}]
+    for folder in (tmp_path, tmp_path / "again"):
+        made = load_tokenizer(folder)
+        assert made.special_tokens == {
+            "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "boi_token": "<|im_start|>", "tool_token": "<tool>"
+        }  # fmt: skip
+        tool = original.convert_tokens_to_ids("<tool>")
+        assert tool in made.control_ids
+        assert prompt_tokens(made, messages) == [1, *made.encode("the <tool>"), tool]
+        assert original.apply_chat_template(messages)["input_ids"] == [1, *made.encode("the "), tool, tool]
 
 
 @pytest.mark.parametrize("prefix", [True, False])

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from refusals import refusal
 from tiny_tokenizers import (
     HARD_TEXTS,
+    LLAMA,
     SETTINGS,
     TEMPLATE,
     added,
+    byte_fallback,
     byte_level,
+    write_folder,
 )
 
 import fastllm
@@ -138,14 +141,30 @@ def test_where_a_chat_template_stands(files, template, tmp_path):
     assert (again.chat_template, again.template_names) == (template, tokenizer.template_names)
 
 
+@pytest.mark.parametrize("maker", ["CodeLlamaTokenizer", "GPTNeoXTokenizerFast", "TokenizersBackend", None])
+def test_the_class_that_follows_the_file_is_written_whatever_it_was(maker, tmp_path):
+    """Some classes make their steps anew; transformers 4 lacks TokenizersBackend; for null, the model's is taken."""
+    transformers = pytest.importorskip("transformers")
+    ours = HuggingFaceTokenizer(json.loads(byte_fallback().to_str()), {**LLAMA, "tokenizer_class": maker})
+    ours.save_into(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in HARD_TEXTS:
+        assert original(text, add_special_tokens=False).input_ids == ours.encode_template(text).tolist()
+
+
 @pytest.mark.parametrize("said", [{}, {"padding_side": "right"}])
-@pytest.mark.parametrize("maker", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    "maker",
+    ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizerFast", "GemmaTokenizer", "PreTrainedTokenizerFast"],
+)
 def test_the_side_of_padding_stays(said, maker, tmp_path):
     """Llama's class pads on the left; a batch padded on the right would be continued after its padding."""
     transformers = pytest.importorskip("transformers")
     settings = {**SETTINGS, **said, "tokenizer_class": maker}
     HuggingFaceTokenizer(json.loads(byte_level().to_str()), settings).save_into(tmp_path)
-    its_class = "left" if maker.startswith("Llama") else "right"
+    its_class = "right" if maker == "PreTrainedTokenizerFast" else "left"
     assert getattr(transformers, maker).padding_side == its_class
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == said.get("padding_side", its_class)
 
@@ -156,6 +175,15 @@ def test_several_chat_templates_are_kept(tmp_path):
     made.save_into(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"] == templates
     assert load_tokenizer(tmp_path).chat_template == "A"
+
+
+@pytest.mark.parametrize("template", ["", [{"name": "default", "template": ""}]])
+def test_an_empty_chat_template_is_none(template):
+    """It would make an empty prompt."""
+    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": template})
+    assert made.chat_template is None
+    with pytest.raises(DataError, match="to chat, "):
+        check_speakers(made)
 
 
 def test_several_chat_templates_none_of_them_the_default():
@@ -182,7 +210,7 @@ def test_added_tokens_json(tmp_path):
     tokenizer, original = load_tokenizer(tmp_path), type(original).from_pretrained(tmp_path)
     assert tokenizer.encode_template(text).tolist() == original(text).input_ids
     assert (tokenizer.id_of("<pad>"), tokenizer.id_of("cat"), tokenizer.id_of("<sep>")) == (380, 381, 382)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": 5}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"unk_token": 5}))
     with pytest.raises(FormatError, match="a special token must be a text; got 5"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
@@ -195,6 +223,21 @@ def test_special_tokens_map(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
     assert load_tokenizer(tmp_path).end_id == 2
+
+
+@pytest.mark.parametrize("said", ["<|endoftext|>", ""])
+@pytest.mark.parametrize("wins", [True, False])
+def test_special_tokens_that_two_files_disagree_about(said, wins, tmp_path):
+    """As where a chat model was saved into the folder of its base model."""
+    transformers = pytest.importorskip("transformers")
+    decoder = {} if wins else {"added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}}
+    write_folder(tmp_path, byte_level(), eos_token=said, pad_token=said, additional_special_tokens=["<a>"], **decoder)
+    more = {"eos_token": "<|im_end|>", "pad_token": None, "additional_special_tokens": ["<b>"]}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(more))
+    tokenizer = load_tokenizer(tmp_path)
+    original = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.special_tokens.get("eos_token", "") == original.eos_token == ("<|im_end|>" if wins else said)
+    assert tokenizer.tokens[-1] == original.convert_ids_to_tokens(380) == "<a>"
 
 
 def test_load_tokenizer_opens_folders_of_ours_and_of_llama2c(tmp_path, shared_data):

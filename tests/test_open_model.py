@@ -225,7 +225,7 @@ def test_options_that_fastllm_lacks_are_named(tmp_path):
     ("name", "value"),
     [
         ("max_new_tokens", 0), ("stop_strings", ["a", ""]), ("typical_p", 1.5), ("length_penalty", 20),
-        ("early_stopping", 1), ("forced_eos_token_id", 0), ("top_h", 0.4),
+        ("early_stopping", 1), ("forced_eos_token_id", 0), ("top_h", 0.4), ("max_new_tokens", 10**30),
     ],
 )  # fmt: skip
 def test_options_that_fastllm_can_not_take_are_passed_over(tmp_path, name, value):
@@ -239,7 +239,8 @@ def test_options_that_fastllm_can_not_take_are_passed_over(tmp_path, name, value
     [
         ({"temperature": -1}, "temperature as a number >= 0; got -1"),
         ({"temperature": "hot"}, "temperature as a number >= 0; got 'hot'"),
-        ({"top_k": 2.5}, "top_k as a whole number >= 0; got 2.5"),
+        ({"top_k": 2.5}, "top_k as a whole number >= 0, of at most 64 bits; got 2.5"),
+        ({"top_k": 1 << 63}, "top_k as a whole number >= 0, of at most 64 bits; got 9223372036854775808"),
         ({"top_p": 0}, "top_p as a number > 0 and <= 1; got 0"),
         ({"min_p": True}, "min_p as a number from 0 to 1; got True"),
         ({"repetition_penalty": [1]}, "repetition_penalty as a number from 1e-30 to 1e30; got [1]"),

@@ -64,7 +64,7 @@ def test_added_tokens_that_the_model_has_no_rows_for(folder, where):
     else:
         entries = json.loads((folder / where).read_text())["added_tokens"]
         change(folder / where, added_tokens=[*entries, {"id": size, **PAD}])
-    change(settings, pad_token="<pad>", extra_special_tokens={"image_token": "<pad>"})
+    change(settings, pad_token="<pad>", extra_special_tokens={"image_token": "<pad>"}, fill_token="<pad>")
     with pytest.warns(UserWarning, match="tokens that the model has no rows for are left out: '<pad>'"):
         model, tokenizer = fastllm.load(folder, backend="numpy")
     assert (tokenizer.tokens, tokenizer.control_ids) == (before.tokens, before.control_ids)

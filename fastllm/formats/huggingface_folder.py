@@ -135,8 +135,6 @@ def read_generation(
         options["top_k"] = top_k if options["top_k"] is None else options["top_k"]
     unused = [name for name in UNUSED if fields.get(name) and not (name in OFF_AT_ONE and fields[name] == 1)]
     unused += [name for name in UNUSED_IDS if fields.get(name) is not None]
-    if options["top_k"] == -1:  # some files write "no limit" so
-        options["top_k"] = 0
     for name in LENIENT:
         if options[name] is not None and not RANGES[name][0](options[name]):
             unused.append(OPTIONS[name])

@@ -66,8 +66,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _are_texts(value: Any) -> bool:
@@ -78,12 +78,12 @@ def _are_texts(value: Any) -> bool:
 # Generation option -> whether a value is valid, and the rule for messages.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda value: _is_number(value) and 0 <= value <= sys.float_info.max, "a number >= 0"),
-    "top_k": (_is_id, "a whole number >= 0"),
+    "top_k": (_is_whole, "a whole number >= 0, of at most 64 bits"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
     "typical_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number > 0 and <= 1"),
     "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "repetition_penalty": (lambda value: _is_number(value) and 1e-30 <= value <= 1e30, "a number from 1e-30 to 1e30"),
-    "max_tokens": (lambda value: _is_id(value) and value > 0, "a whole number > 0"),
+    "max_tokens": (lambda value: _is_whole(value) and value > 0, "a whole number > 0, of at most 64 bits"),
     "stop": (_are_texts, "a text or a list of them, none empty"),
     "length_penalty": (lambda value: _is_number(value) and -10 <= value <= 10, "a number from -10 to 10"),
     "early_stopping": (lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"'),
@@ -99,6 +99,8 @@ def generation_facts(path: Path, vocab_size: int, end_ids: list[Any], options: M
     for name, value in options.items():
         if value is None:
             continue
+        if name == "top_k" and value == -1:  # some files write "no limit" so
+            value = 0
         is_good, rule = RANGES[name]
         if not is_good(value):
             raise FormatError(f"{path} must give {name} as {rule}; got {brief(value)}; fix it")

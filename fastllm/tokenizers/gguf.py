@@ -183,7 +183,7 @@ class _Fields:
         value = self._metadata.get(TEMPLATE)
         if value is not None and not isinstance(value, (str, bytes)):
             raise FormatError(f"{TEMPLATE} must be a text; got {brief(value)}; copy the GGUF file again")
-        return None if value is None else self._decoded("chat_template", value)
+        return self._decoded("chat_template", value) if value else None  # as in llama.cpp, "" is none
 
     def special(self, tokens: list[str]) -> dict[str, int]:
         """Name in chat templates, such as "bos_token" -> id."""

@@ -4,7 +4,7 @@ The files of a tokenizer in a model's folder:
 
     tokenizer.json           vocabulary, merges, added tokens, steps that normalise, split and decode
     tokenizer_config.json    which tokens begin and end a text, more added tokens, the chat template
-    special_tokens_map.json  the same tokens again, in older folders
+    special_tokens_map.json  the same tokens again, in older folders; if they differ, these count there
     added_tokens.json        ids of tokens added to the vocabulary, in older folders
     chat_template.jinja      the chat template, in newer folders; further ones in additional_chat_templates
     generation_config.json   the tokens that end an answer, if there are several
@@ -40,6 +40,7 @@ from .huggingface_document import (
     BYTE_LEVEL,
     CONFIG,
     NAMED,
+    OBJECTS,
     added_tokens,
     begin_processor,
     chat_template_of,
@@ -89,6 +90,8 @@ MAKE_THEIR_SPLITTER = (*GPT2_CLASSES, "Qwen2Tokenizer", "Qwen2TokenizerFast")
 MAKE_THEIR_STEPS = ("LlamaTokenizer", "LlamaTokenizerFast")
 """Classes of transformers that take from tokenizer_config.json, not tokenizer.json, whether a space goes before a text.
 In version 5 some build all steps anew, so that ids differ from those of the file, also by the architecture."""
+PAD_LEFT = ("LlamaTokenizer", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer")
+"""Classes of transformers that pad on the left unless tokenizer_config.json says otherwise."""
 OF_THE_FILE = "PreTrainedTokenizerFast"
 """The class of transformers that uses tokenizer.json as it is."""
 
@@ -293,10 +296,10 @@ class HuggingFaceTokenizer(Tokenizer):
         document, settings = self.document, dict(self._settings)
         document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] not in dropped]
         settings.pop("added_tokens_decoder", None)  # the document has them all
-        for name in NAMED:
+        for name in (*NAMED, *more_special_tokens(settings)):
             if text_of(settings.get(name), name) in dropped:
                 del settings[name]
-        for name in ("additional_special_tokens", "extra_special_tokens"):
+        for name in ("additional_special_tokens", *OBJECTS):
             given = settings.get(name)
             if isinstance(given, list):
                 settings[name] = [value for value in given if text_of(value, name) not in dropped]
@@ -310,11 +313,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save_into(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json, for transformers.AutoTokenizer too. Raises OSError."""
-        settings = {"tokenizer_class": OF_THE_FILE, **self._settings, "eos_token": self.end_token}
-        maker = settings["tokenizer_class"]
-        if maker in MAKE_THEIR_STEPS + MAKE_THEIR_SPLITTER:
-            settings["tokenizer_class"] = OF_THE_FILE
-        if maker in MAKE_THEIR_STEPS:  # default of that class
+        settings = {**self._settings, "tokenizer_class": OF_THE_FILE, "eos_token": self.end_token}
+        if str(self._settings.get("tokenizer_class")).removesuffix("Fast") in PAD_LEFT:
             settings.setdefault("padding_side", "left")
         settings.pop("name_or_path", None)
         if self._given_ends:
@@ -361,8 +361,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with the special tokens and chat templates in the files beside it."""
     settings: dict[str, Any] = _read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if (folder / SPECIAL_MAP).is_file():
+        wins = "added_tokens_decoder" not in settings  # as in transformers
         for name, value in _read_object(folder / SPECIAL_MAP).items():
-            if settings.get(name) is None:
+            if settings.get(name) is None or (wins and value and name.endswith("_token")):
                 settings[name] = value
     default = folder / TEMPLATE
     if default.is_file() or ("chat_template" not in settings and (folder / TEMPLATES).is_dir()):

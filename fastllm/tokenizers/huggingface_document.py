@@ -15,6 +15,8 @@ from .huggingface_decoder import BYTE_TOKEN
 
 CONFIG = "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+OBJECTS = ("model_specific_special_tokens", "extra_special_tokens")
+"""Objects of the model's own special tokens: name -> token. The second may be a list of tokens without names."""
 SEQUENCES = ("normalizers", "pretokenizers", "decoders")
 MOST_GROWTH = 3000
 """Limit of how many times longer steps may make a text. The bound for XLNet's is 2592."""
@@ -130,9 +132,18 @@ def special_texts(settings: Mapping[str, Any]) -> list[str]:
 
 
 def more_special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's own named special tokens (extra_special_tokens as an object): name in its chat template -> token."""
-    extra = settings.get("extra_special_tokens")
-    return {name: value for name, value in extra.items() if isinstance(name, str)} if isinstance(extra, dict) else {}
+    """The model's own named special tokens: name in its chat template -> token.
+
+    As in transformers 5, they have keys of their own that end in "_token", or are in objects.
+    """
+    named = {
+        name: value for name, value in settings.items()
+        if name.endswith("_token") and name not in NAMED and isinstance(value, (str, dict))
+    }  # fmt: skip
+    for key in OBJECTS:
+        if isinstance(extra := settings.get(key), dict):
+            named |= {name: value for name, value in extra.items() if isinstance(name, str)}
+    return named
 
 
 def text_of(value: object, name: str) -> str | None:
@@ -145,7 +156,10 @@ def text_of(value: object, name: str) -> str | None:
 
 
 def chat_template_of(value: object) -> tuple[str | None, list[str]]:
-    """The chat template in settings, of several the one named "default"; and the sorted names, [] for a single one."""
+    """The chat template in settings, of several the one named "default"; and the sorted names, [] for a single one.
+
+    An empty template counts as none, as in llama.cpp.
+    """
     names: list[str] = []
     if isinstance(value, list):
         entries = [(entry.get("name"), entry.get("template")) for entry in value if isinstance(entry, dict)]
@@ -162,7 +176,7 @@ def chat_template_of(value: object) -> tuple[str | None, list[str]]:
         "".join(text for text in texts if isinstance(text, str)).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"chat_template must be valid Unicode; got {error}; copy {CONFIG} again") from None
-    return value, names
+    return value or None, names
 
 
 def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:
