@@ -132,6 +132,23 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
+def naming_target(target: str | os.PathLike[str]) -> Iterator[None]:
+    """A block that writes what is to replace `target`: a system error names it, not a hidden file or none at all.
+
+    Errors without a number are our own, and complete.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        reason = os.strerror(error.errno)  # not error.strerror: that may be such a message on a file in a folder
+        raise OSError(
+            error.errno, f"{target} could not be written: {reason}; what was there before is untouched"
+        ) from error
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends, the file written there replaces `path`.
 
@@ -153,17 +170,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = real_path(path)
     temporary = work_path(path)
     try:
-        yield temporary
-        flush(temporary)
-        with suppress(OSError):
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None or os.fspath(error.filename) != os.fspath(temporary):
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(given)) from error
+        with naming_target(given):
+            yield temporary
+            flush(temporary)
+            with suppress(OSError):
+                shutil.copymode(path, temporary)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

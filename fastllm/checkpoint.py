@@ -458,13 +458,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     names = {dtype: name for name, dtype in ARRAYS.items() if name != "BF16"}  # which would be uint16
     tensors = [array_to_write(name, names[array.dtype], array) for name, array in arrays.items()]
-    try:
-        write_safetensors(path, tensors)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            error.errno, f"{path} could not be written: {reason}; what was there before is untouched"
-        ) from None
+    write_safetensors(path, tensors)
 
 
 def _write_json(path: Path, value: object) -> None:

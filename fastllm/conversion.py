@@ -174,30 +174,23 @@ def write(
     kind = kind_of(source, path, type)
     check_target(target, force)
     progress = _forgetting(source.weights, progress)
-    try:
-        if names_gguf(path):
-            metadata = _gguf_metadata(source, path.stem)
-            tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
-            make_parent(path)
-            write_gguf(path, source.config, source.weights, kind, tokens, metadata=metadata, progress=progress)
-        else:
-            assert kind is not None
-            files, begin_id = {}, None
-            if source.tokenizer is not None:
-                files, begin_id = _tokenizer_files(source.tokenizer), source.tokenizer.bos_id
-            write_huggingface(
-                path, source.config, source.weights, dtype=FOLDER_TYPES[kind],
-                generation={**source.generation, "end_ids": _ends(source)},
-                other_generation=with_begin(source.other_generation, begin_id), files=files, replace=force,
-                progress=progress,
-            )  # fmt: skip
-            _warn_of_class(source)
-    except OSError as error:
-        if isinstance(error, FileExistsError) or error.errno is None:  # its message is complete
-            raise
-        raise OSError(
-            error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
-        ) from error
+    if names_gguf(path):
+        metadata = _gguf_metadata(source, path.stem)
+        tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
+        make_parent(path)
+        write_gguf(path, source.config, source.weights, kind, tokens, metadata=metadata, progress=progress)
+    else:
+        assert kind is not None
+        files, begin_id = {}, None
+        if source.tokenizer is not None:
+            files, begin_id = _tokenizer_files(source.tokenizer), source.tokenizer.bos_id
+        write_huggingface(
+            path, source.config, source.weights, dtype=FOLDER_TYPES[kind],
+            generation={**source.generation, "end_ids": _ends(source)},
+            other_generation=with_begin(source.other_generation, begin_id), files=files, replace=force,
+            progress=progress,
+        )  # fmt: skip
+        _warn_of_class(source)
 
 
 def _forgetting(weights: Weights, progress: Progress | None) -> Progress:
