@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -95,6 +96,7 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParamet
 
     Returns the adapter's parameters, which can be trained further. Raises FileNotFoundError; FormatError for files
     that are damaged, of another model, or of a kind that fastllm lacks; FastllmError where a name can't be downloaded.
+    Warns if the adapter was trained on other weights than this model's, where its files tell.
     """
     path = Path(folder)
     if not path.exists() and is_hub_name(os.fspath(folder)):
@@ -102,6 +104,12 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParamet
     if not is_adapter(path) and is_adapter(path / "checkpoint"):
         path = path / "checkpoint"
     adapter = read_adapter(model.config, path)
+    if not is_of(path, model):
+        warnings.warn(
+            f"{folder}: the adapter was trained on other weights than this model's; load the model that it was trained "
+            "on, or train it again, unless this is the same model in another precision",
+            stacklevel=2,
+        )
     model.set_adapter(adapter)
     return adapter
 
