@@ -372,8 +372,9 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
     if not isinstance(progress, dict):
         raise FormatError(f"{folder / PROGRESS} must hold a JSON object; got {type(progress).__name__}; {ANOTHER}")
     if optimizer is not None:
+        state = read_arrays(folder / OPTIMIZER)
         try:
-            optimizer.load_state(read_arrays(folder / OPTIMIZER))
+            optimizer.load_state(state)
         except ValueError as error:
             raise FormatError(f"{folder / OPTIMIZER}: {error}") from None
     return progress
