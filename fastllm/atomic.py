@@ -161,7 +161,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.write_text("all or nothing")
     """
     if not is_replaced(given := Path(path)):
-        with tempfile.TemporaryDirectory() as folder:
+        with naming_target(given), tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / given.name
             yield temporary
             with temporary.open("rb") as new, _open_in_place(given) as there:

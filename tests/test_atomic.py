@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastllm.atomic import replacing
+from fastllm.atomic import replacing, write_text
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -53,6 +53,12 @@ def test_an_error_names_the_file_and_a_complete_message_stays(tmp_path: Path) ->
     for error in OSError(errno.EROFS, "x"), OSError(errno.EROFS, "x", str(tmp_path / ".inner.work.tmp")):
         assert fail(error) == f"[Errno {errno.EROFS}] {tmp_path / 'outer'} could not be written: {end}"
     assert fail(OSError("there is a rule; got this; do that")) == "there is a rule; got this; do that"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+def test_a_device_that_is_full_is_named() -> None:
+    with pytest.raises(OSError, match="/dev/full could not be written: No space left"):
+        write_text("/dev/full", "text")
 
 
 def test_what_can_not_be_removed_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
