@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ from .small_files import brief, read_json
 
 BASE = "fastllm.base"  # metadata key: checksum_of the base model that an adapter was trained with
 PICKLE = "adapter_model.bin"
+PUT_BACK = "put that back as it was, or start a new run"
 OUTSIDE = frozenset(("lm_head", "embed_tokens", "wte", "wpe"))  # modules outside the blocks
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 Arrays = dict[str, NDArray[np.float32]]
@@ -95,6 +97,7 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParamet
 
     Returns the adapter's parameters, which can be trained further. Raises FileNotFoundError; FormatError for files
     that are damaged, of another model, or of a kind that fastllm lacks; FastllmError where a name can't be downloaded.
+    Warns if the adapter was trained on other weights than this model's, where its files tell.
     """
     path = Path(folder)
     if not path.exists() and is_hub_name(os.fspath(folder)):
@@ -102,6 +105,12 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParamet
     if not is_adapter(path) and is_adapter(path / "checkpoint"):
         path = path / "checkpoint"
     adapter = read_adapter(model.config, path)
+    if not is_of(path, model):
+        warnings.warn(
+            f"{folder}: the adapter was trained on other weights than this model's; load the model that it was trained "
+            "on, or train it again, unless this is the same model in another precision",
+            stacklevel=2,
+        )
     model.set_adapter(adapter)
     return adapter
 
@@ -152,15 +161,17 @@ def read_adapter(
             parts = _split(config, place, a, b, given)
             if given and not math.isclose(addition.scale, given[0][1].scale, rel_tol=1e-5):
                 raise FormatError(
-                    f"{name} must have the scale {given[0][1].scale:g}, by the job's alpha; got {addition.scale:g}; "
-                    "start a new run"
+                    f"{name} must have the scale {given[0][1].scale:g}, by the job's [lora]; got {addition.scale:g}; "
+                    f"{PUT_BACK}"
                 )
             for ours, a_part, b_part in parts:
                 found[ours] = Addition(len(a_part), addition.scale) if additions is None else additions[ours]
                 arrays[f"{ours}.lora_a"], arrays[f"{ours}.lora_b"] = a_part, b_part
         if additions is not None and found.keys() != additions.keys():
             missing = [name for name in additions if name not in found]
-            raise FormatError(f"an adapter must have the job's maps; got none for {missing[:3]}; start a new run")
+            raise FormatError(
+                f"an adapter must have the maps of the job's [lora]; got none for {missing[:3]}; {PUT_BACK}"
+            )
     adapter = AdapterParameters(config, {name: found[name] for name in linear_maps(config) if name in found})
     for name, view in adapter.items():
         view[...] = arrays[name]
@@ -250,7 +261,8 @@ def _split(
     if given is not None:
         ranks = [addition.rank for _, addition in given]
         if sum(ranks) != len(a):
-            raise FormatError(f"{place.theirs} must be of rank {sum(ranks)}, by the job; got {len(a)}; start a new run")
+            rule = f"be of rank {sum(ranks)}" if given else "have no addition"
+            raise FormatError(f"{place.theirs} must {rule}, by the job's [lora]; got one of rank {len(a)}; {PUT_BACK}")
         begins = np.cumsum([0, *ranks])
         columns = {name: np.arange(begins[i], begins[i + 1]) for i, (name, _) in enumerate(given)}
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import itertools
 import json
@@ -133,6 +132,23 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
+def naming_target(target: str | os.PathLike[str]) -> Iterator[None]:
+    """A block that writes what is to replace `target`: a system error names it, not a hidden file or none at all.
+
+    Errors without a number are our own, and complete.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        reason = os.strerror(error.errno)  # not error.strerror: that may be such a message on a file in a folder
+        raise OSError(
+            error.errno, f"{target} could not be written: {reason}; what was there before is untouched"
+        ) from error
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends, the file written there replaces `path`.
 
@@ -145,7 +161,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.write_text("all or nothing")
     """
     if not is_replaced(given := Path(path)):
-        with tempfile.TemporaryDirectory() as folder:
+        with naming_target(given), tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / given.name
             yield temporary
             with temporary.open("rb") as new, _open_in_place(given) as there:
@@ -154,30 +170,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = real_path(path)
     temporary = work_path(path)
     try:
-        yield temporary
-        flush(temporary)
-        with suppress(OSError):
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None or os.fspath(error.filename) != os.fspath(temporary):
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(given)) from error
+        with naming_target(given):
+            yield temporary
+            flush(temporary)
+            with suppress(OSError):
+                shutil.copymode(path, temporary)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming_target(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Name what was to be written, instead of a temporary path or nothing, in an OSError raised in the block."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, FileExistsError) or error.errno in (None, errno.EBUSY):  # its message is complete
-            raise
-        raise OSError(
-            error.errno, f"{target} could not be written: {error.strerror or error}; what was there before is untouched"
-        ) from error
+        _remove(temporary)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

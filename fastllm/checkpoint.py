@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import adapters
-from .atomic import naming_target, real_path
+from .atomic import real_path
 from .config import ModelConfig
 from .errors import ConfigError, FormatError
 from .formats import OpenedModel, open_model
@@ -132,7 +132,7 @@ def save_tuned(
     target = real_path(directory)
     if not is_free(target, is_checkpoint):
         raise FileExistsError(f"{directory} must be new or a checkpoint; got something else; choose another folder")
-    with naming_target(directory), replacing_folder(target, is_checkpoint) as new:
+    with replacing_folder(target, is_checkpoint) as new:
         with model._lock:  # so that weights and moments are of the same update while another thread trains
             if model.adapter is not None:
                 adapters.write_adapter(new, model.config, model.adapter, model.origin, adapters.checksum_of(model))
@@ -375,8 +375,9 @@ def load_progress(path: str | os.PathLike[str], optimizer: Optimizer | None = No
     if not isinstance(progress, dict):
         raise FormatError(f"{folder / PROGRESS} must hold a JSON object; got {type(progress).__name__}; {ANOTHER}")
     if optimizer is not None:
+        state = read_arrays(folder / OPTIMIZER)
         try:
-            optimizer.load_state(read_arrays(folder / OPTIMIZER))
+            optimizer.load_state(state)
         except ValueError as error:
             raise FormatError(f"{folder / OPTIMIZER}: {error}") from None
     return progress

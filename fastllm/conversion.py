@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .adapters import is_adapter
-from .atomic import make_parent, naming_target, real_path
+from .atomic import make_parent, real_path
 from .checkpoint import load, located
 from .config import ModelConfig
 from .dialogue import end_ids
@@ -175,24 +175,23 @@ def write(
     kind = kind_of(source, path, type)
     check_target(target, force)
     progress = _forgetting(source.weights, progress)
-    with naming_target(target):
-        if names_gguf(path):
-            metadata = _gguf_metadata(source, path.stem)
-            tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
-            make_parent(path)
-            write_gguf(path, source.config, source.weights, kind, tokens, metadata=metadata, progress=progress)
-        else:
-            assert kind is not None
-            files, begin_id = {}, None
-            if source.tokenizer is not None:
-                files, begin_id = _tokenizer_files(source.tokenizer), source.tokenizer.bos_id
-            write_huggingface(
-                path, source.config, source.weights, dtype=FOLDER_TYPES[kind],
-                generation={**source.generation, "end_ids": _ends(source)},
-                other_generation=with_begin(source.other_generation, begin_id), files=files, replace=force,
-                progress=progress,
-            )  # fmt: skip
-            _warn_of_class(source)
+    if names_gguf(path):
+        metadata = _gguf_metadata(source, path.stem)
+        tokens = None if source.tokenizer is None else _gguf_tokenizer(source)
+        make_parent(path)
+        write_gguf(path, source.config, source.weights, kind, tokens, metadata=metadata, progress=progress)
+    else:
+        assert kind is not None
+        files, begin_id = {}, None
+        if source.tokenizer is not None:
+            files, begin_id = _tokenizer_files(source.tokenizer), source.tokenizer.bos_id
+        write_huggingface(
+            path, source.config, source.weights, dtype=FOLDER_TYPES[kind],
+            generation={**source.generation, "end_ids": _ends(source)},
+            other_generation=with_begin(source.other_generation, begin_id), files=files, replace=force,
+            progress=progress,
+        )  # fmt: skip
+        _warn_of_class(source)
 
 
 def _forgetting(weights: Weights, progress: Progress | None) -> Progress:

@@ -12,7 +12,6 @@ that stand for unknown words are never targets: a model would learn to say "<unk
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -428,10 +427,8 @@ def write_token_file(path: Path, text: str, tokenizer: Tokenizer) -> np.ndarray:
     tokens = np.concatenate(encoded) if encoded else np.empty(0, kind)
     if len(tokens) < 2:
         raise DataError(f"a text needs at least two tokens; got {len(tokens)}; give a longer text")
-    try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, tokens)
-    except OSError as error:  # if the disk is full, NumPy only says how many numbers it wrote
-        reason = error.strerror or f"{error}; is the disk full?"
-        raise OSError(error.errno or errno.ENOSPC, f"{path} could not be written: {reason}") from None
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        # Not np.save, which says how many numbers it wrote if the disk is full, and not why.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(tokens))
+        file.write(tokens.data)
     return np.load(path, mmap_mode="r")

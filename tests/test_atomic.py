@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastllm.atomic import replacing
+from fastllm.atomic import replacing, write_text
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -37,6 +38,38 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path, failure: BaseExcept
         write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_an_error_names_the_file_and_a_complete_message_stays(tmp_path: Path) -> None:
+    """A full disk's error names no file, a read-only one's the hidden file."""
+
+    def fail(error: OSError) -> str:
+        with pytest.raises(type(error)) as raised, replacing(tmp_path / "outer"), replacing(tmp_path / "inner"):
+            raise error
+        assert os.listdir(tmp_path) == []
+        return str(raised.value)
+
+    end = f"{os.strerror(errno.EROFS)}; what was there before is untouched"
+    for error in OSError(errno.EROFS, "x"), OSError(errno.EROFS, "x", str(tmp_path / ".inner.work.tmp")):
+        assert fail(error) == f"[Errno {errno.EROFS}] {tmp_path / 'outer'} could not be written: {end}"
+    assert fail(OSError("there is a rule; got this; do that")) == "there is a rule; got this; do that"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+def test_a_device_that_is_full_is_named() -> None:
+    with pytest.raises(OSError, match="/dev/full could not be written: No space left"):
+        write_text("/dev/full", "text")
+
+
+def test_what_can_not_be_removed_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only disk, where removing even a file that isn't there is refused."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ValueError, match="bad"), replacing(tmp_path / "file.txt"):
+        raise ValueError("bad")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX's")

@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 import safetensors.numpy
 from saved_models import load, rewrite_config, rewrite_theirs
 
 import fastllm
-from fastllm.checkpoint import CONFIG, GENERATION, WEIGHTS
+from fastllm.checkpoint import CONFIG, GENERATION, OPTIMIZER, WEIGHTS, load_progress
+from fastllm.errors import FormatError
 from fastllm.formats.safetensors_file import TensorToWrite, write_safetensors
 
 
@@ -86,3 +88,13 @@ def test_weights_of_bfloat16(saved, tiny_model):
         again = load(saved)[0].parameters.flat
         np.testing.assert_allclose(again, tiny_model.parameters.flat, rtol=2**-7, atol=1e-6)
         assert again.tobytes() != tiny_model.parameters.flat.tobytes()
+
+
+def test_an_optimizers_file_is_named_once(saved, tiny_model, tokenizer):
+    fastllm.save(saved, tiny_model, tokenizer, fastllm.Adam(tiny_model))
+    path = saved / OPTIMIZER
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:300]), path.unlink):
+        damage()
+        with pytest.raises(FormatError) as raised:
+            load_progress(saved, fastllm.Adam(tiny_model))
+        assert str(raised.value).count(OPTIMIZER) == 1

@@ -213,7 +213,24 @@ def test_a_disk_that_is_full_of_tokens(tmp_path, monkeypatch, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
-    assert ".tokens.npy could not be written: " in err
+    assert ".tokens.npy could not be written: File too large" in err
+    assert not any((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of file sizes are POSIX's")
+def test_a_disk_that_is_full_when_a_run_begins(tmp_path, monkeypatch, capsys):
+    import resource
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("some text to learn")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        status, _, err = run_here(capsys, "train", "text.txt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    assert "config.toml could not be written: File too large" in err
     assert not any((tmp_path / "runs").iterdir())
 
 

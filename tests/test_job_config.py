@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import tomllib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from training_jobs import make_job
 
+import fastllm
 from fastllm.errors import ConfigError
 from fastllm.training.config import JobConfig, PhaseConfig
 
@@ -28,6 +30,23 @@ def reread(config, folder):
 def test_a_full_job_comes_back(tmp_path, tokenizer):
     config = make_job(tmp_path, tokenizer=tokenizer)
     assert reread(config, tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adam", {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}),
+        ("adamw", {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}),
+        ("sgd", {"momentum": 0.9}),
+        ("lion", {"beta1": 0.9, "beta2": 0.99}),
+    ],
+)
+def test_an_optimizer_is_written_with_the_options_that_it_has(tmp_path, name, options):
+    config = job(optimizer={"name": name})
+    table = tomllib.loads(config.to_toml())["optimizer"]
+    assert table == {"name": name, **options, "weight_decay": 0.0, "max_norm": 1.0}
+    assert reread(config, tmp_path) == config
+    assert config.optimizer.make(fastllm.Model(fastllm.preset("nano", vocab_size=9, layers=1))).steps == 0
 
 
 LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -93,7 +112,11 @@ def test_every_field_is_written(tmp_path):
         ({"optimizer": {"beta1": 1.0}}, "beta1"),
         ({"optimizer": {"beta2": -1.0}}, "beta2"),
         ({"optimizer": {"eps": 0.0}}, "eps"),
-        ({"optimizer": {"momentum": 2.0}}, "momentum"),
+        ({"optimizer": {"name": "sgd", "momentum": 2.0}}, "momentum must be at least 0 and below 1; got 2.0"),
+        ({"optimizer": {"momentum": 0.9}}, "adamw takes no momentum; got 0.9; drop it"),
+        ({"optimizer": {"name": "sgd", "beta1": 0.9}}, "sgd takes no beta1"),
+        ({"optimizer": {"name": "sgd", "beta2": 0.9}}, "sgd takes no beta2"),
+        ({"optimizer": {"name": "lion", "eps": 1e-8}}, "lion takes no eps"),
         ({"optimizer": {"weight_decay": -1.0}}, "weight_decay"),
         ({"optimizer": {"max_norm": -1.0}}, "max_norm"),
         ({"optimizer": {"max_norm": "big"}}, "max_norm must be int or float; got 'big'"),

@@ -86,6 +86,14 @@ def test_each_line_of_progress_has_the_last_validation_loss(tmp_path, capsys):
     assert [", validation 1.500, " in line for line in lines] == [False, True, False]
 
 
+def test_no_time_is_left_of_a_phase_that_is_beyond_its_steps(tmp_path, capsys):
+    """As after config.toml was given fewer steps than the run has made."""
+    progress = Progress()
+    progress.begin(make_job(tmp_path).phases[0], 20, 10)
+    progress.log({"loss": 2.0, "accuracy": 0.5, "tokens_per_second": 1000.0, "step": 20})
+    assert ", 0 s left" in capsys.readouterr().err
+
+
 def test_a_vocabulary_size_beside_a_tokenizer_that_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("some words here " * 20)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -236,10 +237,34 @@ def test_a_checkpoint_of_another_job(tmp_path, known):
     path = tmp_path / "run" / "config.toml"
     given = path.read_text()
     path.write_text(given.replace("alpha = ", "alpha = 1"))
-    with pytest.raises(FormatError, match=r"must have the scale .*, by the job's alpha; got .*; start a new run"):
+    with pytest.raises(FormatError, match=r"must have the scale .*, by the job's \[lora\]; got .*; put that back"):
         Job.resume(tmp_path / "run")
     path.write_text(given.replace("rank = 3", "rank = 4"))
-    with pytest.raises(FormatError, match="must be of rank 4, by the job; got 3; start a new run"):
+    with pytest.raises(
+        FormatError, match=r"must be of rank 4, by the job's \[lora\]; got one of rank 3; put that back"
+    ):
+        Job.resume(tmp_path / "run")
+    path.write_text(re.sub("targets = .*", 'targets = ["query"]', given))
+    with pytest.raises(FormatError, match=r"must have no addition, by the job's \[lora\]; got one of rank 3"):
+        Job.resume(tmp_path / "run")
+    path.write_text(re.sub(r"\[lora\]\n(.+\n)+", "", given))
+    with pytest.raises(
+        ConfigError, match=r"a run must keep its \[lora\]; got none in config.toml, where there was one"
+    ):
+        Job.resume(tmp_path / "run")
+
+
+def test_a_run_of_all_parameters_that_is_given_an_adapter(tmp_path, known):
+    base, _, data = known
+    with pytest.raises(Interrupted):
+        Job.start(tmp_path / "run", tuning_job(tmp_path, base, None, data=data, validation=data)).train(
+            stop_at(None, 1)
+        )
+    path = tmp_path / "run" / "config.toml"
+    path.write_text(path.read_text().replace("[optimizer]", "[lora]\nrank = 3\n\n[optimizer]"))
+    with pytest.raises(
+        ConfigError, match=r"a run must keep its \[lora\]; got one in config.toml, where there was none"
+    ):
         Job.resume(tmp_path / "run")
 
 

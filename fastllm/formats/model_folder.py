@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from ..atomic import flush, make_parent, real_path, work_path
+from ..atomic import flush, make_parent, naming_target, real_path, work_path
 from . import peft
 from .huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
 
@@ -80,12 +80,13 @@ def replacing_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator
     make_parent(target)
     new = work_path(target)
     try:
-        new.mkdir()
-        yield new
-        _flush(new)
-        with one_at_a_time(target.parent):
-            _take_place(new, target, replaces)
-            _move_others(_old_path(target), target)
+        with naming_target(target):
+            new.mkdir()
+            yield new
+            _flush(new)
+            with one_at_a_time(target.parent):
+                _take_place(new, target, replaces)
+                _move_others(_old_path(target), target)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -193,7 +194,6 @@ def _take_place(new: Path, target: Path, replaces: Callable[[Path], bool]) -> No
             if is_held:
                 time.sleep(attempt * WAIT)
     raise OSError(
-        errno.EBUSY,
         f"{target} could not be replaced, as its files were in use each time: {reason.strerror or reason}; close what "
         "reads it (a model that was opened there does until unfreeze()), or choose another folder",
     )

@@ -126,20 +126,31 @@ class TokenizerConfig(_Table):
             _check(value is None or value >= 1, f"tokenizer: {name} must be 1 or more; got {value}; raise it")
 
 
+# The options of each optimizer besides weight_decay, with their defaults.
+_OPTIONS = {
+    "adam": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "adamw": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "sgd": {"momentum": 0.9},
+    "lion": {"beta1": 0.9, "beta2": 0.99},
+}
+
+
 @dataclass(frozen=True)
 class OptimizerConfig(_Table):
     """name: adam, adamw, sgd or lion.
 
-    beta2         None: 0.99 for lion, else 0.999
+    beta1, beta2  None: 0.9; 0.99 for lion, else 0.999. Not for sgd
+    eps           of adam and adamw; None: 1e-8
+    momentum      of sgd; None: 0.9
     weight_decay  of matrices only; must be 0 for adam
     max_norm      gradients are clipped to this global L2 norm; 0: no clipping
     """
 
     name: str = "adamw"
-    beta1: float = 0.9
+    beta1: float | None = None
     beta2: float | None = None
-    eps: float = 1e-8
-    momentum: float = 0.9
+    eps: float | None = None
+    momentum: float | None = None
     weight_decay: float = 0.0
     max_norm: float = 1.0
 
@@ -152,30 +163,33 @@ class OptimizerConfig(_Table):
             self.name != "adam" or not self.weight_decay,
             f"optimizer: adam takes no weight_decay; got {self.weight_decay}; use adamw",
         )
-        if self.beta2 is None:
-            object.__setattr__(self, "beta2", 0.99 if self.name == "lion" else 0.999)
-        for name in ("beta1", "beta2", "momentum"):
+        usual = _OPTIONS[self.name]
+        for name in ("beta1", "beta2", "eps", "momentum"):
             value = getattr(self, name)
-            _check(0 <= value < 1, f"optimizer: {name} must be at least 0 and below 1; got {value}; usual is 0.9")
+            if value is None:
+                object.__setattr__(self, name, usual.get(name))
+                continue
+            _check(name in usual, f"optimizer: {self.name} takes no {name}; got {value}; drop it")
+            if name == "eps":
+                _check(
+                    EPS[0] <= value <= EPS[1],
+                    f"optimizer: eps must be from {EPS[0]} to {EPS[1]}; got {value}; usual is 1e-8",
+                )
+            else:
+                _check(0 <= value < 1, f"optimizer: {name} must be at least 0 and below 1; got {value}; usual is 0.9")
         for name in ("weight_decay", "max_norm"):
             value = getattr(self, name)
             _check(value >= 0, f"optimizer: {name} must not be negative; got {value}; 0 turns it off")
-        _check(
-            EPS[0] <= self.eps <= EPS[1],
-            f"optimizer: eps must be from {EPS[0]} to {EPS[1]}; got {self.eps}; usual is 1e-8",
-        )
 
     def make(self, model: Any) -> Optimizer:
         """A new optimizer for a model."""
-        options: dict[str, Any] = {"weight_decay": self.weight_decay}
+        options: dict[str, Any] = {"weight_decay": self.weight_decay} if self.name != "adam" else {}
         if self.name == "sgd":
             options["momentum"] = self.momentum
         else:
             options["betas"] = (self.beta1, self.beta2)
         if self.name in ("adam", "adamw"):
             options["eps"] = self.eps
-        if self.name == "adam":
-            del options["weight_decay"]
         return OPTIMIZERS[self.name](model, **options)
 
 
@@ -263,7 +277,10 @@ class JobConfig(_Table):
         names = [phase.name for phase in self.phases]
         _check(len(set(names)) == len(names), f"phases must have different names; got {names}; rename one")
         _check(0 <= self.seed < 1 << 32, f"seed must be from 0 to 2^32 - 1; got {self.seed}; change it")
-        _check(self.checkpoint_seconds >= 0, f"checkpoint_seconds must not be negative; got {self.checkpoint_seconds}")
+        _check(
+            self.checkpoint_seconds >= 0,
+            f"checkpoint_seconds must not be negative; got {self.checkpoint_seconds}; 0 saves after each update",
+        )
         _check(self.backend in ("numba", "numpy"), f"backend must be numba or numpy; got {self.backend!r}; change it")
         _check("vocab_size" not in self.model, "vocab_size follows from the data; got one under [model]; leave it out")
         if "path" in self.model:

@@ -143,6 +143,12 @@ class Job:
             tokenizer, model = build(run.config, sources)
             return cls(run, model, tokenizer, sources)
         model, tokenizer = load(run.checkpoint, run.config.backend)
+        if (model.adapter is None) != (run.config.lora is None):
+            there, given = ("none", "one") if model.adapter is None else ("one", "none")
+            raise ConfigError(
+                f"a run must keep its [lora]; got {given} in {CONFIG}, where there was {there}; put that back as it "
+                "was, or start a new run"
+            )
         if run.config.lora is not None:  # as the optimizer's state has it, and to the bit
             additions = additions_of(model.config, run.config.lora)
             model.set_adapter(read_adapter(model.config, find_checkpoint(run.checkpoint), additions))

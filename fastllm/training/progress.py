@@ -53,7 +53,7 @@ class Progress:
         elif record["step"] >= self._next_line or record["step"] == self._steps:
             self._next_line = record["step"] + self._steps / LINES
             spent = time.monotonic() - self._began
-            left = spent / max(1, record["step"] - self._first) * (self._steps - record["step"])
+            left = spent / max(1, record["step"] - self._first) * max(0, self._steps - record["step"])
             print(
                 f"{self._phase.name}: step {record['step']}/{self._steps}, {_figures(record)}, {left:.0f} s left",
                 file=self._stream,

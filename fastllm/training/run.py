@@ -47,15 +47,20 @@ class Run:
         elif not path.is_dir() or any(path.iterdir()):  # looked at now: of new/.. one can't tell before
             hint = "add --resume to go on with it, or " if (path / CONFIG).is_file() else ""
             raise ConfigError(f"a new run needs an empty folder; {path} is in use; {hint}choose another with --run")
-        with replacing(path / CONFIG) as temporary:
-            temporary.write_bytes(data)
-        return cls(path, config)
+        run = cls(path, config)
+        try:
+            with replacing(path / CONFIG) as temporary:
+                temporary.write_bytes(data)
+        except BaseException:
+            run.discard()
+            raise
+        return run
 
     def discard(self) -> None:
         """Take back what `create` and the reading of data have written: the next attempt wants an empty folder."""
-        for path in [self.folder / CONFIG, *self.folder.glob(f"*{TOKENS}")]:
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else is in it
+        with contextlib.suppress(OSError):  # something else is in it, or it can't be written
+            for path in [self.folder / CONFIG, *self.folder.glob(f"*{TOKENS}")]:
+                path.unlink(missing_ok=True)
             self.folder.rmdir()
 
     @contextmanager
