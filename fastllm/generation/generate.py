@@ -12,7 +12,7 @@ GPT-2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,18 +70,27 @@ def stream_pieces(
     Closing the iterator frees the text's memory. Raises ConfigError for n > 1, which only `generate_batch` takes.
     """
     config = _resolve(model, tokenizer, config, options)
-    if config.n > 1:
-        raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
+    check_one(config)
     tokens = encode_prompt(tokenizer, prompt)
     if config.beams > 1:
-        prompt_ids, limit = fit(model, tokens, config)
-        return _best_beam_pieces(model, tokenizer, prompt_ids, limit, config)
+        return best_beam_pieces(model, tokenizer, *fit(model, tokens, config), config, before=tokens)
     engine = Engine(model, slots=1)
     [generation] = engine.submit(tokens, config)
-    return _pieces(engine, generation, Reader(generation, tokenizer, tokens))
+    return pieces_of(engine, generation, tokenizer, before=tokens)
 
 
-def _pieces(engine: Engine, generation: Generation, reader: Reader) -> Iterator[Piece]:
+def check_one(config: GenerationConfig) -> None:
+    """Raise ConfigError where several texts are asked for."""
+    if config.n > 1:
+        raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
+
+
+def pieces_of(engine: Engine, generation: Generation, tokenizer: Tokenizer, before: Iterable[int]) -> Generator[Piece]:
+    """The pieces of one of the engine's generations, which is closed together with this.
+
+    before  tokens that come before the text: they decide whether it begins with a space
+    """
+    reader = Reader(generation, tokenizer, before)
     try:
         while reader.finish_reason is None:
             if piece := reader.read():
@@ -205,14 +214,20 @@ def _beam_completions(
         yield completion(pieces, prompt.size, position, hypothesis.score)
 
 
-def _best_beam_pieces(
-    model: Model, tokenizer: Tokenizer, prompt: np.ndarray, limit: int, config: GenerationConfig
-) -> Iterator[Piece]:
-    yield from _hypothesis_pieces(tokenizer, prompt, _search(model, prompt, limit, config)[0])
+def best_beam_pieces(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    limit: int,
+    config: GenerationConfig,
+    before: Iterable[int],
+) -> Generator[Piece]:
+    """The best hypothesis in pieces; `before` as for pieces_of, `limit` in place of the config's max_tokens."""
+    yield from _hypothesis_pieces(tokenizer, before, _search(model, prompt, limit, config)[0])
 
 
-def _hypothesis_pieces(tokenizer: Tokenizer, prompt: np.ndarray, hypothesis: beam.Hypothesis) -> Iterator[Piece]:
-    decoder = Decoder(tokenizer, prompt)
+def _hypothesis_pieces(tokenizer: Tokenizer, before: Iterable[int], hypothesis: beam.Hypothesis) -> Iterator[Piece]:
+    decoder = Decoder(tokenizer, before)
     new: list[int] = []
     for token in hypothesis.tokens:
         new.append(token)
