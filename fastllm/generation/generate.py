@@ -247,7 +247,7 @@ def generate_tokens(
 ) -> Iterator[int]:
     """The token ids that follow `tokens` (N,), up to one of `end_ids`, which isn't yielded. Ignores stop strings.
 
-    sampler  continues from an earlier call, instead of a new one made from the seed
+    sampler  continues from an earlier call, instead of a new one made from the seed; it chooses by its own config
 
     Without `end_ids` no token ends the text. Errors as for `generate`, and ConfigError for n > 1; wrong arguments are
     reported here, not at the first token.
