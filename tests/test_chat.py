@@ -455,6 +455,19 @@ def test_options_change_between_answers():
     assert "".join(chat.ask("a?")) == first
 
 
+def test_a_models_default_that_contradicts_a_change_is_dropped():
+    model = TableModel(TOKENIZER.vocab_size, context=120)
+    model.generation_options = {"temperature": 0.7, "top_k": 5}
+    chat = Chat(model, TOKENIZER, max_tokens=4)
+    chat.change(beams=2)
+    assert (chat.config.beams, chat.config.temperature, chat.config.top_k) == (2, 0, 5)
+    chat.change(beams=1)
+    assert chat.config.temperature == 0.7
+    with pytest.raises(ValueError, match="beams above 1 need temperature=0"):
+        chat.change(beams=2, temperature=0.5)
+    assert (chat.config.beams, chat.config.temperature) == (1, 0.7)
+
+
 def test_an_answer_that_has_begun_keeps_its_options():
     model = TableModel(TOKENIZER.vocab_size, context=120, seed=2)
     options = {"max_tokens": 20, "temperature": 1.0, "end_ids": ()}

@@ -62,9 +62,8 @@ class Chat:
         self.tokenizer = tokenizer
         check_speakers(tokenizer)
         check_vocabulary(model, tokenizer)
-        given = GenerationConfig.of(config, options)
-        self._ends_given = "end_ids" in given.given and given.end_ids is not None
-        self.config = GenerationConfig.of(config, options, model.generation_options)
+        self._given = GenerationConfig.of(config, options)
+        self.config = GenerationConfig.of(self._given, {}, model.generation_options)
         self.system = system
         self._engine: Engine | None = None  # it remembers prompts, as the next one begins like the last
         self._generation: Generation | None = None
@@ -111,9 +110,8 @@ class Chat:
 
         Raises ValueError for an invalid option, and then changes nothing.
         """
-        self.config = GenerationConfig.of(self.config, options)
-        if "end_ids" in options:
-            self._ends_given = options["end_ids"] is not None
+        given = GenerationConfig.of(self._given, options)
+        self.config, self._given = GenerationConfig.of(given, {}, self.model.generation_options), given
         if "seed" in options:
             self._sampler = Sampler(self.config)
 
@@ -128,7 +126,7 @@ class Chat:
         """
         self._leave()
         ends = set(self.config.end_ids or ())
-        if not self._ends_given:
+        if self._given.end_ids is None:
             ends |= end_ids(self.tokenizer)
         prompt = self.prompt(question)
         config = GenerationConfig.of(self.config, {"end_ids": tuple(sorted(ends))})
