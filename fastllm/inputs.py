@@ -88,10 +88,15 @@ def check_cache(config: ModelConfig, cache: KVCache, dtype: np.dtype) -> None:
 def checked_slots(cache: KVCache, slots: ArrayLike | None, count: int) -> np.ndarray:
     """The slots (count,) of tokens; None: 0, 1, 2, ..."""
     chosen = np.arange(count, dtype=np.int32) if slots is None else int32_of(np.asarray(slots), "slots")
-    if chosen.shape != (count,) or chosen.min() < 0 or chosen.max() >= cache.slots:
+    if chosen.shape != (count,):
         raise ValueError(
-            f"slots must be {count} numbers from 0 to {cache.slots - 1}; got {chosen.tolist()[:40]}; "
-            "make a cache with more slots, or fewer texts at once"
+            f"slots must be {count} numbers here; got {chosen.size}; give one for each token of decode, or for each "
+            "stretch of prefill"
+        )
+    if chosen.min() < 0 or chosen.max() >= cache.slots:
+        raise ValueError(
+            f"slots must be from 0 to {cache.slots - 1}; got {chosen.tolist()[:40]}; "
+            "make a cache with more slots, or give fewer texts at once"
         )
     return chosen
 

@@ -274,6 +274,13 @@ def test_answers_that_did_not_end_by_themselves(options, is_cut):
     assert chat.is_cut(chat.turns[0]) == is_cut
 
 
+def test_rows_that_no_token_stands_for_are_no_stop_string():
+    model = TableModel(vocab_size=TOKENIZER.vocab_size + 1, context=64)
+    chat = Chat(model, TOKENIZER, max_tokens=3, stop="cd", logit_bias={TOKENIZER.vocab_size: 1000.0})
+    assert list(chat.ask("a?")) == []
+    assert chat.counts[1] == 3 and chat.is_cut(chat.turns[0])
+
+
 def test_an_answer_by_beams_that_did_not_end_by_itself():
     config = fastllm.preset("nano", vocab_size=TOKENIZER.vocab_size, width=16, hidden=16, layers=1, heads=2, context=32)
     never = dict.fromkeys(TOKENIZER.control_ids, -np.inf)
@@ -446,6 +453,33 @@ def test_options_change_between_answers():
     chat.reset()
     chat.change(temperature=1.0, max_tokens=12, seed=3)
     assert "".join(chat.ask("a?")) == first
+
+
+def test_a_models_default_that_contradicts_a_change_is_dropped():
+    model = TableModel(TOKENIZER.vocab_size, context=120)
+    model.generation_options = {"temperature": 0.7, "top_k": 5}
+    chat = Chat(model, TOKENIZER, max_tokens=4)
+    chat.change(beams=2)
+    assert (chat.config.beams, chat.config.temperature, chat.config.top_k) == (2, 0, 5)
+    chat.change(beams=1)
+    assert chat.config.temperature == 0.7
+    with pytest.raises(ValueError, match="beams above 1 need temperature=0"):
+        chat.change(beams=2, temperature=0.5)
+    assert (chat.config.beams, chat.config.temperature) == (1, 0.7)
+
+
+def test_an_answer_that_has_begun_keeps_its_options():
+    model = TableModel(TOKENIZER.vocab_size, context=120, seed=2)
+    options = {"max_tokens": 20, "temperature": 1.0, "end_ids": ()}
+    expected = "".join(Chat(model, TOKENIZER, **options).ask("a?"))
+    chat = Chat(model, TOKENIZER, **options)
+    answer = chat.ask("a?")
+    begun = next(answer)
+    chat.change(temperature=0.0)
+    assert begun + "".join(answer) == expected
+    greedy = Chat(model, TOKENIZER, **options | {"temperature": 0.0})
+    greedy.turns = list(chat.turns)
+    assert "".join(chat.ask("b?")) == "".join(greedy.ask("b?"))
 
 
 def test_a_chat_is_pickled_between_questions(tokenizer):

@@ -1,6 +1,5 @@
 """Checkpoints: bits come back, no failure loses the old one, no damaged file does more than raise an error."""
 
-import errno
 import os
 import re
 
@@ -156,11 +155,12 @@ def test_a_full_disk(saved, tiny_model, tokenizer, size):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(OSError, match=f"{re.escape(str(saved))} could not be written: File too large;") as raised:
+        with pytest.raises(
+            OSError, match=rf"^\[Errno \d+\] {re.escape(str(saved))} could not be written: File too large;"
+        ) as raised:
             fastllm.save(saved, changed(tiny_model), tokenizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert str(raised.value).startswith(f"[Errno {errno.EFBIG}] {saved} could")
     assert "\n" not in str(raised.value)
     assert weights_of(saved) == before
     assert os.listdir(saved.parent) == ["model"]

@@ -244,7 +244,7 @@ def test_help_on_a_terminal(monkeypatch):
 def test_options_change(capsys):
     question = "/reset\nWho are you?\n"
     assert piped(f"{question}/max_tokens 3\n{question}/max_tokens none\n{question}") == [MODEL, "I am a", MODEL]
-    assert piped("/temperature 0.5\n/temperature\n/top_k\n/top_p 0.25\n/top_p\n") == []
+    assert piped("/temperature 0.5\n/temperature\n/top_k\n/top_p\t0.25\n/top_p\n") == []
     assert capsys.readouterr().err.splitlines() == ["temperature is 0.5", "top_k is none", "top_p is 0.25"]
 
 
@@ -286,6 +286,13 @@ def test_save_tells_of_answers_that_were_cut(tmp_path, capsys):
     path = tmp_path / "talk.jsonl"
     piped(f"What is red?\nIs it far?\n/max_tokens none\nAnd blue?\n/save {path}\n", max_tokens=1)
     assert capsys.readouterr().err == f"added 3 turns to {path}; 2 answers were cut off: complete them there\n"
+
+
+def test_save_for_a_user_who_does_not_exist(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert piped("Is it far?\n/save ~nobody-of-this-name/talk.jsonl\nIs it far?\n", status=1) == [FAR, FAR]
+    assert "No such file or directory: '~nobody-of-this-name/talk.jsonl'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_stats_are_forgotten_with_the_answer(capsys):

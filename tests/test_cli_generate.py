@@ -267,9 +267,21 @@ def test_log_probabilities(checkpoint, capsys):
         logits = model.forward(np.array(text))[-1].astype(np.float64)
         logs = logits - np.log(np.exp(logits).sum())
         assert entry["logprob"] == pytest.approx(logs[entry["token"]], abs=1e-5)
-        assert entry["text"] == tokenizer.tokens[entry["token"]]
+        assert entry["text"].strip() == tokenizer.tokens[entry["token"]]
         assert [top["token"] for top in entry["top"]] == np.argsort(-logs)[:2].tolist()
         text.append(entry["token"])
+    assert "".join(entry["text"] for entry in line["logprobs"]) == line["text"]
+
+
+def test_log_probabilities_come_with_text_whatever_a_vocabulary_writes(tmp_path, capsys, ours):
+    config = fastllm.preset("nano", vocab_size=ours.vocab_size, width=8, hidden=12, layers=1, heads=2, context=16)
+    fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy"), ours)
+    assert generate(str(tmp_path / "model"), "a", "--logprobs", str(ours.vocab_size), "--max-tokens", "1") == 0
+    [line] = json_lines(capsys)
+    texts = {top["token"]: top["text"] for top in line["logprobs"][0]["top"]}
+    [word] = ours.encode(" the")
+    part, *_ = ours.encode("\u2603")  # bytes, as the corpus doesn't hold it
+    assert (texts[word], texts[part], texts[ours.end_id]) == (" the", "\ufffd", ours.tokens[ours.end_id])
 
 
 def test_lines_come_as_soon_as_their_texts_are_complete(checkpoint, monkeypatch):

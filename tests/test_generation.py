@@ -138,6 +138,9 @@ def test_an_error_of_stream_comes_at_the_call():
         stream(TableModel(), CHARACTERS, "a", top_p=0)
     with pytest.raises(ValueError, match="context of 8 tokens; got 9"):
         stream(TableModel(context=8), CHARACTERS, "a" * 9)
+    for beams in (1, 2):
+        with pytest.raises(ConfigError, match=r"logit_bias must be of token ids below 5; got 5; "):
+            generate_tokens(TableModel(), [1], logit_bias={5: 1.0}, beams=beams)
 
 
 # --- stop strings
@@ -352,6 +355,7 @@ def test_completions_come_in_order_and_as_soon_as_they_are_there():
         ("abc", {}, TypeError, "several strings; got the string 'abc'"),
         (["a"], {"n": 2}, ConfigError, "^n above 1 needs a temperature above 0"),
         (["a"], {"slots": 0}, ValueError, "slots must be from 1 to 32"),
+        (["a"], {"logit_bias": {99: 1.0}}, ConfigError, "^logit_bias must be of token ids below"),
         (["a"], {"topk": 3}, ConfigError, "did you mean 'top_k'"),
     ],
 )

@@ -293,6 +293,24 @@ def test_slots_that_are_not_there():
     assert cache.lengths.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda cache: cache.truncate(0, 1.5),
+        lambda cache: cache.release(0.0),
+        lambda cache: cache.copy(0, 0.5),
+        lambda cache: cache.reorder([0.0, 1.5, 2.0]),
+    ],
+)
+def test_slots_and_lengths_are_whole_numbers(use):
+    cache = fastllm.Model(CONFIG, backend="numpy").new_cache(3)
+    cache.reserve({0: 2})
+    cache.advance({0: 2})
+    with pytest.raises(TypeError, match=r"must be (a )?whole number"):
+        use(cache)
+    assert cache.lengths.tolist() == [2, 0, 0]
+
+
 def test_kernels_and_caches_agree_on_which_keys_stand_together():
     assert cached_rows.GROUP == kv_cache.GROUP
     assert kv_cache.PAGE % kv_cache.GROUP == 0

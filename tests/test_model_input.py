@@ -125,13 +125,15 @@ def test_wrong_size_of_a_cache(model, slots):
 
 def test_wrong_use_of_a_cache(model):
     cache = model.new_cache(2)
-    with raises(ValueError, "slots must be 3 numbers from 0 to 1"):
+    with raises(ValueError, "slots must be from 0 to 1"):
         model.prefill([[1], [2], [3]], None, cache)
     with raises(ValueError, "each slot once"):
         model.prefill([[1], [2]], None, cache, slots=[1, 1])
     model.prefill([[1, 2, 3], [4, 5, 6]], None, cache)
-    with raises(ValueError, "slots must be 1 numbers from 0 to 1"):
+    with raises(ValueError, "slots must be from 0 to 1"):
         model.decode([1], cache, slots=[2])
+    with raises(ValueError, "slots must be 1 numbers here; got 2; give one for each"):
+        model.decode([1], cache, slots=[0, 1])
     with raises(ValueError, "decode takes tokens"):
         model.decode([[1]], cache)
     with raises(ValueError, "got 19 at position 0"):

@@ -231,8 +231,7 @@ class _Session:
 
     def command(self, line: str) -> None:
         """Execute a line that begins with /. Errors are reported on stderr."""
-        name, _, argument = line.partition(" ")
-        argument = argument.strip()
+        name, argument = (*line.split(maxsplit=1), "")[:2]
         try:
             if argument and name in ("/reset", "/stats", "/help"):
                 raise DataError(f"{name} takes no argument; got {argument[:60]!r}; leave that out")
@@ -306,7 +305,7 @@ def _save(chat: Chat, name: str) -> str:
     turns = [turn for turn in chat.turns if turn[1]]  # empty answers would teach the model to say nothing
     if not turns:
         raise DataError("a conversation to save must have an answer; got none yet; ask something")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises RuntimeError for an unknown ~user
     if path.is_dir():
         raise DataError(f"/save needs the name of a file; got a folder; try /save {path / 'dialogues.jsonl'}")
     if path.suffix.lower() not in LINES_SUFFIXES:

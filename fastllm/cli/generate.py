@@ -8,7 +8,8 @@ several texts, --batch, --json or --logprobs, the output is JSON Lines, in the o
   {"prompt": 0, "text": "...", "tokens": [...], "finish_reason": "end", "prompt_tokens": 3}
 
 prompt counts from 0; finish_reason is "end" (an end token), "stop" (a stop string) or "length" (--max-tokens, or the
-context is full). --beams adds the "score", --logprobs N the log-probability of each token and N alternatives.
+context is full). --beams adds the "score", --logprobs N the log-probability of each token and N alternatives, each with
+the text that it adds, in which U+FFFD stands for a part of a character.
 
 examples:
   fastllm generate runs/shakespeare "ROMEO:" --max-tokens 200 --temperature 0.8
@@ -125,10 +126,20 @@ def _read_prompts(arguments: argparse.Namespace) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
+def _text_of(token: int, tokenizer: Tokenizer) -> str | None:
+    """What a token adds to a text that has begun (the first one may lose its space); None if it stands for nothing."""
+    if token >= tokenizer.vocab_size:
+        return None
+    stream = tokenizer.stream(skip_special=False)
+    stream.push(token)
+    stream.flush()
+    return stream.push(token) + stream.flush()
+
+
 def _json_line(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        text = tokenizer.tokens[token] if token < tokenizer.vocab_size else None
         # JSON has no -inf, the log-probability of an impossible token
+        text = _text_of(token, tokenizer)
         return {"token": token, "text": text, "logprob": logprob if math.isfinite(logprob) else None}
 
     line: dict[str, Any] = {

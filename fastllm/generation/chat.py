@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ from ..errors import DataError
 from ..tokenizers.base import check_text
 from .config import GenerationConfig
 from .engine import Engine, Generation, fit
-from .generate import check_kinds, check_vocabulary, generate_tokens
+from .generate import best_beam_pieces, check_kinds, check_one, check_vocabulary, pieces_of
 from .sampling import Sampler
-from .text import decode_pieces
+from .text import Piece
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -61,9 +62,8 @@ class Chat:
         self.tokenizer = tokenizer
         check_speakers(tokenizer)
         check_vocabulary(model, tokenizer)
-        given = GenerationConfig.of(config, options)
-        self._ends_given = "end_ids" in given.given and given.end_ids is not None
-        self.config = GenerationConfig.of(config, options, model.generation_options)
+        self._given = GenerationConfig.of(config, options)
+        self.config = GenerationConfig.of(self._given, {}, model.generation_options)
         self.system = system
         self._engine: Engine | None = None  # it remembers prompts, as the next one begins like the last
         self._generation: Generation | None = None
@@ -110,12 +110,10 @@ class Chat:
 
         Raises ValueError for an invalid option, and then changes nothing.
         """
-        self.config = GenerationConfig.of(self.config, options)
-        if "end_ids" in options:
-            self._ends_given = options["end_ids"] is not None
+        given = GenerationConfig.of(self._given, options)
+        self.config, self._given = GenerationConfig.of(given, {}, self.model.generation_options), given
         if "seed" in options:
             self._sampler = Sampler(self.config)
-        self._sampler.config = self.config
 
     def ask(self, question: str) -> Iterator[str]:
         """An iterator over the pieces of the answer.
@@ -128,22 +126,20 @@ class Chat:
         """
         self._leave()
         ends = set(self.config.end_ids or ())
-        if not self._ends_given:
+        if self._given.end_ids is None:
             ends |= end_ids(self.tokenizer)
         prompt = self.prompt(question)
         config = GenerationConfig.of(self.config, {"end_ids": tuple(sorted(ends))})
-        tokens: Iterator[int]
+        check_one(config)
         if config.beams > 1:
-            tokens = generate_tokens(self.model, prompt, config)
-            self._limit = fit(self.model, prompt, config)[1]
+            pieces = best_beam_pieces(self.model, self.tokenizer, *fit(self.model, prompt, config), config, before=[])
         else:
             if self._engine is None or self._engine.is_broken:
                 self._engine = Engine(self.model, slots=1, remembers=True)
+            self._sampler.config = config
             [self._generation] = self._engine.submit(prompt, config, self._sampler)
-            tokens = iter(self._generation)
-            self._limit = self._generation.limit
+            pieces = pieces_of(self._engine, self._generation, self.tokenizer, before=[])
         self.counts = (len(prompt), 0)
-        pieces = decode_pieces(self.tokenizer, [], self._counted(tokens), self.config.stop)
         answer = self._answer(question, pieces)
         self._asked = weakref.ref(answer)
         return answer
@@ -162,34 +158,20 @@ class Chat:
             self._generation.close()
         self._asked = self._generation = None
 
-    def _counted(self, tokens: Iterator[int]) -> Iterator[int]:
+    def _answer(self, question: str, pieces: Generator[Piece]) -> Generator[str]:
+        answer, finish_reason = "", None
         try:
-            for token in tokens:
-                self.counts = (self.counts[0], self.counts[1] + 1)
-                yield token
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    answer, finish_reason = answer + piece.text, piece.finish_reason
+                    self.counts = (self.counts[0], self.counts[1] + len(piece.tokens))
+                    if piece.text:
+                        yield piece.text
         finally:
-            if isinstance(tokens, Generator):
-                tokens.close()
-
-    def _answer(self, question: str, pieces: Iterator[str]) -> Generator[str]:
-        answer, is_whole = "", False
-        try:
-            for piece in pieces:
-                answer += piece
-                yield piece
-            is_whole = True
-        finally:
-            if answer or is_whole:
+            if answer or finish_reason is not None:
                 self.turns.append((question, answer))
-                if not is_whole or (self.counts[1] == self._limit and not self._has_stopped()):
+                if finish_reason not in ("end", "stop"):
                     self._cut.append(self.turns[-1])
-
-    def _has_stopped(self) -> bool:
-        """Whether a stop string ended the last answer, even if only the last token allowed completed it."""
-        if self._generation is None or not self.config.stop:
-            return False
-        text = self.tokenizer.decode(self._generation.tokens)
-        return any(stop in text for stop in self.config.stop)
 
     def prompt(self, question: str) -> list[int]:
         """The prompt's tokens for a question: as many of the last turns as fit, and the question.

@@ -35,7 +35,7 @@ from ..inputs import checked_tokens
 from ..interrupts import uninterrupted
 from .config import GenerationConfig
 from .prompt_lookup import draft
-from .sampling import Floats, Sampler, TokenLogprobs, token_logprobs
+from .sampling import Floats, Sampler, TokenLogprobs, check_bias, token_logprobs
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -98,10 +98,11 @@ class Engine:
         """Submit a request: `config.n` texts that follow tokens (N,). `step` makes them grow.
 
         config   its `stop` strings are ignored, and `end_ids` None means no end token
-        sampler  continues from an earlier request; only for n=1
+        sampler  continues from an earlier request, and chooses by its own config; only for n=1
 
         Raises ValueError for a prompt that is empty, longer than the context or has ids outside the vocabulary;
-        ConfigError for beams, and for several samples at temperature 0 or with a sampler.
+        ConfigError for beams, for several samples at temperature 0 or with a sampler, and for a logit_bias of an id
+        outside the vocabulary.
         """
         config = GenerationConfig() if config is None else config
         if not isinstance(config, GenerationConfig):
@@ -425,6 +426,7 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
 
 def fit(model: Model, tokens: Sequence[int] | np.ndarray, config: GenerationConfig) -> tuple[np.ndarray, int]:
     """The prompt (N,) int32 and how many tokens may follow it. Raises ValueError as Engine.submit."""
+    check_bias(config, model.config.vocab_size)
     prompt = np.asarray(tokens)
     if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
         fix = "give ids, which are whole numbers" if prompt.size else "start an empty text with the end token"

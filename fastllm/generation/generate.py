@@ -12,7 +12,7 @@ GPT-2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -71,19 +71,27 @@ def stream_pieces(
     Closing the iterator frees the text's memory. Raises ConfigError for n > 1, which only `generate_batch` takes.
     """
     config = _resolve(model, tokenizer, config, options)
-    if config.n > 1:
-        raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
+    check_one(config)
     tokens = encode_prompt(tokenizer, prompt)
     if config.beams > 1:
-        prompt_ids, limit = fit(model, tokens, config)
-        best = islice(_search(model, prompt_ids, limit, config), 1)
-        return (piece for hypothesis in best for piece in _hypothesis_pieces(tokenizer, prompt_ids, hypothesis))
+        return best_beam_pieces(model, tokenizer, *fit(model, tokens, config), config, before=tokens)
     engine = Engine(model, slots=1)
     [generation] = engine.submit(tokens, config)
-    return _pieces(engine, generation, Reader(generation, tokenizer, tokens))
+    return pieces_of(engine, generation, tokenizer, before=tokens)
 
 
-def _pieces(engine: Engine, generation: Generation, reader: Reader) -> Iterator[Piece]:
+def check_one(config: GenerationConfig) -> None:
+    """Raise ConfigError where several texts are asked for."""
+    if config.n > 1:
+        raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
+
+
+def pieces_of(engine: Engine, generation: Generation, tokenizer: Tokenizer, before: Iterable[int]) -> Generator[Piece]:
+    """The pieces of one of the engine's generations, which is closed together with this.
+
+    before  tokens that come before the text: they decide whether it begins with a space
+    """
+    reader = Reader(generation, tokenizer, before)
     try:
         while reader.finish_reason is None:
             if piece := reader.read():
@@ -207,8 +215,20 @@ def _beam_completions(
         yield completion(pieces, prompt.size, position, hypothesis.score)
 
 
-def _hypothesis_pieces(tokenizer: Tokenizer, prompt: np.ndarray, hypothesis: beam.Hypothesis) -> Iterator[Piece]:
-    decoder = Decoder(tokenizer, prompt)
+def best_beam_pieces(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    limit: int,
+    config: GenerationConfig,
+    before: Iterable[int],
+) -> Generator[Piece]:
+    """The best hypothesis in pieces; `before` as for pieces_of, `limit` in place of the config's max_tokens."""
+    yield from _hypothesis_pieces(tokenizer, before, next(_search(model, prompt, limit, config)))
+
+
+def _hypothesis_pieces(tokenizer: Tokenizer, before: Iterable[int], hypothesis: beam.Hypothesis) -> Iterator[Piece]:
+    decoder = Decoder(tokenizer, before)
     new: list[int] = []
     for token in hypothesis.tokens:
         new.append(token)
@@ -228,7 +248,7 @@ def generate_tokens(
 ) -> Iterator[int]:
     """The token ids that follow `tokens` (N,), up to one of `end_ids`, which isn't yielded. Ignores stop strings.
 
-    sampler  continues from an earlier call, instead of a new one made from the seed
+    sampler  continues from an earlier call, instead of a new one made from the seed; it chooses by its own config
 
     Without `end_ids` no token ends the text. Errors as for `generate`, and ConfigError for n > 1; wrong arguments are
     reported here, not at the first token.

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FastllmError
+from ..errors import ConfigError, FastllmError
 from .config import GenerationConfig
 
 Floats = NDArray[np.floating]
@@ -119,12 +119,8 @@ class Penalties:
         config = self.config
         out = check_logits(logits).copy()
         if config.logit_bias:
+            check_bias(config, out.size)
             ids = np.fromiter(config.logit_bias, np.int64)
-            if ids.max() >= out.size:
-                raise ValueError(
-                    f"logit_bias must be of token ids below {out.size}; got {ids.max()}; "
-                    "use ids of the model's vocabulary"
-                )
             out[ids] += np.fromiter(config.logit_bias.values(), out.dtype)
             if out.max() == -np.inf:
                 raise ValueError(
@@ -142,6 +138,15 @@ class Penalties:
             counts = np.fromiter(self.counts.values(), out.dtype)
             out[generated] -= config.presence_penalty + config.frequency_penalty * counts
         return out
+
+
+def check_bias(config: GenerationConfig, vocab_size: int) -> None:
+    """Raise ConfigError if logit_bias names a token that isn't in the vocabulary."""
+    largest_id = max(config.logit_bias, default=0)
+    if largest_id >= vocab_size:
+        raise ConfigError(
+            f"logit_bias must be of token ids below {vocab_size}; got {largest_id}; use ids of the model's vocabulary"
+        )
 
 
 def candidates(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -126,26 +126,3 @@ def completion(pieces: Sequence[Piece], prompt_tokens: int, prompt: int, score: 
         prompt=prompt,
         score=score,
     )
-
-
-def decode_pieces(
-    tokenizer: Tokenizer, before: Iterable[int], tokens: Iterable[int], stop: Sequence[str] = ()
-) -> Iterator[str]:
-    """The text of `tokens` in non-empty pieces, up to a stop string.
-
-    before  tokens that come before: they decide whether the text begins with a space
-
-    If `tokens` is a generator, it is closed together with this one.
-    """
-    decoder = Decoder(tokenizer, before, stop)
-    try:
-        for token in tokens:
-            if piece := decoder.push(token):
-                yield piece
-            if decoder.found:
-                return
-        if piece := decoder.flush():
-            yield piece
-    finally:
-        if isinstance(tokens, Generator):
-            tokens.close()

@@ -132,7 +132,7 @@ class KVCache:
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""
         self._check_slot(slot)
-        if not 0 <= length <= self.lengths[slot]:
+        if not 0 <= whole_number(length, "length") <= self.lengths[slot]:
             raise ValueError(
                 f"a slot is cut to at most the tokens it has, {self.lengths[slot]}; got {length}; give a length of "
                 "0 to that"
@@ -162,6 +162,8 @@ class KVCache:
     def reorder(self, indices: ArrayLike) -> None:
         """Let slot b hold what slot indices[b] held; indices (slots,) may repeat (beam search)."""
         order = np.asarray(indices)
+        if order.dtype.kind not in "iu":
+            raise TypeError(f"slots must be whole numbers; got {order.dtype}; give an array of int32")
         if order.shape != (self.slots,) or order.min() < 0 or order.max() >= self.slots:
             raise ValueError(
                 f"reorder takes {self.slots} slot numbers from 0 to {self.slots - 1}; got {order.tolist()}; "
@@ -178,7 +180,7 @@ class KVCache:
             self.pages[slot], self._held[slot], self.lengths[slot] = pages[source], held[source], lengths[source]
 
     def _check_slot(self, slot: int) -> None:
-        if not 0 <= slot < self.slots:
+        if not 0 <= whole_number(slot, "a slot") < self.slots:
             raise ValueError(f"a slot must be from 0 to {self.slots - 1}; got {slot}; make a cache with more slots")
 
     def _pages_of(self, length: int) -> int:
