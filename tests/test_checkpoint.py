@@ -155,9 +155,7 @@ def test_a_full_disk(saved, tiny_model, tokenizer, size):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(
-            OSError, match=rf"^\[Errno \d+\] {re.escape(str(saved))} could not be written: File too large;"
-        ) as raised:
+        with pytest.raises(OSError, match=f"{re.escape(str(saved))} could not be written: File too large;") as raised:
             fastllm.save(saved, changed(tiny_model), tokenizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
