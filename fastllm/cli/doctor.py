@@ -32,7 +32,8 @@ OPTIONAL = {
     "torch": "`fastllm bench peers` races it; transformers needs it",
     "tbb": "another threading layer, besides OpenMP",
 }
-OLDEST = {"numpy": (2, 0), "numba": (0, 61)}  # as in pyproject.toml
+# From this version on, and below that, as in pyproject.toml.
+VERSIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {"numpy": ((2, 0), ()), "numba": ((0, 61), (0, 69))}
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512vnni", "avxvnni", "neon", "sve")
 CHECKED = ("matmul", "attention_forward", "attention_backward")
 
@@ -99,10 +100,19 @@ def _versions(problems: list[Problem]) -> Iterator[Line]:
             problems.append(Problem(f"{name} is not installed", f"pip install {name}", is_broken=True))
             continue
         yield name, version
-        oldest = OLDEST.get(name, (0,))
-        if tuple(int(part) for part in version.split(".")[: len(oldest)]) < oldest:
-            wanted = ".".join(map(str, oldest))
-            problems.append(Problem(f"{name} {version} is too old", f"pip install '{name}>={wanted}'", is_broken=True))
+        if name in VERSIONS:
+            oldest, untried = VERSIONS[name]
+            given, fix = tuple(int(part) for part in version.split(".")[:2]), f"pip install '{required(name)}'"
+            if given < oldest:
+                problems.append(Problem(f"{name} {version} is too old", fix, is_broken=True))
+            elif untried and given >= untried:
+                problems.append(Problem(f"{name} {version} is newer than what fastllm has been tried with", fix))
+
+
+def required(name: str) -> str:
+    """What pip is asked for, such as "numpy>=2.0"."""
+    bounds = zip((">=", "<"), VERSIONS[name], strict=True)
+    return name + ",".join(f"{sign}{'.'.join(map(str, version))}" for sign, version in bounds if version)
 
 
 def _optional() -> Iterator[Line]:
