@@ -179,16 +179,18 @@ def _float(value: object) -> float:
         return math.inf
 
 
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= _float(value) < 1:
+def _fraction(name: str, value: float) -> float:
+    """The value, checked, as a Python float: for each other type of number, Numba would compile a kernel of its own."""
+    number = _float(value)
+    if not 0 <= number < 1:
         raise ValueError(f"{name} must be at least 0 and below 1; got {value}; usual are 0.9 to 0.999")
+    return number
 
 
-def _check_betas(betas: tuple[float, float]) -> None:
+def _checked_betas(betas: tuple[float, float]) -> tuple[float, float]:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers; got {betas}; usual are (0.9, 0.999)")
-    for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
-        _check_fraction(name, beta)
+    return _fraction("betas[0]", betas[0]), _fraction("betas[1]", betas[1])
 
 
 class AdamW(Optimizer):
@@ -211,10 +213,10 @@ class AdamW(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(model, weight_decay)
-        _check_betas(betas)
+        self.betas = _checked_betas(betas)
         if not EPS[0] <= _float(eps) <= EPS[1]:
             raise ValueError(f"eps must be from {EPS[0]} to {EPS[1]}; got {eps}; usual is 1e-8")
-        self.betas, self.eps = betas, float(eps)
+        self.eps = float(eps)
 
     def _options(self, weight_decay: float) -> tuple[float, ...]:
         return (*self.betas, self.eps, weight_decay, self.steps + 1)
@@ -239,8 +241,7 @@ class SGD(Optimizer):
 
     def __init__(self, model: Model, *, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         super().__init__(model, weight_decay)
-        _check_fraction("momentum", momentum)
-        self.momentum = momentum
+        self.momentum = _fraction("momentum", momentum)
 
     def _options(self, weight_decay: float) -> tuple[float, ...]:
         return self.momentum, weight_decay
@@ -258,8 +259,7 @@ class Lion(Optimizer):
 
     def __init__(self, model: Model, *, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(model, weight_decay)
-        _check_betas(betas)
-        self.betas = betas
+        self.betas = _checked_betas(betas)
 
     def _options(self, weight_decay: float) -> tuple[float, ...]:
         return *self.betas, weight_decay

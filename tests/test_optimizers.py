@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -285,6 +286,20 @@ def test_numbers_of_numpys():
     optimizer = fastllm.AdamW(model)
     optimizer.step(np.float16(1e-3), np.float32(0.5))  # warnings are errors
     assert optimizer.steps == 1
+
+
+@pytest.mark.parametrize("number", [np.float32, Fraction, int])
+def test_options_are_kept_as_pythons_floats(number):
+    """A kernel is compiled anew for each type of number, and can't be for some."""
+    given = number(0.5)
+    for optimizer in (
+        fastllm.AdamW(make_model(CONFIG, "numpy"), betas=(given, given)),
+        fastllm.SGD(make_model(CONFIG, "numpy"), momentum=given),
+        fastllm.Lion(make_model(CONFIG, "numpy"), betas=[given, given]),
+    ):
+        assert {type(option) for option in optimizer._options(0.0)} <= {float, int}
+        assert optimizer._options(0.0)[0] == float(given)
+        assert type(optimizer._options(0.0)[0]) is float
 
 
 @backends
