@@ -56,7 +56,8 @@ def _is_size(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 < int(value) < 1 << 31
 
 
-def _is_positive(value: object, smallest: float = 0.0, largest: float = sys.float_info.max) -> bool:
+def is_positive(value: object, smallest: float = 0.0, largest: float = sys.float_info.max) -> bool:
+    """Whether this is a number > smallest, and not above the largest."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:
@@ -163,7 +164,7 @@ class ModelConfig:
         for name, bounds in (("norm_eps", FLOAT32), ("rope_theta", ())):
             value = getattr(self, name)
             _require(
-                _is_positive(value, *bounds),
+                is_positive(value, *bounds),
                 f"{name} must be a finite number > 0{', as a float32 too' if bounds else ''}",
                 value,
                 "norm_eps is usually 1e-5, rope_theta 1e4",
@@ -223,7 +224,7 @@ class ModelConfig:
         )
         object.__setattr__(self, "dropout", float(self.dropout))
         _require(
-            self.initial_std is None or _is_positive(self.initial_std, *FLOAT32),
+            self.initial_std is None or is_positive(self.initial_std, *FLOAT32),
             "initial_std must be a finite number > 0, as a float32 too, or None",
             self.initial_std,
             "0.02 is GPT-2's",
@@ -252,7 +253,7 @@ class ModelConfig:
             _require(
                 isinstance(factors, list)
                 and len(factors) == self.head_size // 2  # type: ignore[operator]
-                and all(_is_positive(factor, *FLOAT32) for factor in factors),
+                and all(is_positive(factor, *FLOAT32) for factor in factors),
                 f"rope_scaling's factors must be a list of {self.head_size} / 2 finite numbers > 0",
                 factors,
                 "give one for each pair of columns",
@@ -261,7 +262,7 @@ class ModelConfig:
         for name in needed:
             value = scaling.get(name)
             _require(
-                _is_positive(value, *FLOAT32),
+                is_positive(value, *FLOAT32),
                 f"rope_scaling needs {name}, a finite number > 0",
                 value,
                 f"{kind} takes {', '.join(needed)}",

@@ -10,9 +10,20 @@ from operator import sub
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .config import ModelConfig, whole_number
+from .config import FLOAT32, ModelConfig, is_positive, whole_number
 from .layers.batch import Batch
 from .layers.kv_cache import KVCache
+
+
+def array_of(numbers: ArrayLike, what: str) -> np.ndarray:
+    """The numbers as an array. Raises ValueError for rows of different lengths, of which there is none."""
+    try:
+        return np.asarray(numbers)
+    except ValueError:
+        raise ValueError(
+            f"{what} must be one row or rows of equal length; got {numbers!r:.40}; join sequences of different "
+            "lengths to one row, and give starts"
+        ) from None
 
 
 def checked_tokens(config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
@@ -60,7 +71,7 @@ def checked_batch(config: ModelConfig, tokens: np.ndarray, starts: ArrayLike | N
 
 def checked_targets(config: ModelConfig, targets: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     """Targets for tokens of a shape, checked and flattened: the next id, or a negative number for none."""
-    given = np.asarray(targets)
+    given = array_of(targets, "targets")
     flat = int32_of(given, "targets")
     if given.shape != shape:
         raise ValueError(
@@ -76,6 +87,13 @@ def checked_targets(config: ModelConfig, targets: ArrayLike, shape: tuple[int, .
     if top < 0:
         raise ValueError("a batch needs at least one target >= 0; got none; leave this batch out")
     return flat
+
+
+def checked_normalizer(normalizer: float) -> float:
+    """What a sum of losses is divided by. Raises ValueError unless its inverse is a float32 > 0."""
+    if not is_positive(normalizer, *FLOAT32):
+        raise ValueError(f"normalizer must be a number > 0; got {normalizer!r:.40}; None takes the number of targets")
+    return float(normalizer)
 
 
 def check_cache(config: ModelConfig, cache: KVCache, dtype: np.dtype) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .config import ModelConfig
-from .inputs import check_cache, checked_batch, checked_seed, checked_slots, checked_targets, checked_tokens
+from .inputs import (
+    array_of,
+    check_cache,
+    checked_batch,
+    checked_normalizer,
+    checked_seed,
+    checked_slots,
+    checked_targets,
+    checked_tokens,
+)
 from .interrupts import uninterrupted
 from .layers.backend import Backend
 from .layers.batch import Batch
@@ -303,7 +311,7 @@ class Model(Shareable):
 
         keep  every layer keeps its activations, to be looked at, until the next call; else layers share memory
         """
-        ids = np.asarray(tokens)
+        ids = array_of(tokens, "tokens")
         batch = self._batch(ids, starts)
         logits = aligned((ids.size, self.config.vocab_size), self._backend.dtype)
         for part in batch.parts(ids.size if keep else ROWS_AT_ONCE):
@@ -313,7 +321,7 @@ class Model(Shareable):
     @in_turn
     def score(self, tokens: ArrayLike, targets: ArrayLike, starts: ArrayLike | None = None) -> Score:
         """Sum of losses, right answers and targets; no dropout."""
-        ids = np.asarray(tokens)
+        ids = array_of(tokens, "tokens")
         batch = self._batch(ids, starts)
         batch.set_targets(checked_targets(self.config, targets, ids.shape))
         score = Score()
@@ -341,16 +349,13 @@ class Model(Shareable):
 
         Raises ValueError for a normalizer or a seed out of range, too.
         """
-        ids = np.asarray(tokens)
+        ids = array_of(tokens, "tokens")
         batch = self._batch(ids, starts)
         if dropout_seed is not None:
             batch.dropout = np.array([checked_seed(dropout_seed, "dropout_seed"), 0], np.uint64)
         batch.set_targets(checked_targets(self.config, targets, ids.shape))
-        normalizer = float(batch.target_count if normalizer is None else normalizer)
-        if not 0 < normalizer < math.inf:
-            raise ValueError(f"normalizer must be a number > 0; got {normalizer}; None takes the number of targets")
-        score = Score()
-        gradients = self.gradients
+        normalizer = checked_normalizer(batch.target_count if normalizer is None else normalizer)
+        score, gradients = Score(), self.gradients
         if not accumulate:
             self._zero_sums(gradients)
         for part in batch.parts(ROWS_AT_ONCE):
@@ -413,7 +418,7 @@ class Model(Shareable):
         Up to 32 stretches at once, each gives the same bits as alone, in one piece or in several.
         """
         check_cache(self.config, cache, self._backend.dtype)
-        batch = self._batch(np.asarray(tokens), starts)
+        batch = self._batch(array_of(tokens, "tokens"), starts)
         lengths = np.diff(batch.starts)
         chosen = checked_slots(cache, slots, len(lengths))
         if len(np.unique(chosen)) < len(chosen):
@@ -457,7 +462,7 @@ class Model(Shareable):
         Up to 32 tokens at once, each gives the same bits as alone.
         """
         check_cache(self.config, cache, self._backend.dtype)
-        ids = np.asarray(tokens)
+        ids = array_of(tokens, "tokens")
         if ids.ndim != 1:
             raise ValueError(f"decode takes tokens (N,), one for each slot named; got shape {ids.shape}; give a row")
         ids = checked_tokens(self.config, ids)

@@ -32,6 +32,7 @@ WRONG_TOKENS = [
     ("no rows", np.empty((0, 3), np.int32), None, ValueError, "at least one token"),
     ("one number", np.int32(3), None, ValueError, re.escape("got shape ()")),
     ("a cube", np.zeros((2, 2, 2), np.int32), None, ValueError, re.escape("got shape (2, 2, 2)")),
+    ("rows of different lengths", [[1, 2], [3]], None, ValueError, r"of equal length; got \[\[1, 2\], \[3\]\]; join"),
     ("too long", np.zeros(10, np.int32), None, ValueError, "context = 9 tokens; got 10"),
     ("too long a row", np.zeros((2, 10), np.int32), None, ValueError, "context = 9 tokens; got 10"),
     ("too long a sequence", np.zeros(12, np.int32), [0, 2, 12], ValueError, "context = 9 tokens; got 10"),
@@ -60,7 +61,11 @@ def test_wrong_tokens(model, tokens, starts, error, pattern):
 @pytest.mark.parametrize(
     ("options", "error", "pattern"),
     [
-        ({"normalizer": 0}, ValueError, "normalizer must be a number > 0; got 0.0"),
+        ({"normalizer": 0}, ValueError, "normalizer must be a number > 0; got 0;"),
+        ({"normalizer": "2"}, ValueError, "normalizer must be a number > 0; got '2'"),
+        ({"normalizer": [2]}, ValueError, "normalizer must be a number > 0; got .2."),
+        ({"normalizer": 1e-40}, ValueError, "normalizer must be a number > 0; got 1e-40"),  # 1 / it is no float32
+        ({"normalizer": 10**400}, ValueError, "normalizer must be a number > 0; got 1000"),
         ({"normalizer": float("nan")}, ValueError, "normalizer must be a number > 0; got nan"),
         ({"dropout_seed": -1}, ValueError, "dropout_seed must be from 0"),
         ({"dropout_seed": 0.5}, TypeError, "dropout_seed must be a whole number; got 0.5"),
@@ -86,6 +91,7 @@ WRONG_TARGETS = [
     ("too few", [1, 2], ValueError, re.escape("the shape (3,) of the tokens")),
     ("too many", [1, 2, 3, 4], ValueError, re.escape("the shape (3,) of the tokens")),
     ("another shape", [[1], [2], [3]], ValueError, re.escape("the shape (3,) of the tokens")),
+    ("rows of different lengths", [[1, 2], [3]], ValueError, "targets must be one row or rows of equal length"),
     ("all masked", [-1, -1, -1], ValueError, "at least one target"),
     ("floats", [1.0, 2.0, 3.0], TypeError, "whole numbers; got float64"),
 ]
@@ -157,6 +163,7 @@ def test_wrong_use_of_a_cache(model):
     [
         ({"backend": "torch"}, "backend must be 'numba' or 'numpy'; got 'torch'"),
         ({"dtype": np.float64}, "float32.*got float64"),
+        ({"dtype": "single precision"}, "dtype must be float32 or float64; got 'single precision'"),
         ({"backend": "numpy", "dtype": np.float16}, "float32 or float64; got float16"),
     ],
 )

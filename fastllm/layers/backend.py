@@ -38,7 +38,10 @@ class Backend:
     def __init__(self, name: str, head_size: int, width: int, dtype: DTypeLike = np.float32) -> None:
         if name not in BACKENDS:
             raise ValueError(f"backend must be 'numba' or 'numpy'; got {name!r}; choose one of them")
-        self.dtype = np.dtype(dtype)
+        try:
+            self.dtype = np.dtype(dtype)
+        except TypeError:
+            raise ValueError(f"dtype must be float32 or float64; got {dtype!r:.40}; choose one of them") from None
         if self.dtype not in ((np.float32,) if name == "numba" else (np.float32, np.float64)):
             raise ValueError(
                 f"backend 'numba' computes in float32, 'numpy' in float32 or float64; got {self.dtype}; "
