@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from .config import ModelConfig
 from .memory import aligned
@@ -157,10 +157,7 @@ class FlatParameters(Mapping[str, np.ndarray]):
         """
         check_shapes({name: view.shape for name, view in self.items()}, arrays)
         for name in self:
-            array = np.asarray(arrays[name])
-            if not np.issubdtype(array.dtype, np.floating):
-                raise ValueError(f"{name} must be floats; got {array.dtype}; is the file from another program?")
-            if not _is_finite(array):
+            if not _is_finite(_floats(name, arrays[name])):
                 raise ValueError(f"{name} must be finite; got NaN or infinity; the file is damaged: use another")
         for name, view in self.items():
             view[...] = arrays[name]
@@ -188,6 +185,14 @@ class FlatParameters(Mapping[str, np.ndarray]):
         return len(self._views)
 
 
+def _floats(name: str, values: ArrayLike) -> np.ndarray:
+    """A parameter's values as an array. Raises ValueError unless they are floats: whole numbers have a scale."""
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} must be floats; got {array.dtype}; is the file from another program?")
+    return array
+
+
 def _is_finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite as float32, which can't hold all float64 values."""
     with np.errstate(over="ignore"):
@@ -208,11 +213,11 @@ class FileParameters(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray | Packed]) -> None:
-        """Raises ValueError for a missing or unknown name or a wrong shape."""
+        """Raises ValueError for a missing or unknown name, a wrong shape, or an array of anything but floats."""
         shapes = shapes_of(config)
         check_shapes(shapes, arrays)
         self._arrays = {
-            name: array if isinstance(array, Packed) else np.ascontiguousarray(array, np.float32)
+            name: array if isinstance(array, Packed) else np.ascontiguousarray(_floats(name, array), np.float32)
             for name, array in ((name, arrays[name]) for name in shapes)
         }
 

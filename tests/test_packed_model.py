@@ -131,6 +131,8 @@ def test_wrong_weights():
         fastllm.Model(CONFIG, weights=weights | {name: short})
     with pytest.raises(ValueError, match="unknown: "):
         fastllm.Model(CONFIG, weights=weights | {"spare": short})
+    with pytest.raises(ValueError, match=f"{name} must be floats; got int8"):
+        fastllm.Model(CONFIG, weights=weights | {name: np.zeros((32, 64), np.int8)})
 
 
 def test_activations_of_layers_share_memory_unless_they_are_kept():
