@@ -122,6 +122,9 @@ def test_generation(path):
     }  # fmt: skip
     path.write_bytes(model_file({**LLAMA, "general.sampling.top_k": ("i32", -1)}))  # from a folder that says so
     assert open_model(path).generation == {"end_ids": (2,), "top_k": 0}
+    path.write_bytes(model_file({**LLAMA, "general.sampling.top_k": ("array", ("i32", [20, -1]))}))
+    with pytest.raises(FormatError, match="must give top_k as a whole number"):
+        open_model(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
