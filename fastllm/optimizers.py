@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
+from .config import FLOAT32
 from .interrupts import uninterrupted
 from .memory import aligned
 from .model import Model
@@ -67,7 +68,7 @@ class Optimizer:
                 f"an optimizer is made for a Model; got {type(model).__name__}; pass the model itself, and the "
                 "learning rate to step()"
             )
-        if not 0 <= _float(weight_decay) < math.inf:
+        if not 0 <= _float(weight_decay) <= FLOAT32[1]:
             raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay}; usual are 0 to 0.1")
         self.model = model
         self._trainable = model.trainable
@@ -100,7 +101,7 @@ class Optimizer:
         rate, scale = _float(learning_rate), _float(gradient_scale)
         if not 0 <= rate <= 1e30:
             raise ValueError(f"learning_rate must be a number >= 0; got {learning_rate!r:.40}; usual are 1e-5 to 1e-2")
-        if not math.isfinite(scale):
+        if not abs(scale) <= FLOAT32[1]:  # beyond, it is infinite in the kernel
             raise ValueError(f"gradient_scale must be a finite number; got {gradient_scale!r:.40}; are gradients NaN?")
         gradients = model.gradients
         decayed = parameters.decayed if self.weight_decay else 0

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "machine": {"errors"},
     "inputs": {"config", "layers"},
     "model": {"config", "inputs", "interrupts", "layers", "locking", "lora", "memory", "packed", "parameters"},
-    "optimizers": {"interrupts", "memory", "model"},
+    "optimizers": {"config", "interrupts", "memory", "model"},
     "quantize": {"kernels", "packed"},
     "small_files": {"errors"},
     "tokenizers": {"atomic", "config", "errors", "small_files"},

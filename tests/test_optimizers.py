@@ -145,7 +145,7 @@ def test_a_copy_goes_on_by_itself(kind, copied):
     assert step(optimizer, 1) == after
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1e39, "1", None])
 def test_a_scale_that_is_no_number_changes_nothing(scale):
     model = make_model(CONFIG, "numpy")
     optimizer, before = fastllm.AdamW(model), model.parameters.flat.tobytes()
@@ -237,6 +237,7 @@ def test_what_is_no_model():
     [
         (lambda m: fastllm.AdamW(m, weight_decay=-1), "weight_decay must be finite and not negative; got -1"),
         (lambda m: fastllm.SGD(m, weight_decay=np.nan), "weight_decay must be finite and not negative; got nan"),
+        (lambda m: fastllm.SGD(m, weight_decay=1e40), "weight_decay must be finite and not negative; got 1e[+]40"),
         (lambda m: fastllm.AdamW(m, betas=(1.0, 0.9)), r"betas\[0\] must be at least 0 and below 1; got 1.0"),
         (lambda m: fastllm.Adam(m, betas=(0.9, -0.1)), r"betas\[1\] must be at least 0 and below 1; got -0.1"),
         (lambda m: fastllm.Lion(m, betas=(0.9, np.nan)), r"betas\[1\] must be at least 0 and below 1; got nan"),
