@@ -83,6 +83,7 @@ def test_metadata(path, fields, expected):
         ({"llama.attention.causal": ("bool", False)}, "attention.causal must be true"),
         ({"tokenizer.ggml.eos_token_id": ("string", "2")}, "ids of tokens as whole numbers; got '2'"),
         ({"general.sampling.temp": ("f32", -1)}, "temperature as a number >= 0; got -1.0"),
+        ({"general.sampling.top_k": ("array", ("u8", [1, 2]))}, "top_k as a whole number >= 0"),
     ],
 )
 def test_what_is_refused_is_named(path, fields, received):
