@@ -48,6 +48,13 @@ def test_joined_examples_keep_to_a_length_and_lose_nothing(length, sizes):
     assert dataset.batch(0).target_count == 8
 
 
+def test_an_example_that_ends_with_no_target_is_joined_as_it_is():
+    """Its last token is unknown: there is no id to read before the next example."""
+    (one,) = join([Example(np.array([1, 2]), np.array([2, -1])), Example(np.array([3]), np.array([4]))], 9)
+    assert one.tokens.tolist() == [1, 2, 3]
+    assert one.targets.tolist() == [2, -1, 4]
+
+
 # Order
 
 
