@@ -55,6 +55,12 @@ def test_an_example_that_ends_with_no_target_is_joined_as_it_is():
     assert one.targets.tolist() == [2, -1, 4]
 
 
+def test_an_example_longer_than_a_batch_is_a_batch_by_itself(monkeypatch):
+    monkeypatch.setattr("fastllm.datasets.ROWS", 4)
+    dataset = Examples([example(*range(5)), example(1), example(2, 3), example(4, 5)])
+    assert [batch.tokens.tolist() for batch in dataset.in_order()] == [[0, 1, 2, 3, 4], [1, 2, 3], [4, 5]]
+
+
 # Order
 
 
