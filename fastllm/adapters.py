@@ -385,9 +385,7 @@ def _config(places: list[Place], additions: Mapping[str, Addition], base: str | 
 
 def _alpha(addition: Addition) -> float:
     """The alpha for which alpha / rank == scale, in floating point too if there is one; an int if it is whole."""
-    alpha = addition.scale * addition.rank
-    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, 0))
-    alpha = next((value for value in near if value / addition.rank == addition.scale), alpha)
+    alpha = addition.scale * addition.rank  # rounded to the nearest: if any number gives the scale back, this one does
     return int(alpha) if alpha.is_integer() else alpha
 
 

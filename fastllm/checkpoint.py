@@ -24,7 +24,7 @@ import numpy as np
 from . import adapters
 from .atomic import real_path
 from .config import ModelConfig
-from .errors import ConfigError, FormatError
+from .errors import FormatError
 from .formats import OpenedModel, open_model
 from .formats.bytes_of_file import naming
 from .formats.huggingface import from_huggingface, has_its_own_head, to_huggingface
@@ -50,6 +50,7 @@ from .formats.model_folder import (
     replacing_folder,
     restore,
 )
+from .formats.modules import check_layers
 from .formats.opened import float32
 from .formats.safetensors_file import array_to_write, read_safetensors, write_safetensors
 from .generation.config import GenerationConfig
@@ -248,11 +249,7 @@ def _open(folder: Path, backend: str) -> tuple[Model, Tokenizer]:
     config = own.config
     with _damage(folder / WEIGHTS):
         check_vocabulary(folder, tokenizer, config)
-        # Checked before memory is allocated, as the configuration may be damaged.
-        if config.layers > len(arrays):
-            raise ValueError(
-                f"{config.layers} layers must have more tensors than that; got {len(arrays)}; use another checkpoint"
-            )
+        check_layers(config, arrays)
         if own.has_their_names:
             if has_its_own_head(config, arrays):  # untied when transformers saved it again
                 config = dataclasses.replace(config, tied_head=False)
@@ -307,8 +304,9 @@ def _own(folder: Path) -> _Own | None:
     if isinstance(generation.get("end_ids"), list):
         generation["end_ids"] = tuple(generation["end_ids"])
     if isinstance(biases := generation.get("logit_bias"), dict):  # JSON keys are texts
-        numbers = {key: int(key) if key.isdecimal() and len(key) < 12 else key for key in biases}
-        generation["logit_bias"] = {numbers[key]: bias for key, bias in biases.items()}
+        generation["logit_bias"] = {
+            int(key) if key.isdecimal() and len(key) < 12 else key: bias for key, bias in biases.items()
+        }
     fields = own["model"]
     other: dict[str, Any] = {}
     try:
@@ -319,7 +317,7 @@ def _own(folder: Path) -> _Own | None:
             generation = {**facts, **generation}
         GenerationConfig.of(None, generation)
         return _Own(ModelConfig.from_dict(fields), generation, other, own is not theirs)
-    except (ConfigError, FormatError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from None
 
 

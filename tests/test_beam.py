@@ -15,8 +15,8 @@ PROMPT = np.array([1, 1], np.int32)
 
 
 def search(model, max_tokens, end_ids=(END,), **options):
-    config = GenerationConfig(**{"early_stopping": "never", **options})
-    return beam.search(model, PROMPT, max_tokens, config, end_ids)
+    config = GenerationConfig(**{"early_stopping": "never", "end_ids": end_ids, **options})
+    return beam.search(model, PROMPT, max_tokens, config)
 
 
 def score(next_logits, tokens, length_penalty):
@@ -181,7 +181,7 @@ def test_stops_when_no_beam_can_catch_up():
 def test_a_long_prompt_is_read_once():
     model = TableModel(vocab_size=5, context=700, seed=0)
     prompt = np.random.default_rng(0).integers(0, 5, 600).astype(np.int32)
-    found = beam.search(model, prompt, 3, GenerationConfig(beams=3), ())
+    found = beam.search(model, prompt, 3, GenerationConfig(beams=3))
     assert model.prefilled == [600]
     score = 0.0
     for i, token in enumerate(found[0].tokens):
@@ -280,8 +280,9 @@ def test_hypotheses_and_scores_are_those_of_transformers(kind, torch):
             early_stopping=early_stopping,
             length_penalty=length_penalty,
             repetition_penalty=repetition_penalty,
+            end_ids=end_ids,
         )
-        found = beam.search(ours, prompt, 12, config, end_ids)
+        found = beam.search(ours, prompt, 12, config)
         for hypothesis, row in zip(found, expected.sequences[:, 5:].tolist(), strict=True):
             ends = [i for i, token in enumerate(row) if token in end_ids]
             assert hypothesis.tokens == (row[: ends[0]] if ends else row)

@@ -65,9 +65,41 @@ def test_a_checkpoint_of_version_2(saved, tiny_model):
     """Which says all of the model in our words, too."""
     model = {**tiny_model.config.to_dict(), "rope_interleaved": False}
     rewrite_config(saved, version=2, model=model, generation={"temperature": 0.5})
+    rewrite_theirs(saved, GENERATION, top_k=7)
     again = load(saved)[0]
     assert again.config == tiny_model.config
     assert again.generation_options == {"temperature": 0.5}
+
+
+def test_more_layers_than_tensors_in_our_own_format(tmp_path, tokenizer):
+    """Their names alone would take gigabytes."""
+    config = fastllm.preset("rustgpt", vocab_size=tokenizer.vocab_size, width=8, hidden=12, layers=1, context=16)
+    fastllm.save(tmp_path / "model", fastllm.Model(config, backend="numpy"), tokenizer)
+    rewrite_theirs(tmp_path / "model", model={**config.to_dict(), "layers": 10**5})
+    with pytest.raises(FormatError, match=r"model\.safetensors: a model of 100000 layers must have more tensors"):
+        load(tmp_path / "model")
+
+
+def test_a_long_number_for_a_token(saved):
+    """Longer than what Python turns into a number."""
+    rewrite_config(saved, generation={"logit_bias": {"9" * 5000: 1}})
+    with pytest.raises(FormatError, match=r"config\.json: logit_bias must be a mapping") as raised:
+        load(saved)
+    assert len(str(raised.value)) < 600
+
+
+def test_a_model_with_rope_on_pairs_comes_back_with_rope_on_halves(tmp_path, tokenizer):
+    """As Hugging Face has it: the rows of queries and keys are in another order, and the logits are the same."""
+    config = fastllm.preset(
+        "llama", vocab_size=tokenizer.vocab_size, width=16, hidden=12, layers=1, heads=2, kv_heads=1, context=16,
+        rope_interleaved=True,
+    )  # fmt: skip
+    model = fastllm.Model(config, backend="numpy")
+    fastllm.save(tmp_path / "model", model, tokenizer)
+    again, _ = load(tmp_path / "model")
+    assert again.config == dataclasses.replace(config, rope_interleaved=False)
+    tokens = np.arange(12)
+    np.testing.assert_allclose(again.forward(tokens), model.forward(tokens), rtol=1e-4, atol=1e-6)
 
 
 def test_weights_of_bfloat16(saved, tiny_model):

@@ -48,6 +48,19 @@ def test_joined_examples_keep_to_a_length_and_lose_nothing(length, sizes):
     assert dataset.batch(0).target_count == 8
 
 
+def test_an_example_that_ends_with_no_target_is_joined_as_it_is():
+    """Its last token is unknown: there is no id to read before the next example."""
+    (one,) = join([Example(np.array([1, 2]), np.array([2, -1])), Example(np.array([3]), np.array([4]))], 9)
+    assert one.tokens.tolist() == [1, 2, 3]
+    assert one.targets.tolist() == [2, -1, 4]
+
+
+def test_an_example_longer_than_a_batch_is_a_batch_by_itself(monkeypatch):
+    monkeypatch.setattr("fastllm.datasets.ROWS", 4)
+    dataset = Examples([example(*range(5)), example(1), example(2, 3), example(4, 5)])
+    assert [batch.tokens.tolist() for batch in dataset.in_order()] == [[0, 1, 2, 3, 4], [1, 2, 3], [4, 5]]
+
+
 # Order
 
 

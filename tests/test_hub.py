@@ -77,6 +77,14 @@ def test_a_folder_of_that_name_goes_first(asked, tmp_path, tiny_model, tokenizer
     assert asked == []
 
 
+def test_a_folder_of_that_name_whose_writer_was_killed(asked, tmp_path, tiny_model, tokenizer):
+    """Between the two renames that replace it: it is put back, not looked for on the hub."""
+    fastllm.save(tmp_path / "org" / "other", tiny_model, tokenizer)
+    (tmp_path / "org" / "other").rename(tmp_path / "org" / ".other.old")
+    assert fastllm.load("org/other", backend="numpy")[0].config == tiny_model.config
+    assert not asked
+
+
 def test_what_the_hub_does_not_give(asked):
     message = r"no file or folder org/other, and .*; got LocalEntryNotFoundError: no connection, and nothing kept"
     with pytest.raises(FastllmError, match=message):

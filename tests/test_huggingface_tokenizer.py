@@ -245,6 +245,15 @@ def test_truncation_padding_and_dropout_of_a_file_do_nothing():
     assert tokenizer.encode(text).tolist() == byte_level().encode(text).ids
 
 
+@pytest.mark.parametrize("text", ["a <|im_start|> b", "a<|im_start|>", "<|im_start|>b", ".<|im_start|>."])
+def test_a_control_token_that_must_be_a_word_of_its_own(text):
+    document = json.loads(byte_level().to_str())
+    document["added_tokens"][1]["single_word"] = True
+    original = tokenizers.Tokenizer.from_str(json.dumps(document))
+    ids = HuggingFaceTokenizer(document, SETTINGS).encode_template(text).tolist()
+    assert ids == original.encode(text, add_special_tokens=False).ids
+
+
 def test_without_the_package_one_error_says_what_to_install():
     code = (
         "import sys; sys.modules['tokenizers'] = None\n"

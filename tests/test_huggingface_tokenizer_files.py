@@ -169,6 +169,14 @@ def test_the_side_of_padding_stays(said, maker, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == said.get("padding_side", its_class)
 
 
+def test_what_names_code_or_a_place_is_not_written(tmp_path):
+    """transformers would import the one, and look for more files at the other."""
+    foreign = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "name_or_path": "org/model", "model_max_length": 9}
+    HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS | foreign).save_into(tmp_path)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written.keys() & foreign.keys() == {"model_max_length"}
+
+
 def test_several_chat_templates_are_kept(tmp_path):
     templates = [{"name": "rag", "template": "B"}, {"name": "default", "template": "A"}]
     made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "chat_template": templates})

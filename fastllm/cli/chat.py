@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -275,7 +274,7 @@ class _Session:
                 raise DataError(f"{name} must be {what}; got {argument!r:.60}; try /{name} 1") from None
             self._chat.change(**{name: value})
         else:
-            value = dataclasses.asdict(self._chat.config)[name]
+            value = getattr(self._chat.config, name)
             self._tell(f"{name} is {'none' if value is None else value}")
 
     def _stats(self) -> str:

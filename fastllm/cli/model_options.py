@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..generation import GenerationConfig
+from ..generation.config import FIELDS
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -126,8 +126,7 @@ def note_what_does_nothing(asked: GenerationConfig, model: Model) -> None:
 
 def generation_config(arguments: argparse.Namespace) -> GenerationConfig:
     """The configuration that was asked for. Raises ConfigError, so that a wrong value counts as wrong usage."""
-    known = [field.name for field in dataclasses.fields(GenerationConfig)]
     try:
-        return GenerationConfig(**{name: value for name, value in vars(arguments).items() if name in known})
+        return GenerationConfig(**{name: value for name, value in vars(arguments).items() if name in FIELDS})
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -141,12 +141,7 @@ def read_generation(
             options[name] = None
     if unused and warns:
         warnings.warn(f"{path} sets {', '.join(unused)}: fastllm generates without", stacklevel=4)
-    facts = generation_facts(
-        path,
-        vocab_size,
-        end_ids if isinstance(end_ids, list) else [end_ids],
-        options,
-    )
+    facts = generation_facts(path, vocab_size, end_ids if isinstance(end_ids, list) else [end_ids], options)
     if fields.get("do_sample") is False:
         facts["temperature"] = 0.0
     elif fields.get("do_sample") is not True:  # transformers is greedy then, whatever the temperature

@@ -99,7 +99,7 @@ def generation_facts(path: Path, vocab_size: int, end_ids: list[Any], options: M
     for name, value in options.items():
         if value is None:
             continue
-        if name == "top_k" and isinstance(value, int) and value == -1:  # some files write "no limit" so
+        if name == "top_k" and _is_number(value) and value == -1:  # some files write "no limit" so
             value = 0
         is_good, rule = RANGES[name]
         if not is_good(value):

@@ -11,7 +11,6 @@ transformers does, too.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,21 +30,18 @@ class Hypothesis(NamedTuple):
     ended: bool
 
 
-def search(
-    model: Model, prompt: np.ndarray, max_tokens: int, config: GenerationConfig, end_ids: Collection[int]
-) -> list[Hypothesis]:
+def search(model: Model, prompt: np.ndarray, max_tokens: int, config: GenerationConfig) -> list[Hypothesis]:
     """The best hypotheses, at most `config.beams`, best first.
 
     prompt      (N,) int32, N >= 1
     max_tokens  replaces config's; N + max_tokens - 1 <= model.config.context
-    end_ids     replaces config's
 
     Each step ranks the continuations of all running hypotheses. Those among the best `beams` that end are finished;
     the best `beams` that don't end go on. At max_tokens every hypothesis ends; `config.early_stopping` decides
     whether the search stops before. With "never", and as many beams as there are prefixes of max_tokens - 1 tokens,
     the search is exhaustive.
     """
-    beams, length_penalty = config.beams, config.length_penalty
+    beams, length_penalty, end_ids = config.beams, config.length_penalty, list(config.end_ids or ())
     cache = model.new_cache(slots=beams)
     logits = model.prefill(prompt, np.array([0, prompt.size], np.int32), cache, np.zeros(1, np.int32))
     running: list[list[int]] = [[]]
@@ -60,7 +56,7 @@ def search(
         best = largest(totals.ravel(), beams + len(running) * len(end_ids))
         best = best[totals.flat[best] > -np.inf]
         parents, tokens = np.divmod(best, totals.shape[1])
-        is_end = np.isin(tokens, list(end_ids))
+        is_end = np.isin(tokens, end_ids)
         stops = is_end | (length == max_tokens)
 
         for i in np.flatnonzero(stops[:beams]):

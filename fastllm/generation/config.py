@@ -245,7 +245,7 @@ class GenerationConfig:
         )
         _check(
             any(self.early_stopping is value for value in (True, False)) or self.early_stopping == "never",
-            f"early_stopping must be True, False or 'never'; got {self.early_stopping!r}; "
+            f"early_stopping must be True, False or 'never'; got {self.early_stopping!r:.80}; "
             "use 'never' to stop only when no hypothesis can become better",
         )
 
@@ -298,4 +298,4 @@ def _whole(name: str, value: Any, wanted: str) -> int:
 
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {wanted}; got {value!r}; see fastllm.GenerationConfig")
+        raise TypeError(f"{name} must be {wanted}; got {value!r:.80}; see fastllm.GenerationConfig")

@@ -267,7 +267,7 @@ def generate_tokens(
 def _search(model: Model, prompt: np.ndarray, limit: int, config: GenerationConfig) -> Iterator[beam.Hypothesis]:
     """The hypotheses of a beam search, best first; it runs when the first is asked for."""
     with helping(model, Uses(generates=True)):
-        found = beam.search(model, prompt, limit, config, config.end_ids or ())
+        found = beam.search(model, prompt, limit, config)
     yield from found
 
 

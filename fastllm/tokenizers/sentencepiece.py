@@ -25,7 +25,7 @@ from ..errors import DataError
 from ..small_files import brief
 from .base import TextStream, Tokenizer, distinct_ids
 from .byte import ByteStream
-from .huggingface_decoder import BYTE_TOKEN, LAST_ID, SPACE
+from .huggingface_decoder import LAST_ID, SPACE, fallback_byte
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -112,12 +112,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._bytes: dict[int, bytes] = {}
         for i, kind in enumerate(self.types):
             if kind == BYTE:
-                match = BYTE_TOKEN.fullmatch(self.tokens[i])
-                if not match:
+                data = fallback_byte(self.tokens[i])
+                if data is None:
                     raise ValueError(f"a byte must be named <0x00> to <0xFF>; got {brief(self.tokens[i])} at position "
                                      f"{i}; pass an undamaged tokenizer")  # fmt: skip
-                self._byte_ids[int(match[1], 16)] = i
-                self._bytes[i] = bytes((int(match[1], 16),))
+                self._byte_ids[data[0]] = i
+                self._bytes[i] = data
 
     @classmethod
     def build(cls, texts: Iterable[str], max_size: int | None = None, minimum_count: int = 1) -> Self:
