@@ -1,7 +1,8 @@
 """The cache of compiled kernels on the disk.
 
 Numba keys its disk cache by the file that contains a function, and does not notice when a function called from there
-changes in another file. So kernels are cached in a folder that is named by a digest of all files of this folder.
+changes in another file. Nor does it notice settings that change the code it makes, except for processor and features.
+So kernels are cached in a folder that is named by a digest of all files of this folder and of these settings.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from numba.core.typing import Signature
 __all__ = ["FOLDER", "cache_directory", "keep_on_disk", "keeps_kernels"]
 
 FOLDER = Path(__file__).parent
+# Numba's settings that machine code depends on, but that its own key leaves out.
+SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
 
 
 def _sources() -> list[Path]:
@@ -38,7 +41,7 @@ def _sources() -> list[Path]:
 
 
 def _digest(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr([getattr(numba.config, name, 0) or 0 for name in SETTINGS]).encode())
     for path in paths:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())

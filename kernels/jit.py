@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, wraps
@@ -83,7 +84,8 @@ def calls_may_overlap() -> bool:
     starting its threads.
     """
     layer = str(numba.config.THREADING_LAYER).lower()
-    order = {"default": numba.config.THREADING_LAYER_PRIORITY, "forksafe": ["tbb", "workqueue"]}.get(layer, [layer])
+    safe = ["tbb", "workqueue"] if sys.platform.startswith("linux") else ["tbb", "omp", "workqueue"]
+    order = {"default": numba.config.THREADING_LAYER_PRIORITY, "forksafe": safe}.get(layer, [layer])
     if "workqueue" not in order:
         return True
     return any(_can_be_imported(f"numba.np.ufunc.{name}pool") for name in order[: order.index("workqueue")])

@@ -237,6 +237,22 @@ def test_the_folder_stays_where_it_is_when_the_process_goes_elsewhere(tmp_path, 
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.parametrize(("setting", "value"), [("OPT", 1), ("LOOP_VECTORIZE", 0), ("BOUNDSCHECK", 1)])
+def test_kernels_compiled_with_other_settings_have_a_folder_of_their_own(monkeypatch, setting, value):
+    """Else whoever once compiled without optimisation would keep those kernels, whatever the settings are then."""
+    before = disk_cache._digest([])
+    monkeypatch.setattr(numba.config, setting, value)
+    assert disk_cache._digest([]) != before
+
+
+def test_a_setting_that_says_off_and_none_at_all_share_a_folder(monkeypatch):
+    digests = set()
+    for value in (None, 0):
+        monkeypatch.setattr(numba.config, "BOUNDSCHECK", value)
+        digests.add(disk_cache._digest([]))
+    assert len(digests) == 1
+
+
 def test_without_sources_kernels_run_and_are_not_kept(tmp_path):
     """Where only .pyc files are installed, nothing tells one version's kernels from another's."""
     root = Path(__file__).parents[1]

@@ -136,7 +136,7 @@ def test_models_of_their_own_take_turns_where_the_layer_of_threads_wants_it(coun
         ("default", "tbb omp workqueue", "", False),
         ("default", "tbb workqueue omp", "omp", False),
         ("threadsafe", None, "omp", True),
-        ("forksafe", None, "omp", False),
+        ("forksafe", None, "omp", sys.platform != "linux"),
         ("forksafe", None, "tbb", True),
     ],
 )
@@ -149,6 +149,16 @@ def test_whether_calls_may_overlap(monkeypatch, layer, priority, there, expected
     monkeypatch.setattr(numba.config, "THREADING_LAYER", layer)
     monkeypatch.setattr(numba.config, "THREADING_LAYER_PRIORITY", (priority or "tbb omp workqueue").split())
     assert jit.calls_may_overlap() == expected
+
+
+def test_openmp_is_safe_to_fork_except_on_linux(monkeypatch):
+    monkeypatch.setattr(jit, "_can_be_imported", lambda module: "omppool" in module)
+    monkeypatch.setattr(numba.config, "THREADING_LAYER", "forksafe")
+    found = {}
+    for platform in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", platform)
+        found[platform] = jit.calls_may_overlap()
+    assert found == {"linux": False, "darwin": True, "win32": True}
 
 
 def test_who_shares_a_lock(monkeypatch):

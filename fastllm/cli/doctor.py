@@ -264,7 +264,7 @@ def _cache(folder: Path | None, problems: list[Problem]) -> Iterator[Line]:
     yield "size", _size(folder)
     for other in sorted(folder.parent.glob("kernels-*")):
         if other != folder:
-            yield "of another version", f"{other.name}, {_size(other)}; may be deleted"
+            yield "others", f"{other.name}, {_size(other)}, of another version or other settings; may be deleted"
 
 
 def _size(folder: Path) -> str:
