@@ -36,8 +36,7 @@ from .model import Model
 from .packed import Packed
 from .parameters import POSITIONS, FileParameters, shapes_of
 from .tokenizers import HuggingFaceTokenizer, Tokenizer, tokenizer_to_gguf
-from .tokenizers.gguf import pre_tokenizer_name
-from .tokenizers.huggingface import ENDS_OF_TURN
+from .tokenizers.gguf import ENDS, pre_tokenizer_name
 from .tokenizers.huggingface_export import to_huggingface
 from .tokenizers.sentencepiece import UNUSED
 from .tokenizers.sentencepiece_json import sentencepiece_from_huggingface
@@ -316,9 +315,9 @@ def _gguf_tokenizer(source: Source) -> dict[str, Any]:
     if f"{prefix}scores" in metadata:
         scores = np.asarray(metadata[f"{prefix}scores"], np.float32)
         metadata[f"{prefix}scores"] = np.append(scores, np.full(missing, -1000, np.float32))
-    # Readers know other ends of an answer by their texts (ENDS_OF_TURN); these keys are for the rest. Only control
-    # tokens: a damaged configuration may list ordinary ones.
-    known = {tokenizer.end_id, *(i for i in tokenizer.control_ids if tokens[i] in ENDS_OF_TURN)}
+    # Readers know other ends of an answer by their texts (ENDS); these keys are for the rest. Only control tokens: a
+    # damaged configuration may list ordinary ones.
+    known = {tokenizer.end_id, *(i for i in tokenizer.control_ids if tokens[i] in ENDS)}
     others = [i for i in _ends(source) if i in tokenizer.control_ids - known]
     for key, token_id in zip(("eot", "eom"), others, strict=False):
         metadata[f"{prefix}{key}_token_id"] = token_id

@@ -48,10 +48,10 @@ def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
 def check_speakers(tokenizer: Tokenizer) -> None:
     """Raise DataError unless the tokenizer can mark who speaks, by a chat template or by `<user>` and `<assistant>`."""
     missing = set() if tokenizer.chat_template is not None else {USER, ASSISTANT}.difference(tokenizer.tokens)
-    if missing and tokenizer.template_names:
+    if missing and tokenizer.chat_templates:
         raise DataError(
             'to chat, one of several chat templates must be called "default"; '
-            f"got {', '.join(tokenizer.template_names)}; rename one in tokenizer_config.json"
+            f"got {', '.join(sorted(tokenizer.chat_templates))}; rename one in tokenizer_config.json"
         )
     if missing:
         raise DataError(

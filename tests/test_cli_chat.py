@@ -177,7 +177,7 @@ def test_a_vocabulary_that_does_not_mark_who_speaks_cannot_chat():
     model, tokenizer = learned()
 
     class Unmarked:
-        chat_template, template_names = None, ()
+        chat_template, chat_templates = None, {}
         tokens = [token for token in tokenizer.tokens if token != "<user>"]  # noqa: RUF012
 
     with pytest.raises(ValueError, match="got one without <user>; train a model on dialogues"):

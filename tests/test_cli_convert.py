@@ -378,6 +378,8 @@ def test_smollm2_to_a_folder_and_back(smollm2, tmp_path):
     for key in ("tokens", "token_type", "merges", "eos_token_id", "bos_token_id", "pre", "model"):
         one, other = (opened.tokenizer_metadata[f"tokenizer.ggml.{key}"] for opened in (given, back))
         assert np.array_equal(one, other), key
+    for key in ("eot", "eom"):  # <reponame> ends a text by its name; as eot, it would be the end of a turn
+        assert f"tokenizer.ggml.{key}_token_id" not in back.tokenizer_metadata
     assert given.tokenizer_metadata["tokenizer.chat_template"] == back.tokenizer_metadata["tokenizer.chat_template"]
     one, other = (opened.weights["blocks.3.attention.query.weight"] for opened in (given, back))
     assert np.array_equal(fastllm.quantize.dequantize(one), fastllm.quantize.dequantize(other))

@@ -10,6 +10,7 @@ import fastllm
 from fastllm.cli import main
 from fastllm.datasets import make_examples
 from fastllm.training.answers import exact_answers
+from fastllm.training.source import resolve
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,11 @@ def test_the_figures_of_dialogues(checkpoint, tmp_path, capsys):
     assert 0.8 < figures["accuracy"] < 1
     assert (figures["exact_answers"], figures["answers"]) == (4, 5)
     assert json.loads(evaluate(capsys, checkpoint, path, "--json", "--context", "4")) == figures  # of texts alone
+
+
+def test_shipped_data_have_the_names_that_jobs_use(checkpoint, capsys):
+    path = str(resolve("fastllm:en/validation.jsonl"))
+    assert evaluate(capsys, checkpoint, "fastllm:en/validation.jsonl") == evaluate(capsys, checkpoint, path)
 
 
 def test_a_person_reads_a_table(checkpoint, tmp_path, capsys):

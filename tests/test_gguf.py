@@ -165,6 +165,7 @@ def test_factors_that_are_not_llama_3s_are_taken_one_by_one(path):
         (128, 5e5, llama3()),  # Llama 3.1
         (64, 5e5, llama3(factor=32.0)),  # Llama 3.2
         (16, 1e4, llama3(original_max_position_embeddings=64)),
+        (16, 5e5, llama3(original_max_position_embeddings=32)),  # no divisor between 1 and the factor
     ],
 )
 def test_llama_3s_factors_are_known_again(path, head_size, theta, scaling):

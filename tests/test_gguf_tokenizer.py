@@ -385,6 +385,7 @@ BYTE_LEVEL_DAMAGE = [
     ({G + "bos_token_id": 1.0}, "got 1.0"),
     ({G + "add_bos_token": 1}, "true or false"),
     ({"tokenizer.chat_template": 5}, "must be a text"),
+    ({"tokenizer.chat_template.rag": 5}, "chat_template.rag must be a text"),
     ({"tokenizer.chat_template": b"\xff"}, "UTF-8"),
 ]
 LLAMA_DAMAGE = [

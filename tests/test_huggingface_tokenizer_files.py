@@ -138,7 +138,7 @@ def test_where_a_chat_template_stands(files, template, tmp_path):
     (tmp_path / "again").mkdir()
     tokenizer.save_into(tmp_path / "again")
     again = load_tokenizer(tmp_path / "again")
-    assert (again.chat_template, again.template_names) == (template, tokenizer.template_names)
+    assert (again.chat_template, again.chat_templates) == (template, tokenizer.chat_templates)
 
 
 @pytest.mark.parametrize("maker", ["CodeLlamaTokenizer", "GPTNeoXTokenizerFast", "TokenizersBackend", None])

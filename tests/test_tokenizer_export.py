@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers")
 
+from tiny_tokenizers import byte_level
+
 from fastllm.dialogue import end_ids, prompt_tokens
 from fastllm.tokenizers import (
     ByteTokenizer,
@@ -20,6 +22,8 @@ from fastllm.tokenizers import (
     SentencePieceTokenizer,
     WordTokenizer,
     load_tokenizer,
+    tokenizer_from_gguf,
+    tokenizer_to_gguf,
 )
 from fastllm.tokenizers.huggingface_export import WHITE_SPACE, to_huggingface
 from fastllm.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
@@ -90,6 +94,36 @@ def test_what_belongs_to_it_comes_along(name, tmp_path):
     assert opened.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
     if tokenizer.chat_template is not None:
         assert opened.chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte-level"])
+@pytest.mark.parametrize("default", ["D", None])
+def test_named_chat_templates_come_along_everywhere(kind, default, tmp_path):
+    others = {"tool_use": "T", "rag": "{{ messages }}"}
+    templates = others if default is None else {"default": default, **others}
+    if kind == "sentencepiece":
+        tokenizer = sentencepiece(chat_template=default, chat_templates=templates)
+    else:
+        given = [{"name": name, "template": text} for name, text in templates.items()]
+        tokenizer = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {"chat_template": given})
+    metadata = tokenizer_to_gguf(tokenizer)  # under the keys of gguf.GGUFWriter.add_chat_template
+    assert {key: value for key, value in metadata.items() if "chat_template" in key} == {
+        **({} if default is None else {"tokenizer.chat_template": default}),
+        "tokenizer.chat_templates": ["tool_use", "rag"],
+        "tokenizer.chat_template.tool_use": "T",
+        "tokenizer.chat_template.rag": "{{ messages }}",
+    }
+    theirs = to_huggingface(tokenizer)
+    for name, each in (("own", tokenizer), ("theirs", theirs)):
+        (tmp_path / name).mkdir()
+        each.save_into(tmp_path / name)
+    forms = [tokenizer_from_gguf(metadata), theirs, *map(load_tokenizer, (tmp_path / "own", tmp_path / "theirs"))]
+    if kind == "sentencepiece":
+        forms.append(sentencepiece_from_huggingface(theirs))
+    for form in forms:
+        assert (form.chat_template, form.chat_templates) == (default, templates)
+    transformers = pytest.importorskip("transformers")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs").chat_template == templates
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ the most probable token, gives precisely this answer and then ends.
 
 examples:
   fastllm eval runs/demo-en questions.jsonl
+  fastllm eval runs/demo-en fastllm:en/validation.jsonl     a file that comes with fastllm
   fastllm eval runs/shakespeare held-out.txt --json
 """
 
@@ -39,10 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..checkpoint import load
+    from ..training.source import resolve
 
     if arguments.context < 2:
         raise ConfigError(f"--context must be 2 or more; got {arguments.context}; leave it out for {CONTEXT}")
-    figures = measure(*load(arguments.model, arguments.backend), Path(arguments.file), arguments.context)
+    figures = measure(*load(arguments.model, arguments.backend), resolve(arguments.file), arguments.context)
     if arguments.json:
         print(json.dumps(figures))
         return 0

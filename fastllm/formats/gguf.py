@@ -255,24 +255,29 @@ def rope_factors(config: ModelConfig) -> NDArray[np.float64] | None:
 def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[str, Any] | None:
     """Llama 3's RoPE scaling that gives these divisors; None if none does.
 
-    Its factor is the largest divisor. The original context follows from a divisor between 1 and that, if there is one.
+    Its factor is the largest divisor. The original context follows from a divisor between 1 and that. Without one, it
+    is as near to LLAMA3_CONTEXT as the divisors allow.
     """
     low, high = LLAMA3_TURNS
     factor = float(factors.max())
     if not 1 < factor < math.inf:
         return None
-    original = LLAMA3_CONTEXT
+    wavelengths = 2 * math.pi / base_frequencies(config)
     between = np.flatnonzero((factors > 1) & (factors < factor))
     if len(between):
         i = between[0]
         keep = (1 / factors[i] - 1 / factor) / (1 - 1 / factor)
-        original = max(1, round((low + keep * (high - low)) * 2 * math.pi / base_frequencies(config)[i]))
+        original = round((low + keep * (high - low)) * wavelengths[i])
+    else:
+        least = math.ceil(high * wavelengths[factors == 1].max(initial=0))
+        most = math.floor(low * wavelengths[factors == factor].min())
+        original = min(max(LLAMA3_CONTEXT, least), most)
     scaling = {
         "type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
-        "original_max_position_embeddings": original,
+        "original_max_position_embeddings": max(1, original),
     }
     made = rope_factors(ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling}))
     assert made is not None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -92,7 +93,7 @@ class Tokenizer(ABC):
     unknown_id      id of "<unk>", for text that is not in the vocabulary; None: there is no such token
     control_ids     ids that decode leaves out and encode never gives, "<unk>" excepted
     chat_template   Jinja source that formats a conversation as text; None: there is none
-    template_names  names of the chat templates if there are several; "default" is chat_template
+    chat_templates  name -> Jinja source if there are several; "default" is chat_template
     special_tokens  tokens by their names in chat templates: {"bos_token": "<s>", ...}
     keeps_space     whether decode restores white space as it was
     """
@@ -106,7 +107,7 @@ class Tokenizer(ABC):
     begin_id: int | None = None
 
     chat_template: str | None = None
-    template_names: Sequence[str] = ()
+    chat_templates: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, tokens: Sequence[str], ids: dict[str, int] | None = None) -> None:
         """

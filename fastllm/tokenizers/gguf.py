@@ -8,7 +8,8 @@
     tokenizer.ggml.pre            name of the pre-tokenizer, which splits text before merging: see PRE_TOKENIZERS
     tokenizer.ggml.bos_token_id, eos_token_id, eot_token_id, eom_token_id, unknown_token_id, padding_token_id
     tokenizer.ggml.add_bos_token, add_space_prefix
-    tokenizer.chat_template
+    tokenizer.chat_template, tokenizer.chat_template.NAME
+    tokenizer.chat_templates      names of further templates
 
 The file doesn't say how a pre-tokenizer splits: the table below has llama.cpp's names with the splits in the models'
 tokenizer.json. As in llama.cpp, text is not normalised, although tokenizer.json does so (to NFC) for some models, such
@@ -27,11 +28,18 @@ from ..small_files import brief
 from .base import END, Tokenizer
 from .huggingface import ENDS_OF_TURN, HuggingFaceTokenizer
 from .huggingface_decoder import SPACE
-from .huggingface_document import BYTE_LEVEL, added_token, begin_processor, bpe_model
+from .huggingface_document import (
+    BYTE_LEVEL,
+    DEFAULT,
+    added_token,
+    begin_processor,
+    bpe_model,
+    chat_template_setting,
+)
 from .sentencepiece import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceTokenizer
 
 PREFIX = "tokenizer.ggml."
-TEMPLATE = "tokenizer.chat_template"
+TEMPLATE, TEMPLATE_NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 # Tokens at which llama.cpp ends a text, among them the file marks of code models. END is ours alone.
 ENDS = (ENDS_OF_TURN - {END}) | {"<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<reponame>"}
@@ -179,11 +187,17 @@ class _Fields:
             raise self._wrong(name, f"a token id in 0 .. {count - 1}", value)
         return int(value)
 
-    def template(self) -> str | None:
-        value = self._metadata.get(TEMPLATE)
-        if value is not None and not isinstance(value, (str, bytes)):
-            raise FormatError(f"{TEMPLATE} must be a text; got {brief(value)}; copy the GGUF file again")
-        return self._decoded("chat_template", value) if value else None  # as in llama.cpp, "" is none
+    def templates(self) -> tuple[str | None, dict[str, str]]:
+        """The chat template; and all by their names if the file has others too, else {}."""
+        found: dict[str, str] = {}
+        for key, value in self._metadata.items():
+            if key != TEMPLATE and not key.startswith(f"{TEMPLATE}."):
+                continue
+            if not isinstance(value, (str, bytes)):
+                raise FormatError(f"{key} must be a text; got {brief(value)}; copy the GGUF file again")
+            if value:  # as in llama.cpp, "" is none
+                found[key[len(TEMPLATE) + 1 :] or DEFAULT] = self._decoded(key.removeprefix("tokenizer."), value)
+        return found.get(DEFAULT), {} if found.keys() <= {DEFAULT} else found
 
     def special(self, tokens: list[str]) -> dict[str, int]:
         """Name in chat templates, such as "bos_token" -> id."""
@@ -236,7 +250,7 @@ def _byte_level(fields: _Fields) -> Tokenizer:
     }
     settings: dict[str, Any] = {key: tokens[token_id] for key, token_id in special.items() if tokens[token_id]}
     settings["clean_up_tokenization_spaces"] = False
-    if (template := fields.template()) is not None:
+    if (template := chat_template_setting(*fields.templates())) is not None:
         settings["chat_template"] = template
     return HuggingFaceTokenizer(document, settings, end_ids=ends)
 
@@ -252,6 +266,7 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
     special = fields.special(tokens)
     if "eos_token" not in special:
         raise FormatError(f"{PREFIX}eos_token_id must be the id that ends a text; got none; use another file")
+    template, templates = fields.templates()
     begins = fields.flag("add_bos_token", True)
     ends = fields.ends(tokens)
     for i in ends:
@@ -264,7 +279,8 @@ def _sentencepiece(fields: _Fields) -> Tokenizer:
         begin_id=special.get("bos_token") if begins else None,
         unknown_id=special.get("unk_token"),
         add_space_prefix=fields.flag("add_space_prefix", True),
-        chat_template=fields.template(),
+        chat_template=template,
+        chat_templates=templates,
         special_tokens={name: tokens[token_id] for name, token_id in special.items()},
         end_ids=ends,
     )
@@ -287,6 +303,10 @@ def tokenizer_to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
         )
     if tokenizer.chat_template is not None:
         metadata[TEMPLATE] = tokenizer.chat_template
+    others = {name: text for name, text in tokenizer.chat_templates.items() if name != DEFAULT}
+    if others:
+        metadata[TEMPLATE_NAMES] = list(others)
+        metadata |= {f"{TEMPLATE}.{name}": text for name, text in others.items()}
     return metadata
 
 

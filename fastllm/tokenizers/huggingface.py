@@ -43,7 +43,7 @@ from .huggingface_document import (
     OBJECTS,
     added_tokens,
     begin_processor,
-    chat_template_of,
+    chat_templates_of,
     check_growth,
     more_special_tokens,
     prefix_of,
@@ -144,7 +144,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.begin_id = self._begin_id(document)
         self._given_ends = frozenset(end for end in end_ids if end in self.control_ids)
         self.end_ids |= self._given_ends | {i for text, i in self._special.items() if text in ENDS_OF_TURN}
-        self.chat_template, self.template_names = chat_template_of(self._settings.get("chat_template"))
+        self.chat_template, self.chat_templates = chat_templates_of(self._settings.get("chat_template"))
         maker, prefix = self._settings.get("tokenizer_class"), self._settings.get("add_prefix_space")
         if maker in MAKE_THEIR_STEPS and prefix is False:
             document = without_prefix(document)
@@ -319,7 +319,7 @@ class HuggingFaceTokenizer(Tokenizer):
         settings.pop("name_or_path", None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
-        if self.chat_template is not None and not self.template_names:  # else the settings have them all
+        if self.chat_template is not None and not self.chat_templates:  # else the settings have them all
             settings["chat_template"] = self.chat_template
         self.save(Path(folder) / FILE_NAME)
         write_json(Path(folder) / CONFIG, settings, indent=2)

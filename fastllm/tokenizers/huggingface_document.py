@@ -14,6 +14,7 @@ from .base import check_text, distinct_ids
 from .huggingface_decoder import BYTE_TOKEN
 
 CONFIG = "tokenizer_config.json"
+DEFAULT = "default"  # the name of the chat template to use, of several
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 OBJECTS = ("model_specific_special_tokens", "extra_special_tokens")
 """Objects of the model's own special tokens: name -> token. The second may be a list of tokens without names."""
@@ -155,12 +156,12 @@ def text_of(value: object, name: str) -> str | None:
     return value or None
 
 
-def chat_template_of(value: object) -> tuple[str | None, list[str]]:
-    """The chat template in settings, of several the one named "default"; and the sorted names, [] for a single one.
+def chat_templates_of(value: object) -> tuple[str | None, dict[str, str]]:
+    """The chat template in settings, of several the one named "default"; and all by their names, {} for a single one.
 
     An empty template counts as none, as in llama.cpp.
     """
-    names: list[str] = []
+    named: dict[str, str] = {}
     if isinstance(value, list):
         entries = [(entry.get("name"), entry.get("template")) for entry in value if isinstance(entry, dict)]
         for name, _ in entries:
@@ -169,14 +170,20 @@ def chat_template_of(value: object) -> tuple[str | None, list[str]]:
         value = dict(entries)
     texts = [*value, *value.values()] if isinstance(value, dict) else [value]
     if isinstance(value, dict):
-        names, value = sorted(map(str, value)), value.get("default")
+        named = {str(name): text for name, text in value.items() if isinstance(text, str)}
+        value = value.get(DEFAULT)
     if value is not None and not isinstance(value, str):
         raise TypeError(f"chat_template must be a text; got {type(value).__name__}; copy {CONFIG} again")
     try:
         "".join(text for text in texts if isinstance(text, str)).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"chat_template must be valid Unicode; got {error}; copy {CONFIG} again") from None
-    return value or None, names
+    return value or None, named
+
+
+def chat_template_setting(template: str | None, named: Mapping[str, str]) -> str | list[dict[str, str]] | None:
+    """The setting from which chat_templates_of gets these."""
+    return [{"name": name, "template": text} for name, text in named.items()] if named else template
 
 
 def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class SentencePieceTokenizer(Tokenizer):
     name = "sentencepiece"
     fields: ClassVar[tuple[str, ...]] = ("tokens", "scores", "types")
     options: ClassVar[tuple[str, ...]] = ("end_id", "begin_id", "unknown_id", "add_space_prefix", "chat_template",
-                                          "special_tokens", "end_ids")  # fmt: skip
+                                          "chat_templates", "special_tokens", "end_ids")  # fmt: skip
     """What a file holds besides the fields."""
     space: ClassVar[str] = SPACE
     """The character that stands for a space in tokens."""
@@ -65,6 +65,7 @@ class SentencePieceTokenizer(Tokenizer):
         unknown_id: int | None = None,
         add_space_prefix: bool = True,
         chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
         end_ids: Iterable[int] = (),
     ) -> None:
@@ -97,7 +98,7 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(tokens, {token: named[place] for token, place in ids.items()})
         self.scores, self.types = list(scores), list(types)
         self.begin_id, self.unknown_id, self.add_space_prefix = begin_id, unknown_id, bool(add_space_prefix)
-        self.chat_template = chat_template
+        self.chat_template, self.chat_templates = chat_template, dict(chat_templates or {})
         self.special_tokens = dict(special_tokens or {})
         self.control_ids = frozenset(
             {i for i, kind in enumerate(self.types) if kind == CONTROL and self.tokens[i]} | {end_id}
@@ -129,9 +130,13 @@ class SentencePieceTokenizer(Tokenizer):
         """As Tokenizer.from_document; the constructor checks most of the fields."""
         options = {name: document[name] for name in cls.options if name in document}
         for name, kind, said in (("special_tokens", dict, "an object"), ("end_ids", list, "a list"),
-                                 ("chat_template", (str, type(None)), "a text")):  # fmt: skip
+                                 ("chat_template", (str, type(None)), "a text"),
+                                 ("chat_templates", dict, "an object")):  # fmt: skip
             if name in options and not isinstance(options[name], kind):
                 raise TypeError(f'"{name}" must be {said}; got {brief(options[name])}; save the tokenizer again')
+        if not all(isinstance(text, str) for text in options.get("chat_templates", {}).values()):
+            given = brief(options["chat_templates"])
+            raise TypeError(f'"chat_templates" must be texts; got {given}; save the tokenizer again')
         return cls(**cls._lists_of(document), **options)
 
     def _document(self) -> dict[str, Any]:

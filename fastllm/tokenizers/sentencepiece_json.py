@@ -29,7 +29,7 @@ from ..small_files import brief
 from .base import Tokenizer
 from .huggingface import HuggingFaceTokenizer
 from .huggingface_decoder import BYTE_TOKEN, SPACE
-from .huggingface_document import added_token, begin_processor, bpe_model
+from .huggingface_document import added_token, begin_processor, bpe_model, chat_template_setting
 from .sentencepiece import (
     BYTE,
     CONTROL,
@@ -99,8 +99,9 @@ def sentencepiece_to_huggingface(tokenizer: SentencePieceTokenizer) -> HuggingFa
     given = {"bos_token": begin, "eos_token": texts[tokenizer.end_id], "unk_token": unknown}
     settings: dict[str, Any] = {**tokenizer.special_tokens, **{name: text for name, text in given.items() if text}}
     settings["clean_up_tokenization_spaces"] = False
-    if tokenizer.chat_template is not None:
-        settings["chat_template"] = tokenizer.chat_template
+    template = chat_template_setting(tokenizer.chat_template, tokenizer.chat_templates)
+    if template is not None:
+        settings["chat_template"] = template
     made = HuggingFaceTokenizer(document, settings, end_ids=tokenizer.end_ids - {tokenizer.end_id})
     _check(tokenizer, made, [texts[i] for i in joined.values()], typed_marks=space == SPACE)
     _compare_around(tokenizer, made, {*special, *(vocabulary[text] for text in defined)})
@@ -147,6 +148,7 @@ def sentencepiece_from_huggingface(tokenizer: HuggingFaceTokenizer) -> SentenceP
         unknown_id=None if model.get("unk_token") is None else tokenizer.id_of(model["unk_token"]),
         add_space_prefix=prefixes,
         chat_template=tokenizer.chat_template,
+        chat_templates=tokenizer.chat_templates,
         special_tokens=tokenizer.special_tokens,
         end_ids=tokenizer.end_ids,
     )
