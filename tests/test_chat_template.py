@@ -12,7 +12,7 @@ from tiny_tokenizers import HARD_TEXTS, TEMPLATE
 import fastllm
 from fastllm import DataError, FormatError
 from fastllm.dialogue import prompt_tokens
-from fastllm.tokenizers.huggingface_document import chat_template_of
+from fastllm.tokenizers.huggingface_document import chat_templates_of
 
 jinja2 = pytest.importorskip("jinja2")
 
@@ -328,7 +328,7 @@ def test_special_tokens_named_like_what_the_renderer_gives():
 )
 def test_a_lone_surrogate_is_refused_where_it_is_read(value):
     with pytest.raises(ValueError, match=r"chat_template must be valid Unicode; got .*; copy tokenizer_config.json"):
-        chat_template_of(value)
+        chat_templates_of(value)
 
 
 def test_without_jinja2_one_error_says_what_to_install():
