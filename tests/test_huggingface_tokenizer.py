@@ -337,6 +337,22 @@ def test_special_tokens_with_names_of_their_own(said, tmp_path):
         assert original.apply_chat_template(messages)["input_ids"] == [1, *made.encode("the "), tool, tool]
 
 
+def test_a_token_of_its_own_name_may_be_an_object_there():
+    extra = {"boi_token": "<|im_start|>", "tool_token": {"content": "<tool>"}}
+    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), {**SETTINGS, "extra_special_tokens": extra})
+    assert made.special_tokens["boi_token"] == "<|im_start|>"
+    assert made.special_tokens["tool_token"] == "<tool>"
+    assert made.id_of("<tool>") in made.control_ids
+
+
+def test_a_token_named_like_another_setting_leaves_that_alone():
+    said = {**SETTINGS, "model_max_length": 5, "extra_special_tokens": {"model_max_length": "<|im_end|>"}}
+    made = HuggingFaceTokenizer(json.loads(byte_level().to_str()), said | {"x_token": "<tool>", "y_token": "<q>"})
+    limited = made.limited(made.vocab_size - 1)
+    assert limited.vocab_size == made.vocab_size - 1
+    assert limited.special_tokens.keys() == made.special_tokens.keys() - {"y_token"}
+
+
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_space_before_a_text_as_the_settings_say(prefix):
     document = json.loads(byte_level().to_str())

@@ -296,8 +296,8 @@ class HuggingFaceTokenizer(Tokenizer):
         document, settings = self.document, dict(self._settings)
         document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] not in dropped]
         settings.pop("added_tokens_decoder", None)  # the document has them all
-        for name in (*NAMED, *more_special_tokens(settings)):
-            if text_of(settings.get(name), name) in dropped:
+        for name, value in self._settings.items():
+            if name.endswith("_token") and isinstance(value, (str, dict)) and text_of(value, name) in dropped:
                 del settings[name]
         for name in ("additional_special_tokens", *OBJECTS):
             given = settings.get(name)
