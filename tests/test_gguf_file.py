@@ -49,6 +49,8 @@ def test_a_file_by_hand_is_a_model(path, version, alignment):
     assert {field: getattr(opened.config, field) for field in expected} == expected
     assert (opened.source, opened.path) == ("gguf", path)
     assert opened.generation == {"end_ids": (2,)}
+    general = {key: value for key, value in read_gguf_file(path).metadata.items() if key.startswith("general.")}
+    assert general == {"general.architecture": "llama", "general.alignment": alignment}
     assert opened.tokenizer_metadata.keys() == {key for key in LLAMA if key.startswith("tokenizer.")}
     assert opened.tokenizer_metadata["tokenizer.ggml.tokens"][3] == "▁a"
     assert opened.tokenizer_metadata["tokenizer.ggml.scores"].tolist() == [0, 0, 0, -1, -2]

@@ -68,7 +68,9 @@ def doubles(tmp_path_factory):
         )
         for share in range(2)
     ]  # each half, at once: it takes the time of compiling everything
-    return {name: kinds for process in processes for name, kinds in json.loads(process.communicate()[0]).items()}
+    found = {name: kinds for process in processes for name, kinds in json.loads(process.communicate()[0]).items()}
+    assert [process.returncode for process in processes] == [0, 0]
+    return found
 
 
 def test_float64_is_used_where_it_is_meant(doubles):

@@ -11,8 +11,8 @@ from ..dialogue import check_speakers, end_ids, prompt_tokens
 from ..errors import DataError
 from ..tokenizers.base import check_text
 from .config import GenerationConfig
-from .engine import Engine, Generation, fit
-from .generate import best_beam_pieces, check_kinds, check_one, check_vocabulary, pieces_of
+from .engine import Engine, Generation, check_one, fit
+from .generate import best_beam_pieces, check_kinds, check_vocabulary, pieces_of
 from .sampling import Sampler
 from .text import Piece
 

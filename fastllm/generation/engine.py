@@ -111,8 +111,8 @@ class Engine:
             )
         if config.beams > 1:
             raise ConfigError(f"beams are searched by beam_search; got beams={config.beams}; use beams=1")
-        if config.n > 1 and sampler is not None:
-            raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
+        if sampler is not None:
+            check_one(config)
         if config.n > 1 and config.temperature == 0:
             raise ConfigError(
                 f"n above 1 needs a temperature above 0, or beams; got n={config.n}, temperature=0, which would give "
@@ -422,6 +422,12 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
     length = min(len(a), len(b))
     differs = a[:length] != b[:length]
     return int(differs.argmax()) if differs.any() else length
+
+
+def check_one(config: GenerationConfig) -> None:
+    """Raise ConfigError where several texts are asked for."""
+    if config.n > 1:
+        raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
 
 
 def fit(model: Model, tokens: Sequence[int] | np.ndarray, config: GenerationConfig) -> tuple[np.ndarray, int]:

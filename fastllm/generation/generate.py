@@ -22,7 +22,7 @@ from ..compilation import Uses, helping
 from ..errors import ConfigError, DataError
 from . import beam
 from .config import GenerationConfig
-from .engine import Engine, Generation, fit
+from .engine import Engine, Generation, check_one, fit
 from .sampling import Sampler
 from .text import Completion, Decoder, Piece, Reader, completion
 
@@ -78,12 +78,6 @@ def stream_pieces(
     engine = Engine(model, slots=1)
     [generation] = engine.submit(tokens, config)
     return pieces_of(engine, generation, tokenizer, before=tokens)
-
-
-def check_one(config: GenerationConfig) -> None:
-    """Raise ConfigError where several texts are asked for."""
-    if config.n > 1:
-        raise ConfigError(f"one text is generated here; got n={config.n}; use generate_batch, or n=1")
 
 
 def pieces_of(engine: Engine, generation: Generation, tokenizer: Tokenizer, before: Iterable[int]) -> Generator[Piece]:
