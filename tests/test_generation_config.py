@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastllm.errors import ConfigError
-from fastllm.generation import GenerationConfig
+from fastllm.generation import GenerationConfig, GenerationOptions
 
 
 @pytest.mark.parametrize(
@@ -141,3 +141,10 @@ def test_numbers_of_numpys_and_nothing():
     assert type(GenerationConfig(max_tokens=np.int64(3)).max_tokens) is int
     with pytest.raises(ValueError, match="temperature must be finite"):
         GenerationConfig(temperature=10**400)
+
+
+def test_options_for_editors_are_the_fields():
+    fields = {field.name: field.type for field in dataclasses.fields(GenerationConfig)}
+    options = {name: hint.__forward_arg__ for name, hint in GenerationOptions.__annotations__.items()}
+    assert options == fields
+    assert GenerationOptions.__required_keys__ == frozenset()

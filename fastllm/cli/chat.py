@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import DataError
 from ..generation import Chat, GenerationConfig
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 YOU, MORE, MODEL = "you: ", "...: ", "model: "
 LEAVE = ("exit", "quit", "/exit", "/quit")
 QUOTES = '"""'
-OPTIONS: dict[str, Callable[[str], float | None]] = {
+OPTIONS: dict[str, Callable[[str], Any]] = {
     "temperature": float,
     "top_p": float,
     "top_k": or_none,

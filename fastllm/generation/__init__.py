@@ -2,7 +2,7 @@
 
 from .beam import Hypothesis
 from .chat import Chat
-from .config import GenerationConfig
+from .config import GenerationConfig, GenerationOptions
 from .engine import Engine, Generation
 from .generate import (
     beam_search,
@@ -22,6 +22,7 @@ __all__ = [
     "Engine",
     "Generation",
     "GenerationConfig",
+    "GenerationOptions",
     "Hypothesis",
     "Piece",
     "Sampler",

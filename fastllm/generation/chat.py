@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..dialogue import check_speakers, end_ids, prompt_tokens
 from ..errors import DataError
 from ..tokenizers.base import check_text
-from .config import GenerationConfig
+from .config import GenerationConfig, GenerationOptions
 from .engine import Engine, Generation, check_one, fit
 from .generate import best_beam_pieces, check_kinds, check_vocabulary, pieces_of
 from .sampling import Sampler
@@ -55,7 +55,7 @@ class Chat:
         tokenizer: Tokenizer,
         config: GenerationConfig | None = None,
         system: str | None = None,
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> None:
         check_kinds(model, tokenizer)
         self.model = model
@@ -105,7 +105,7 @@ class Chat:
         """Whether the answer of one of `turns` was cut off, by the limit of tokens or because it was closed."""
         return any(turn is cut for cut in self._cut)
 
-    def change(self, **options: Any) -> None:
+    def change(self, **options: Unpack[GenerationOptions]) -> None:
         """Change options from the next answer on. The random state continues, unless a seed is given.
 
         Raises ValueError for an invalid option, and then changes nothing.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from ..config import STEP_ROWS
 from ..errors import ConfigError
@@ -282,6 +282,31 @@ class GenerationConfig:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(GenerationConfig))
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The fields of GenerationConfig as keyword arguments, so that editors and type checkers know their names."""
+
+    max_tokens: int | None
+    end_ids: Sequence[int] | None
+    stop: str | Sequence[str]
+    seed: int | None
+    n: int
+    logprobs: int | None
+    logit_bias: Mapping[int, float]
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    temperature: float
+    top_k: int | None
+    top_p: float
+    min_p: float
+    typical_p: float
+    beams: int
+    length_penalty: float
+    early_stopping: bool | str
+    speculate: int
+    speculate_ngram: int
 
 
 def _check(holds: bool, message: str) -> None:

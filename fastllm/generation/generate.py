@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from ..compilation import Uses, helping
 from ..errors import ConfigError, DataError
 from . import beam
-from .config import GenerationConfig
+from .config import GenerationConfig, GenerationOptions
 from .engine import Engine, Generation, check_one, fit
 from .sampling import Sampler
 from .text import Completion, Decoder, Piece, Reader, completion
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Model, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig | None = None,
+    **options: Unpack[GenerationOptions],
 ) -> str:
     """The text that follows `prompt` (raw text, without chat roles), up to the end token or a stop string.
 
@@ -53,7 +57,11 @@ def generate(
 
 
 def stream(
-    model: Model, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig | None = None,
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[str]:
     """The text of `generate` in pieces, each as soon as it is certain; with beams > 1, all at the end.
 
@@ -64,7 +72,11 @@ def stream(
 
 
 def stream_pieces(
-    model: Model, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig | None = None,
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[Piece]:
     """Like `stream`, but with each piece's tokens and their log-probabilities, and finally the reason for the end.
 
@@ -103,7 +115,7 @@ def generate_batch(
     config: GenerationConfig | None = None,
     *,
     slots: int = 8,
-    **options: Any,
+    **options: Unpack[GenerationOptions],
 ) -> list[Completion]:
     """Completions of several prompts of any lengths: n of the first, then n of the second, and so on.
 
@@ -134,7 +146,7 @@ def completions(
     config: GenerationConfig | None = None,
     *,
     slots: int = 8,
-    **options: Any,
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[Completion]:
     """The completions of `generate_batch` in order, each as soon as it and all before it are complete."""
     if isinstance(prompts, str):
@@ -182,7 +194,11 @@ def _run_all(
 
 
 def beam_search(
-    model: Model, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None, **options: Any
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig | None = None,
+    **options: Unpack[GenerationOptions],
 ) -> list[tuple[str, float]]:
     """Up to `beams` continuations of `prompt` with their scores (see generation/beam.py), best first.
 
@@ -238,7 +254,7 @@ def generate_tokens(
     config: GenerationConfig | None = None,
     *,
     sampler: Sampler | None = None,
-    **options: Any,
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[int]:
     """The token ids that follow `tokens` (N,), up to one of `end_ids`, which isn't yielded. Ignores stop strings.
 
