@@ -1,6 +1,7 @@
 """Hugging Face's configurations and names: what is understood, what is refused, and with which words."""
 
 import doctest
+import importlib.util
 
 import numpy as np
 import pytest
@@ -63,6 +64,24 @@ def test_gpt2_by_default():
         feed_forward_bias=True,
         tied_head=True,
     )
+
+
+def test_gpt2_by_other_names():
+    """transformers takes the other name where both are there; the sizes of tensors can't tell who is wrong on heads."""
+    others = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+              "n_positions": "max_position_embeddings"}  # fmt: skip
+    renamed = {others.get(name, name): value for name, value in GPT2.items()}
+    expected = config_from_huggingface(GPT2)
+    for config in (renamed, GPT2 | renamed, dict.fromkeys(others) | renamed, dict.fromkeys(others.values()) | GPT2):
+        assert config_from_huggingface(config) == expected
+    if importlib.util.find_spec("transformers"):
+        from transformers import GPT2Config
+
+        assert {theirs: ours for ours, theirs in others.items()} == GPT2Config.attribute_map
+    for ours, theirs in others.items():
+        message = rf"{ours} and {theirs} are one number; got {GPT2[ours]} and 3; .*\(transformers takes {theirs}\)"
+        with pytest.raises(FormatError, match=message):
+            config_from_huggingface(GPT2 | {theirs: 3})
 
 
 def test_llama_by_default():
