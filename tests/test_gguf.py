@@ -121,22 +121,27 @@ def test_wrong_tensors_are_named(path):
 def test_generation(path):
     fields = {
         "tokenizer.ggml.eot_token_id": ("u32", 4),
-        "tokenizer.ggml.eom_token_id": ("u32", 4000),  # beyond the vocabulary
-        "general.sampling.temp": ("f32", 0.5),
+        "tokenizer.ggml.eom_token_id": ("u32", 3),
+        "tokenizer.ggml.padding_token_id": ("u32", 0),
+        "general.sampling.temp": ("f32", 0.7),
         "general.sampling.top_k": ("i32", 20),
         "general.sampling.penalty_repeat": ("f32", 1.5),
     }
     path.write_bytes(model_file({**LLAMA, **fields}))
     assert open_model(path).generation == {
-        "end_ids": (2, 4), "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.5
+        "end_ids": (2, 4, 3), "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.5
     }  # fmt: skip
-    path.write_bytes(model_file({**LLAMA, "general.sampling.top_k": ("i32", -1)}))  # from a folder that says so
+    assert open_model(path).other_generation == {"bos_token_id": 1, "pad_token_id": 0}
+    fields = {f"tokenizer.ggml.{name}_token_id": ("u32", 4000) for name in ("eot", "padding")}  # beyond the vocabulary
+    fields |= {"general.sampling.top_k": ("i32", -1)}  # from a folder that says so
+    path.write_bytes(model_file({**LLAMA, **fields}))
+    assert open_model(path).other_generation == {"bos_token_id": 1}
     assert open_model(path).generation == {"end_ids": (2,), "top_k": 0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_every_kind(path, kind):
-    """A position table and a bias in a kind of blocks are taken for what they are."""
+    """A norm in a kind of blocks is taken for what it is."""
     width = 256
     shapes = by_hand.SHAPES | {"output.weight": (by_hand.VOCABULARY, width)}
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gguf_bytes import model_file
 from gguf_models import a_model, llama3
 
 from fastllm import FormatError, ModelConfig
@@ -63,6 +64,26 @@ def test_there_and_back(path, name):
     for key, array in parameters.items():
         expected = on_pairs(config, key, array) if is_turned else array
         np.testing.assert_array_equal(values(opened.weights[key]), expected, err_msg=key)
+
+
+def test_a_position_table_of_another_kind_becomes_float32(path):
+    """As llama.cpp's converter writes it, in float16."""
+    config, parameters = a_model(**MODELS["gpt2"])
+    write_gguf(path, config, parameters, "F32")
+    arrays = {
+        name: tensor.data.view("<f4").reshape(tensor.shape) for name, tensor in read_gguf_file(path).tensors.items()
+    }
+    fields = {f"gpt2.{name}": ("u32", size) for name, size in (
+        ("context_length", config.context), ("embedding_length", config.width), ("block_count", config.layers),
+        ("feed_forward_length", config.hidden), ("attention.head_count", config.heads),
+    )}  # fmt: skip
+    fields |= {"general.architecture": ("string", "gpt2"), "gpt2.attention.layer_norm_epsilon": ("f32", 1e-5)}
+    halves = arrays["position_embd.weight"].astype(np.float16)
+    path.write_bytes(model_file(fields, {**arrays, "position_embd.weight": halves}))
+    opened = open_model(path)
+    assert opened.config == config
+    assert opened.weights["embedding.position.weight"].dtype == np.float32
+    np.testing.assert_array_equal(opened.weights["embedding.position.weight"], halves)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])

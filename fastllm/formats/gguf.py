@@ -285,7 +285,7 @@ def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[s
 
 
 def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, GgufTensor]) -> Weights:
-    given = {name: tensor for name, tensor in tensors.items() if name != ROPE_FACTORS or config.positions != "rope"}
+    given = {name: tensor for name, tensor in tensors.items() if name != ROPE_FACTORS}
     check_layers(config, given)
     layout = layout_of(modules, config)
     check(given, {tensor.name: tensor.shape for tensor in layout})
