@@ -171,7 +171,8 @@ def test_the_side_of_padding_stays(said, maker, tmp_path):
 
 def test_what_names_code_or_a_place_is_not_written(tmp_path):
     """transformers would import the one, and look for more files at the other."""
-    foreign = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "name_or_path": "org/model", "model_max_length": 9}
+    foreign = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "name_or_path": "org/model", "model_max_length": 9,
+               "fast_tokenizer_files": ["tokenizer.4.0.json"]}  # fmt: skip
     HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS | foreign).save_into(tmp_path)
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written.keys() & foreign.keys() == {"model_max_length"}

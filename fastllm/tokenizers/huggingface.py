@@ -318,7 +318,8 @@ class HuggingFaceTokenizer(Tokenizer):
         settings = {**self._settings, "tokenizer_class": OF_THE_FILE, "eos_token": self.end_token}
         if str(self._settings.get("tokenizer_class")).removesuffix("Fast") in PAD_LEFT:
             settings.setdefault("padding_side", "left")
-        settings.pop("name_or_path", None)
+        for place in ("name_or_path", "fast_tokenizer_files"):  # the second: other versions of tokenizer.json
+            settings.pop(place, None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
         if self.chat_template is not None and not self.chat_templates:  # else the settings have them all
