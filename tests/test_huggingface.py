@@ -384,6 +384,7 @@ def test_a_configuration_of_endless_layers_is_refused_at_once():
         (GPT2, {"activation": "swiglu"}, "activation=gelu_tanh"),
         (GPT2, {"heads": 2, "kv_heads": 1}, "kv_heads=2"),
         (GPT2, {"head_size": 4}, "head_size=3"),
+        (GPT2, {"width": 7}, r"head_size=3\.5"),
         (LLAMA, {"attention_output_bias": True}, "attention_output_bias=False"),
         (LLAMA, {"norm_position": "post"}, "norm_position=pre"),
     ],
