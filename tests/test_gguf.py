@@ -132,7 +132,7 @@ def test_generation(path):
         "end_ids": (2, 4, 3), "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.5
     }  # fmt: skip
     assert open_model(path).other_generation == {"bos_token_id": 1, "pad_token_id": 0}
-    fields = {f"tokenizer.ggml.{name}_token_id": ("u32", 4000) for name in ("eot", "padding")}  # beyond the vocabulary
+    fields = {f"tokenizer.ggml.{name}_token_id": ("u32", 5) for name in ("eot", "padding")}  # beyond the vocabulary
     fields |= {"general.sampling.top_k": ("i32", -1)}  # from a folder that says so
     path.write_bytes(model_file({**LLAMA, **fields}))
     assert open_model(path).other_generation == {"bos_token_id": 1}

@@ -106,6 +106,12 @@ def test_kinds(path, kind, tied):
         assert weights[name].kind.name == expected
 
 
+def test_positions_stay_float32(path):
+    config, parameters = a_model(**MODELS["gpt2"])
+    write_gguf(path, config, parameters, "F16")
+    assert read_gguf_file(path).tensors["position_embd.weight"].kind.name == "F32"
+
+
 def test_kept_kinds_keep_their_bytes(path):
     config, parameters = a_model(seed=1)
     weights = {name: quantize(array, "Q4_1") if array.ndim == 2 else array for name, array in parameters.items()}
@@ -156,6 +162,9 @@ def test_tokenizer_and_other_metadata(path):
         ({"activation": "silu"}, "activation=swiglu"),
         ({"attention_output_bias": True}, "attention_output_bias=False"),
         ({"qk_norm": True, "attention_bias": True}, "the nearest, qwen3, has"),
+        ({"qk_norm": True, "attention_bias": True, "attention_output_bias": False}, "qwen3, has attention_bias=False"),
+        ({**MODELS["qwen2"], "feed_forward_bias": True}, "the nearest, qwen2, has feed_forward_bias=False"),
+        ({**MODELS["gpt2"], "kv_heads": 2}, "the nearest, gpt2, has kv_heads=4"),
         ({"qk_norm": True, "rope_scaling": llama3()}, "rope_scaling=None"),
         ({"positions": "learned"}, "the nearest, gpt2, has norm=layernorm"),
     ],

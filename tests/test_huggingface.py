@@ -225,10 +225,20 @@ WINDOWED = {**QWEN, "use_sliding_window": True, "max_window_layers": 1}  # its s
         ({**QWEN, "layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}, 4096),
         ({**WINDOWED, "model_type": "qwen3"}, 4096),
         ({**LLAMA, "sliding_window": 3}, 5),  # Llama has none
+        ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 3}}, 3),
     ],
 )
 def test_a_window_is_the_longest_context(fields, context):
     assert config_from_huggingface(fields).context == context
+
+
+def test_a_mistral_is_written_without_a_window():
+    """transformers has one by default. (Only where heads do not fill the width: others are written as Llama.)"""
+    fields = {**MISTRAL, "max_position_embeddings": 9000, "sliding_window": None, "hidden_size": 9, "head_dim": 2}
+    config = config_from_huggingface(fields)
+    written = config_to_huggingface(config)
+    assert written["model_type"] == "mistral"
+    assert config_from_huggingface(written) == config
 
 
 def test_what_transformers_takes_for_granted():
@@ -244,6 +254,9 @@ def test_where_llama3_began_stands_outside_first():
     inside, both = ({**LLAMA, **rope, **more} for more in ({}, {"original_max_position_embeddings": 100}))
     scalings = [config_from_huggingface(fields).rope_scaling for fields in (inside, both)]
     assert [scaling["original_max_position_embeddings"] for scaling in scalings] == [64, 100]
+    without = {name: value for name, value in LLAMA3_SCALING.items() if name != "original_max_position_embeddings"}
+    scaling = config_from_huggingface({**LLAMA, "rope_scaling": {"rope_type": "llama3", **without}}).rope_scaling
+    assert scaling["original_max_position_embeddings"] == LLAMA["max_position_embeddings"]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,12 @@ def test_a_head_stored_with_other_numbers_is_not_tied(tmp_path, prefix, factor, 
         np.testing.assert_array_equal(head, 2 * embedding)
 
 
+def test_a_head_of_another_shape_is_not_passed_over(tmp_path):
+    """transformers refuses it, too."""
+    make_folder(tmp_path, tensors=lambda own: own | {HEAD: own[EMBEDDING][1:]})
+    assert "lm_head.weight must be of shape" in refusal(tmp_path)
+
+
 def test_a_tied_head_stored_alone(tmp_path):
     folder = make_folder(tmp_path, tensors=lambda own: {HEAD if name == EMBEDDING else name: own[name] for name in own})
     assert open_model(folder).weights.keys() == open_model(make_folder(tmp_path / "usual")).weights.keys()
