@@ -221,6 +221,12 @@ def test_generation(tmp_path, fields, generation, expected):
     assert open_model(make_folder(tmp_path, LLAMA | fields, generation=generation)).generation == expected
 
 
+def test_tokens_that_only_config_json_names_count_too(tmp_path):
+    fields, generation = LLAMA | {"bos_token_id": 1, "pad_token_id": 0}, {"top_p": 0.6, "_from_model_config": True}
+    other = open_model(make_folder(tmp_path, fields, generation=generation)).other_generation
+    assert other == {"bos_token_id": 1, "pad_token_id": 0}
+
+
 def test_options_that_fastllm_lacks_are_named(tmp_path):
     folder = make_folder(tmp_path, generation={"num_beams": 4, "bad_words_ids": [[3]], "guidance_scale": 1, "min_p": 0})
     with pytest.warns(UserWarning, match=r"generation_config.json sets num_beams, bad_words_ids: fastllm generates w"):
