@@ -219,6 +219,9 @@ def test_added_tokens_json(tmp_path):
     tokenizer, original = load_tokenizer(tmp_path), type(original).from_pretrained(tmp_path)
     assert tokenizer.encode_template(text).tolist() == original(text).input_ids
     assert (tokenizer.id_of("<pad>"), tokenizer.id_of("cat"), tokenizer.id_of("<sep>")) == (380, 381, 382)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {}}))  # a newer folder's
+    assert load_tokenizer(tmp_path).id_of("<pad>") == 380
+    assert "<sep>" not in load_tokenizer(tmp_path).tokens
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"unk_token": 5}))
     with pytest.raises(FormatError, match="a special token must be a text; got 5"):
         load_tokenizer(tmp_path)
