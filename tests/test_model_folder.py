@@ -158,7 +158,7 @@ def test_files_that_cannot_be_removed_are_no_failure(saved, tiny_model, tokenize
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["mine too", "theirs alone"])
-def test_chat_templates_that_transformers_wrote_go_with_their_model(tmp_path, ours, keeps):
+def test_all_that_transformers_and_peft_wrote_goes_with_their_model(tmp_path, ours, keeps):
     transformers = pytest.importorskip("transformers")
     config = fastllm.preset("nano", vocab_size=ours.vocab_size, width=8, hidden=12, layers=1, heads=2, context=16)
     model, folder = fastllm.Model(config, backend="numpy"), tmp_path / "model"
@@ -173,10 +173,15 @@ def test_chat_templates_that_transformers_wrote_go_with_their_model(tmp_path, ou
         notes.write_text("mine")
     with pytest.raises(FileExistsError, match="with additional_chat_templates" if keeps else "--force replaces it"):
         conversion.check_target(folder, force=keeps)
+    for name in ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+                 "adapter_config.json", "adapter_model.safetensors"):  # fmt: skip
+        (folder / name).write_text("{}")
     fastllm.save(folder, model, HuggingFaceTokenizer(ours.document, {"eos_token": ours.end_token}))
     assert (load(folder)[1].chat_template, load(folder)[1].chat_templates) == (None, {})
     assert transformers.AutoTokenizer.from_pretrained(folder).chat_template is None
-    assert (notes.is_file(), notes.parent.exists()) == (keeps, keeps)
+    assert notes.is_file() == keeps
+    written = {CONFIG, WEIGHTS, "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {*os.listdir(folder)} == written | ({notes.parent.name} if keeps else set())
     assert os.listdir(tmp_path) == ["model"]
 
 
