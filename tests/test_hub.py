@@ -52,6 +52,16 @@ def test_a_file_of_a_model(asked, tmp_path, file):
     assert asked == [("org/model", file)]
 
 
+def test_the_files_of_a_model_are_asked_for_and_no_others():
+    utils = pytest.importorskip("huggingface_hub").utils
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "chat_template.jinja",
+              "additional_chat_templates/tool.jinja", "merges.txt", "tokenizer.model"]  # fmt: skip
+    others = ["consolidated.safetensors", "pytorch_model.bin", "modeling.py", "checkpoint-5/model.safetensors",
+              "onnx/config.json", "README.md"]  # fmt: skip
+    found = utils.filter_repo_objects(wanted + others, allow_patterns=hub.FILES, ignore_patterns=hub.SUPERFLUOUS)
+    assert [*found] == wanted
+
+
 def test_a_repository_without_safetensors(asked, tmp_path, tokenizer):
     """As those of GGUF files or pickles; what has been downloaded of it says nothing about the reason."""
     (tmp_path / "kept" / "model.safetensors").unlink()
