@@ -107,8 +107,8 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> AdapterParamet
     adapter = read_adapter(model.config, path)
     if not is_of(path, model):
         warnings.warn(
-            f"{folder}: the adapter was trained on other weights than this model's; load the model that it was trained "
-            "on, or train it again, unless this is the same model in another precision",
+            f"{folder}: the adapter was trained on other weights than this model's. It suits this model if they "
+            "are the same in another precision; if not, load the model that it was trained on, or train it again",
             stacklevel=2,
         )
     model.set_adapter(adapter)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .errors import FastllmError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*\.gguf)?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*((/[A-Za-z0-9][A-Za-z0-9._-]*)+\.gguf)?")
 # What a model needs, and nothing that runs code.
 FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
 # The weights again: in Mistral's own layout; intermediate checkpoints in folders of their own.
@@ -15,7 +15,7 @@ SUPERFLUOUS = ["consolidated*", "*/*.safetensors", "*/*.json"]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name has the form "org/model" or "org/model/file.gguf"."""
+    """Whether a name has the form "org/model" or "org/model/file.gguf"; the file may be in folders."""
     return NAME.fullmatch(name) is not None
 
 

@@ -25,7 +25,7 @@ def dequantize(packed: Packed) -> Floats:
     rows, columns = packed.shape
     out = np.empty((rows, columns), np.float32)
     step = max(1, PIECE // max(1, columns))
-    for begin in range(0, rows if columns else 0, step):
+    for begin in range(0, rows, step):
         out[begin : begin + step] = unpacked(packed.data[begin : begin + step], packed.kind.number)
     return out
 
@@ -55,7 +55,7 @@ def quantize(array: NDArray[np.floating], kind: str) -> Packed:
         return Packed(np.ascontiguousarray(array).view(np.uint8), KINDS[kind])
     out = np.empty((rows, KINDS[kind].row_bytes(columns)), np.uint8)
     step = max(1, PIECE // max(1, columns))
-    for begin in range(0, rows if columns else 0, step):
+    for begin in range(0, rows, step):
         given = array[begin : begin + step]
         with np.errstate(over="ignore", invalid="ignore"):  # checked below
             piece = np.ascontiguousarray(given, np.float32)

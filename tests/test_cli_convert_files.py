@@ -98,6 +98,7 @@ def test_names_that_are_no_text(name, tmp_path):
     ("fields", "options", "said"),
     [
         ({}, {"repetition_penalty": 1e300}, "repetition_penalty as a number from 1e-30 to 1e30; got 1e+300"),
+        ({}, {"temperature": 1e-60}, "general.sampling.temp must fit into a float32; got 1e-60"),
         ({"rope_theta": 1e39}, {}, "rope.freq_base must fit into a float32"),
         ({"rms_norm_eps": 1e-60}, {}, "norm_eps must be a finite number > 0, as a float32 too; got 1e-60"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 1e39}}, {}, "rope_scaling needs factor, a finite"),

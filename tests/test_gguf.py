@@ -28,13 +28,20 @@ FACTORS = np.array([1.0, 1.5, 7.0, 8.0], np.float32)
         ({"llama.attention.sliding_window": ("u32", 7)}, {"context": 7}),
         ({"llama.attention.sliding_window": ("u32", 99)}, {"context": 16}),
         ({"llama.expert_count": ("u32", 0)}, {"layers": 1}),
-        ({"llama.rope.scaling.type": ("string", "none"), "llama.rope.scaling.factor": ("f32", 4)}, {}),
+        (
+            {"llama.rope.scaling.type": ("string", "none"), "llama.rope.scaling.factor": ("f32", 4)},
+            {"rope_scaling": None},
+        ),
         ({"llama.rope.scaling.type": ("string", "linear")}, {"rope_scaling": None}),
         (
             {"llama.rope.scaling.type": ("string", "linear"), "llama.rope.scaling.factor": ("f32", 2.5)},
             {"rope_scaling": {"type": "linear", "factor": 2.5}},
         ),
         ({"llama.rope.scale_linear": ("f32", 4)}, {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+        (
+            {"llama.rope.scale_linear": ("f32", 4), "llama.rope.scaling.factor": ("f32", 2.5)},
+            {"rope_scaling": {"type": "linear", "factor": 2.5}},
+        ),
         ({"general.architecture": ("string", "qwen2")}, {"rope_interleaved": False, "qk_norm": False}),
     ],
 )
@@ -100,8 +107,10 @@ def test_wrong_tensors_are_named(path):
         ({"output_norm.weight": np.ones(8, np.float32)}, "token_embd.weight"),
         ({}, "token_embd.weight"),
         (arrays | {"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs.weight must be F32, of shape (2,)"),
+        (arrays | {"rope_freqs.weight": np.ones(2, np.float16)}, "got F16, (2,)"),
         (arrays | {"rope_freqs.weight": np.zeros(2, np.float32)}, "finite numbers > 0"),
         (arrays | {"rope_freqs.weight": np.full(2, np.nan, np.float32)}, "finite numbers > 0"),
+        (arrays | {"rope_freqs.weight": np.full(2, np.inf, np.float32)}, "finite number > 0; got inf"),
     ):
         path.write_bytes(model_file(arrays=damaged))
         with pytest.raises(FormatError) as caught:
@@ -112,22 +121,27 @@ def test_wrong_tensors_are_named(path):
 def test_generation(path):
     fields = {
         "tokenizer.ggml.eot_token_id": ("u32", 4),
-        "tokenizer.ggml.eom_token_id": ("u32", 4000),  # beyond the vocabulary
-        "general.sampling.temp": ("f32", 0.5),
+        "tokenizer.ggml.eom_token_id": ("u32", 3),
+        "tokenizer.ggml.padding_token_id": ("u32", 0),
+        "general.sampling.temp": ("f32", 0.7),
         "general.sampling.top_k": ("i32", 20),
         "general.sampling.penalty_repeat": ("f32", 1.5),
     }
     path.write_bytes(model_file({**LLAMA, **fields}))
     assert open_model(path).generation == {
-        "end_ids": (2, 4), "temperature": 0.5, "top_k": 20, "repetition_penalty": 1.5
+        "end_ids": (2, 4, 3), "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.5
     }  # fmt: skip
-    path.write_bytes(model_file({**LLAMA, "general.sampling.top_k": ("i32", -1)}))  # from a folder that says so
+    assert open_model(path).other_generation == {"bos_token_id": 1, "pad_token_id": 0}
+    fields = {f"tokenizer.ggml.{name}_token_id": ("u32", 5) for name in ("eot", "padding")}  # beyond the vocabulary
+    fields |= {"general.sampling.top_k": ("i32", -1)}  # from a folder that says so
+    path.write_bytes(model_file({**LLAMA, **fields}))
+    assert open_model(path).other_generation == {"bos_token_id": 1}
     assert open_model(path).generation == {"end_ids": (2,), "top_k": 0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_every_kind(path, kind):
-    """A position table and a bias in a kind of blocks are taken for what they are."""
+    """A norm in a kind of blocks is taken for what it is."""
     width = 256
     shapes = by_hand.SHAPES | {"output.weight": (by_hand.VOCABULARY, width)}
     rng = np.random.default_rng(0)
@@ -150,13 +164,18 @@ def test_tensors_of_every_kind(path, kind):
 # RoPE's factors
 
 
-def test_factors_that_are_not_llama_3s_are_taken_one_by_one(path):
-    fields = LLAMA | {"llama.embedding_length": ("u32", 8), "llama.attention.head_count": ("u32", 1)}
-    path.write_bytes(model_file(fields, {**tensors(), "rope_freqs.weight": FACTORS}))
+LLAMA3_FACTORS = np.array([1.0, 8.0, 8.0, 8.0], np.float32)
+
+
+@pytest.mark.parametrize(("factors", "scale"), [(FACTORS, 1), (FACTORS, 2.5), (LLAMA3_FACTORS, 2.5)])
+def test_factors_that_are_not_llama_3s_are_taken_one_by_one(path, factors, scale):
+    """A linear scale beside them counts too, as in llama.cpp."""
+    fields = LLAMA | {"llama.attention.head_count": ("u32", 1), "llama.rope.scaling.factor": ("f32", scale)}
+    path.write_bytes(model_file(fields, {**tensors(), "rope_freqs.weight": factors}))
     config = open_model(path).config
-    assert config.rope_scaling == {"type": "factors", "factors": FACTORS.tolist()}
+    assert config.rope_scaling == {"type": "factors", "factors": (factors * scale).tolist()}
     plain = ModelConfig.from_dict({**config.to_dict(), "rope_scaling": None})
-    np.testing.assert_allclose(rope_frequencies(config) * FACTORS, rope_frequencies(plain), rtol=1e-15)
+    np.testing.assert_allclose(rope_frequencies(config) * factors * scale, rope_frequencies(plain), rtol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +185,7 @@ def test_factors_that_are_not_llama_3s_are_taken_one_by_one(path):
         (64, 5e5, llama3(factor=32.0)),  # Llama 3.2
         (16, 1e4, llama3(original_max_position_embeddings=64)),
         (16, 5e5, llama3(original_max_position_embeddings=32)),  # no divisor between 1 and the factor
+        (16, 5e5, llama3(original_max_position_embeddings=91643)),  # the least that the divisors allow
     ],
 )
 def test_llama_3s_factors_are_known_again(path, head_size, theta, scaling):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gguf_bytes import model_file
 from gguf_models import a_model, llama3
 
 from fastllm import FormatError, ModelConfig
@@ -65,6 +66,26 @@ def test_there_and_back(path, name):
         np.testing.assert_array_equal(values(opened.weights[key]), expected, err_msg=key)
 
 
+def test_a_position_table_of_another_kind_becomes_float32(path):
+    """As llama.cpp's converter writes it, in float16."""
+    config, parameters = a_model(**MODELS["gpt2"])
+    write_gguf(path, config, parameters, "F32")
+    arrays = {
+        name: tensor.data.view("<f4").reshape(tensor.shape) for name, tensor in read_gguf_file(path).tensors.items()
+    }
+    fields = {f"gpt2.{name}": ("u32", size) for name, size in (
+        ("context_length", config.context), ("embedding_length", config.width), ("block_count", config.layers),
+        ("feed_forward_length", config.hidden), ("attention.head_count", config.heads),
+    )}  # fmt: skip
+    fields |= {"general.architecture": ("string", "gpt2"), "gpt2.attention.layer_norm_epsilon": ("f32", 1e-5)}
+    halves = arrays["position_embd.weight"].astype(np.float16)
+    path.write_bytes(model_file(fields, {**arrays, "position_embd.weight": halves}))
+    opened = open_model(path)
+    assert opened.config == config
+    assert opened.weights["embedding.position.weight"].dtype == np.float32
+    np.testing.assert_array_equal(opened.weights["embedding.position.weight"], halves)
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_kinds(path, kind, tied):
@@ -83,6 +104,12 @@ def test_kinds(path, kind, tied):
             expected = "F16"
         np.testing.assert_array_equal(weights[name].data, quantize(array, expected).data, err_msg=name)
         assert weights[name].kind.name == expected
+
+
+def test_positions_stay_float32(path):
+    config, parameters = a_model(**MODELS["gpt2"])
+    write_gguf(path, config, parameters, "F16")
+    assert read_gguf_file(path).tensors["position_embd.weight"].kind.name == "F32"
 
 
 def test_kept_kinds_keep_their_bytes(path):
@@ -135,6 +162,9 @@ def test_tokenizer_and_other_metadata(path):
         ({"activation": "silu"}, "activation=swiglu"),
         ({"attention_output_bias": True}, "attention_output_bias=False"),
         ({"qk_norm": True, "attention_bias": True}, "the nearest, qwen3, has"),
+        ({"qk_norm": True, "attention_bias": True, "attention_output_bias": False}, "qwen3, has attention_bias=False"),
+        ({**MODELS["qwen2"], "feed_forward_bias": True}, "the nearest, qwen2, has feed_forward_bias=False"),
+        ({**MODELS["gpt2"], "kv_heads": 2}, "the nearest, gpt2, has kv_heads=4"),
         ({"qk_norm": True, "rope_scaling": llama3()}, "rope_scaling=None"),
         ({"positions": "learned"}, "the nearest, gpt2, has norm=layernorm"),
     ],

@@ -45,9 +45,21 @@ def test_a_name_where_there_is_no_such_folder(asked, tiny_model):
     assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in hub.FILES)
 
 
-def test_a_file_of_a_model(asked, tmp_path):
-    assert hub.download("org/model/some-Q8_0.gguf") == tmp_path / "kept" / "some-Q8_0.gguf"
-    assert asked == [("org/model", "some-Q8_0.gguf")]
+@pytest.mark.parametrize("file", ["some-Q8_0.gguf", "Q8_0/some.gguf", "a/b/c.gguf"])
+def test_a_file_of_a_model(asked, tmp_path, file):
+    assert hub.is_hub_name(f"org/model/{file}")
+    assert hub.download(f"org/model/{file}") == tmp_path / "kept" / file
+    assert asked == [("org/model", file)]
+
+
+def test_the_files_of_a_model_are_asked_for_and_no_others():
+    utils = pytest.importorskip("huggingface_hub").utils
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "chat_template.jinja",
+              "additional_chat_templates/tool.jinja", "merges.txt", "tokenizer.model"]  # fmt: skip
+    others = ["consolidated.safetensors", "pytorch_model.bin", "modeling.py", "checkpoint-5/model.safetensors",
+              "onnx/config.json", "README.md"]  # fmt: skip
+    found = utils.filter_repo_objects(wanted + others, allow_patterns=hub.FILES, ignore_patterns=hub.SUPERFLUOUS)
+    assert [*found] == wanted
 
 
 def test_a_repository_without_safetensors(asked, tmp_path, tokenizer):
@@ -92,7 +104,19 @@ def test_what_the_hub_does_not_give(asked):
 
 
 @pytest.mark.parametrize(
-    "name", ["model", "a/b/c", "/org/model", "../org/model", "org/model/../x.gguf", "org/", "org/x y"]
+    "name",
+    [
+        "model",
+        "a/b/c",
+        "/org/model",
+        "../org/model",
+        "org/model/../x.gguf",
+        "org/model/a/../x.gguf",
+        "org/model/.gguf",
+        "org/model//x.gguf",
+        "org/",
+        "org/x y",
+    ],
 )
 def test_what_is_no_name(asked, name):
     assert not hub.is_hub_name(name)

@@ -1,6 +1,7 @@
 """Hugging Face's configurations and names: what is understood, what is refused, and with which words."""
 
 import doctest
+import importlib.util
 
 import numpy as np
 import pytest
@@ -63,6 +64,24 @@ def test_gpt2_by_default():
         feed_forward_bias=True,
         tied_head=True,
     )
+
+
+def test_gpt2_by_other_names():
+    """transformers takes the other name where both are there; the sizes of tensors can't tell who is wrong on heads."""
+    others = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+              "n_positions": "max_position_embeddings"}  # fmt: skip
+    renamed = {others.get(name, name): value for name, value in GPT2.items()}
+    expected = config_from_huggingface(GPT2)
+    for config in (renamed, GPT2 | renamed, dict.fromkeys(others) | renamed, dict.fromkeys(others.values()) | GPT2):
+        assert config_from_huggingface(config) == expected
+    if importlib.util.find_spec("transformers"):
+        from transformers import GPT2Config
+
+        assert {theirs: ours for ours, theirs in others.items()} == GPT2Config.attribute_map
+    for ours, theirs in others.items():
+        message = rf"{ours} and {theirs} are one number; got {GPT2[ours]} and 3; .*\(transformers takes {theirs}\)"
+        with pytest.raises(FormatError, match=message):
+            config_from_huggingface(GPT2 | {theirs: 3})
 
 
 def test_llama_by_default():
@@ -206,10 +225,20 @@ WINDOWED = {**QWEN, "use_sliding_window": True, "max_window_layers": 1}  # its s
         ({**QWEN, "layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}, 4096),
         ({**WINDOWED, "model_type": "qwen3"}, 4096),
         ({**LLAMA, "sliding_window": 3}, 5),  # Llama has none
+        ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 3}}, 3),
     ],
 )
 def test_a_window_is_the_longest_context(fields, context):
     assert config_from_huggingface(fields).context == context
+
+
+def test_a_mistral_is_written_without_a_window():
+    """transformers has one by default. (Only where heads do not fill the width: others are written as Llama.)"""
+    fields = {**MISTRAL, "max_position_embeddings": 9000, "sliding_window": None, "hidden_size": 9, "head_dim": 2}
+    config = config_from_huggingface(fields)
+    written = config_to_huggingface(config)
+    assert written["model_type"] == "mistral"
+    assert config_from_huggingface(written) == config
 
 
 def test_what_transformers_takes_for_granted():
@@ -225,6 +254,9 @@ def test_where_llama3_began_stands_outside_first():
     inside, both = ({**LLAMA, **rope, **more} for more in ({}, {"original_max_position_embeddings": 100}))
     scalings = [config_from_huggingface(fields).rope_scaling for fields in (inside, both)]
     assert [scaling["original_max_position_embeddings"] for scaling in scalings] == [64, 100]
+    without = {name: value for name, value in LLAMA3_SCALING.items() if name != "original_max_position_embeddings"}
+    scaling = config_from_huggingface({**LLAMA, "rope_scaling": {"rope_type": "llama3", **without}}).rope_scaling
+    assert scaling["original_max_position_embeddings"] == LLAMA["max_position_embeddings"]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +397,7 @@ def test_a_configuration_of_endless_layers_is_refused_at_once():
         (GPT2, {"activation": "swiglu"}, "activation=gelu_tanh"),
         (GPT2, {"heads": 2, "kv_heads": 1}, "kv_heads=2"),
         (GPT2, {"head_size": 4}, "head_size=3"),
+        (GPT2, {"width": 7}, r"head_size=3\.5"),
         (LLAMA, {"attention_output_bias": True}, "attention_output_bias=False"),
         (LLAMA, {"norm_position": "post"}, "norm_position=pre"),
     ],

@@ -359,7 +359,7 @@ def test_a_space_before_a_text_as_the_settings_say(prefix):
     document["pre_tokenizer"]["add_prefix_space"] = not prefix
     said = {**SETTINGS, "add_prefix_space": prefix}
     made = HuggingFaceTokenizer(document, said | {"tokenizer_class": "GPT2Tokenizer"})
-    plainly = HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS)
+    plainly = HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS | {"tokenizer_class": "GPT2Tokenizer"})
     expected = plainly.encode(" cat" if prefix else "cat")
     np.testing.assert_array_equal(made.encode("cat"), expected)
     other = HuggingFaceTokenizer(document, said | {"tokenizer_class": "PreTrainedTokenizerFast"})

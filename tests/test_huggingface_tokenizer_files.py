@@ -171,7 +171,8 @@ def test_the_side_of_padding_stays(said, maker, tmp_path):
 
 def test_what_names_code_or_a_place_is_not_written(tmp_path):
     """transformers would import the one, and look for more files at the other."""
-    foreign = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "name_or_path": "org/model", "model_max_length": 9}
+    foreign = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "name_or_path": "org/model", "model_max_length": 9,
+               "fast_tokenizer_files": ["tokenizer.4.0.json"]}  # fmt: skip
     HuggingFaceTokenizer(json.loads(byte_level().to_str()), SETTINGS | foreign).save_into(tmp_path)
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written.keys() & foreign.keys() == {"model_max_length"}
@@ -218,6 +219,9 @@ def test_added_tokens_json(tmp_path):
     tokenizer, original = load_tokenizer(tmp_path), type(original).from_pretrained(tmp_path)
     assert tokenizer.encode_template(text).tolist() == original(text).input_ids
     assert (tokenizer.id_of("<pad>"), tokenizer.id_of("cat"), tokenizer.id_of("<sep>")) == (380, 381, 382)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {}}))  # a newer folder's
+    assert load_tokenizer(tmp_path).id_of("<pad>") == 380
+    assert "<sep>" not in load_tokenizer(tmp_path).tokens
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"unk_token": 5}))
     with pytest.raises(FormatError, match="a special token must be a text; got 5"):
         load_tokenizer(tmp_path)

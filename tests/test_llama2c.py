@@ -91,6 +91,7 @@ def test_every_tensor_gets_its_name(path, tied):
     path.write_bytes(checkpoint(tied=tied))
     config, parameters = read_llama2c(path)
     assert config.rope_interleaved
+    assert (config.norm_eps, config.rope_theta) == (1e-5, 1e4)  # as run.c has it
     assert config.tied_head is tied
     assert parameters.keys() == Parameters(config).keys()
     for name, array in TENSORS:

@@ -12,6 +12,7 @@ import fastllm
 from fastllm import conversion
 from fastllm.formats import model_folder, write_huggingface
 from fastllm.formats.huggingface_folder import CONFIG, WEIGHTS
+from fastllm.tokenizers import HuggingFaceTokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,6 +155,34 @@ def test_files_that_cannot_be_removed_are_no_failure(saved, tiny_model, tokenize
         with pytest.warns(UserWarning, match=f"could be moved or removed; it is in .*model.kept-{number}"):
             fastllm.save(saved, tiny_model, tokenizer)
         assert weights_of(saved) == tiny_model.parameters.flat.tobytes()
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["mine too", "theirs alone"])
+def test_all_that_transformers_and_peft_wrote_goes_with_their_model(tmp_path, ours, keeps):
+    transformers = pytest.importorskip("transformers")
+    config = fastllm.preset("nano", vocab_size=ours.vocab_size, width=8, hidden=12, layers=1, heads=2, context=16)
+    model, folder = fastllm.Model(config, backend="numpy"), tmp_path / "model"
+    fastllm.save(folder, model, ours)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    theirs.save_pretrained(folder)
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ old }}"}')
+    assert load(folder)[1].chat_templates == theirs.chat_template
+    notes = folder / "additional_chat_templates" / "notes.txt"
+    if keeps:
+        notes.write_text("mine")
+    with pytest.raises(FileExistsError, match="with additional_chat_templates" if keeps else "--force replaces it"):
+        conversion.check_target(folder, force=keeps)
+    for name in ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+                 "adapter_config.json", "adapter_model.safetensors"):  # fmt: skip
+        (folder / name).write_text("{}")
+    fastllm.save(folder, model, HuggingFaceTokenizer(ours.document, {"eos_token": ours.end_token}))
+    assert (load(folder)[1].chat_template, load(folder)[1].chat_templates) == (None, {})
+    assert transformers.AutoTokenizer.from_pretrained(folder).chat_template is None
+    assert notes.is_file() == keeps
+    written = {CONFIG, WEIGHTS, "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {*os.listdir(folder)} == written | ({notes.parent.name} if keeps else set())
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_model_card_stays(saved, theirs):

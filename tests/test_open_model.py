@@ -122,6 +122,12 @@ def test_a_head_stored_with_other_numbers_is_not_tied(tmp_path, prefix, factor, 
         np.testing.assert_array_equal(head, 2 * embedding)
 
 
+def test_a_head_of_another_shape_is_not_passed_over(tmp_path):
+    """transformers refuses it, too."""
+    make_folder(tmp_path, tensors=lambda own: own | {HEAD: own[EMBEDDING][1:]})
+    assert "lm_head.weight must be of shape" in refusal(tmp_path)
+
+
 def test_a_tied_head_stored_alone(tmp_path):
     folder = make_folder(tmp_path, tensors=lambda own: {HEAD if name == EMBEDDING else name: own[name] for name in own})
     assert open_model(folder).weights.keys() == open_model(make_folder(tmp_path / "usual")).weights.keys()
@@ -213,6 +219,12 @@ def test_a_header_of_odd_length(tmp_path):
 )  # fmt: skip
 def test_generation(tmp_path, fields, generation, expected):
     assert open_model(make_folder(tmp_path, LLAMA | fields, generation=generation)).generation == expected
+
+
+def test_tokens_that_only_config_json_names_count_too(tmp_path):
+    fields, generation = LLAMA | {"bos_token_id": 1, "pad_token_id": 0}, {"top_p": 0.6, "_from_model_config": True}
+    other = open_model(make_folder(tmp_path, fields, generation=generation)).other_generation
+    assert other == {"bos_token_id": 1, "pad_token_id": 0}
 
 
 def test_options_that_fastllm_lacks_are_named(tmp_path):

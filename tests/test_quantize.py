@@ -119,6 +119,12 @@ def test_what_was_unpacked_packs_to_itself(name):
         np.testing.assert_array_equal(dequantize(quantize(once, name)), once)
 
 
+def test_bfloat16_rounds_ties_to_even_and_keeps_any_nan():
+    bits = np.array([[0x3F808000, 0x3F818000, 0x3F808001, 0x7FFFFFFF, 0xFF800001]], np.uint32)
+    packed = quantize(bits.view(np.float32), "BF16").data.view(np.uint16)
+    np.testing.assert_array_equal(packed, [[0x3F80, 0x3F82, 0x3F81, 0x7FFF, 0xFFC0]])
+
+
 def test_float32_is_a_view():
     array = np.ones((3, 4), np.float32)
     assert np.shares_memory(quantize(array, "F32").data, array)

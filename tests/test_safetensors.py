@@ -76,6 +76,7 @@ def test_what_the_package_reads(path):
         np.testing.assert_array_equal(back[name], array)
     with safetensors.safe_open(path, "np") as file:
         assert file.metadata() == {"format": "pt"}
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # so that readers need not copy
 
 
 def test_an_empty_file_of_tensors(path):

@@ -260,7 +260,7 @@ def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[s
     """
     low, high = LLAMA3_TURNS
     factor = float(factors.max())
-    if not 1 < factor < math.inf:
+    if not factor > 1:
         return None
     wavelengths = 2 * math.pi / base_frequencies(config)
     between = np.flatnonzero((factors > 1) & (factors < factor))
@@ -277,7 +277,7 @@ def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[s
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
-        "original_max_position_embeddings": max(1, original),
+        "original_max_position_embeddings": original,
     }
     made = rope_factors(ModelConfig.from_dict({**config.to_dict(), "rope_scaling": scaling}))
     assert made is not None
@@ -285,7 +285,7 @@ def _llama3_scaling(factors: NDArray[np.float64], config: ModelConfig) -> dict[s
 
 
 def _weights(config: ModelConfig, modules: tuple[Module, ...], tensors: Mapping[str, GgufTensor]) -> Weights:
-    given = {name: tensor for name, tensor in tensors.items() if name != ROPE_FACTORS or config.positions != "rope"}
+    given = {name: tensor for name, tensor in tensors.items() if name != ROPE_FACTORS}
     check_layers(config, given)
     layout = layout_of(modules, config)
     check(given, {tensor.name: tensor.shape for tensor in layout})

@@ -135,7 +135,7 @@ class _Reader:
             if name in infos:
                 raise FormatError(f"names of tensors must be distinct; got {brief(name)} twice; download it again")
             infos[name] = self._info(name)
-        body = self._data[min(len(self._data), -(-self.at // alignment) * alignment) :]
+        body = self._data[-(-self.at // alignment) * alignment :]
         tensors: dict[str, GgufTensor] = {}
         for name, (kind, shape, offset) in infos.items():
             size = math.prod(shape[:-1]) * kind.row_bytes(shape[-1])
@@ -214,7 +214,7 @@ class _Reader:
             for _ in range(count):
                 begin = at + 8
                 at = begin + unpack(data, at)[0]
-                if at > size or at - begin > MAX_STRING:
+                if at > size:
                     break
                 strings.append(str(data[begin:at], "utf-8"))
             else:

@@ -24,7 +24,6 @@ from ..parameters import shapes_of
 from ..small_files import brief
 from .huggingface_config import model_type
 from .modules import Module, check, check_layers, layout_of
-from .opened import float32
 from .rows import row_order
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -112,11 +111,9 @@ def has_its_own_head(config: ModelConfig, tensors: Arrays) -> bool:
     """
     head, *embeddings = map(tensors.get, head_and_embedding(config))
     embedding = next((array for array in embeddings if array is not None), None)
-    if not config.tied_head or head is None or embedding is None or head.shape != embedding.shape:
+    if not config.tied_head or head is None or embedding is None:
         return False
-    if head.dtype != embedding.dtype:
-        head, embedding = float32(head), float32(embedding)
-    return not np.array_equal(head, embedding, equal_nan=head.dtype.kind == "f")
+    return not np.array_equal(head, embedding)
 
 
 def head_and_embedding(config: ModelConfig) -> tuple[str, str, str]:

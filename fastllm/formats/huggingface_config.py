@@ -28,6 +28,13 @@ GPT2_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",  # its older name
 }
+# Other names that transformers knows for sizes of GPT-2.
+GPT2_ALIASES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
 
 
 class Architecture(NamedTuple):
@@ -111,6 +118,15 @@ def model_type(config: ModelConfig) -> str:
 
 
 def _read_gpt2(config: Json) -> Json:
+    for alias, name in GPT2_ALIASES.items():
+        if config.get(alias) is None:
+            continue
+        if config.get(name) not in (None, config[alias]):
+            raise FormatError(
+                f"{name} and {alias} are one number; got {brief(config[name])} and {brief(config[alias])}; leave out "
+                f"the wrong one (transformers takes {alias})"
+            )
+        config = {**config, name: config[alias]}
     _require(config, "scale_attn_weights", True)
     _require(config, "scale_attn_by_inverse_layer_idx", False)
     _require(config, "add_cross_attention", False)

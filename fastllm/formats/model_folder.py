@@ -25,11 +25,13 @@ from .huggingface_folder import CONFIG, GENERATION, WEIGHTS, holds_a_model
 
 TOKENIZER = "tokenizer.json"
 OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
-# Files that we and transformers write of a model, without its weights (see is_of_a_model); files of checkpoints alone.
+# Files that we and transformers write of a model, without its weights and chat templates in TEMPLATES (see
+# is_of_a_model); files of checkpoints alone.
 MODEL_FILES = {
     CONFIG, GENERATION, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+    "chat_template.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
 }  # fmt: skip
+TEMPLATES, TEMPLATE = "additional_chat_templates", "*.jinja"
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 CHECKPOINT_FILES = {OPTIMIZER, PROGRESS, peft.CONFIG, peft.WEIGHTS}
 # Attempts to replace a folder: a reader may restore the old one in between, and on Windows a folder with an open file
@@ -48,7 +50,9 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def is_of_a_model(path: Path) -> bool:
-    """Whether a file in a model's folder is part of the model, so that a new model replaces it."""
+    """Whether what is in a model's folder is part of the model, so that a new model replaces it."""
+    if path.name == TEMPLATES:
+        return path.is_dir() and all(file.match(TEMPLATE) for file in path.iterdir())
     return path.is_file() and (path.name in MODEL_FILES or SHARD.fullmatch(path.name) is not None)
 
 
@@ -222,7 +226,12 @@ def _move_others(old: Path, folder: Path) -> None:
     for entry in old.iterdir():
         target = folder / entry.name
         with suppress(OSError):
-            if is_of_a_model(entry) or (entry.name in CHECKPOINT_FILES and entry.is_file()):
+            if entry.name == TEMPLATES and not entry.is_symlink():  # its other files are a user's
+                for template in entry.glob(TEMPLATE):
+                    template.unlink()
+            if is_of_a_model(entry) and entry.is_dir():
+                entry.rmdir()
+            elif is_of_a_model(entry) or (entry.name in CHECKPOINT_FILES and entry.is_file()):
                 entry.unlink(missing_ok=True)
             elif not target.exists():
                 os.replace(entry, target)

@@ -39,10 +39,12 @@ from .huggingface_decoder import HuggingFaceStream, steps_of
 from .huggingface_document import (
     BYTE_LEVEL,
     CONFIG,
+    DEFAULT,
     NAMED,
     OBJECTS,
     added_tokens,
     begin_processor,
+    chat_template_setting,
     chat_templates_of,
     check_growth,
     more_special_tokens,
@@ -316,7 +318,8 @@ class HuggingFaceTokenizer(Tokenizer):
         settings = {**self._settings, "tokenizer_class": OF_THE_FILE, "eos_token": self.end_token}
         if str(self._settings.get("tokenizer_class")).removesuffix("Fast") in PAD_LEFT:
             settings.setdefault("padding_side", "left")
-        settings.pop("name_or_path", None)
+        for place in ("name_or_path", "fast_tokenizer_files"):  # the second: other versions of tokenizer.json
+            settings.pop(place, None)
         if self._given_ends:
             settings["end_ids"] = sorted(self._given_ends)
         if self.chat_template is not None and not self.chat_templates:  # else the settings have them all
@@ -367,15 +370,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
                 settings[name] = value
     default = folder / TEMPLATE
     if default.is_file() or ("chat_template" not in settings and (folder / TEMPLATES).is_dir()):
-        named = {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
+        files = {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
         if default.is_file():
-            named["default"] = default
-        templates = {name: _read_text(path) for name, path in named.items()}
-        settings["chat_template"] = (
-            templates["default"]
-            if list(named.values()) == [default]
-            else [{"name": name, "template": template} for name, template in templates.items()]
-        )
+            files[DEFAULT] = default
+        named = {name: _read_text(path) for name, path in files.items()}
+        settings["chat_template"] = chat_template_setting(named.get(DEFAULT), named)
     if settings.get("chat_template") is None and (folder / TEMPLATE_JSON).is_file():
         settings["chat_template"] = _read_object(folder / TEMPLATE_JSON).get("chat_template")
     return settings

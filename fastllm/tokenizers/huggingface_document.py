@@ -183,7 +183,9 @@ def chat_templates_of(value: object) -> tuple[str | None, dict[str, str]]:
 
 def chat_template_setting(template: str | None, named: Mapping[str, str]) -> str | list[dict[str, str]] | None:
     """The setting from which chat_templates_of gets these."""
-    return [{"name": name, "template": text} for name, text in named.items()] if named else template
+    if named.keys() <= {DEFAULT}:
+        return template
+    return [{"name": name, "template": text} for name, text in named.items()]
 
 
 def without_prefix(document: Mapping[str, Any]) -> dict[str, Any]:
