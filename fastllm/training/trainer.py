@@ -110,6 +110,9 @@ class Trainer:
         # Forward, and two gradients of each product: a multiplication and an addition each.
         self._operations_a_token = 6 * model.parameter_count
 
+    def __repr__(self) -> str:
+        return f"<Trainer of {self.model!r}: update {self.step} of {self.steps}>"
+
     def train(self, until: int | None = None) -> None:
         """Train up to update number `until` (None: the last), from where `step` stands.
 
