@@ -363,3 +363,12 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
         fix = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}"
         raise ConfigError(f"there is no preset {name!r}; {fix}")
     return ModelConfig.from_dict({**PRESETS[name], **overrides})
+
+
+def in_words(config: ModelConfig) -> str:
+    """A model's size, as in "4 layers of width 128, 1 head, context 128"."""
+    layers, heads = (
+        f"{count} {name}{'s' if count > 1 else ''}"
+        for count, name in ((config.layers, "layer"), (config.heads, "head"))
+    )
+    return f"{layers} of width {config.width}, {heads}, context {config.context}"

@@ -98,6 +98,9 @@ class Examples:
     seed             for shuffling
     join             above 0: the examples of a batch are joined into sequences of at most this many tokens. A model
                      that has seen each dialogue only by itself can't answer after another one
+
+    Raises DataError without an example, TypeError for what is no Example, ValueError for one whose targets are not as
+    many as its tokens and for an option out of range.
     """
 
     def __init__(self, examples: Iterable[Example], rows_per_update: int = 16, seed: int = 0, join: int = 0) -> None:
@@ -120,6 +123,9 @@ class Examples:
             raise ValueError(f"join must be 0 or more; got {join}; 0 keeps each example apart")
         self.seed = checked_seed(seed, "seed")
         self._order: tuple[int, list[int]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Examples: {len(self.examples):,}, {self.rows_per_update} in a batch>"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -174,10 +180,13 @@ class TokenStream:
     """One long text in windows, which are cut at different places and shuffled anew each epoch.
 
     tokens           (L,) ids of any integer type, with values that fit into int32; may be memory-mapped
-    length           tokens in a window; at most L - 1
+    length           tokens in a window; anything above L - 1 counts as that
     rows_per_update  windows in a batch; the last batch of an epoch may be smaller
     seed             for cutting and shuffling
     missing          id that is never a target: the tokenizer's missing_id
+
+    Raises TypeError for what is no row of whole numbers, DataError for fewer than two tokens and for a text without a
+    target, ValueError for an option out of range.
     """
 
     def __init__(
@@ -203,6 +212,10 @@ class TokenStream:
         self.seed = checked_seed(seed, "seed")
         self.missing = missing
         self._order: tuple[int, int, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        windows = f"windows of {self.length}, {self.rows_per_update} in a batch"
+        return f"<TokenStream: {len(self.tokens):,} tokens in {windows}>"
 
     @property
     def steps_per_epoch(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .config import ModelConfig
+from .config import ModelConfig, in_words
 from .inputs import (
     array_of,
     check_cache,
@@ -101,13 +101,12 @@ class Model(Shareable):
         if not isinstance(config, ModelConfig):
             raise TypeError(f"config must be a ModelConfig; got {config!r:.40}; use one, or fastllm.preset(...)")
         self._prepare(config, backend, dtype)
-        parameters: Parameters | FileParameters
         if weights is not None:
-            parameters = FileParameters(config, weights)
+            self._build(FileParameters(config, weights))
         else:
             parameters = Parameters(config, self._backend.dtype)
             initialise(parameters, config, checked_seed(seed, "seed"))
-        self._build(parameters)
+            self._build(parameters)
 
     def _prepare(self, config: ModelConfig, backend: str, dtype: DTypeLike) -> None:
         """What there is before parameters."""
@@ -120,6 +119,12 @@ class Model(Shareable):
         self._make_lock(is_common=not self._backend.calls_may_overlap)
         self._cache_dtype = self._backend.dtype
         self._rotary = Rotary(config, self._backend.dtype) if config.positions == "rope" else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Layers hold views of config, parameters and adapter: replacing one would change nothing."""
+        if name in ("config", "parameters", "adapter") and name in self.__dict__:
+            raise AttributeError(f"a model's {name} can't be set; got another; write into arrays, or use its methods")
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: all but layers, activations and gradients."""
@@ -194,9 +199,7 @@ class Model(Shareable):
     @property
     def trainable(self) -> FlatParameters:
         """What an optimizer updates: the adapter's parameters where there is one, else the model's own."""
-        if self.adapter is not None:
-            return self.adapter
-        return self.unfreeze()
+        return self.adapter if self.adapter is not None else self.unfreeze()
 
     @property
     def gradients(self) -> FlatParameters:
@@ -289,11 +292,8 @@ class Model(Shareable):
             self.origin = None
 
     def __repr__(self) -> str:
-        c = self.config
-        return (
-            f"<Model: {c.layers} layers of width {c.width}, {c.heads} heads, context {c.context}, vocabulary "
-            f"{c.vocab_size:,}; {self.parameter_count:,} parameters>"
-        )
+        vocabulary = f"vocabulary {self.config.vocab_size:,}"
+        return f"<Model: {in_words(self.config)}, {vocabulary}; {self.parameter_count:,} parameters>"
 
     @property
     def parameter_count(self) -> int:

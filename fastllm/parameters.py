@@ -97,7 +97,7 @@ def check_shapes(shapes: Shapes, arrays: Mapping[str, Any]) -> None:
 
 
 class FlatParameters(Mapping[str, np.ndarray]):
-    """A flat buffer and its named views. Read `parameters[name]`, write in place: `parameters[name][...] = x`.
+    """A flat buffer and its named views: `parameters[name] = x` and `parameters[name] *= x` write into them.
 
     flat     (P,)  the whole buffer
     decayed  number of floats at the beginning that weight decay applies to
@@ -177,6 +177,9 @@ class FlatParameters(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
+
+    def __setitem__(self, name: str, values: ArrayLike) -> None:
+        self._views[name][...] = values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

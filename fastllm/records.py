@@ -120,7 +120,8 @@ def checked_record(given: object) -> Record:
     if _value(record, "history"):
         raise DataError("history goes with an instruction; got it beside messages; put its turns into the messages")
     if role != "assistant":
-        raise DataError("a dialogue must end with the assistant's answer; got a question last; add the answer")
+        last = "a question last" if role == "user" else "a system message alone"
+        raise DataError(f"a dialogue must end with the assistant's answer; got {last}; add what is missing")
     if said := _system_of(record):
         if begin and messages[0]["content"] not in ("", said[0]["content"]):
             raise DataError("a dialogue has one system text; got another in its messages; drop one of them")
@@ -219,7 +220,9 @@ def _check_is_text(path: Path, text: str) -> None:
     except (ValueError, RecursionError):
         return
     name = ".json" if begin[1] else ".jsonl"
-    raise DataError(f"{path} must hold plain text, judging by its name; got JSON records; call it {name}")
+    raise DataError(
+        f"{path} must hold plain text, judging by its name; got JSON records; give them in a file called *{name}"
+    )
 
 
 def record_texts(records: Iterable[Record]) -> Iterator[str]:

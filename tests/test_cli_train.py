@@ -156,6 +156,13 @@ def test_what_goes_with_run_alone(job_file, uninterrupted, capsys, words, option
         assert f"got {words[0]} too; drop it" in err
 
 
+def test_a_job_is_no_data(job_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_here(capsys, "train", job_file)
+    assert status == 2
+    assert f"a job's file goes with --config; got {job_file} as data" in err
+
+
 @pytest.mark.parametrize("words", [[".."], ["."], ["../one.txt", "--run", "new/../../exp"]], ids=str)
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, None])
 def test_nothing_of_others_goes_with_a_run_that_fails(tmp_path, monkeypatch, capsys, words, failure):

@@ -73,9 +73,10 @@ positive = st.floats(1e-300, 1e300)
 
 
 files = texts.filter(lambda name: name != "" and "\0" not in name)
+names = texts.filter(str.strip)
 
 
-@given(name=texts, data=files, validation=st.none() | files, rate=positive, seed=st.integers(0, 2**32 - 1))
+@given(name=names, data=files, validation=st.none() | files, rate=positive, seed=st.integers(0, 2**32 - 1))
 def test_any_strings_and_numbers_come_back(tmp_path_factory, name, data, validation, rate, seed):
     phase = {**PHASE, "name": name, "data": data, "learning_rate": rate}
     if validation is not None:
@@ -151,6 +152,7 @@ def test_wrong_jobs(tables, message):
     [
         ({"epoch": 3}, "phases has no key 'epoch'; did you mean 'epochs'"),
         ({"name": 3}, "name must be str; got 3"),
+        ({"name": " "}, "a phase must have a name to be shown by; got ' '"),
         ({"epochs": None}, "epochs must be int; got None"),
         ({"steps": 3}, "needs epochs or steps, not both"),
         *[({name: 0}, f"{name} must be 1 or more; got 0")

@@ -462,3 +462,20 @@ def test_copies_are_models_of_their_own(copied):
     for name, view in parameters.items():
         assert np.shares_memory(view, parameters.flat)
         np.testing.assert_array_equal(view, model.parameters[name] + 1)
+
+
+def test_what_layers_hold_is_written_into_and_not_replaced(tiny_model):
+    """Layers would go on with what they hold: `model.adapter = None` would change no logit."""
+    config = dataclasses.replace(tiny_model.config, dropout=0.5)
+    for name, value in {"config": config, "parameters": {}, "adapter": None}.items():
+        with pytest.raises(AttributeError, match=f"a model's {name} can't be set"):
+            setattr(tiny_model, name, value)
+    name = "blocks.0.attention.query.weight"
+    view, before = tiny_model.parameters[name], tiny_model.parameters[name].copy()
+    tiny_model.parameters[name] *= 2
+    np.testing.assert_array_equal(view, 2 * before)
+    tiny_model.gradients[name] = 3
+    assert (tiny_model.gradients[name] == 3).all()
+    assert tiny_model.parameters[name] is view
+    with pytest.raises(ValueError, match="broadcast"):
+        tiny_model.parameters[name] = np.ones(3)

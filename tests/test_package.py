@@ -1,10 +1,12 @@
 """The package's face: public names, and what importing it costs."""
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastllm
@@ -64,8 +66,17 @@ def test_kernels_on_the_disk_set_up_no_compiler(tmp_path):
 def test_what_a_newcomer_sees_first():
     model = fastllm.Model(fastllm.preset("nano", vocab_size=256), backend="numpy")
     assert repr(model) == ("<Model: 4 layers of width 128, 4 heads, context 128, vocabulary 256; 885,888 parameters>")
+    small = fastllm.preset("nano", vocab_size=9, layers=1, heads=1)
+    assert repr(fastllm.Model(small, backend="numpy")).startswith("<Model: 1 layer of width 128, 1 head, context 128,")
     assert repr(fastllm.AdamW(model)) == f"<AdamW of {model!r}: 0 updates>"
     assert "numbers>" in repr(model.parameters)
+    data = fastllm.datasets.Examples([fastllm.datasets.Example(*np.array([[1, 2], [2, -1]]))])
+    assert repr(data) == "<Examples: 1, 16 in a batch>"
+    stream = fastllm.datasets.TokenStream(np.arange(9), length=20)
+    assert repr(stream) == "<TokenStream: 9 tokens in windows of 8, 16 in a batch>"
+    trainer = fastllm.Trainer(model, fastllm.AdamW(model), data, lambda step: 1e-3, steps=3)
+    assert repr(trainer) == f"<Trainer of {model!r}: update 0 of 3>"
+    assert len(str(inspect.signature(fastllm.ByteTokenizer))) < 80  # not with all tokens
     assert not {"Any", "TYPE_CHECKING", "importlib", "annotations"} & {*dir(fastllm)}
 
 

@@ -164,7 +164,8 @@ def test_records_under_the_name_of_a_text(tmp_path, known):
         path = tmp_path / name
         path.write_text(content, encoding="utf-8")
         for given in {path, path.parent} - {tmp_path}:
-            with pytest.raises(DataError, match=rf"{path.name} must hold plain text, .*; call it {advice}$"):
+            advised = rf"{path.name} must hold plain text, .*; give them in a file called \*{advice}$"
+            with pytest.raises(DataError, match=advised):
                 Job.start(tmp_path / "run", text_job(tmp_path, given))
             with pytest.raises(DataError, match=rf"{path.name} must hold plain text"):
                 measure(*fastllm.load(known, backend="numpy"), given)

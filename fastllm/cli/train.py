@@ -101,6 +101,8 @@ def _config(arguments: argparse.Namespace) -> Any:
     if bool(arguments.data) == bool(arguments.config):
         given = "both" if arguments.data else "neither"
         raise ConfigError(f"train takes a data file or --config FILE; got {given}; see `fastllm train --help`")
+    if arguments.data and Path(arguments.data).suffix.lower() == ".toml":  # as text, a job would train on itself
+        raise ConfigError(f"a job's file goes with --config; got {arguments.data} as data; write --config before it")
     _check(arguments)
     if arguments.config:
         return JobConfig.read(arguments.config)

@@ -48,7 +48,8 @@ class Engine:
 
     slots      1 to 32
     chunk      most tokens of prompts to read in one step, 1 or more
-    remembers  whether the prompts of ended texts stay in the cache for later prompts, which costs memory
+    remembers  whether the prompts of ended texts stay in the cache for later prompts, which costs memory; make a new
+               engine after changing the model's weights, with which they were computed
 
     Raises ValueError for a number out of range, TypeError for anything but a whole number.
 

@@ -28,14 +28,18 @@ class ByteTokenizer(Tokenizer):
 
     name = "byte"
 
-    def __init__(self, tokens: Sequence[str] = TOKENS) -> None:
-        """Raises ValueError unless tokens are TOKENS, the only vocabulary: a file may hold others."""
-        if tuple(tokens) != TOKENS:
+    def __init__(self, tokens: Sequence[str] | None = None) -> None:
+        """
+        tokens  as a file holds them; None: TOKENS, the only vocabulary
+
+        Raises ValueError for other tokens.
+        """
+        if tokens is not None and tuple(tokens) != TOKENS:
             raise ValueError(
                 f"tokens must be the {BYTES} bytes and {END}, {USER}, {ASSISTANT}; "
                 f"got {len(tokens)} others {brief(list(tokens))}; use ByteTokenizer()"
             )
-        super().__init__(tokens)
+        super().__init__(TOKENS)
 
     @classmethod
     def build(cls, texts: Iterable[str] = (), max_size: int | None = None, minimum_count: int = 1) -> Self:

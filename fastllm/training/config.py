@@ -228,6 +228,7 @@ class PhaseConfig(_Table):
 
     def __post_init__(self) -> None:
         where = f"phase {self.name!r}"
+        _check(self.name.strip() != "", f"a phase must have a name to be shown by; got {self.name!r}; write one")
         _check(
             (self.epochs is None) != (self.steps is None),
             f"{where} needs epochs or steps, not both; got epochs={self.epochs}, steps={self.steps}; give one",

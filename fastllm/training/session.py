@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..compilation import Uses, compile_kernels
+from ..config import in_words
 from .curves import draw, read_metrics, write_svg
 from .job import Interrupted, Job
 from .progress import Progress
@@ -17,13 +18,10 @@ TOKENS = {"word": "words", "character": "characters", "byte": "bytes"}  # of a t
 def describe(job: Job) -> str:
     """A line on the model."""
     model, config = job.model, job.model.config
-    heads = f"{config.heads} head{'s' if config.heads > 1 else ''}"
     is_made = job.config.path is None and job.config.tokenizer.path is None
     kind = f" ({TOKENS.get(job.tokenizer.name, 'pairs of bytes')})" if is_made else ""
-    line = (
-        f"model: {config.layers} layers of width {config.width}, {heads}, context {config.context}; "
-        f"vocabulary {config.vocab_size}{kind}; {model.parameter_count:,} parameters"
-    )
+    vocabulary = f"vocabulary {config.vocab_size}{kind}"
+    line = f"model: {in_words(config)}; {vocabulary}; {model.parameter_count:,} parameters"
     if model.adapter is None:
         return line
     return f"{line}, which stay; {model.adapter.flat.size:,} in low-rank maps are trained"

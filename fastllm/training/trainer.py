@@ -20,7 +20,6 @@ from ..interrupts import uninterrupted
 from ..layers.score import Score
 from ..model import Model
 from ..optimizers import Optimizer, clip_scale, gradient_norm
-from ..schedules import Schedule
 from .threads import StepThreads
 
 
@@ -54,7 +53,7 @@ class Trainer:
     model       whose `trainable` parameters learn
     optimizer   made for this model
     dataset     gives the batch of each step: datasets.Examples, datasets.TokenStream, or your own (datasets.Dataset)
-    schedule    learning rate by step
+    schedule    the learning rate of a step, counted from 0: a Schedule, or your own function
     steps       number of updates
     max_norm    gradients are clipped to this global L2 norm; 0: no clipping
     accumulate  number of parts that each batch is computed in, to save memory; the result is the same, but for
@@ -79,7 +78,7 @@ class Trainer:
         model: Model,
         optimizer: Optimizer,
         dataset: Dataset,
-        schedule: Schedule,
+        schedule: Callable[[int], float],
         steps: int,
         max_norm: float = 1.0,
         accumulate: int = 1,
@@ -110,6 +109,9 @@ class Trainer:
         self._is_first = True
         # Forward, and two gradients of each product: a multiplication and an addition each.
         self._operations_a_token = 6 * model.parameter_count
+
+    def __repr__(self) -> str:
+        return f"<Trainer of {self.model!r}: update {self.step} of {self.steps}>"
 
     def train(self, until: int | None = None) -> None:
         """Train up to update number `until` (None: the last), from where `step` stands.
