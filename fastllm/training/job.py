@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from ..adapters import checksum_of, read_adapter
+from ..atomic import write_text
 from ..checkpoint import find_checkpoint, load, load_its_tokenizer, load_progress, save_tuned
 from ..datasets import Dataset, Examples, TokenStream
 from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
@@ -259,6 +260,8 @@ class Job:
             "data": self._checksums, "base": self._base,
         }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
+        if not (config := self.run.folder / CONFIG).exists():  # the folder was moved or removed; one can resume this
+            write_text(config, self.config.to_toml())
         self._place = phase.config.name, trainer.step
 
     def _note_changes(self) -> None:
