@@ -8,6 +8,9 @@ import threading
 from types import FrameType
 from typing import Self
 
+ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end a process: `kill`, and a terminal that is closed, which Windows doesn't have."""
+
 
 class uninterrupted:
     """A block that Ctrl-C doesn't break off: it takes effect after the block. A second Ctrl-C takes effect at once.

@@ -181,19 +181,22 @@ def test_an_interruption_leaves_what_was_there(target, failure, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize("target", ["theirs", "model.gguf"])
-def test_sigterm_leaves_nothing_half_written(target, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_who_is_ended_leaves_nothing_half_written(name, target, tmp_path, monkeypatch):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
     own(tmp_path / "ours", byte_level())
     written = []
 
     def flush(path):
         written.append(path.stat().st_size)
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
     monkeypatch.setattr(atomic, "flush", flush)
     with pytest.raises(SystemExit) as end:
         convert(tmp_path / "ours", tmp_path / target)
-    assert end.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert end.value.code == 128 + number
+    assert signal.signal(number, before) is signal.SIG_DFL
     assert written
     assert os.listdir(tmp_path) == ["ours"]
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -91,6 +92,18 @@ def test_stopped_in_the_last_validation(tmp_path, monkeypatch):
     assert [record["step"] for record in recorder.records] == [FACTS] and not recorder.steps
     assert "validation_loss" in recorder.records[0]
     assert Job.resume(tmp_path / "run").is_done
+
+
+def test_a_folder_that_is_moved_meanwhile(tmp_path, config, uninterrupted):
+    def move_and_press(phase, step):
+        if (phase, step) == ("facts", 5):
+            (tmp_path / "run").rename(tmp_path / "moved")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="go on with"):
+        Job.start(tmp_path / "run", config).train(Recorder(move_and_press))
+    Job.resume(tmp_path / "run").train(Recorder())
+    assert finished(tmp_path / "run")[1] == uninterrupted[1]
 
 
 def test_stopped_after_every_update(tmp_path, config, uninterrupted):
@@ -230,8 +243,6 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, config, uninterrupted
 
 
 def test_signal_handlers_come_back(tmp_path, config):
-    import signal
-
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted):
         Job.start(tmp_path / "run", config).train(stop_at("facts", 2))

@@ -1,9 +1,12 @@
 """What `fastllm train` says of its data and of how it goes on, so that nobody is surprised by what was learnt."""
 
+import errno
+import io
 import json
+import os
 
 import pytest
-from training_jobs import make_job, write_lines
+from training_jobs import make_job, make_text_job, place, write_lines
 
 from fastllm.cli import main
 from fastllm.training.job import Job
@@ -84,6 +87,36 @@ def test_each_line_of_progress_has_the_last_validation_loss(tmp_path, capsys):
     progress.log({**record, "step": 10})
     lines = capsys.readouterr().err.splitlines()
     assert [", validation 1.500, " in line for line in lines] == [False, True, False]
+
+
+class _Terminal(io.StringIO):
+    """Standard error until a phase begins; then it is closed."""
+
+    is_gone = False
+
+    def write(self, text):
+        if self.is_gone:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_training_goes_on_where_nobody_sees_its_progress(tmp_path, monkeypatch, is_terminal):
+    stream = _Terminal()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    progress = Progress()
+    begin = progress.begin
+
+    def begin_and_close(*phase):
+        begin(*phase)
+        stream.is_gone = True
+
+    monkeypatch.setattr(progress, "begin", begin_and_close)
+    job = Job.start(tmp_path / "run", make_text_job(tmp_path))
+    job.train(progress)
+    assert job.is_done
+    assert place(tmp_path / "run") == ("text", 6)
 
 
 def test_no_time_is_left_of_a_phase_that_is_beyond_its_steps(tmp_path, capsys):

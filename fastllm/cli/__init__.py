@@ -1,7 +1,7 @@
 """The command line, `fastllm COMMAND`. Each command has its own module, which is imported only when it is called.
 
 A command's module has `configure(parser)` and `run(arguments) -> exit status`. Exit status 0 means success, 1 failure,
-2 wrong usage, 130 interrupted, 143 terminated (SIGTERM). Errors are one line on stderr.
+2 wrong usage, 130 interrupted, 143 terminated (SIGTERM), 129 terminal closed (SIGHUP). Errors are one line on stderr.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import ConfigError, FastllmError
+from ..interrupts import ENDINGS
 
 COMMANDS = {
     "demo": "train a small model on the shipped data, and chat with it",
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(_parser(chosen), words)
         module = importlib.import_module(f".{arguments.command}", __name__)
-        with _cleaned_up_on_sigterm():
+        with _cleaned_up_when_ended():
             return module.run(arguments) or 0
     except KeyboardInterrupt:
         print("\nfastllm: interrupted", file=sys.stderr)
@@ -112,22 +113,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _cleaned_up_on_sigterm() -> Iterator[None]:
-    """A block that SIGTERM ends by an exception, so that half-written files, perhaps gigabytes, are removed."""
+def _cleaned_up_when_ended() -> Iterator[None]:
+    """A block that SIGTERM and SIGHUP end by an exception, so that half-written files, maybe gigabytes, are removed."""
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    numbers = [number for number in ENDINGS if is_main and signal.getsignal(number) is signal.SIG_DFL]
 
     def end(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    for number in numbers:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _prepare_streams() -> None:

@@ -18,9 +18,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from ..adapters import checksum_of, read_adapter
+from ..atomic import write_text
 from ..checkpoint import find_checkpoint, load, load_its_tokenizer, load_progress, save_tuned
 from ..datasets import Dataset, Examples, TokenStream
 from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
+from ..interrupts import ENDINGS
 from ..layers.score import Score
 from ..lora import additions_of
 from ..model import Model
@@ -182,7 +184,7 @@ class Job:
     def train(self, reporter: Reporter) -> None:
         """Train what is left of all phases.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, with the checkpoint up to date, TrainingError if the
+        Raises Interrupted after Ctrl-C, SIGTERM or SIGHUP, with the checkpoint up to date, TrainingError if the
         loss is no longer finite: the last checkpoint is then from before. Raises ConfigError where another process
         trains in the folder.
         """
@@ -258,6 +260,8 @@ class Job:
             "data": self._checksums, "base": self._base,
         }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
+        if not (config := self.run.folder / CONFIG).exists():  # the folder was moved or removed; one can resume this
+            write_text(config, self.config.to_toml())
         self._place = phase.config.name, trainer.step
 
     def _note_changes(self) -> None:
@@ -463,7 +467,7 @@ class _Calendar:
 
 @contextmanager
 def _stop_request() -> Iterator[_Stop]:
-    """An event that Ctrl-C or SIGTERM sets, so that an update is finished first; a second Ctrl-C is immediate."""
+    """An event that Ctrl-C and ENDINGS set, so that an update is finished first; a second Ctrl-C is immediate."""
     stopping = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stopping  # signals reach the main thread only
@@ -475,8 +479,8 @@ def _stop_request() -> Iterator[_Stop]:
         stopping.number = number
         stopping.set()
 
-    # Who is started in the background ignores Ctrl-C, which is for the program in front.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    # Who is started in the background ignores Ctrl-C, which is for the program in front; with nohup, SIGHUP.
+    numbers = [n for n in (signal.SIGINT, *ENDINGS) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stopping

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -54,11 +55,9 @@ class Progress:
             self._next_line = record["step"] + self._steps / LINES
             spent = time.monotonic() - self._began
             left = spent / max(1, record["step"] - self._first) * max(0, self._steps - record["step"])
-            print(
-                f"{self._phase.name}: step {record['step']}/{self._steps}, {_figures(record)}, {left:.0f} s left",
-                file=self._stream,
-                flush=True,
-            )
+            line = f"{self._phase.name}: step {record['step']}/{self._steps}, {_figures(record)}, {left:.0f} s left"
+            with suppress(OSError):  # who read it may have gone; tqdm, too, goes on where a terminal is closed
+                print(line, file=self._stream, flush=True)
 
     def end(self) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ..compilation import Uses, compile_kernels
@@ -39,7 +40,8 @@ def train_and_plot(job: Job) -> int:
     try:
         job.train(Progress())
     except Interrupted as stop:
-        print(f"fastllm: {stop}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may have been closed
+            print(f"fastllm: {stop}", file=sys.stderr, flush=True)
         return 128 + stop.signal
     return finish(job)
 
