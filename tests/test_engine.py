@@ -113,6 +113,17 @@ def test_of_a_prompt_that_stands_there_already_the_last_token_is_read_again():
     assert model.prefilled == [3, 1]
 
 
+def test_a_prompt_may_change_once_it_is_submitted():
+    model, prompt = TableModel(context=40), np.array([1, 2, 3], np.int32)
+    running = Engine(model, slots=1)
+    [one] = running.submit(prompt, GenerationConfig(max_tokens=3))
+    [two] = running.submit(prompt, GenerationConfig(max_tokens=3))
+    prompt[:] = 4
+    run(running)
+    [alone] = Engine(model).submit([1, 2, 3], GenerationConfig(max_tokens=3))
+    assert one.tokens == two.tokens == list(alone)
+
+
 def test_a_sampler_is_for_one_text():
     config = GenerationConfig(n=3, temperature=1.0)
     with pytest.raises(ConfigError, match="one text is generated here; got n=3"):
