@@ -275,10 +275,11 @@ def test_helpers_end_where_compiling_is_interrupted(helpers, monkeypatch):
         ("sys.executable", ""),
         ("sys.executable", "/usr/bin/uwsgi"),
         ("sys.executable", "/there/is/no/python"),
+        ("sys.frozen", True),
     ],
 )
 def test_where_nobody_can_help_it_compiles_alone(helpers, monkeypatch, name, value, capsys):
-    monkeypatch.setattr(name, value)
+    monkeypatch.setattr(name, value, raising=False)
     compilation.compile_kernels(model_of("gpt2"), GENERATING)
     assert helpers == [[]]
     assert "compiled the kernels in " in capsys.readouterr().err

@@ -191,6 +191,12 @@ def test_parts_begin_at_their_first_sequence(parts):
     assert all(part.starts[0] == 0 and part.starts[-1] == len(part.tokens) for part in split)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_parts_without_a_target_are_left_out(parts):
+    batch = PackedBatch(np.arange(4), np.array([-1, -1, -1, 3]), np.array([0, 2, 3]))
+    assert list(batch.split(parts)) == []
+
+
 @pytest.mark.parametrize("name", ["seed", "rows_per_update"])
 def test_what_is_no_whole_number(name):
     tokens = np.arange(9)

@@ -101,6 +101,29 @@ def test_a_prompt_goes_where_most_of_it_stands_already():
     assert model.prefilled == [1, 1, 1]
 
 
+def test_of_a_prompt_that_stands_there_already_the_last_token_is_read_again():
+    model = TableModel(context=40)
+    running = Engine(model, slots=1, remembers=True)
+    texts = []
+    for _ in range(2):
+        [text] = running.submit([1, 2, 3], GenerationConfig(max_tokens=3))
+        run(running)
+        texts.append(text.tokens)
+    assert texts[0] == texts[1]
+    assert model.prefilled == [3, 1]
+
+
+def test_a_prompt_may_change_once_it_is_submitted():
+    model, prompt = TableModel(context=40), np.array([1, 2, 3], np.int32)
+    running = Engine(model, slots=1)
+    [one] = running.submit(prompt, GenerationConfig(max_tokens=3))
+    [two] = running.submit(prompt, GenerationConfig(max_tokens=3))
+    prompt[:] = 4
+    run(running)
+    [alone] = Engine(model).submit([1, 2, 3], GenerationConfig(max_tokens=3))
+    assert one.tokens == two.tokens == list(alone)
+
+
 def test_a_sampler_is_for_one_text():
     config = GenerationConfig(n=3, temperature=1.0)
     with pytest.raises(ConfigError, match="one text is generated here; got n=3"):
@@ -116,6 +139,9 @@ def test_a_step_tells_what_has_changed():
     assert running.step() == [one]  # and the first 4 tokens of `two`, whose end isn't read yet
     assert one.finish_reason == "length"
     assert running.step() == [two, three]
+    [four] = running.submit([1])
+    four.close()
+    assert running.step() == [four]
     assert running.step() == []
     assert not running.busy
 

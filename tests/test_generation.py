@@ -22,7 +22,7 @@ from fastllm.generation import (
 )
 from fastllm.generation.sampling import log_softmax
 from fastllm.generation.stop import StopStrings
-from fastllm.generation.text import Reader
+from fastllm.generation.text import Decoder, Reader
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, WordTokenizer
 
 CHARACTERS = CharacterTokenizer.build(["abcdefgh END"])
@@ -430,3 +430,12 @@ def test_examples(module):
     results = doctest.testmod(importlib.import_module(f"fastllm.generation.{module}"))
     assert results.attempted
     assert not results.failed
+
+
+def test_what_the_last_token_leaves_incomplete_follows_what_was_held_back():
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("a E\u00e9").tolist()[:-1]  # half of a character, after what might begin a stop string
+    for stop, expected in (("END", "a E\ufffd"), ("E\ufffd", "a ")):
+        decoder = Decoder(tokenizer, [], [stop])
+        assert "".join(map(decoder.push, ids)) + decoder.flush() == expected
+        assert decoder.found == (stop != "END")
