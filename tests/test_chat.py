@@ -274,6 +274,14 @@ def test_answers_that_did_not_end_by_themselves(options, is_cut):
     assert chat.is_cut(chat.turns[0]) == is_cut
 
 
+def test_of_two_turns_alike_one_may_be_cut_off():
+    chat = Chat(answering("abc", "abc"), TOKENIZER)
+    for most in 3, 4:
+        chat.change(max_tokens=most)
+        assert "".join(chat.ask("a?")) == "abc"
+    assert [*map(chat.is_cut, chat.turns)] == [True, False]
+
+
 def test_rows_that_no_token_stands_for_are_no_stop_string():
     model = TableModel(vocab_size=TOKENIZER.vocab_size + 1, context=64)
     chat = Chat(model, TOKENIZER, max_tokens=3, stop="cd", logit_bias={TOKENIZER.vocab_size: 1000.0})
@@ -286,8 +294,7 @@ def test_an_answer_by_beams_that_did_not_end_by_itself():
     never = dict.fromkeys(TOKENIZER.control_ids, -np.inf)
     chat = Chat(fastllm.Model(config, backend="numpy"), TOKENIZER, max_tokens=3, beams=2, logit_bias=never)
     list(chat.ask("a?"))
-    assert chat.counts[1] == 3
-    assert chat.is_cut(chat.turns[0])
+    assert chat.counts[1] == 3 and chat.is_cut(chat.turns[0])
 
 
 def test_stop_strings_end_an_answer():

@@ -78,6 +78,21 @@ def test_options_are_told_apart(options, layers_only, replayed):
     assert got == results()
 
 
+def test_a_longer_sequence_in_a_batch_of_the_same_size(layers_only, replayed):
+    """It is beyond the angles that were there when the pass was recorded."""
+    several, long = (make_batch(CONFIG, lengths) for lengths in [(90, 90, 90), (268, 1, 1)])
+    long = dataclasses.replace(several, starts=long.starts)
+    batches = [several] * 3 + [long]
+
+    def results():
+        return of_batches(make_model(CONFIG, "numba"), batches, accumulate=False)
+
+    got = results()
+    assert replayed
+    layers_only()
+    assert got == results()
+
+
 def test_each_step_has_masks_of_its_own(layers_only, replayed):
     """A recorded pass takes the seed from an array, as it takes tokens."""
     batch = make_batch(CONFIG, *SHAPES[0])
