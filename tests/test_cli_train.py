@@ -334,7 +334,7 @@ def test_a_run_folder_that_can_not_be_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     status, out, err = run_here(capsys, "train", tmp_path / "text.txt", "--run", tmp_path / "run")
     assert (status, out) == (1, "")
-    assert "Permission denied" in err
+    assert "run can't be created: Permission denied; choose another with --run" in err
     assert len(err.splitlines()) == 1
 
 

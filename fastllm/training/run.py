@@ -41,10 +41,16 @@ class Run:
         except UnicodeEncodeError as error:
             line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
             raise ConfigError(f"names in a job must be UTF-8, which {CONFIG} is; got {line!a}; rename it") from None
-        make_parent(path)
-        if not path.exists():
-            path.mkdir()
-        elif not path.is_dir() or any(path.iterdir()):  # looked at now: of new/.. one can't tell before
+        try:
+            make_parent(path)
+            if not path.exists():
+                path.mkdir()
+        except OSError as error:
+            if error.errno is None:  # our own, and complete
+                raise
+            reason = os.strerror(error.errno)
+            raise OSError(error.errno, f"{path} can't be created: {reason}; choose another with --run") from error
+        if not path.is_dir() or any(path.iterdir()):  # looked at now: of new/.. one can't tell before
             hint = "add --resume to go on with it, or " if (path / CONFIG).is_file() else ""
             raise ConfigError(f"a new run needs an empty folder; {path} is in use; {hint}choose another with --run")
         run = cls(path, config)
