@@ -280,10 +280,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.rope_scaling is not None:
-            fields["rope_scaling"] = dict(self.rope_scaling)
-        return fields
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:

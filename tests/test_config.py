@@ -143,10 +143,11 @@ def test_numbers_that_no_float32_holds(option):
 
 
 def test_a_configuration_stays_as_it_is():
-    scaling = {"type": "linear", "factor": 2.0}
-    config = fastllm.preset("nano", vocab_size=9, rope_scaling=scaling)
-    scaling["factor"] = -1
-    assert config.rope_scaling == {"type": "linear", "factor": 2.0}
+    scaling = {"type": "factors", "factors": [1.0, 2.0]}
+    config = ModelConfig(**SIZES, positions="rope", rope_scaling=scaling)
+    for given in (scaling, config.to_dict()["rope_scaling"]):
+        given["factors"][0] = given["type"] = -1
+    assert config.rope_scaling == {"type": "factors", "factors": [1.0, 2.0]}
     assert hash(config) == hash(dataclasses.replace(config))
 
 
