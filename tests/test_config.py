@@ -45,6 +45,7 @@ def test_what_is_left_out_is_filled_in():
         ({"norm_position": "middle"}, "norm_position must be one of"),
         ({"activation": ["relu"]}, "activation must be one of"),
         ({"positions": "alibi"}, "positions must be one of"),
+        ({"positions": "sinusoidal", "context": 1 << 24}, "context \\* width must be at most 134217728 for sinusoidal"),
         ({"norm_eps": 0}, "norm_eps must be a finite number > 0"),
         ({"rope_theta": math.inf}, "rope_theta must be a finite number > 0"),
         ({"heads": 5}, "width must be a multiple of heads"),
