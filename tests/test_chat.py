@@ -113,6 +113,14 @@ def test_an_answer_that_was_left_is_a_turn_before_the_next_question():
     assert [question for question, _ in chat.turns] == ["a?", "b?", "d?"]
 
 
+def test_an_answer_that_nobody_holds_any_more_is_a_turn():
+    chat = Chat(answering("abc"), TOKENIZER)
+    for piece in chat.ask("a?"):
+        assert piece == "a"
+        break
+    assert chat.turns == [("a?", "a")]
+
+
 @pytest.mark.parametrize("call", [lambda chat: chat.ask("b?"), Chat.reset], ids=["ask", "reset"])
 def test_an_answer_that_another_thread_reads_is_not_ended(call):
     """No ValueError, which is for questions."""
@@ -457,8 +465,9 @@ def test_options_change_between_answers():
     with pytest.raises(ValueError, match="temperature must be finite"):
         chat.change(temperature=-1)
     assert chat.config.temperature == 0
-    chat.reset()
-    chat.change(temperature=1.0, max_tokens=12, seed=3)
+    chat.change(temperature=1.0, max_tokens=12)
+    assert "".join(chat.ask("a?")) != first
+    chat.change(seed=3)
     assert "".join(chat.ask("a?")) == first
 
 
@@ -487,6 +496,29 @@ def test_an_answer_that_has_begun_keeps_its_options():
     greedy = Chat(model, TOKENIZER, **options | {"temperature": 0.0})
     greedy.turns = list(chat.turns)
     assert "".join(chat.ask("b?")) == "".join(greedy.ask("b?"))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda chat: pickle.loads(pickle.dumps(chat))])
+def test_a_copy_of_a_chat_goes_its_own_way(copied):
+    """Also while an answer is read."""
+    model = TableModel(TOKENIZER.vocab_size, context=120, seed=2, scale=0.3)
+    options = {"max_tokens": 8, "temperature": 1.0, "end_ids": ()}
+
+    def asked(questions):
+        chat = Chat(model, TOKENIZER, **options)
+        return ["".join(chat.ask(question)) for question in questions]
+
+    chat = Chat(model, TOKENIZER, **options)
+    "".join(chat.ask("a?"))
+    answer = chat.ask("b?")
+    begun = next(answer)
+    other = copied(chat)
+    assert other.turns == chat.turns and other.is_cut(other.turns[0])
+    "".join(other.ask("d?"))
+    assert [question for question, _ in other.turns] == ["a?", "d?"]
+    assert begun + "".join(answer) == chat.turns[1][1]
+    "".join(chat.ask("c?"))
+    assert [text for _, text in chat.turns] == asked(["a?", "b?", "c?"])
 
 
 def test_a_chat_is_pickled_between_questions(tokenizer):
