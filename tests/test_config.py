@@ -47,6 +47,7 @@ def test_what_is_left_out_is_filled_in():
         ({"positions": "alibi"}, "positions must be one of"),
         ({"positions": "sinusoidal", "context": 1 << 24}, "context \\* width must be at most 134217728 for sinusoidal"),
         ({"norm_eps": 0}, "norm_eps must be a finite number > 0"),
+        ({"norm_eps": np.zeros((2, 2))}, "norm_eps must be a finite number > 0"),  # which repr writes in two lines
         ({"rope_theta": math.inf}, "rope_theta must be a finite number > 0"),
         ({"heads": 5}, "width must be a multiple of heads"),
         ({"kv_heads": 2}, "heads must be a multiple of kv_heads"),
