@@ -285,6 +285,8 @@ def test_positions_of_float32_leave_matrices_of_float16_as_they_are(tmp_path):
     conversion.write(conversion.source_of(model, None), tmp_path / "model.gguf", "f16")
     source = conversion.load_source(tmp_path / "model.gguf", tokenizer=False)
     assert conversion.kind_of(source, tmp_path / "folder", None) == "F16"
+    mixed = dataclasses.replace(source, kinds=frozenset({"F16", "BF16"}))
+    assert conversion.kind_of(mixed, tmp_path / "folder", None) == "F32"  # neither holds all numbers of the other
 
 
 def test_quantised_weights_become_float16_in_a_folder_and_stay_in_a_file(tmp_path):
