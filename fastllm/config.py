@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import sys
@@ -67,12 +66,12 @@ def is_positive(value: object, smallest: float = 0.0, largest: float = sys.float
 
 
 def _python_number(value: Any) -> Any:
-    """NumPy's numbers as Python's, also in a list; a copy of anything else."""
+    """NumPy's numbers as Python's, also in a list; anything else as it is."""
     if isinstance(value, (list, tuple)):
         return [*map(_python_number, value)]
     if isinstance(value, Real) and not isinstance(value, (int, float)):
         return int(value) if isinstance(value, Integral) else float(value)
-    return copy.copy(value)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,10 +279,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.rope_scaling is not None:
-            fields["rope_scaling"] = dict(self.rope_scaling)
-        return fields
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:

@@ -1,7 +1,6 @@
-import copy
-import pickle
 import signal
 import sys
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +112,14 @@ def test_an_answer_that_was_left_is_a_turn_before_the_next_question():
     assert [question for question, _ in chat.turns] == ["a?", "b?", "d?"]
 
 
+def test_an_answer_that_nobody_holds_any_more_is_a_turn():
+    chat = Chat(answering("abc"), TOKENIZER)
+    for piece in chat.ask("a?"):
+        assert piece == "a"
+        break
+    assert chat.turns == [("a?", "a")]
+
+
 @pytest.mark.parametrize("call", [lambda chat: chat.ask("b?"), Chat.reset], ids=["ask", "reset"])
 def test_an_answer_that_another_thread_reads_is_not_ended(call):
     """No ValueError, which is for questions."""
@@ -151,7 +158,7 @@ def test_no_end_ids_are_the_tokenizers():
 
 def test_a_system_message_is_a_text():
     pytest.importorskip("jinja2")
-    tokenizer = copy.copy(TOKENIZER)
+    tokenizer = copy(TOKENIZER)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<assistant>"
     chat = Chat(answering("de"), tokenizer, system="be kind")
     with pytest.raises(ValueError, match=r"lone surrogate U\+D8FF"):
@@ -457,8 +464,9 @@ def test_options_change_between_answers():
     with pytest.raises(ValueError, match="temperature must be finite"):
         chat.change(temperature=-1)
     assert chat.config.temperature == 0
-    chat.reset()
-    chat.change(temperature=1.0, max_tokens=12, seed=3)
+    chat.change(temperature=1.0, max_tokens=12)
+    assert "".join(chat.ask("a?")) != first
+    chat.change(seed=3)
     assert "".join(chat.ask("a?")) == first
 
 
@@ -487,14 +495,3 @@ def test_an_answer_that_has_begun_keeps_its_options():
     greedy = Chat(model, TOKENIZER, **options | {"temperature": 0.0})
     greedy.turns = list(chat.turns)
     assert "".join(chat.ask("b?")) == "".join(greedy.ask("b?"))
-
-
-def test_a_chat_is_pickled_between_questions(tokenizer):
-    model = fastllm.Model(
-        fastllm.preset("nano", vocab_size=tokenizer.vocab_size, width=8, layers=1, heads=2, context=32), backend="numpy"
-    )
-    chat = fastllm.Chat(model, tokenizer, max_tokens=3)
-    "".join(chat.ask("the sun"))
-    again = pickle.loads(pickle.dumps(chat))
-    assert again.turns == chat.turns
-    assert "".join(again.ask("a star")) == "".join(chat.ask("a star"))

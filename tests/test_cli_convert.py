@@ -278,6 +278,17 @@ def test_types_stay_as_they_are(dtype, tmp_path):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), key
 
 
+def test_positions_of_float32_leave_matrices_of_float16_as_they_are(tmp_path):
+    """A GGUF file has learned positions in float32, whatever the matrices are."""
+    config = fastllm.preset("gpt2", vocab_size=40, layers=1, width=32, hidden=32, heads=2, context=8)
+    model = fastllm.Model(config, backend="numpy")
+    conversion.write(conversion.source_of(model, None), tmp_path / "model.gguf", "f16")
+    source = conversion.load_source(tmp_path / "model.gguf", tokenizer=False)
+    assert conversion.kind_of(source, tmp_path / "folder", None) == "F16"
+    mixed = dataclasses.replace(source, kinds=frozenset({"F16", "BF16"}))
+    assert conversion.kind_of(mixed, tmp_path / "folder", None) == "F32"  # neither holds all numbers of the other
+
+
 def test_quantised_weights_become_float16_in_a_folder_and_stay_in_a_file(tmp_path):
     theirs(tmp_path / "theirs")
     opened = open_model(tmp_path / "theirs")

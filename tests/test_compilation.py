@@ -19,8 +19,9 @@ from fastllm.cli import warmup
 from fastllm.compilation import Uses
 from fastllm.formats import open_model, write_gguf
 from fastllm.generation import Engine, GenerationConfig, generate_tokens
-from fastllm.kernels import cache_directory
+from fastllm.kernels import cache_directory, reference
 from fastllm.kernels.cases import CASES
+from fastllm.layers.recording import listening
 from fastllm.quantize import quantize
 
 SMALL = {"vocab_size": 40, "width": 64, "hidden": 96, "layers": 2, "heads": 4, "context": 8}
@@ -56,13 +57,20 @@ def model_of(name: str, weights: str | None = None, directory=None) -> fastllm.M
     return fastllm.Model(opened.config, weights=opened.weights)
 
 
+def types_of(arguments):
+    return tuple(map(numba.typeof, arguments))
+
+
 def assert_all_is_known(model, *uses):
-    """A helper calls the same kernels with the same types as the model itself."""
+    """A helper calls the same kernels with the same types, as Numba tells them apart, as the model itself."""
     task = json.loads(json.dumps(compilation.task_of(model, Uses(*uses))))
-    helped, own = (
-        {name: {compilation._types(call.args) for call in calls} for name, calls in compilation._noted(*pair).items()}
-        for pair in (compilation._small_model(task), (model, Uses(*uses)))
-    )
+    noted = compilation._noted(*compilation._small_model(task))
+    helped = {name: {types_of(call.args) for call in calls} for name, calls in noted.items()}
+    own = {}
+    with listening(model._backend, reference) as calls, np.errstate(all="ignore"):
+        compilation.exercise(model, Uses(*uses))
+    for kernel, arguments in calls:
+        own.setdefault(kernel.__name__, set()).add(types_of(arguments))
     assert helped == own
     assert list(helped) == list(own)
     assert len(own) > 5 or model.config.context == 1  # then there is nothing to decode
@@ -219,15 +227,16 @@ def test_helpers_keep_kernels_where_this_process_does(monkeypatch):
     given = []
 
     def popen(*arguments, env, **options):
-        given.append(Path(env["NUMBA_CACHE_DIR"]))
+        given.append((Path(env["NUMBA_CACHE_DIR"]), env["NUMBA_NUM_THREADS"]))
         raise OSError
 
     monkeypatch.setattr(compilation.subprocess, "Popen", popen)
     monkeypatch.setattr(compilation, "usable_cores", lambda: 2)
     monkeypatch.setattr("fastllm.kernels.jit.thread_limit", lambda: 2)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "2")
     compilation.Helpers(dict).start()
-    assert given == [cache_directory().parents[1]]
+    assert given == [(cache_directory().parents[1], "1")]
 
 
 def test_a_trainer_has_help_in_its_first_update(helpers):

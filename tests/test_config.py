@@ -45,7 +45,9 @@ def test_what_is_left_out_is_filled_in():
         ({"norm_position": "middle"}, "norm_position must be one of"),
         ({"activation": ["relu"]}, "activation must be one of"),
         ({"positions": "alibi"}, "positions must be one of"),
+        ({"positions": "sinusoidal", "context": 1 << 24}, "context \\* width must be at most 134217728 for sinusoidal"),
         ({"norm_eps": 0}, "norm_eps must be a finite number > 0"),
+        ({"norm_eps": np.zeros((2, 2))}, "norm_eps must be a finite number > 0"),  # which repr writes in two lines
         ({"rope_theta": math.inf}, "rope_theta must be a finite number > 0"),
         ({"heads": 5}, "width must be a multiple of heads"),
         ({"kv_heads": 2}, "heads must be a multiple of kv_heads"),
@@ -143,10 +145,11 @@ def test_numbers_that_no_float32_holds(option):
 
 
 def test_a_configuration_stays_as_it_is():
-    scaling = {"type": "linear", "factor": 2.0}
-    config = fastllm.preset("nano", vocab_size=9, rope_scaling=scaling)
-    scaling["factor"] = -1
-    assert config.rope_scaling == {"type": "linear", "factor": 2.0}
+    scaling = {"type": "factors", "factors": [1.0, 2.0]}
+    config = ModelConfig(**SIZES, positions="rope", rope_scaling=scaling)
+    for given in (scaling, config.to_dict()["rope_scaling"]):
+        given["factors"][0] = given["type"] = -1
+    assert config.rope_scaling == {"type": "factors", "factors": [1.0, 2.0]}
     assert hash(config) == hash(dataclasses.replace(config))
 
 

@@ -439,3 +439,15 @@ def test_what_the_last_token_leaves_incomplete_follows_what_was_held_back():
         decoder = Decoder(tokenizer, [], [stop])
         assert "".join(map(decoder.push, ids)) + decoder.flush() == expected
         assert decoder.found == (stop != "END")
+
+
+def test_nothing_follows_a_stop_string_in_the_last_token():
+    """Not even a character that this token leaves incomplete."""
+    given = SimpleNamespace(push=lambda token: "a END", flush=lambda: "\ufffd")
+    tokenizer = SimpleNamespace(vocab_size=1, stream=lambda: given)
+    generation = SimpleNamespace(
+        tokens=[0], logprobs=None, error=None, finish_reason="length", config=GenerationConfig(stop=["END"]),
+        close=lambda: None,
+    )  # fmt: skip
+    piece = Reader(generation, tokenizer, []).read()
+    assert (piece.text, piece.finish_reason) == ("a ", "stop")

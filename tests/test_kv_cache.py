@@ -146,6 +146,16 @@ def test_a_cache_grows_as_its_texts_do():
         model.decode([1, 1, 1, 1], cache)
 
 
+def test_a_large_cache_grows_by_half(monkeypatch):
+    model = make_model(dataclasses.replace(CONFIG, context=1024), "numpy")
+    monkeypatch.setattr(kv_cache, "LITTLE", 2 * model.new_cache()._page_bytes)
+    cache, sizes = model.new_cache(2), []
+    for tokens in (128, 128, 128):
+        model.prefill(np.zeros((2, tokens), int), None, cache)
+        sizes.append(len(cache.keys[0]))
+    assert sizes == [4, 4, 9]  # 2 + 2, the same, 6 + 3
+
+
 def test_a_cache_grows_one_layer_after_another(monkeypatch):
     """What has been copied is given back before the next is: else there would be twice the memory for a while."""
     model = make_model(dataclasses.replace(CONFIG, context=512), "numpy")
@@ -162,6 +172,14 @@ def test_a_cache_grows_one_layer_after_another(monkeypatch):
     assert living == list(range(len(old), 0, -1))
 
 
+def test_a_slot_that_is_copied_onto_itself_stays():
+    model = make_model(CONFIG, "numpy")
+    cache = model.new_cache()
+    model.prefill([1, 2, 3], None, cache)
+    cache.copy(0, 0)
+    assert_close(model.decode([4], cache)[0], model.forward([1, 2, 3, 4])[-1])
+
+
 def test_a_cache_grows_for_slots_that_part():
     model = make_model(dataclasses.replace(CONFIG, context=64), "numpy")
     cache = model.new_cache(4)
@@ -172,17 +190,21 @@ def test_a_cache_grows_for_slots_that_part():
     assert (logits == logits[0]).all() and len(cache.keys[0]) == 4
 
 
+@pytest.mark.parametrize("length", [200, 256], ids=["in a page", "at its end"])
 @pytest.mark.parametrize("share", [lambda cache: cache.copy(0, 1), lambda cache: cache.reorder([0, 0])])
-def test_pages_that_a_failed_step_took_are_not_shared(monkeypatch, share):
+def test_pages_that_a_failed_step_took_are_not_shared(monkeypatch, share, length):
+    """Nor do they stand in for those that another slot needs: there are no more in memory."""
+
     def decoded(fails):
-        model = make_model(dataclasses.replace(CONFIG, context=300), "numpy")
+        model = make_model(dataclasses.replace(CONFIG, context=600), "numpy")
         cache = model.new_cache(2)
-        model.prefill(np.arange(128) % 19, None, cache, slots=[0])
+        model.prefill(np.arange(length) % 19, None, cache, slots=[0])
         if fails:
             with monkeypatch.context() as patch:
                 patch.setattr(model._network, "forward", full)
                 with pytest.raises(MemoryError):
-                    model.decode([1], cache, [0])
+                    model.prefill(np.zeros(200, int), None, cache, slots=[0])
+            assert cache.nbytes == 4 * cache._page_bytes and len(cache.keys[0]) == 4
         share(cache)
         return [model.decode(pair, cache) for pair in ([1, 2], [3, 4], [5, 6])]
 
@@ -212,9 +234,12 @@ def test_room_for_more_is_not_needed(monkeypatch):
     assert len(cache.keys[0]) == 2
     with pytest.raises(MemoryError):
         model.prefill(texts[:, 100:], None, cache)
+    before = cache.keys[0]
+    cache.keys[0] = larger = aligned((6, *before.shape[1:]), np.float32)  # as if it had failed after the first
+    larger[:2] = before
     most.append(6)
     assert_close(model.prefill(texts[:, 100:], None, cache), expected)
-    assert len(cache.keys[0]) == 6
+    assert cache.keys[0] is larger and len(cache.keys[1]) == len(cache.values[0]) == 6
 
 
 def test_an_interrupted_step_leaves_the_cache_as_it_was(monkeypatch):

@@ -136,8 +136,9 @@ def test_wrong_use_of_a_cache(model):
     with raises(ValueError, "each slot once"):
         model.prefill([[1], [2]], None, cache, slots=[1, 1])
     model.prefill([[1, 2, 3], [4, 5, 6]], None, cache)
-    with raises(ValueError, "slots must be from 0 to 1"):
-        model.decode([1], cache, slots=[2])
+    for slot in (2, -1):
+        with raises(ValueError, rf"slots must be from 0 to 1; got \[{slot}\]"):
+            model.decode([1], cache, slots=[slot])
     with raises(ValueError, "slots must be 1 numbers here; got 2; give one for each"):
         model.decode([1], cache, slots=[0, 1])
     with raises(ValueError, "decode takes tokens"):

@@ -146,10 +146,12 @@ def test_weights_that_are_not_laid_out_row_by_row():
 
 def test_what_a_file_holds_is_not_written_to():
     config = fastllm.preset("nano", vocab_size=9, layers=1, width=8, heads=2, context=8)
-    model = fastllm.Model(config, backend="numpy", weights=Parameters(config))
+    given = Parameters(config)
+    model = fastllm.Model(config, backend="numpy", weights=given)
     for name in ("blocks.0.attention.query.weight", "final_norm.weight"):
         with pytest.raises(ValueError, match="read-only"):
             model.parameters[name][...] = 1
+        given[name][...] = 2  # whoever gave them may
     model.unfreeze()["final_norm.weight"][...] = 1
 
 

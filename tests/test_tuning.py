@@ -177,6 +177,7 @@ def test_merged(tmp_path, base, capsys):
     job.train(Recorder())
     tokens = job.tokenizer.encode("Bees like honey. Ants make rain.")
     expected = job.model.forward(tokens)
+    (tmp_path / "merged").mkdir()  # an empty one is as good as none
     assert cli.main(["merge", str(tmp_path / "run"), str(tmp_path / "merged")]) == 0
     assert capsys.readouterr().out == (
         f"merged model: {tmp_path / 'merged'} ({job.model.parameter_count:,} parameters)\n"

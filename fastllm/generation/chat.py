@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
@@ -75,7 +76,8 @@ class Chat:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the conversation without its keys and values; the next question computes them."""
-        return {**self.__dict__, "_engine": None, "_generation": None, "_asked": None}
+        own = {"turns": self.turns.copy(), "_sampler": copy.deepcopy(self._sampler)}
+        return {**self.__dict__, **own, "_engine": None, "_generation": None, "_asked": None}
 
     @property
     def system(self) -> str | None:
