@@ -197,6 +197,8 @@ def test_merging_what_is_no_adapter(tmp_path, capsys):
     assert cli.main(["merge", str(tmp_path / "missing"), str(tmp_path / "merged")]) == 1
     assert cli.main(["merge", str(tmp_path / "base"), str(tmp_path / "base")]) == 1
     assert "must be a new or an empty folder" in capsys.readouterr().err
+    assert cli.main(["merge", str(tmp_path / "base"), str(tmp_path / "merged.gguf")]) == 2
+    assert "merge writes a folder" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..checkpoint import load, save
 
     target = Path(arguments.destination)
+    if target.suffix.lower() == ".gguf":
+        raise ConfigError(f"merge writes a folder; got {target}; name a folder, and convert that to a GGUF file")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} must be a new or an empty folder; got one that is not; choose another")
     model, tokenizer = load(arguments.source)
