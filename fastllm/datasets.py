@@ -64,7 +64,7 @@ class PackedBatch:
             piece = PackedBatch(
                 self.tokens[rows], self.targets[rows], self.starts[first : last + 1] - self.starts[first]
             )
-            if parts == 1 or piece.target_count:
+            if piece.target_count:
                 yield piece
 
 
