@@ -210,6 +210,7 @@ def test_texts_of_the_same_name_in_different_folders(tmp_path):
     config = make_job(tmp_path, phases=phases, tokenizer={"type": "word"})
     one, other = Job.start(tmp_path / "run", config).phases
     assert not set(one.dataset.tokens) & set(other.dataset.tokens)
+    assert len(list((tmp_path / "run").glob("text-*"))) == 2  # a mapped file can't be replaced everywhere
 
 
 @pytest.mark.parametrize("length", [5, 999])
