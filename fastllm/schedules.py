@@ -83,6 +83,6 @@ class Schedule:
             if step < begin:
                 return self.peak
         left = self.steps - 1 - begin
-        progress = min(1.0, (step - begin) / left) if left > 0 else float(begin > 0)
+        progress = (step - begin) / left if left > 0 else float(begin > 0)
         share = (1 + math.cos(math.pi * progress)) / 2 if self.kind == "cosine" else 1 - progress
         return self.final + (self.peak - self.final) * share

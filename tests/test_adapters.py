@@ -369,6 +369,10 @@ def test_a_base_beside_the_adapter(base, monkeypatch, tmp_path):
     model, _ = fastllm.load("adapter", backend="numpy")
     fastllm.save_adapter("another", model, "base")
     assert json.loads((tmp_path / "another" / CONFIG).read_text())["base_model_name_or_path"] == str(folder)
+    # where both would do, the adapter's folder has it
+    monkeypatch.chdir(adapter)
+    fastllm.save_adapter("../another", model, "../base")
+    assert json.loads((tmp_path / "another" / CONFIG).read_text())["base_model_name_or_path"] == "../base"
 
 
 def test_a_run_folder_as_the_base_and_as_the_adapter(base, tmp_path):

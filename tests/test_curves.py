@@ -114,7 +114,11 @@ def test_colors_are_for_terminals(monkeypatch):
     assert "\x1b[" in draw(METRICS, color=True)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     assert "\x1b[" in draw(METRICS)
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in draw(METRICS)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in draw(METRICS)
 

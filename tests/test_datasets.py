@@ -28,6 +28,7 @@ def test_parts_of_a_batch_sum_up_to_it(targets, parts):
     batch = pack([Example(np.arange(len(t), dtype=np.int32), np.array(t, np.int32)) for t in targets])
     pieces = list(batch.split(parts))
     assert len(pieces) <= parts
+    assert len(pieces) == 1 or all(piece.target_count for piece in pieces)
     assert sum(piece.target_count for piece in pieces) == batch.target_count
     kept = [piece.targets.tolist() for piece in pieces]
     assert [t for piece in kept for t in piece if t >= 0] == [t for t in batch.targets.tolist() if t >= 0]
@@ -57,8 +58,8 @@ def test_an_example_that_ends_with_no_target_is_joined_as_it_is():
 
 def test_an_example_longer_than_a_batch_is_a_batch_by_itself(monkeypatch):
     monkeypatch.setattr("fastllm.datasets.ROWS", 4)
-    dataset = Examples([example(*range(5)), example(1), example(2, 3), example(4, 5)])
-    assert [batch.tokens.tolist() for batch in dataset.in_order()] == [[0, 1, 2, 3, 4], [1, 2, 3], [4, 5]]
+    dataset = Examples([example(*range(5)), example(1), example(2, 3, 4), example(4, 5)])
+    assert [batch.tokens.tolist() for batch in dataset.in_order()] == [[0, 1, 2, 3, 4], [1, 2, 3, 4], [4, 5]]
 
 
 # Order
@@ -131,6 +132,10 @@ def test_an_epoch_of_a_stream_holds_all_of_it(size, length, rows):
         assert len(first) * dataset.length < size + 2 * dataset.length
         orders.append(tuple(first))
     assert size < 999 or len(set(orders)) == len(orders)
+
+
+def test_a_text_of_one_window_is_seen_once_an_epoch():
+    assert [TokenStream(np.arange(size), 4, 1).steps_per_epoch for size in (2, 5, 6)] == [1, 1, 3]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ def test_models_come_back(tmp_path, model):
     assert reread(config, tmp_path).model_config(77) == config.model_config(77)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 9), (10, 5), (1, 0)])
+def test_a_warmup_is_half_of_all_steps_at_most(steps, warmup):
+    assert job({**PHASE, "warmup": 9}).phases[0].make_schedule(steps).warmup == warmup
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 positive = st.floats(1e-300, 1e300)
 

@@ -188,11 +188,14 @@ def test_texts(tmp_path):
 
 def test_a_folder_of_texts(tmp_path):
     (tmp_path / "sub").mkdir()
-    write(tmp_path / "b.txt", "second")
-    write(tmp_path / "a.MD", "first")
-    write(tmp_path / "sub" / "c.text", "third")
+    (tmp_path / ".git").mkdir()
+    write(tmp_path / ".git" / "a.txt", "hidden")
+    for name, text in (("e.txt", "fifth"), ("b.txt", "second"), ("d.txt", "fourth"), ("a.MD", "first")):
+        write(tmp_path / name, text)
+    write(tmp_path / "c.text", "third")
+    write(tmp_path / "sub" / "a.text", "sixth")
     (tmp_path / "picture.png").write_bytes(b"\xff\xfe")
-    assert read_text(tmp_path) == "first\n\nsecond\n\nthird"
+    assert read_text(tmp_path) == "first\n\nsecond\n\nthird\n\nfourth\n\nfifth\n\nsixth"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"a folder must hold \.txt"):
         read_text(tmp_path / "empty")

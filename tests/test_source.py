@@ -200,6 +200,30 @@ def test_a_text_of_a_long_name(tmp_path):
     assert job.phases[0].dataset.tokens.size
 
 
+def test_texts_of_the_same_name_in_different_folders(tmp_path):
+    phases = []
+    for name, text in (("a", WORDS), ("b", "bees make honey ")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(text * 20, encoding="utf-8")
+        data = str(tmp_path / name / "text.txt")
+        phases.append({"name": name, "data": data, "steps": 2, "learning_rate": 1e-3})
+    config = make_job(tmp_path, phases=phases, tokenizer={"type": "word"})
+    one, other = Job.start(tmp_path / "run", config).phases
+    assert not set(one.dataset.tokens) & set(other.dataset.tokens)
+    assert len(list((tmp_path / "run").glob("text-*"))) == 2  # a mapped file can't be replaced everywhere
+
+
+@pytest.mark.parametrize("length", [5, 999])
+def test_sequences_are_as_long_as_asked_for_and_at_most_the_context(tmp_path, length):
+    (tmp_path / "text.txt").write_text(WORDS * 20, encoding="utf-8")
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "the sun"}] * 5)
+    asked = {"sequence_length": length}
+    text = Job.start(tmp_path / "text", text_job(tmp_path, tmp_path / "text.txt", phase=asked))
+    joined = Job.start(tmp_path / "joined", text_job(tmp_path, data, phase={**asked, "join": True}))
+    most = min(length, text.model.config.context)
+    assert text.phases[0].dataset.length == joined.phases[0].dataset.join == most
+
+
 @pytest.mark.parametrize(
     ("answers", "kind"),
     [(["Es regnet.", "Ja."], "word"), (["今天下雨。", "是的。"], "character"), (["ฝนตก", "ใช่"], "character"),

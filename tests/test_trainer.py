@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastllm
-from fastllm.datasets import Example, Examples, OneBatch, PackedBatch
+from fastllm.datasets import Example, Examples, OneBatch, PackedBatch, TokenStream
 from fastllm.errors import TrainingError
 from fastllm.optimizers import OPTIMIZERS, gradient_norm
 from fastllm.training import Trainer, evaluate
@@ -120,13 +120,17 @@ def test_dropout_with_any_seed(backend, seed):
     assert weights(trainer) != weights(other)
 
 
-def test_no_two_parts_of_a_run_share_their_masks():
-    trainer = make_trainer(dropout=0.5, accumulate=3, rows=7, seed=5)
+def test_no_two_parts_share_their_masks():
+    """Neither in one run nor in another of the next seed."""
     seeds = []
-    score = trainer.model.score_and_gradients
-    trainer.model.score_and_gradients = lambda *given, **more: seeds.append(given[-1]) or score(*given, **more)
-    trainer.train()
-    assert len(set(seeds)) == len(seeds) == 3 * STEPS
+    for seed in (5, 6):
+        trainer = make_trainer(dropout=0.5, accumulate=3, rows=7, seed=seed)
+        score = trainer.model.score_and_gradients
+        trainer.model.score_and_gradients = lambda *given, score=score, **more: (
+            seeds.append(given[-1]) or score(*given, **more)
+        )
+        trainer.train()
+    assert len(set(seeds)) == len(seeds) == 2 * 3 * STEPS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -215,6 +219,22 @@ def test_evaluation_is_the_mean_over_all_targets():
     assert score.loss == pytest.approx(sum(one.total for one in alone) / score.targets, rel=1e-5)
     assert score.perplexity == pytest.approx(np.exp(score.loss))
     assert score.accuracy == sum(one.correct for one in alone) / score.targets
+
+
+def test_batches_without_a_target_are_left_out_of_an_evaluation(monkeypatch):
+    monkeypatch.setattr("fastllm.datasets.ROWS", 4)
+    stream = TokenStream(np.array([1, 2, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2]), 4, missing=0)
+    assert [batch.target_count for batch in stream.in_order()] == [3, 0, 1]
+    assert evaluate(make_trainer().model, stream).targets == 4
+
+
+def test_an_update_that_is_refused_is_not_counted():
+    trainer = make_trainer()
+    trainer.train(1)
+    before, trainer.schedule = weights(trainer), lambda step: np.nan
+    with pytest.raises(ValueError, match="learning_rate must be a number >= 0; got nan"):
+        trainer.train()
+    assert (weights(trainer), trainer.step) == (before, 1)
 
 
 @pytest.mark.parametrize(
