@@ -42,7 +42,7 @@ class Run:
             line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
             raise ConfigError(f"names in a job must be UTF-8, which {CONFIG} is; got {line!a}; rename it") from None
         make_parent(path)
-        if not path.exists():
+        if not os.path.lexists(path):
             path.mkdir()
         elif not path.is_dir() or any(path.iterdir()):  # looked at now: of new/.. one can't tell before
             hint = "add --resume to go on with it, or " if (path / CONFIG).is_file() else ""
