@@ -35,13 +35,17 @@ _number = itertools.count()
 
 
 def make_parent(path: Path) -> None:
-    """Create the parent folder of a path. Raises NotADirectoryError where one of its parents is a file, OSError."""
+    """Create the parent folder of a path.
+
+    Raises NotADirectoryError where one of its parents is a file or a link to nothing, OSError.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        file = next(parent for parent in path.absolute().parents if parent.exists())
+        found = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+        what = "a file" if found.exists() else "a link to nothing"
         raise NotADirectoryError(
-            f"{path} must be in a folder; got {file}, which is a file; choose another name"
+            f"{path} must be in a folder; got {found}, which is {what}; choose another name"
         ) from None
 
 

@@ -84,8 +84,9 @@ def save(
     optimizer, progress  saved too, to resume training later
 
     If the disk is full or the folder can't be written, raises OSError and leaves what was there. Raises ValueError for
-    a model with an adapter (merge it first, or use save_adapter), parameters that aren't finite, and invalid
-    generation_options; FileExistsError for a folder that holds something else.
+    a model with an adapter (merge it first, or use save_adapter) or of float64, parameters that aren't finite, invalid
+    generation_options, a tokenizer with more tokens than the model and another model's optimizer; TypeError for what
+    is no Model or Tokenizer; FileExistsError for a folder that holds something else.
 
     The query and key rows of a model with rope_interleaved are reordered to Hugging Face's layout, unless an optimizer
     is saved too: its moments belong to the rows as they are.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastllm.atomic import replacing, write_text
+from fastllm.atomic import make_parent, replacing, write_text
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -59,6 +59,16 @@ def test_an_error_names_the_file_and_a_complete_message_stays(tmp_path: Path) ->
 def test_a_device_that_is_full_is_named() -> None:
     with pytest.raises(OSError, match="/dev/full could not be written: No space left"):
         write_text("/dev/full", "text")
+
+
+def test_what_is_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"must be in a folder; got .*file, which is a file; choose another"):
+        make_parent(tmp_path / "file" / "runs" / "mine")
+    if os.name == "posix":
+        (tmp_path / "link").symlink_to(tmp_path / "gone")
+        with pytest.raises(NotADirectoryError, match=r"got .*link, which is a link to nothing; choose another"):
+            make_parent(tmp_path / "link" / "runs" / "mine")
 
 
 def test_what_can_not_be_removed_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,6 +213,10 @@ def test_a_folder_in_use(tmp_path, config):
         Job.start(tmp_path, config)
     with pytest.raises(ConfigError, match="is in use"):
         Job.start(tmp_path / "facts.jsonl", config)
+    if os.name == "posix":
+        (tmp_path / "link").symlink_to(tmp_path / "gone")
+        with pytest.raises(ConfigError, match="link is in use; choose another"):
+            Job.start(tmp_path / "link", config)
 
 
 @pytest.mark.parametrize(

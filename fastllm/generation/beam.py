@@ -51,7 +51,8 @@ def search(model: Model, prompt: np.ndarray, max_tokens: int, config: Generation
 
     for length in range(1, max_tokens + 1):
         logs = log_softmax(logits)
-        totals = sums[:, None] + np.stack([change(row) for change, row in zip(penalties, logs, strict=True)])  # (B, V)
+        changed = np.stack([penalty(row) for penalty, row in zip(penalties, logs, strict=True)])
+        totals = sums[:, None] + changed  # (B, V)
         # enough that `beams` go on however many of them end
         best = largest(totals.ravel(), beams + len(running) * len(end_ids))
         best = best[totals.flat[best] > -np.inf]
@@ -73,8 +74,8 @@ def search(model: Model, prompt: np.ndarray, max_tokens: int, config: Generation
         sources, appended = parents[going_on], tokens[going_on].astype(np.int32)
         running = [[*running[i], int(token)] for i, token in zip(sources, appended, strict=True)]
         penalties = [penalties[i].copy() for i in sources]
-        for change, token in zip(penalties, appended.tolist(), strict=True):
-            change.add(token)
+        for penalty, token in zip(penalties, appended.tolist(), strict=True):
+            penalty.add(token)
         slots = np.zeros(beams, np.int32)  # unused slots share slot 0's pages
         slots[: len(running)] = sources
         cache.reorder(slots)

@@ -103,7 +103,7 @@ class Engine:
 
         Raises ValueError for a prompt that is empty, longer than the context or has ids outside the vocabulary;
         ConfigError for beams, for several samples at temperature 0 or with a sampler, and for a logit_bias of an id
-        outside the vocabulary.
+        outside the vocabulary; TypeError for what is no GenerationConfig.
         """
         config = GenerationConfig() if config is None else config
         if not isinstance(config, GenerationConfig):

@@ -38,7 +38,7 @@ class Recordings:
 
     def __init__(self, backend: Backend, workspace: Workspace) -> None:
         self._backend = backend
-        self._of = workspace.recordings
+        self._by_place = workspace.recordings
 
     def run(self, place: Place, key: Hashable, batch: Batch, compute: Callable[[Batch], R]) -> R:
         """compute(batch), or its replay. It returns arrays that its kernels have written, or nothing.
@@ -46,9 +46,9 @@ class Recordings:
         place  stands for the memory that the pass works on beside the model's own: the workspace's or a cache's
         key    two passes at a place make the same calls if their keys and the sizes of their batches' arrays are equal
         """
-        known = self._of.get(place)
+        known = self._by_place.get(place)
         if known is None:
-            known = self._of[place] = {}
+            known = self._by_place[place] = {}
         arrays = batch.arrays()
         key = key, *map(len, arrays)
         recording = known.get(key)
@@ -56,7 +56,7 @@ class Recordings:
             return cast(R, recording.run(arrays))
         if key in known:
             recording = _Recording(self._backend, batch, compute)
-            if self._of.get(place) is known:  # nothing has moved
+            if self._by_place.get(place) is known:  # nothing has moved
                 known[key] = recording
             return cast(R, recording.result)
         if len(known) < MOST:

@@ -43,7 +43,7 @@ class Run:
             raise ConfigError(f"names in a job must be UTF-8, which {CONFIG} is; got {line!a}; rename it") from None
         try:
             make_parent(path)
-            if not path.exists():
+            if not os.path.lexists(path):
                 path.mkdir()
         except OSError as error:
             if error.errno is None:  # our own, and complete
