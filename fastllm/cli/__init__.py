@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     finally:
         warnings.formatwarning = of_python  # for a caller in Python
+        if argv is None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends, and Ctrl-C would only add a traceback
 
 
 @contextmanager
