@@ -30,10 +30,18 @@ def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, zeroed: bool = False
     The system places each large array at the beginning of a page. Code that walks through several of them at once, as
     an optimizer does, then uses addresses that are whole pages apart, which collide in the L1 cache: AdamW took a
     tenth longer. So large arrays begin at different lines of a page.
+
+    Raises MemoryError where there is no room.
     """
     kind = np.dtype(dtype)
     size = math.prod((shape,) if isinstance(shape, int) else shape) * kind.itemsize
     ahead, line = (PAGE, next(_number) * 17 * CACHE_LINE % PAGE) if size >= 16 * PAGE else (CACHE_LINE, 0)
-    raw = (np.zeros if zeroed else np.empty)(size + ahead, np.uint8)
+    try:
+        raw = (np.zeros if zeroed else np.empty)(size + ahead, np.uint8)
+    except MemoryError:
+        raise MemoryError(
+            f"arrays must fit into memory; got one more of {size / 1e9:.3g} GB; use a smaller model, fewer or shorter "
+            "texts at a time, or close other programs"
+        ) from None
     start = (line - raw.ctypes.data) % ahead
     return raw[start : start + size].view(kind).reshape(shape)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from converting import LLAMA, byte_level, convert, own
 import fastllm
 from fastllm import atomic, conversion
 from fastllm.cli.convert import size_text
-from fastllm.formats import open_model, write_gguf
+from fastllm.formats import model_folder, open_model, write_gguf
 from fastllm.formats.bytes_of_file import mapped_file
 from fastllm.formats.gguf_file import read_gguf_file
 from fastllm.parameters import Parameters
@@ -198,6 +199,33 @@ def test_who_is_ended_leaves_nothing_half_written(name, target, tmp_path, monkey
     assert end.value.code == 128 + number
     assert signal.signal(number, before) is signal.SIG_DFL
     assert written
+    assert os.listdir(tmp_path) == ["ours"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_half_written_files_are_removed_though_sighup_comes_twice(tmp_path, monkeypatch):
+    """As it does where a terminal is closed: the second comes while the files are removed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    own(tmp_path / "ours", byte_level())
+    remove = shutil.rmtree
+
+    def flush(path):
+        signal.raise_signal(signal.SIGHUP)
+
+    def again(path, **options):
+        if tmp_path in Path(path).parents:
+            assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL  # which would end this process
+            signal.raise_signal(signal.SIGHUP)
+        remove(path, **options)
+
+    monkeypatch.setattr(model_folder, "flush", flush)
+    monkeypatch.setattr(shutil, "rmtree", again)
+    try:
+        with pytest.raises(SystemExit) as end:
+            convert(tmp_path / "ours", tmp_path / "theirs")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert end.value.code == 128 + signal.SIGHUP
     assert os.listdir(tmp_path) == ["ours"]
 
 

@@ -1,4 +1,4 @@
-"""The streams of the command line: in UTF-8, whatever the system takes, and closed ones."""
+"""The streams of the command line: in UTF-8, whatever the system takes, and closed ones; and how its process ends."""
 
 from __future__ import annotations
 
@@ -53,3 +53,20 @@ def test_closed_streams_end_nothing(tmp_path: Path, closed: str) -> None:
     result = subprocess.run(f"{shlex.join(words)} {closed}", shell=True, cwd=ROOT, check=False)
     assert result.returncode == 0
     assert "<svg" in (tmp_path / "loss.svg").read_text()
+
+
+ENDING = """
+import signal, sys
+from fastllm.cli import main
+status = main()
+signal.raise_signal(signal.SIGINT)
+sys.exit(status)
+"""
+
+
+def test_ctrl_c_while_the_process_ends_adds_no_traceback(tmp_path: Path) -> None:
+    """As the second of two does, where the first has ended a command: Python takes a while to end."""
+    words = [sys.executable, "-c", ENDING, "plot", str(tmp_path / "missing")]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("fastllm: error: ") and len(result.stderr.splitlines()) == 1

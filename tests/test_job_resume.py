@@ -106,6 +106,34 @@ def test_a_folder_that_is_moved_meanwhile(tmp_path, config, uninterrupted):
     assert finished(tmp_path / "run")[1] == uninterrupted[1]
 
 
+def test_a_folder_that_is_moved_before_a_line_of_metrics(tmp_path, config, uninterrupted):
+    def move(phase, step):
+        if (phase, step) == ("facts", 3):  # after the next, there is a line
+            (tmp_path / "new" / "run").rename(tmp_path / "moved")
+            (tmp_path / "new").rmdir()
+
+    job = Job.start(tmp_path / "new" / "run", dataclasses.replace(config, checkpoint_seconds=1000.0))
+    job.train(Recorder(move))
+    assert finished(tmp_path / "new" / "run")[1] == uninterrupted[1]
+    assert Job.resume(tmp_path / "new" / "run").is_done
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_terminal_that_is_closed_sends_sighup_twice(tmp_path, config, monkeypatch):
+    """From the shell and from the system: the second, while the update is finished, must not break it off."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # also where it is ignored, after nohup
+
+    def close(phase, step):
+        if (phase, step) == ("facts", 5):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+
+    with pytest.raises(Interrupted, match="stopped at step 5") as stop:
+        Job.start(tmp_path / "run", config).train(Recorder(close))
+    assert stop.value.signal == signal.SIGHUP
+    assert place(tmp_path / "run") == ("facts", 5)
+
+
 def test_stopped_after_every_update(tmp_path, config, uninterrupted):
     job = Job.start(tmp_path / "run", config)
     for phase, steps in (("facts", FACTS), ("dialogues", DIALOGUE_STEPS - 1)):

@@ -29,6 +29,12 @@ def test_large_arrays_begin_at_different_lines_of_a_page():
     assert len({line(array) for array in arrays}) == 16
 
 
+def test_an_array_too_large_for_memory():
+    """An address space has no room for it, whatever the machine's memory is."""
+    with pytest.raises(MemoryError, match=r"arrays must fit into memory; got one more of 4.5e\+06 GB; use a smaller"):
+        aligned((1 << 25, 1 << 25), np.float32)
+
+
 @pytest.mark.parametrize("kind", [fastllm.AdamW, fastllm.Adam, fastllm.Lion, fastllm.SGD])
 def test_what_an_optimizer_goes_through_stands_apart(kind):
     model = fastllm.Model(fastllm.preset("nano", vocab_size=50))

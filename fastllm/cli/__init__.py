@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ COMMANDS = {
     "warmup": "compile all kernels now, so that later commands start at once",
     "doctor": "show versions, CPU features, threads and caches, and what is wrong",
 }
+
+ONE_REQUEST = 1.0  # seconds: who closes a terminal sends SIGHUP twice, by the shell and by the system
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,17 +113,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     finally:
         warnings.formatwarning = of_python  # for a caller in Python
+        if argv is None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process ends, and Ctrl-C would only add a traceback
 
 
 @contextmanager
 def _cleaned_up_when_ended() -> Iterator[None]:
-    """A block that SIGTERM and SIGHUP end by an exception, so that half-written files, maybe gigabytes, are removed."""
+    """A block that SIGTERM and SIGHUP end by an exception, so that half-written files, maybe gigabytes, are removed.
+
+    Another one ends the process at once, unless it comes within ONE_REQUEST of the first.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     numbers = [number for number in ENDINGS if is_main and signal.getsignal(number) is signal.SIG_DFL]
 
+    asked: list[float] = []
+
     def end(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        raise SystemExit(128 + number)
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            raise SystemExit(128 + number)
+        if asked[-1] - asked[0] > ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     for number in numbers:
         signal.signal(number, end)

@@ -18,7 +18,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from ..adapters import checksum_of, read_adapter
-from ..atomic import write_text
 from ..checkpoint import find_checkpoint, load, load_its_tokenizer, load_progress, save_tuned
 from ..datasets import Dataset, Examples, TokenStream
 from ..errors import ConfigError, DataError, FastllmError, FormatError, TrainingError
@@ -260,8 +259,7 @@ class Job:
             "data": self._checksums, "base": self._base,
         }  # fmt: skip
         save_tuned(self.run.checkpoint, self.model, self.tokenizer, trainer.optimizer, progress)
-        if not (config := self.run.folder / CONFIG).exists():  # the folder was moved or removed; one can resume this
-            write_text(config, self.config.to_toml())
+        self.run.keep()
         self._place = phase.config.name, trainer.step
 
     def _note_changes(self) -> None:
@@ -467,17 +465,21 @@ class _Calendar:
 
 @contextmanager
 def _stop_request() -> Iterator[_Stop]:
-    """An event that Ctrl-C and ENDINGS set, so that an update is finished first; a second Ctrl-C is immediate."""
+    """An event that Ctrl-C and ENDINGS set, so that an update is finished first; Ctrl-C is immediate after that.
+
+    Not so another SIGHUP: who closes a terminal sends two, milliseconds apart.
+    """
     stopping = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stopping  # signals reach the main thread only
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stopping.is_set():
+        if not stopping.is_set():
+            stopping.number = number
+            stopping.set()
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        stopping.number = number
-        stopping.set()
 
     # Who is started in the background ignores Ctrl-C, which is for the program in front; with nohup, SIGHUP.
     numbers = [n for n in (signal.SIGINT, *ENDINGS) if signal.getsignal(n) is not signal.SIG_IGN]

@@ -100,8 +100,15 @@ class Run:
     def metrics(self) -> Path:
         return self.folder / METRICS
 
+    def keep(self) -> None:
+        """Make the folder anew where it was moved or removed while it is trained in: one can resume in it."""
+        if not (self.folder / CONFIG).exists():
+            make_parent(self.folder / CONFIG)
+            write_text(self.folder / CONFIG, self.config.to_toml())
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, whole or not at all."""
+        self.keep()
         line = (json.dumps(record) + "\n").encode()
         with open(self.metrics, "ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
