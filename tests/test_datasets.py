@@ -177,6 +177,18 @@ def test_a_token_file_holds_the_text(tmp_path, monkeypatch):
     assert tokenizer.decode(tokens) == text
 
 
+@pytest.mark.parametrize(("size", "kind"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.int32)])
+def test_ids_of_large_vocabularies_are_kept_whole(tmp_path, size, kind):
+    class Large:
+        vocab_size = size
+
+        def encode(self, text):
+            return np.array([0, size - 1], np.int32)
+
+    tokens = write_token_file(tmp_path / "text.npy", "a text", Large())
+    assert (tokens.tolist(), tokens.dtype) == ([0, size - 1], kind)
+
+
 def test_lists_are_taken_too():
     stream = TokenStream([1, 2, 3] * 50, 8, 2)
     assert stream.batch(0).tokens.shape == (16,)
